@@ -1,0 +1,186 @@
+"""Checkpoints: what learned, and everything needed to build the model around it.
+
+A checkpoint is a folder with `config.json` and `model.safetensors` (in shards, where it is big; see `ldvc.weights`). Only
+prompts, adapter and decoder are stored; the frozen CLIP is named in the configuration, and a relative path to it is meant
+from the checkpoint's own folder. A folder may instead hold one checkpoint per arm, in folders named after the arms.
+
+`config.json` is::
+
+    {"model": {... ModelConfig ...},
+     "seen_names": [...],                              names that the decoder saw masks of
+     "calibration": {"scale": 1.0, "bias": 0.0},       score = sigmoid(scale * mask logit + bias)
+     "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
+     ...}
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from ldvc.config import ARMS, ModelConfig
+from ldvc.errors import CheckpointError, WeightsNotFoundError
+from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
+from ldvc.modeling.model import LDVC
+from ldvc.weights import hub_reachable, load_tensors, save_tensors
+
+CONFIG_FILE = "config.json"
+DEFAULT_ARM = "ldvc"
+DEFAULT_METADATA: dict[str, Any] = {
+    "seen_names": [],
+    "calibration": {"scale": 1.0, "bias": 0.0},
+    "inference": {"long_side": 448},
+}
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+def save_checkpoint(
+    model: LDVC,
+    folder: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    clip: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint.
+
+    Args:
+        model: its trainable part is stored.
+        folder: created if need be; a checkpoint that is there is replaced.
+        metadata: "seen_names", "calibration", "inference" and anything else that JSON can hold.
+        clip: how the configuration shall name the CLIP, such as "../clip"; None = as the model was configured.
+        dtype: of the stored matrices; None = as they are (float32), `torch.float16` halves the file.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    metadata = dict(metadata or {})
+    assert "model" not in metadata, "the model's configuration is written from the model itself"
+    config = model.config if clip is None else replace(model.config, clip=clip)
+    content = {"model": config.to_dict(), **DEFAULT_METADATA, **metadata}
+    save_tensors(model.trainable_state_dict(), folder, dtype=dtype)
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def load_checkpoint(
+    source: str | Path, *, arm: str | None = None, clip: FrozenClip | None = None
+) -> tuple[LDVC, dict[str, Any]]:
+    """Build the model that a checkpoint describes, on the CPU and in evaluation mode.
+
+    Args:
+        source: folder, Hub id ("owner/name") or "lite".
+        arm: which arm, where a folder holds several; None = "ldvc" or the first there is. "clip" (plain similarity, which
+            has no weights of its own) loads any arm for its towers; ask the model for `frozen_logits`.
+        clip: a CLIP that is already built, to be shared; None = build the one that the checkpoint names.
+
+    Returns:
+        The model and the metadata: everything in config.json but the model's configuration.
+
+    Raises:
+        WeightsNotFoundError: nothing is there, or the Hub cannot be reached.
+        CheckpointError: what is there does not describe a model, or is of another arm.
+    """
+    folder = _checkpoint_folder(_source_folder(source), arm)
+    config, metadata = read_config(folder)
+    if arm not in (None, "clip", config.arm):
+        raise CheckpointError(f"{folder} holds the arm {config.arm!r}, not {arm!r}; ask for {config.arm!r}.")
+    if clip is None:
+        clip = build_clip(_resolve_clip(config.clip, folder), config.pretrained)
+    model = LDVC(config, clip)
+    model.load_trainable_state_dict(load_tensors(folder))
+    return model.eval(), metadata
+
+
+def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The model's configuration and the metadata of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: config.json is missing, damaged or describes no model.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); it should have been saved with the weights."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path} does not describe a model of this project: it has no 'model'.")
+    return ModelConfig.from_dict(content.pop("model")), {**DEFAULT_METADATA, **content}
+
+
+def available_arms(source: str | Path) -> list[str]:
+    """Arms that a source holds, in the order of `ldvc.config.ARMS`."""
+    folder = _source_folder(source)
+    if _describes_model(folder):
+        return [read_config(folder)[0].arm]
+    return [name for name in ARMS if _describes_model(folder / name)]
+
+
+def _source_folder(source: str | Path) -> Path:
+    """The local folder of a source; a Hub id is downloaded, or found among earlier downloads."""
+    if str(source) == "lite":
+        if not LITE_FOLDER.is_dir():
+            raise WeightsNotFoundError(
+                f"The lite model is not at {LITE_FOLDER}; fetch the whole project, with its assets folder."
+            )
+        return LITE_FOLDER
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.match(str(source)):
+        raise WeightsNotFoundError(f"There is no folder {source}; give a folder, a Hub id (owner/name) or 'lite'.")
+    try:
+        return Path(snapshot_download(str(source), local_files_only=not hub_reachable()))
+    except LocalEntryNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{source} is not a folder here, and the Hub cannot be reached for it: connect to the network once, give a "
+            "local folder, or use the bundled model 'lite'."
+        ) from error
+    except Exception as error:  # no such repository, no access, a broken download
+        raise WeightsNotFoundError(f"{source} could not be fetched from the Hub ({error}).") from error
+
+
+def _describes_model(folder: Path) -> bool:
+    """Whether a folder holds one checkpoint; a folder of CLIP towers has a config.json of another kind."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return False
+    try:
+        return "model" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # damaged: `read_config` says so
+
+
+def _checkpoint_folder(folder: Path, arm: str | None) -> Path:
+    if arm not in (None, "clip", *ARMS):
+        raise CheckpointError(f"There is no arm {arm!r}; choose one of {', '.join(ARMS)} or 'clip'.")
+    if _describes_model(folder):
+        return folder
+    there = [name for name in ARMS if _describes_model(folder / name)]
+    if not there:
+        raise CheckpointError(f"{folder} holds no checkpoint: neither {CONFIG_FILE} with a model nor folders of arms.")
+    if arm in (None, "clip"):
+        arm = DEFAULT_ARM if DEFAULT_ARM in there else there[0]
+    if arm not in there:
+        raise CheckpointError(f"{folder} does not hold the arm {arm!r}; it has {', '.join(there)}.")
+    return folder / arm
+
+
+def _resolve_clip(clip: str, folder: Path) -> str:
+    """A relative path in a configuration is meant from the checkpoint's folder; names stay names."""
+    if clip.startswith((".", "/", "~")):
+        path = (folder / Path(clip).expanduser()).resolve()
+        if not path.is_dir():
+            raise WeightsNotFoundError(f"The CLIP that the checkpoint in {folder} needs is not at {path}.")
+        return str(path)
+    return clip

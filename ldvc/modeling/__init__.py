@@ -1,0 +1,1 @@
+"""The method: frozen CLIP towers with prompts, text adapter, attention, decoders, and the model that joins them."""

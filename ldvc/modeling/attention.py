@@ -1,0 +1,327 @@
+"""Attention of the decoders: cross-attention and the local-consensus self-attention (LCSA).
+
+LCSA is the routed attention of BiFormer (Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", 2023):
+regions of patches choose, by the affinity of their mean query and key, which regions they look at; patches then attend
+only to the patches of the chosen regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, by whichever of two equal ways is faster.
+
+    PyTorch's fused kernel is best but for one case: its backward pass for bfloat16 on a CPU (torch 2.14, EPYC), where plain
+    matrix products took a tenth of the time on LCSA's small windows and less than half on whole grids.
+
+    Args:
+        query: (B, heads, N, d_head).
+        key, value: (B, heads, M, d_head).
+        mask: booleans that broadcast to (B, heads, N, M), True = may attend; no row may be all False.
+
+    Returns:
+        (B, heads, N, d_head).
+    """
+    slow_kernel = query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
+    if not (slow_kernel and (query.requires_grad or key.requires_grad or value.requires_grad)):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with torch.autocast("cpu", enabled=False):  # or softmax would be widened to float32
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(dim=-1) @ value
+
+
+def init_identity(linear: nn.Linear) -> None:
+    """Make a linear layer copy its input to each of its outputs: weight = [I; I; ...], bias = 0."""
+    rows, width = linear.weight.shape
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(width).repeat(rows // width, 1))
+        linear.bias.zero_()
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one set of tokens to another.
+
+    Args:
+        width: d.
+        heads: must divide d.
+        init: "identity" or "random", see `ldvc.config.ModelConfig.branch_init`.
+    """
+
+    def __init__(self, width: int, heads: int, *, init: str = "random") -> None:
+        super().__init__()
+        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        if init == "identity":
+            for linear in (self.query, self.key_value, self.out):
+                init_identity(linear)
+
+    def forward(self, queries: Tensor, context: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            queries: (B, N, d).
+            context: (B, C, d), keys and values.
+            return_scores: also return the scores before the softmax; they cost nothing when not asked for.
+
+        Returns:
+            (B, N, d), and scores (B, heads, N, C) in float32, scaled by 1 / sqrt(d_head), or None.
+        """
+        query = rearrange(self.query(queries), "b n (heads c) -> b heads n c", heads=self.heads)
+        key, value = rearrange(
+            self.key_value(context), "b n (two heads c) -> two b heads n c", two=2, heads=self.heads
+        )  # (B, heads, C, d_head) each
+        mixed = attend(query, key, value)
+        output = self.out(rearrange(mixed, "b heads n c -> b n (heads c)"))
+        scores = attention_scores(query, key) if return_scores else None
+        return output, scores
+
+
+def attention_scores(query: Tensor, key: Tensor) -> Tensor:
+    """(B, heads, N, d_head) x (B, heads, M, d_head) -> (B, heads, N, M), scaled, in float32 also under autocast."""
+    with torch.autocast(query.device.type, enabled=False):
+        return query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a grid of patches is cut into regions.
+
+    At most S regions a side, each ceil(h / S) x ceil(w / S) patches, and no more regions than have patches in them: a grid
+    of 20 x 20 with S = 8 has regions of 3 x 3, of which 7 a side hold patches; the eighth would be padding alone, so
+    it does not exist and can never be chosen. A grid smaller than S x S has regions of one patch. The last region of a row
+    or column may be partly padding, which is masked out of means, routing and attention.
+
+    Attributes:
+        grid: (h, w) patches.
+        size: (rows, columns) of patches in a region.
+        count: (rows, columns) of regions.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    count: tuple[int, int]
+
+    @classmethod
+    def of(cls, grid: tuple[int, int], regions: int) -> Layout:
+        """The layout of a grid (h, w) with S = `regions`."""
+        size = tuple(-(-side // regions) for side in grid)
+        count = tuple(-(-side // length) for side, length in zip(grid, size, strict=True))
+        return cls(grid=grid, size=size, count=count)
+
+    @property
+    def total(self) -> int:
+        """R, the number of regions."""
+        return self.count[0] * self.count[1]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows below and columns to the right of the grid that fill up the last regions."""
+        return tuple(n * size - side for n, size, side in zip(self.count, self.size, self.grid, strict=True))
+
+    def window(self, tokens: Tensor) -> Tensor:
+        """(B, h * w, c) -> (B, R, t, c): tokens region by region, zeros where there is padding."""
+        height, width = self.grid
+        tokens = tokens.unflatten(1, (height, width))
+        if any(self.padding):
+            tokens = F.pad(tokens, (0, 0, 0, self.padding[1], 0, self.padding[0]))
+        return rearrange(
+            tokens,
+            "b (rows y) (columns x) c -> b (rows columns) (y x) c",
+            rows=self.count[0],
+            columns=self.count[1],
+        )
+
+    def unwindow(self, windows: Tensor) -> Tensor:
+        """(B, R, t, c) -> (B, h * w, c): inverse of `window`."""
+        tokens = rearrange(
+            windows,
+            "b (rows columns) (y x) c -> b (rows y) (columns x) c",
+            rows=self.count[0],
+            columns=self.count[1],
+            y=self.size[0],
+            x=self.size[1],
+        )
+        height, width = self.grid
+        return tokens[:, :height, :width].flatten(1, 2)
+
+    def valid(self, device: torch.device) -> Tensor:
+        """(R, t) booleans: which places of a region hold a patch."""
+        ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
+        return self.window(ones)[0, :, :, 0] > 0
+
+    def region_of(self, y: int, x: int) -> int:
+        """Index of the region that holds patch (y, x)."""
+        height, width = self.grid
+        assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
+        return (y // self.size[0]) * self.count[1] + x // self.size[1]
+
+    def box(self, region: int) -> tuple[int, int, int, int]:
+        """Patches of a region as (top, left, bottom, right), the last two exclusive and without padding."""
+        row, column = divmod(region, self.count[1])
+        top, left = row * self.size[0], column * self.size[1]
+        return top, left, min(top + self.size[0], self.grid[0]), min(left + self.size[1], self.grid[1])
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What LCSA did in one forward pass, read afterwards without another one. Detached.
+
+    Attributes:
+        layout: how the grid was cut; R = layout.total regions, numbered row by row.
+        regions: (B, R, k'), the regions that each region chose, best first; k' = min(k, R).
+        affinity: (B, R, R), mean query of the row's region x mean key of the column's, / sqrt(d).
+        queries, keys: (B, heads, N, d_head) of all patches.
+    """
+
+    layout: Layout
+    regions: Tensor
+    affinity: Tensor
+    queries: Tensor
+    keys: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) patches."""
+        return self.layout.grid
+
+    def chosen(self, y: int, x: int, *, batch: int = 0) -> list[int]:
+        """The regions that patch (y, x) attends to, best first."""
+        return self.regions[batch, self.layout.region_of(y, x)].tolist()
+
+    def chosen_patches(self, y: int, x: int, *, batch: int = 0) -> Tensor:
+        """(h, w) booleans: the patches of those regions."""
+        mask = torch.zeros(self.grid, dtype=torch.bool, device=self.keys.device)
+        for region in self.chosen(y, x, batch=batch):
+            top, left, bottom, right = self.layout.box(region)
+            mask[top:bottom, left:right] = True
+        return mask
+
+    def token_attention(self, y: int, x: int, *, batch: int = 0) -> Tensor:
+        """Attention of patch (y, x) to every patch: (heads, h, w), sums to 1 a head, 0 outside the chosen regions."""
+        height, width = self.grid
+        assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
+        query = self.queries[batch, :, y * width + x, None]  # (heads, 1, d_head)
+        scores = attention_scores(query[None], self.keys[batch, None])[0, :, 0]  # (heads, N)
+        allowed = self.chosen_patches(y, x, batch=batch).flatten()
+        return scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1).unflatten(-1, self.grid)
+
+
+class RoutedSelfAttention(nn.Module):
+    """LCSA: each region attends to its k most related regions, plus a local convolution of the values.
+
+    Region queries and keys are means over the region's patches, detached: routing itself has no gradient, as in BiFormer.
+    With k = R and no convolution this is full self-attention.
+
+    Args:
+        width: d.
+        heads: must divide d.
+        regions: S; see `Layout`.
+        topk: k; clamped to the number of regions.
+        local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
+        init: "identity" (the convolution then starts at zero) or "random".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        regions: int = 8,
+        topk: int = 4,
+        local_conv: bool = True,
+        init: str = "random",
+    ) -> None:
+        super().__init__()
+        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
+        self.heads, self.regions, self.topk = heads, regions, topk
+        # queries apart from keys and values: the latter are gathered together and must lie together in memory
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.local = nn.Conv2d(width, width, kernel_size=5, padding=2, groups=width) if local_conv else None
+        if init == "identity":
+            for linear in (self.query, self.key_value, self.out):
+                init_identity(linear)
+            if self.local is not None:
+                nn.init.zeros_(self.local.weight)
+                nn.init.zeros_(self.local.bias)
+
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], *, return_routing: bool = False
+    ) -> tuple[Tensor, Routing | None]:
+        """Attend.
+
+        Args:
+            tokens: (B, N, d), row by row.
+            grid: (h, w), N = h * w.
+            return_routing: also return what was chosen; costs nothing when not asked for.
+
+        Returns:
+            (B, N, d), and a `Routing` or None.
+        """
+        batch, length, width = tokens.shape
+        assert length == grid[0] * grid[1], f"{length} tokens do not fill a grid of {grid[0]} x {grid[1]}"
+        layout = Layout.of(grid, self.regions)
+        query, key_value = self.query(tokens), self.key_value(tokens)  # (B, N, d), (B, N, 2d)
+        query_windows, key_value_windows = layout.window(query), layout.window(key_value)  # (B, R, t, d), (B, R, t, 2d)
+        valid = layout.valid(tokens.device) if any(layout.padding) else None  # (R, t)
+        affinity, chosen = self._route(query_windows, key_value_windows[..., :width], valid)
+
+        total, places = layout.total, query_windows.shape[2]
+        offset = torch.arange(batch, device=tokens.device)[:, None, None] * total
+        rows = (chosen + offset).flatten()  # (B * R * k'), into the regions of all pictures
+        gathered = key_value_windows.reshape(batch * total, places * 2 * width).index_select(0, rows)
+        key, value = rearrange(
+            gathered,
+            "(br k) (t two heads c) -> two br heads (k t) c",
+            k=chosen.shape[-1],
+            t=places,
+            two=2,
+            heads=self.heads,
+        )  # (B * R, heads, k' * t, d_head) each, views
+        mask = None
+        if valid is not None:
+            mask = valid[chosen].reshape(batch * total, 1, 1, -1)  # (B * R, 1, 1, k' * t)
+        query_windows = rearrange(query_windows, "b r t (heads c) -> (b r) heads t c", heads=self.heads)
+        mixed = attend(query_windows, key, value, mask=mask)
+        mixed = layout.unwindow(rearrange(mixed, "(b r) heads t c -> b r t (heads c)", b=batch))  # (B, N, d)
+        if self.local is not None:
+            value_map = rearrange(key_value[..., width:], "b (h w) c -> b c h w", h=grid[0])
+            mixed = mixed + rearrange(self.local(value_map), "b c h w -> b (h w) c")
+
+        routing = None
+        if return_routing:
+            split = "b n (heads c) -> b heads n c"
+            routing = Routing(
+                layout=layout,
+                regions=chosen,
+                affinity=affinity,
+                queries=rearrange(query.detach(), split, heads=self.heads),
+                keys=rearrange(key_value[..., :width].detach(), split, heads=self.heads),
+            )
+        return self.out(mixed), routing
+
+    @torch.no_grad()
+    def _route(self, query: Tensor, key: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Affinity (B, R, R) and chosen regions (B, R, k') from windows (B, R, t, d); means leave out padding."""
+        with torch.autocast(query.device.type, enabled=False):
+            if valid is None:
+                query_mean, key_mean = query.float().mean(dim=2), key.float().mean(dim=2)  # (B, R, d)
+            else:
+                count = valid.sum(dim=1)[:, None]  # (R, 1), at least 1; padded places are zero and do not add up
+                query_mean, key_mean = query.float().sum(dim=2) / count, key.float().sum(dim=2) / count
+            affinity = query_mean @ key_mean.transpose(1, 2) * query.shape[-1] ** -0.5  # (B, R, R)
+        chosen = affinity.topk(min(self.topk, affinity.shape[-1]), dim=-1).indices
+        return affinity, chosen

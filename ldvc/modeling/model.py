@@ -1,0 +1,186 @@
+"""The whole model: frozen CLIP with prompts, text adapter, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldvc.config import ModelConfig
+from ldvc.errors import CheckpointError
+from ldvc.modeling.adapter import TextAdapter
+from ldvc.modeling.clip import FrozenClip, build_clip
+from ldvc.modeling.decoders import DecoderOutput, build_decoder
+from ldvc.modeling.towers import DEFAULT_GATE, ImageFeatures, ImageTower, TextTower
+
+ZEGCLIP_PARAMETERS = 13_800_000  # learnable parameters of ZegCLIP, as published (of which 3.15M are never used)
+
+
+class LDVC(nn.Module):
+    """Segments pictures by names, in any of the three arms.
+
+    Args:
+        config: see `ModelConfig`.
+        clip: a CLIP that is already built, for instance shared by several models; None = build `config.clip`.
+
+    Attributes:
+        clip: the frozen CLIP; the only part whose parameters do not learn.
+        image_tower, text_tower: prompts around it.
+        adapter: `TextAdapter`, or None without `config.text_adapter`.
+        decoder: one of `ldvc.modeling.decoders`.
+    """
+
+    def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = build_clip(config.clip, config.pretrained) if clip is None else clip
+        width = self.clip.embed_dim
+        if width % config.decoder_heads:
+            raise CheckpointError(
+                f"decoder_heads = {config.decoder_heads} does not divide the CLIP's width of {width}; choose a divisor."
+            )
+        gate = None
+        if config.start_at_clip:
+            gate = DEFAULT_GATE if config.gate_init is None else config.gate_init
+        self.image_tower = ImageTower(self.clip, config.visual_prompts, config.visual_prompt_dropout, gate=gate)
+        self.text_tower = TextTower(self.clip, config.template, config.text_prompts)
+        self.adapter = TextAdapter(width, start_at_identity=config.start_at_clip) if config.text_adapter else None
+        self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
+
+    def encode_image(self, images: Tensor | None = None, *, stem: Tensor | None = None) -> ImageFeatures:
+        """Features of pictures, with visual prompts.
+
+        Args:
+            images: (B, 3, H, W), normalised with `clip.mean` and `clip.std`, sides divisible by `clip.patch_size`; or
+            stem: (B, width, h, w), what `image_tower.stem` made of them.
+        """
+        return self.image_tower(images, stem=stem)
+
+    def encode_names(self, names: Sequence[str] | Tensor) -> Tensor:
+        """Class embeddings (C, d), with text prompts, not normalised.
+
+        Args:
+            names: strings, or their tokens (C, context length) from `text_tower.tokenize`.
+        """
+        return self.text_tower(self._tokens(names))
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        class_embeddings: Tensor,
+        *,
+        return_attention: bool = False,
+        skip_lcsa: bool = False,
+    ) -> DecoderOutput:
+        """Adapter and decoder.
+
+        Args:
+            features: of B pictures, from `encode_image`.
+            class_embeddings: (C, d), from `encode_names`.
+            return_attention: also return cross-attention and routing.
+            skip_lcsa: leave LCSA out of a model that was trained with it (an intervention).
+        """
+        classes = F.normalize(class_embeddings.float(), dim=-1)  # (C, d)
+        global_embedding = F.normalize(features.global_embedding.float(), dim=-1)  # (B, d)
+        patches = F.normalize(features.patch_features.float(), dim=-1)  # (B, N, d)
+        adapted = None if self.adapter is None else self.adapter(classes, global_embedding)
+        classes = classes.expand(len(patches), -1, -1) if adapted is None else adapted  # (B, C, d)
+        return self.decoder(patches, classes, features.grid, return_attention=return_attention, skip_lcsa=skip_lcsa)
+
+    def forward(
+        self,
+        images: Tensor | None,
+        names: Sequence[str] | Tensor,
+        *,
+        stem: Tensor | None = None,
+        return_attention: bool = False,
+        skip_lcsa: bool = False,
+    ) -> DecoderOutput:
+        """Pictures (B, 3, H, W), or their stem, and C names -> mask logits (B, C, h, w) and more."""
+        features = self.encode_image(images, stem=stem)
+        class_embeddings = self.encode_names(names)
+        return self.decode(features, class_embeddings, return_attention=return_attention, skip_lcsa=skip_lcsa)
+
+    @torch.no_grad()
+    def frozen_logits(
+        self, images: Tensor | None = None, *, stem: Tensor | None = None, names: Sequence[str] | Tensor
+    ) -> Tensor:
+        """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
+
+        It is the arm "clip", where every arm starts, and what training preserves.
+
+        Args:
+            images: (B, 3, H, W); or
+            stem: (B, width, h, w).
+            names: strings, tokens, or frozen class embeddings (C, d) that `frozen_embeddings` computed before.
+
+        Returns:
+            (B, C, h, w), float32.
+        """
+        features = self.image_tower(images, stem=stem, prompted=False)
+        if not (isinstance(names, Tensor) and names.is_floating_point()):
+            names = self.frozen_embeddings(names)
+        with torch.autocast(names.device.type, enabled=False):
+            patches = F.normalize(features.patch_features.float(), dim=-1)  # (B, N, d)
+            cosine = F.normalize(names.float(), dim=-1) @ patches.transpose(1, 2)  # (B, C, N)
+        return (cosine * self.clip.scale + self.clip.bias).unflatten(-1, features.grid)
+
+    @torch.no_grad()
+    def frozen_embeddings(self, names: Sequence[str] | Tensor) -> Tensor:
+        """Class embeddings (C, d) of plain CLIP, without text prompts, not normalised."""
+        return self.text_tower(self._tokens(names), prompted=False)
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Prompts, adapter and decoder by name, without the frozen CLIP."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+
+    def load_trainable_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `trainable_state_dict`.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown or of another shape.
+        """
+        own = self.trainable_state_dict()
+        missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+        shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        for names, problem in ((missing, "are missing"), (unknown, "are unknown"), (shapes, "have another shape")):
+            if names:
+                listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                raise CheckpointError(
+                    f"The weights do not fit the configured model: {len(names)} tensors {problem} ({listed}); "
+                    "use the config.json that was saved beside them."
+                )
+        self.load_state_dict(dict(tensors), strict=False)
+
+    def parameter_report(self) -> dict[str, int]:
+        """Learnable parameters part by part, then "total", and "frozen CLIP" for comparison."""
+
+        def count(*parts: nn.Module | nn.Parameter | None) -> int:
+            tensors = []
+            for part in parts:
+                if isinstance(part, nn.Module):
+                    tensors.extend(part.parameters())
+                elif part is not None:
+                    tensors.append(part)
+            return sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
+
+        report = {
+            "visual prompts": count(self.image_tower),
+            "text prompts": count(self.text_tower),
+            "text adapter": count(self.adapter),
+        }
+        blocks = self.decoder.blocks
+        attention = [getattr(block, "self_attention", None) for block in blocks]
+        report["decoder: LCSA"] = count(*attention)
+        report["decoder: cross-attention"] = count(*[block.cross_attention for block in blocks])
+        report["decoder: feed-forward"] = count(*[block.ffn for block in blocks])
+        listed = sum(report[key] for key in report if key.startswith("decoder"))
+        report["decoder: norms, gates, output"] = count(self.decoder) - listed
+        report["total"] = sum(report.values())
+        report["frozen CLIP"] = sum(tensor.numel() for tensor in self.clip.parameters())
+        return report
+
+    def _tokens(self, names: Sequence[str] | Tensor) -> Tensor:
+        return names if isinstance(names, Tensor) else self.text_tower.tokenize(names)

@@ -1,0 +1,288 @@
+"""The two frozen towers of CLIP with deep prompts: learnable tokens that stand before every layer anew.
+
+Prompts are replaced layer by layer (VPT-deep: Jia et al., "Visual Prompt Tuning", 2022), so what a layer makes of them is
+thrown away and they only ever act as keys and values. `run_block` therefore never computes their outputs. That is the
+same function as inserting tokens, at the cost of M keys instead of M tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldvc.modeling.attention import attend
+from ldvc.modeling.clip import FrozenClip
+
+DEFAULT_GATE = 0.05
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower says of pictures, in the joint space, not normalised."""
+
+    global_embedding: Tensor  # (B, d)
+    patch_features: Tensor  # (B, N, d), row by row
+    grid: tuple[int, int]  # (h, w), N = h * w
+
+
+def run_block(
+    block: ResidualAttentionBlock,
+    tokens: Tensor,
+    *,
+    context: Tensor | None = None,
+    gate: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """One frozen open_clip block whose tokens also attend to context tokens.
+
+    Args:
+        block: pre-norm block with `nn.MultiheadAttention`.
+        tokens: (B, N, width).
+        context: (B or 1, P, width), further keys and values, or None.
+        gate: (heads,) or None. None: one softmax over context and tokens, exactly as if the context stood among the
+            tokens. Given: a softmax of its own over the context, added times the gate (the zero-initialised attention
+            of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
+        mask: (N, P + N) booleans, True = may attend; without gate only.
+
+    Returns:
+        (B, N, width).
+    """
+    attention = block.attn
+    batch, length, width = tokens.shape
+    heads = attention.num_heads
+
+    def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:  # (B, N, parts * width) -> parts x (B, heads, N, d_head)
+        return x.unflatten(-1, (parts, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query, key, value = split(F.linear(block.ln_1(tokens), weight, bias), 3)
+    if context is None:
+        mixed = attend(query, key, value, mask=mask)
+    else:
+        context_bias = None if bias is None else bias[width:]
+        extra = split(F.linear(block.ln_1(context), weight[width:], context_bias), 2)
+        context_key, context_value = (x.expand(batch, -1, -1, -1) for x in extra)  # (B, heads, P, d_head)
+        if gate is None:
+            key = torch.cat([context_key, key], dim=2)
+            value = torch.cat([context_value, value], dim=2)
+            mixed = attend(query, key, value, mask=mask)
+        else:
+            assert mask is None, "a gated context takes no mask"
+            mixed = attend(query, key, value)
+            added = attend(query, context_key, context_value)
+            mixed = mixed + gate.to(added.dtype)[:, None, None] * added
+    mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+    tokens = tokens + block.ls_1(attention.out_proj(mixed))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+class ImageTower(nn.Module):
+    """CLIP's image tower at any resolution, with M learnable tokens before every layer.
+
+    As in ZegCLIP's VPT, all layers' prompts go through one shared linear projection, a LayerNorm and dropout.
+
+    Args:
+        clip: frozen CLIP; held, not owned: its parameters are not parameters of this module.
+        prompts: M; 0 = none.
+        dropout: on projected prompts, while training.
+        gate: None = published form, prompts and tokens share one softmax, and random prompts disturb CLIP from the first
+            step. A number = first value of a learnable gate per layer and head (see `run_block`), so that training starts
+            near plain CLIP while gradients reach prompts and gate at full size.
+    """
+
+    def __init__(
+        self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, gate: float | None = DEFAULT_GATE
+    ) -> None:
+        super().__init__()
+        self._clip = (clip,)  # in a tuple, so that it is not registered as a sub-module
+        visual = clip.visual
+        layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[0]
+        self.num_prompts = prompts
+        self._positions: dict[tuple, Tensor] = {}
+        if prompts:
+            bound = (6.0 / (3 * clip.patch_size**2 + width)) ** 0.5  # Xavier's, of the patch embedding, as in VPT
+            self.prompts = nn.Parameter(torch.empty(layers, prompts, width).uniform_(-bound, bound))
+            self.prompt_projection = nn.Linear(width, width)
+            nn.init.kaiming_normal_(self.prompt_projection.weight, mode="fan_out")
+            nn.init.zeros_(self.prompt_projection.bias)
+            self.prompt_norm = nn.LayerNorm(width)
+            self.prompt_dropout = nn.Dropout(dropout)
+            heads = visual.transformer.resblocks[0].attn.num_heads
+            self.gate = None if gate is None else nn.Parameter(torch.full((layers, heads), float(gate)))
+
+    @property
+    def clip(self) -> FrozenClip:
+        return self._clip[0]
+
+    @torch.no_grad()
+    def stem(self, images: Tensor) -> Tensor:
+        """Patch embedding, frozen and free of prompts, so that one result serves many passes.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W divisible by the patch size (padding is the caller's job).
+
+        Returns:
+            (B, width, h, w).
+        """
+        height, width = images.shape[-2:]
+        patch = self.clip.patch_size
+        assert height % patch == 0 and width % patch == 0, (
+            f"a picture of {height} x {width} is not whole patches of {patch}"
+        )
+        return self.clip.visual.conv1(images)
+
+    def forward(
+        self, images: Tensor | None = None, *, stem: Tensor | None = None, prompted: bool = True
+    ) -> ImageFeatures:
+        """Features of pictures, or of what `stem` made of them.
+
+        Args:
+            images: (B, 3, H, W); or
+            stem: (B, width, h, w).
+            prompted: False = plain CLIP, without gradients.
+        """
+        assert (images is None) != (stem is None), "give images or their stem"
+        if stem is None:
+            stem = self.stem(images)
+        if not prompted or not self.num_prompts:
+            with torch.no_grad():
+                return self._encode(stem, None)
+        return self._encode(stem, self._projected_prompts(stem.shape[0]))
+
+    def _projected_prompts(self, batch: int) -> Tensor:
+        """(layers, B or 1, M, width). Each picture has dropout of its own; without dropout all share one copy."""
+        prompts = self.prompt_norm(self.prompt_projection(self.prompts))[:, None]  # (layers, 1, M, width)
+        if self.training and self.prompt_dropout.p > 0:
+            prompts = self.prompt_dropout(prompts.expand(-1, batch, -1, -1))
+        return prompts
+
+    def _encode(self, stem: Tensor, prompts: Tensor | None) -> ImageFeatures:
+        visual = self.clip.visual
+        batch, _, height, width = stem.shape
+        tokens = stem.flatten(2).transpose(1, 2)  # (B, N, width)
+        class_token = visual.class_embedding.expand(batch, 1, -1)
+        # float32 from here on, also under autocast: the residual stream adds up over all layers
+        tokens = torch.cat([class_token, tokens.to(class_token.dtype)], dim=1) + self._position((height, width))
+        tokens = visual.ln_pre(tokens)  # (B, 1 + N, width)
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if prompts is None:
+                tokens = run_block(block, tokens)
+            else:
+                gate = None if self.gate is None else self.gate[layer]
+                tokens = run_block(block, tokens, context=prompts[layer], gate=gate)
+        with torch.autocast(tokens.device.type, enabled=False):
+            embeddings = visual.ln_post(tokens) @ visual.proj  # (B, 1 + N, d)
+        return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], (height, width))
+
+    @torch.no_grad()
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        """(1 + h * w, width): the positional embedding, resampled to a grid as open_clip does for a new picture size."""
+        embedding = self.clip.visual.positional_embedding
+        if grid == tuple(self.clip.visual.grid_size):
+            return embedding
+        key = (*grid, embedding.device, embedding.dtype)
+        position = self._positions.get(key)
+        if position is None:
+            patches = embedding[1:].unflatten(0, self.clip.visual.grid_size).permute(2, 0, 1)  # (width, h0, w0)
+            patches = F.interpolate(patches[None].float(), size=grid, mode="bicubic", antialias=True)[0]
+            position = torch.cat([embedding[:1], patches.flatten(1).T.to(embedding.dtype)])
+            if len(self._positions) >= 64:  # photos of every aspect visit a long-running page
+                self._positions.clear()
+            self._positions[key] = position
+        return position
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower, with learnable tokens in the place of the template's context at every layer.
+
+    The context stands before the name, and attention is causal, so what a layer holds there does not depend on the name:
+    starting each prompt from it reproduces CLIP's own output exactly. (Words after the name do depend on it and stay as
+    they are.) For the same reason only the tokens from the name on are computed, and only up to the longest name.
+
+    Args:
+        clip: frozen CLIP; held, not owned.
+        template: sentence with one "{}".
+        prompts: learn the context tokens; False = plain CLIP.
+    """
+
+    def __init__(self, clip: FrozenClip, template: str = "a photo of a {}.", prompts: bool = True) -> None:
+        super().__init__()
+        self._clip = (clip,)
+        self.template = template
+        start_of_text = 1
+        prefix = clip.tokenizer([template.split("{}")[0]])[0]  # start, context, end, padding
+        length = start_of_text + len(clip.tokenizer.encode(template.split("{}")[0]))
+        assert length < prefix.shape[0], f"template {template!r} fills the whole context of {prefix.shape[0]} tokens"
+        device = clip.model.logit_scale.device
+        self.register_buffer("prefix_tokens", prefix[:length].to(device), persistent=False)
+        self.register_buffer("prefix_states", self._frozen_prefix(), persistent=False)  # (layers, P, width)
+        self.prompts = nn.Parameter(self.prefix_states[:, start_of_text:].clone()) if prompts else None
+
+    @property
+    def clip(self) -> FrozenClip:
+        return self._clip[0]
+
+    @torch.no_grad()
+    def _frozen_prefix(self) -> Tensor:
+        """What every layer of the frozen tower receives at the positions before the name: (layers, P, width)."""
+        text = self.clip.text
+        length = self.prefix_tokens.shape[0]
+        states = (text.token_embedding(self.prefix_tokens) + text.positional_embedding[:length])[None]
+        mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
+        inputs = []
+        for block in text.blocks:
+            inputs.append(states[0])
+            states = run_block(block, states, mask=mask)
+        return torch.stack(inputs)
+
+    def tokenize(self, names: Sequence[str]) -> Tensor:
+        """(C, context length) token ids of the names within the template; too long names are cut as by open_clip."""
+        assert not isinstance(names, str), "names is a sequence of strings, not one string"
+        return self.clip.tokenizer([self.template.format(name) for name in names]).to(self.prefix_tokens.device)
+
+    def forward(self, tokens: Tensor, *, prompted: bool = True) -> Tensor:
+        """Class embeddings, not normalised.
+
+        Args:
+            tokens: (C, context length), from `tokenize`.
+            prompted: False = plain CLIP (`encode_text`), without gradients.
+
+        Returns:
+            (C, d).
+        """
+        if prompted and self.prompts is not None:
+            states = torch.cat([self.prefix_states[:, :1], self.prompts], dim=1)  # (layers, P, width)
+            return self._encode(tokens, states)
+        with torch.no_grad():
+            return self._encode(tokens, self.prefix_states)
+
+    def _encode(self, tokens: Tensor, prefix_states: Tensor) -> Tensor:
+        text = self.clip.text
+        start = self.prefix_tokens.shape[0]
+        assert bool((tokens[:, :start] == self.prefix_tokens).all()), "tokens do not begin with the template's context"
+        end = self._pooled_position(tokens)  # (C,)
+        stop = int(end.max()) + 1
+        states = text.token_embedding(tokens[:, start:stop]) + text.positional_embedding[start:stop]  # (C, T, width)
+        # token i of the name sees the whole prefix and the name up to itself
+        length = stop - start
+        mask = torch.ones(length, stop, dtype=torch.bool, device=tokens.device).tril(diagonal=start)
+        for block, context in zip(text.blocks, prefix_states, strict=True):
+            states = run_block(block, states, context=context[None], mask=mask)
+        pooled = states[torch.arange(len(states), device=states.device), end - start]  # (C, width)
+        with torch.autocast(states.device.type, enabled=False):
+            pooled = text.ln_final(pooled)
+            if isinstance(text.projection, nn.Linear):
+                return text.projection(pooled)
+            return pooled if text.projection is None else pooled @ text.projection
+
+    def _pooled_position(self, tokens: Tensor) -> Tensor:
+        """(C,): the position whose last state is the embedding, by open_clip's rule for this tower."""
+        text = self.clip.text
+        if text.pool_type == "argmax":
+            return tokens.argmax(dim=-1)
+        if text.pool_type == "eos":
+            return (tokens == text.eos_id).int().argmax(dim=-1)
+        assert text.pool_type == "last", f"pooling {text.pool_type!r} of the text tower is not supported"
+        return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)

@@ -1,0 +1,310 @@
+"""Checkpoints and weights: what is written can be read, and what cannot be had says what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import load_file, save_file
+
+from ldvc.checkpoint import available_arms, load_checkpoint, read_config, save_checkpoint
+from ldvc.config import ARMS, ModelConfig
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
+from ldvc.modeling.model import LDVC
+from ldvc.modeling.stem import ConvStem
+from ldvc.modeling.towers import ImageTower
+from ldvc.weights import load_tensors, save_tensors
+
+METADATA = {"seen_names": ["dog", "grass"], "calibration": {"scale": 2.0, "bias": -1.0}, "note": "été"}
+
+
+def make_model(config: ModelConfig, clip: FrozenClip, arm: str = "ldvc") -> LDVC:
+    model = LDVC(replace(config, arm=arm), clip)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model.eval()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, no proxy, and a home without earlier downloads."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+# ---- tensors on disk
+
+
+def test_tensors_survive_shards_and_splitting(tmp_path: Path) -> None:
+    tensors = {
+        "embedding": torch.randn(1000, 16),
+        "matrix": torch.randn(8, 8),
+        "running_var": torch.tensor([1e-7, 1e7]),
+        "count": torch.tensor(70000),
+        "transposed": torch.randn(6, 5).T,
+    }
+    (tmp_path / "model-00001-of-00009.safetensors").write_bytes(b"left from an earlier, bigger model")
+    files = save_tensors(tensors, tmp_path, max_shard_bytes=20_000)
+    assert len(files) > 1 and sorted(tmp_path.glob("*.safetensors")) == files
+    assert all(path.stat().st_size < 22_000 for path in files)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert {"embedding::0", "embedding::1", "matrix"} <= set(index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    loaded = load_tensors(tmp_path)
+    assert set(loaded) == set(tensors)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_half_precision_keeps_vectors_exact(tmp_path: Path) -> None:
+    tensors = {"matrix": torch.randn(8, 8), "running_var": torch.tensor([1e-7, 1e7]), "count": torch.tensor(70000)}
+    save_tensors(tensors, tmp_path, dtype=torch.float16)
+    assert load_file(tmp_path / "model.safetensors")["matrix"].dtype == torch.float16
+    loaded = load_tensors(tmp_path)
+    assert loaded["matrix"].dtype == torch.float32
+    torch.testing.assert_close(loaded["matrix"], tensors["matrix"], atol=2e-3, rtol=1e-3)
+    assert torch.equal(loaded["running_var"], tensors["running_var"]) and loaded["count"] == 70000
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFoundError, match="no weights"):
+        load_tensors(tmp_path)
+    files = save_tensors({"a": torch.randn(100, 10), "b": torch.randn(100, 10)}, tmp_path, max_shard_bytes=4000)
+    files[0].write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_tensors(tmp_path)
+    files[0].unlink()
+    with pytest.raises(WeightsNotFoundError, match="incomplete"):
+        load_tensors(tmp_path)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_round_trip(
+    arm: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str], tmp_path: Path
+) -> None:
+    model = make_model(tiny_config, tiny_clip, arm)
+    save_checkpoint(model, tmp_path / "run", metadata=METADATA)
+    loaded, metadata = load_checkpoint(tmp_path / "run", arm=arm)
+    assert loaded.config == model.config and not loaded.training
+    assert metadata == {**METADATA, "inference": {"long_side": 448}}
+    images = torch.randn(1, 3, 64, 80)
+    torch.testing.assert_close(loaded(images, names).mask_logits, model(images, names).mask_logits)
+    names_on_disk = load_file(tmp_path / "run" / "model.safetensors")
+    assert not any(name.startswith("clip.") for name in names_on_disk), "the frozen CLIP is not stored again"
+    shared, _ = load_checkpoint(tmp_path / "run", clip=tiny_clip)
+    assert shared.clip is tiny_clip
+
+
+def test_folder_of_arms_with_a_relative_clip(
+    tiny_config: ModelConfig, tiny_clip: FrozenClip, tiny_clip_folder: Path, tmp_path: Path
+) -> None:
+    """The layout of assets/lite, which can be moved as a whole."""
+    shutil.copytree(tiny_clip_folder, tmp_path / "clip")
+    for arm in ("ldvc", "zegclip"):
+        save_checkpoint(make_model(tiny_config, tiny_clip, arm), tmp_path / arm, clip="../clip", dtype=torch.float16)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert available_arms(moved) == ["ldvc", "zegclip"] and available_arms(moved / "zegclip") == ["zegclip"]
+    model, _ = load_checkpoint(moved)
+    assert model.config.arm == "ldvc" and model.config.clip == "../clip"
+    assert load_checkpoint(moved, arm="zegclip")[0].config.arm == "zegclip"
+    assert load_checkpoint(str(moved), arm="clip")[0].config.arm == "ldvc"
+    for arm in ("ldvc_without_lcsa", "unheard of"):
+        with pytest.raises(CheckpointError, match=arm):
+            load_checkpoint(moved, arm=arm)
+    with pytest.raises(CheckpointError, match="ask for 'ldvc'"):
+        load_checkpoint(moved / "ldvc", arm="zegclip")
+    shutil.rmtree(moved / "clip")
+    with pytest.raises(WeightsNotFoundError, match="clip"):
+        load_checkpoint(moved)
+
+
+def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tiny_clip_folder)  # a config.json, but of a CLIP
+    with pytest.raises(WeightsNotFoundError, match="no folder"):
+        load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {"arm": "ldvc", "from_the_future": 1}}')
+    with pytest.raises(CheckpointError, match="from_the_future"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {"topk": "four"}}')
+    with pytest.raises(CheckpointError, match="not valid"):
+        read_config(tmp_path)
+
+
+def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
+    start = time.monotonic()
+    with pytest.raises(WeightsNotFoundError, match="lite"):
+        load_checkpoint("somebody/ldvc-voc")
+    assert time.monotonic() - start < 5
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arm": "best"},
+        {"template": "a photo"},
+        {"template": "a photo-of-{}"},
+        {"template": "{} in a photo"},
+        {"topk": 0},
+        {"visual_prompts": -1},
+        {"visual_prompt_dropout": 1.0},
+        {"branch_init": "zero"},
+    ],
+)
+def test_impossible_configurations_are_refused(change: dict) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(change)).split("_")[0]):
+        ModelConfig(**change)
+
+
+def test_configuration_round_trip() -> None:
+    config = ModelConfig(arm="zegclip", gate_init=None, topk=2)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict({}) == ModelConfig()
+
+
+# ---- CLIP weights
+
+
+@pytest.fixture
+def tiny_name(tiny_architecture: dict, tmp_path: Path) -> str:
+    """A small architecture under a name that open_clip knows, without a bias, as OpenAI's."""
+    architecture = {key: value for key, value in tiny_architecture.items() if not key.startswith("init_")}
+    (tmp_path / "ViT-tiny-test.json").write_text(json.dumps({**architecture, "quick_gelu": True}))
+    open_clip.add_model_config(tmp_path / "ViT-tiny-test.json")
+    return "ViT-tiny-test"
+
+
+class _Archive(torch.nn.Module):
+    """Anything that can be saved as TorchScript with a CLIP's tensors and OpenAI's three numbers beside them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(7))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("form", ["state dict", "training checkpoint", "safetensors", "folder", "half", "torchscript"])
+def test_weights_from_a_local_file(form: str, tiny_name: str, tmp_path: Path) -> None:
+    saved = open_clip.create_model(tiny_name)
+    path, state = tmp_path / "weights.pt", saved.state_dict()
+    if form == "state dict":
+        torch.save(state, path)
+    elif form == "training checkpoint":
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    elif form == "half":
+        torch.save({name: tensor.half() for name, tensor in state.items()}, path)
+    elif form == "torchscript":
+        torch.jit.trace(_Archive(saved).eval(), torch.randn(1, 3, 64, 64)).save(str(path))
+    else:
+        folder = tmp_path / "weights"
+        folder.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "open_clip_model.safetensors")
+        path = folder if form == "folder" else folder / "open_clip_model.safetensors"
+    clip = build_clip(tiny_name, str(path))
+    tolerance = 1e-3 if form == "half" else 0
+    for name, tensor in clip.model.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], atol=tolerance, rtol=tolerance)
+    assert clip.mean == open_clip.OPENAI_DATASET_MEAN and not clip.model.training
+
+
+def test_open_clip_folder(tiny_architecture: dict, tmp_path: Path) -> None:
+    model = CLIP(**deepcopy(tiny_architecture))
+    config = {"model_cfg": tiny_architecture, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    clip = build_clip(str(tmp_path))
+    assert clip.mean == (0.1, 0.2, 0.3) and clip.std == (0.4, 0.5, 0.6)
+    assert torch.equal(clip.model.visual.proj, model.visual.proj)
+
+
+def test_our_folder_is_half_on_disk_and_split(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
+    stored = load_tensors(tiny_clip_folder, dtype=None)
+    assert stored["token_embedding.weight"].dtype == torch.float16
+    assert tiny_clip.model.token_embedding.weight.dtype == torch.float32
+    assert tiny_clip.mean == (0.5, 0.5, 0.5) and tiny_clip.tokenizer(["dog"]).shape == (1, 24)
+
+
+def test_weights_of_another_architecture_are_named(tiny_name: str, tmp_path: Path) -> None:
+    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        build_clip(tiny_name, str(tmp_path / "other.pt"))
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        build_clip(tiny_name, str(tmp_path / "text.pt"))
+
+
+def test_openai_weights_without_network_say_what_to_do(offline: None) -> None:
+    start = time.monotonic()
+    with pytest.raises(WeightsNotFoundError) as caught:
+        build_clip("ViT-B-16-quickgelu", "openai")
+    assert time.monotonic() - start < 5, "a visitor should hear soon what is wrong"
+    for hint in ("network", "local file", "lite"):
+        assert hint in str(caught.value)
+
+
+def test_unknown_clips_and_weights_are_named(tmp_path: Path) -> None:
+    for clip, pretrained in [("ViT-Z-99", None), (str(tmp_path), None), ("ViT-B-16-quickgelu", "nonsense")]:
+        with pytest.raises(WeightsNotFoundError, match=r"ViT-B-16-quickgelu|known"):
+            build_clip(clip, pretrained)
+    with pytest.raises(LdvcError, match="ViTs|image tower"):
+        build_clip("RN50", None)
+
+
+@torch.no_grad()
+def test_folder_with_a_convolutional_stem(tiny_architecture: dict, tmp_path: Path) -> None:
+    """The form of the lite towers: an EfficientNet stands in the place of the patch embedding."""
+    model = CLIP(**deepcopy(tiny_architecture))
+    model.visual.conv1 = ConvStem(tiny_architecture["vision_cfg"]["width"], backbone="tf_efficientnet_lite0")
+    config = {
+        "architecture": tiny_architecture,
+        "stem": {"backbone": "tf_efficientnet_lite0"},
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    files = save_clip_folder(model, tmp_path, config)
+    assert all(path.stat().st_size < 10_000_000 for path in files)
+    clip = build_clip(str(tmp_path))
+    images = torch.randn(1, 3, 64, 64)
+    features = ImageTower(clip, prompts=2).train()(images, prompted=False)
+    assert features.grid == (4, 4)
+    assert not clip.model.visual.conv1.training, "batch norm must not follow the batches"
+    reference = model.eval().encode_image(images)
+    assert torch.cosine_similarity(features.global_embedding, reference).item() > 0.999  # stored in half precision

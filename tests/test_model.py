@@ -1,0 +1,203 @@
+"""The whole model: where it starts, what learns, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ldvc.config import ARMS, ModelConfig
+from ldvc.errors import CheckpointError
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.model import LDVC, ZEGCLIP_PARAMETERS
+
+
+def make_model(config: ModelConfig, clip: FrozenClip, arm: str = "ldvc", **changes: object) -> LDVC:
+    return LDVC(replace(config, arm=arm, **changes), clip).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arm", ARMS)
+def test_starts_at_plain_clip(arm: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
+    images = torch.randn(2, 3, 96, 128)
+    frozen = LDVC(tiny_config, tiny_clip).frozen_logits(images, names=names)
+    closed = make_model(tiny_config, tiny_clip, arm, gate_init=0.0)(images, names)
+    torch.testing.assert_close(closed.mask_logits, frozen, atol=1e-4, rtol=0)
+    start = make_model(tiny_config, tiny_clip, arm)(images, names).mask_logits
+    assert torch.corrcoef(torch.stack([start.flatten(), frozen.flatten()]))[0, 1] > 0.99
+
+
+@torch.no_grad()
+def test_frozen_logits_are_open_clips(tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
+    model, images = make_model(tiny_config, tiny_clip), torch.randn(1, 3, 64, 64)
+    clip = tiny_clip.model
+    text = clip.encode_text(clip_tokens(tiny_clip, names), normalize=True)
+    dense = clip.visual.forward_intermediates(images, output_fmt="NLC", normalize_intermediates=True)
+    patches = F.normalize(dense["image_intermediates"][-1] @ clip.visual.proj, dim=-1)
+    expected = (patches @ text.T * clip.logit_scale.exp() + clip.logit_bias)[0].T.unflatten(-1, (4, 4))
+    assert torch.allclose(model.frozen_logits(images, names=names)[0], expected, atol=1e-4)
+    for parameter in (model.text_tower.prompts, model.image_tower.prompts):
+        parameter.normal_()  # learning does not change what is preserved
+    by_stem = model.frozen_logits(stem=model.image_tower.stem(images), names=model.frozen_embeddings(names))
+    assert torch.allclose(by_stem[0], expected, atol=1e-4)
+
+
+def clip_tokens(clip: FrozenClip, names: list[str]) -> torch.Tensor:
+    return clip.tokenizer([f"a photo of a {name}." for name in names])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_only_prompts_adapter_and_decoder_learn(
+    arm: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
+) -> None:
+    model = make_model(tiny_config, tiny_clip, arm).train()
+    assert not tiny_clip.model.training and model.decoder.training
+    before = {name: tensor.clone() for name, tensor in tiny_clip.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    loss = model(torch.randn(2, 3, 64, 96), names).mask_logits.square().mean()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("clip."):
+            assert not parameter.requires_grad and parameter.grad is None, name
+        else:
+            assert name.startswith(("image_tower.", "text_tower.", "adapter.", "decoder.")), name
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_clip.state_dict().items())
+
+
+def test_a_few_steps_fit_a_mask(tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
+    for arm in ARMS:
+        model = make_model(tiny_config, tiny_clip, arm).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        images, target = torch.randn(1, 3, 64, 64), (torch.rand(1, len(names), 4, 4) > 0.5).float()
+        losses = []
+        for _ in range(30):
+            loss = F.binary_cross_entropy_with_logits(model(images, names).mask_logits, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.6 * losses[0], f"{arm}: {losses[0]:.2f} -> {losses[-1]:.2f}"
+
+
+@torch.no_grad()
+def test_parts_compose_to_the_forward_pass(tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
+    model, images = make_model(tiny_config, tiny_clip), torch.randn(2, 3, 64, 96)
+    whole = model(images, names, return_attention=True)
+    features = model.encode_image(stem=model.image_tower.stem(images))
+    parts = model.decode(features, model.encode_names(model.text_tower.tokenize(names)), return_attention=True)
+    torch.testing.assert_close(parts.mask_logits, whole.mask_logits)
+    assert whole.mask_logits.shape == (2, len(names), 4, 6)
+    torch.testing.assert_close(parts.cross_attention[-1], whole.cross_attention[-1])
+    skipped = model(images, names, skip_lcsa=True)
+    assert not torch.equal(skipped.mask_logits, whole.mask_logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arm", ["ldvc", "ldvc_without_lcsa"])
+def test_names_do_not_change_each_others_anchors(
+    arm: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
+) -> None:
+    """Order of the names carries no meaning."""
+    model, images = make_model(tiny_config, tiny_clip, arm), torch.randn(1, 3, 64, 64)
+    forwards, backwards = model(images, names).mask_logits, model(images, names[::-1]).mask_logits
+    torch.testing.assert_close(backwards.flip(1), forwards, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"visual_prompts": 0},
+        {"text_prompts": False},
+        {"text_adapter": False},
+        {"template": "{}", "text_prompts": False},
+    ],
+)
+def test_every_part_can_be_left_out(
+    changes: dict, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
+) -> None:
+    model = make_model(tiny_config, tiny_clip, **changes)
+    full = make_model(tiny_config, tiny_clip)
+    model(torch.randn(1, 3, 64, 64), names).mask_logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert model.parameter_report()["total"] < full.parameter_report()["total"]
+
+
+def test_bfloat16_autocast_trains(tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
+    for arm in ARMS:
+        model, images = make_model(tiny_config, tiny_clip, arm), torch.randn(2, 3, 80, 112)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(images, names).mask_logits
+        logits.square().mean().backward()
+        assert logits.dtype == torch.float32
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        reference = model(images, names).mask_logits
+        assert torch.corrcoef(torch.stack([logits.flatten(), reference.flatten()]))[0, 1] > 0.99
+
+
+def test_trainable_state_fits_or_says_why_not(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+    model, other = make_model(tiny_config, tiny_clip), make_model(tiny_config, tiny_clip)
+    state = model.trainable_state_dict()
+    assert not any(name.startswith("clip.") or "clip.model" in name for name in state)
+    learnable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(state) == learnable
+    other.load_trainable_state_dict(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.trainable_state_dict().items())
+    first = next(iter(state))
+    with pytest.raises(CheckpointError, match="missing"):
+        other.load_trainable_state_dict({name: tensor for name, tensor in state.items() if name != first})
+    with pytest.raises(CheckpointError, match="unknown"):
+        other.load_trainable_state_dict(state | {"surprise": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="another shape"):
+        other.load_trainable_state_dict(state | {first: torch.zeros(1)})
+
+
+def test_heads_that_do_not_divide_are_named(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+    with pytest.raises(CheckpointError, match="decoder_heads"):
+        make_model(tiny_config, tiny_clip, decoder_heads=7)
+
+
+def test_parameters_of_the_full_voc_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """ViT-B/16 with the settings for VOC, counted part by part; counts follow from the shapes."""
+    d, width, layers = 512, 768, 12
+    model = LDVC(ModelConfig(pretrained=None))
+    report = model.parameter_report()
+    attention, ffn = 4 * (d * d + d), 2 * 4 * d * d + 5 * d
+    heads, prompts = 12, 10
+    gates = layers * heads
+    assert report["visual prompts"] == layers * prompts * width + width * width + width + 2 * width + gates
+    assert report["text prompts"] == layers * 4 * d
+    assert report["text adapter"] == 2 * d * d + d
+    assert report["decoder: LCSA"] == 3 * (attention + 25 * d + d)
+    assert report["decoder: cross-attention"] == 3 * attention
+    assert report["decoder: feed-forward"] == 3 * ffn
+    assert report["decoder: norms, gates, output"] == 3 * 3 * (2 * d + d) + 2
+    learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert report["total"] == learnable
+    assert report["frozen CLIP"] == 149_620_737  # ViT-B/16 with its text tower, as published by open_clip
+    with capsys.disabled():
+        print("\nlearnable parameters of the full VOC model (ViT-B/16, M = 10, 3 layers)")
+        for part, count in report.items():
+            print(f"  {part:<32}{count:>12,}")
+        print(f"  {'ZegCLIP, as published':<32}{ZEGCLIP_PARAMETERS:>12,}")
+
+
+@torch.no_grad()
+def test_decode_adapts_normalised_names_to_the_picture(
+    tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
+) -> None:
+    """Against the equation of the adapter, with an adapter and lengths that are not those of the start."""
+    model = make_model(tiny_config, tiny_clip)
+    model.adapter.linear.weight.normal_(std=0.1)
+    features, classes = model.encode_image(torch.randn(2, 3, 64, 64)), model.encode_names(names)
+    output = model.decode(features, classes)
+    text, picture = F.normalize(classes, dim=-1), F.normalize(features.global_embedding, dim=-1)
+    joined = torch.cat([text * picture[:, None], text.expand(2, -1, -1)], dim=-1)
+    torch.testing.assert_close(output.class_embeddings, model.adapter.linear(joined), atol=1e-5, rtol=1e-4)
+    longer = features._replace(
+        patch_features=features.patch_features * 7, global_embedding=3 * features.global_embedding
+    )
+    torch.testing.assert_close(model.decode(longer, classes * 5).mask_logits, output.mask_logits, atol=1e-4, rtol=1e-4)

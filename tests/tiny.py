@@ -1,0 +1,49 @@
+"""A whole model in miniature with random weights, saved as a checkpoint folder with all three arms.
+
+It knows nothing, but it has every part, loads in well under a second, and so serves where a test asks how things fit
+together and not how well they segment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ldvc.checkpoint import save_checkpoint
+from ldvc.config import ARMS, ModelConfig
+from ldvc.modeling.clip import build_clip, save_clip_folder
+from ldvc.modeling.model import LDVC
+
+ARCHITECTURE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    "init_logit_bias": -2.0,
+}
+
+
+def save_tiny_checkpoint(folder: Path, *, arms: tuple[str, ...] = ARMS, metadata: dict | None = None) -> Path:
+    """Write `folder`/clip and one checkpoint per arm; returns the folder."""
+    from open_clip.model import CLIP
+
+    torch.manual_seed(0)
+    clip_config = {"architecture": ARCHITECTURE, "stem": None, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_clip_folder(CLIP(**ARCHITECTURE), folder / "clip", clip_config)
+    clip = build_clip(str(folder / "clip"))
+    for arm in arms:
+        config = ModelConfig(
+            clip="../clip",
+            pretrained=None,
+            arm=arm,
+            visual_prompts=2,
+            decoder_layers=2,
+            decoder_heads=2,
+            regions=3,
+            topk=2,
+            gate_init=0.5,
+            branch_init="random",
+        )
+        model = LDVC(config, clip)
+        save_checkpoint(model, folder / arm, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
+    return folder
