@@ -1,0 +1,29 @@
+"""Photos with masks, class names, augmentation and sampling."""
+
+from ldvc.data.class_names import canonical, canonical_set, load_split, spellings
+from ldvc.data.folder import FolderDataset, open_sets
+from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews
+from ldvc.data.transforms import Augmentation, random_view
+from ldvc.data.views import ViewCache, build_caches, normalise, weights_digest
+from ldvc.data.vocabulary import BACKGROUND, VOID, Vocabulary
+
+__all__ = [
+    "BACKGROUND",
+    "VOID",
+    "Augmentation",
+    "DrawSchedule",
+    "FolderDataset",
+    "NameSampler",
+    "TrainingViews",
+    "ViewCache",
+    "Vocabulary",
+    "build_caches",
+    "canonical",
+    "canonical_set",
+    "load_split",
+    "normalise",
+    "open_sets",
+    "random_view",
+    "spellings",
+    "weights_digest",
+]

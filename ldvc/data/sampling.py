@@ -1,0 +1,146 @@
+"""What a training step sees: which photos, which of their views, which names.
+
+Every random choice is a function of the seed and the number of the draw, never of what was drawn before by whom. So a run
+that resumes at step N, or is spread over several processes, sees what an uninterrupted single process sees.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldvc.data.folder import FolderDataset
+from ldvc.data.transforms import Augmentation
+from ldvc.data.views import ViewCache, fresh_view, normalise
+from ldvc.data.vocabulary import Vocabulary
+
+_SETS, _ORDER, _VIEW, _NAMES = 1, 2, 3, 4  # streams of random numbers that must not coincide
+_BLOCK = 4096
+
+
+class DrawSchedule:
+    """Draw number -> (data set, photo, round): data sets by weight, the photos of each in shuffled rounds.
+
+    Args:
+        sizes: photos in each data set.
+        weights: probability of each data set, up to a common factor.
+        seed: of the run.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        assert len(sizes) == len(weights) and min(sizes) > 0 and min(weights) >= 0 and sum(weights) > 0
+        self.sizes, self.seed = list(sizes), seed
+        self.probabilities = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self._sets = np.zeros(0, dtype=np.int64)  # data set of each draw so far
+        self._ranks = np.zeros(0, dtype=np.int64)  # how often that data set was drawn before
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def _extend(self) -> None:
+        block = len(self._sets) // _BLOCK
+        generator = np.random.default_rng((self.seed, _SETS, block))
+        sets = generator.choice(len(self.sizes), size=_BLOCK, p=self.probabilities)
+        ranks = np.zeros(_BLOCK, dtype=np.int64)
+        for index in range(len(self.sizes)):
+            here = sets == index
+            ranks[here] = np.arange(here.sum()) + (self._sets == index).sum()
+        self._sets, self._ranks = np.concatenate([self._sets, sets]), np.concatenate([self._ranks, ranks])
+
+    def __getitem__(self, draw: int) -> tuple[int, int, int]:
+        while draw >= len(self._sets):
+            self._extend()
+        index, rank = int(self._sets[draw]), int(self._ranks[draw])
+        turn, place = divmod(rank, self.sizes[index])
+        if (index, turn) not in self._orders:
+            self._orders[index, turn] = np.random.default_rng((self.seed, _ORDER, index, turn)).permutation(
+                self.sizes[index]
+            )
+        return index, int(self._orders[index, turn][place]), turn
+
+
+class TrainingViews(Dataset):
+    """Draw number -> one view, ready for the model. Its length is the number of draws of a whole run.
+
+    An item holds `labels` (H, W) int16 (indices of the vocabulary, VOID, BACKGROUND), `set` (int) and either
+    `images` (3, crop, crop) float32, or `stem` (width, h, w) and `features` (h * w, d) in bfloat16.
+
+    Args:
+        datasets: photos with masks. vocabulary: made from the same data sets, in the same order.
+        schedule: which photo a draw takes.
+        draws: length.
+        augmentation, mean, std, seed: for views that are made afresh.
+        caches: one per data set, complete; None makes every view afresh.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[FolderDataset],
+        vocabulary: Vocabulary,
+        schedule: DrawSchedule,
+        *,
+        draws: int,
+        augmentation: Augmentation,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        caches: Sequence[ViewCache] | None = None,
+    ) -> None:
+        self.datasets, self.vocabulary, self.schedule, self.draws = datasets, vocabulary, schedule, draws
+        self.augmentation, self.mean, self.std, self.seed, self.caches = augmentation, mean, std, seed, caches
+        self.tables = [torch.from_numpy(table) for table in vocabulary.tables]
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, draw: int) -> dict[str, Tensor | int]:
+        index, photo, turn = self.schedule[draw]
+        if self.caches is None:
+            pixels, raw = fresh_view(self.datasets[index], photo, self.augmentation, (self.seed, _VIEW, draw))
+            labels = self.tables[index][torch.from_numpy(raw).int()]
+            return {"images": normalise(pixels, self.mean, self.std), "labels": labels, "set": index}
+        cache = self.caches[index]
+        number = photo * cache.views + turn % cache.views
+        labels = self.tables[index][cache.labels[number].int()]
+        return {"stem": cache.stem[number], "features": cache.features[number], "labels": labels, "set": index}
+
+
+class NameSampler:
+    """Draws the names of a training step.
+
+    The paper learns with all names at every step. Here every second step takes the batch's own names and a random part of the
+    others instead, so that a decoder cannot rely on one fixed list; `full_probability` = 1 gives the paper's way.
+
+    Args:
+        names: how many names are learned. concepts: how many further names exist to be preserved.
+        preserve: how many of those join each step.
+        full_probability: how often the list is the full one.
+        seed: of the run.
+    """
+
+    def __init__(self, names: int, concepts: int, *, preserve: int, full_probability: float, seed: int) -> None:
+        self.names, self.concepts, self.seed = names, concepts, seed
+        self.preserve = min(preserve, concepts)
+        self.full_probability = full_probability
+
+    def sample(self, step: int, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The names of a step.
+
+        Args:
+            step: number of the (micro) step.
+            present: (names,) bool, the names that the step's photos carry; they are always in the list.
+
+        Returns:
+            Sorted indices of names to learn (C,) and indices of concepts to preserve (K,), int64.
+        """
+        generator = np.random.default_rng((self.seed, _NAMES, step))
+        full, share = generator.random(2)
+        lots = generator.random(self.names)
+        concepts = (
+            generator.choice(self.concepts, size=self.preserve, replace=False)
+            if self.preserve
+            else np.zeros(0, dtype=np.int64)
+        )
+        chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
+        chosen |= torch.from_numpy(lots < share)  # a random part of random size
+        return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)

@@ -1,0 +1,128 @@
+"""Augmentation: one random view of a photo and its mask, drawn from a generator that the caller seeds.
+
+Only the crop is ever resampled (never the whole enlarged photo), and the mask is read directly at the stride of the loss:
+one lookup per loss cell, at the cell's centre.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# RGB <-> YIQ, in which a hue shift is a rotation of the two colour axes.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_RGB = np.linalg.inv(_YIQ)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is random about a view.
+
+    Attributes:
+        crop: side of the square view, pixels.
+        long_side, short_side: the photo's size at scale 1; exactly one is given. ZegCLIP: short side 512; lite: long side 448,
+            the size it sees at inference.
+        scale: range of the random scale; drawn log-uniformly.
+        aspect: largest stretch of width against height (1 = none).
+        flip: probability of a mirror image.
+        photometric: probability of each change of brightness, contrast, saturation and hue.
+        stride: pixels per label cell.
+    """
+
+    crop: int = 512
+    long_side: int | None = None
+    short_side: int | None = 512
+    scale: tuple[float, float] = (0.5, 2.0)
+    aspect: float = 1.0
+    flip: float = 0.5
+    photometric: float = 0.5
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        assert (self.long_side is None) != (self.short_side is None), "give either long_side or short_side"
+        assert self.crop % self.stride == 0, f"crop {self.crop} does not divide by the loss stride {self.stride}"
+
+
+def colour_change(pixels: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
+    """Random brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue (+-18 degrees), each with a probability.
+
+    The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with. All four are one affine map of
+    the colour, so the picture is touched once.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+    """
+    draws = generator.random(8)
+    on, strength = draws[:4] < probability, draws[4:] * 2 - 1  # strength in -1..1
+    if not on.any():
+        return pixels
+    matrix, offset = np.eye(3), np.zeros(3)
+    if on[1]:
+        matrix = matrix * (1 + 0.5 * strength[1])
+    if on[0]:
+        offset += 32 * strength[0]
+    if on[2]:
+        matrix = _RGB @ np.diag([1.0, 1 + 0.5 * strength[2], 1 + 0.5 * strength[2]]) @ _YIQ @ matrix
+    if on[3]:
+        angle = math.radians(18 * strength[3])
+        rotation = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
+        matrix = _RGB @ rotation @ _YIQ @ matrix
+    changed = pixels.astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32)
+    return np.clip(changed + 0.5, 0, 255).astype(np.uint8)
+
+
+def random_view(
+    image: Image.Image, mask: np.ndarray, augmentation: Augmentation, generator: np.random.Generator, void: int = 255
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random crop at a random scale, mirrored and recoloured.
+
+    Args:
+        image: RGB photo.
+        mask: (H, W) uint8, the photo's class indices.
+        void: the index of what lies outside the photo.
+
+    Returns:
+        pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8.
+    """
+    width, height = image.size
+    assert mask.shape == (height, width), f"mask {mask.shape} does not fit the photo {(height, width)}"
+    crop, stride = augmentation.crop, augmentation.stride
+    if augmentation.long_side is not None:
+        base = augmentation.long_side / max(width, height)
+    else:
+        base = augmentation.short_side / min(width, height)
+    low, high = (math.log(bound) for bound in augmentation.scale)
+    zoom = base * math.exp(generator.uniform(low, high))
+    stretch = math.exp(0.5 * math.log(augmentation.aspect) * generator.uniform(-1, 1))
+    zooms = (zoom * stretch, zoom / stretch)
+    # The window in photo pixels. Where it is larger than the photo, the photo lies somewhere inside it.
+    left, top = (
+        generator.uniform(min(0.0, size - crop / z), max(0.0, size - crop / z))
+        for size, z in zip((width, height), zooms, strict=True)
+    )
+
+    box, place = [], []
+    for start, size, z in ((left, width, zooms[0]), (top, height, zooms[1])):
+        inside = (max(0.0, start), min(float(size), start + crop / z))
+        pixels = [min(crop, max(0, round((edge - start) * z))) for edge in inside]
+        box.append(inside)
+        place.append((pixels[0], max(pixels[0] + 1, pixels[1])))
+    (x0, x1), (y0, y1) = place
+    part = image.resize(
+        (x1 - x0, y1 - y0), resample=Image.Resampling.BILINEAR, box=(box[0][0], box[1][0], box[0][1], box[1][1])
+    )
+    part = colour_change(np.asarray(part), augmentation.photometric, generator)
+    view = np.full((crop, crop, 3), 127, dtype=np.uint8)
+    view[y0:y1, x0:x1] = part[: crop - y0, : crop - x0]
+
+    centres = (np.arange(crop // stride) + 0.5) * stride
+    columns = np.floor(left + centres / zooms[0]).astype(np.int64)
+    rows = np.floor(top + centres / zooms[1]).astype(np.int64)
+    labels = mask[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    labels[(rows < 0) | (rows >= height), :] = void
+    labels[:, (columns < 0) | (columns >= width)] = void
+
+    if generator.random() < augmentation.flip:
+        view, labels = view[:, ::-1], labels[:, ::-1]
+    return np.ascontiguousarray(view), np.ascontiguousarray(labels)

@@ -1,0 +1,233 @@
+"""Reading, merging, augmenting and sampling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldvc.data import (
+    BACKGROUND,
+    VOID,
+    Augmentation,
+    DrawSchedule,
+    FolderDataset,
+    NameSampler,
+    TrainingViews,
+    ViewCache,
+    Vocabulary,
+    build_caches,
+    canonical,
+    load_split,
+    open_sets,
+    random_view,
+    spellings,
+    weights_digest,
+)
+from ldvc.errors import DataError
+from tests.tiny_data import make_set, make_sets
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_sets(tmp_path / "data")
+
+
+def test_names_with_one_meaning_become_one() -> None:
+    assert canonical("Aeroplane") == canonical("airplane") == "airplane"
+    assert canonical(" dining_Table ") == "dining table" and canonical("zeppelin") == "zeppelin"
+    assert spellings("sofa")[0] == "couch" and "sofa" in spellings("couch")
+
+
+def test_splits() -> None:
+    unseen = load_split("lite_experiment")
+    assert len(unseen) == 10 and {"cow", "airplane", "laptop"} <= unseen
+    assert load_split(None) == load_split("none") == frozenset()
+    with pytest.raises(DataError, match="lite_experiment"):
+        load_split("no such split")
+
+
+def test_folder_reads_photos_and_masks(root: Path) -> None:
+    dataset = FolderDataset(root / "pets")
+    assert len(dataset) == 6 and dataset.names() == ["dog", "cat"] and dataset.background_index == 0
+    assert dataset.image(1).size == (84, 60) and dataset.image(1).mode == "RGB"
+    assert sorted(np.unique(dataset.mask(1))) == [1, 2, 255]
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "train.txt", "images/photo0.jpg", "masks/photo0.png"])
+def test_what_is_missing_is_named(root: Path, file: str) -> None:
+    (root / "pets" / file).unlink()
+    with pytest.raises(DataError, match=file.split("/")[-1]):
+        dataset = FolderDataset(root / "pets")
+        dataset.image(0)
+        dataset.mask(0)
+
+
+def test_broken_folders_are_explained(root: Path) -> None:
+    with pytest.raises(DataError, match="--data"):
+        open_sets(root / "nowhere", ["pets"], "train")
+    Image.fromarray(np.full((60, 84), 7, dtype=np.uint8)).save(root / "pets" / "masks" / "photo0.png")
+    with pytest.raises(DataError, match="index 7"):
+        FolderDataset(root / "pets").mask(0)
+    (root / "pets" / "train.txt").write_text("\n")
+    with pytest.raises(DataError, match="lists no photos"):
+        FolderDataset(root / "pets")
+    (root / "pets" / "dataset.json").write_text("{}")
+    with pytest.raises(DataError, match="classes"):
+        FolderDataset(root / "pets")
+
+
+def test_vocabulary_merges_hides_and_knows(root: Path) -> None:
+    datasets = open_sets(root, ["meadow", "pets"], "train")
+    vocabulary = Vocabulary(datasets, hidden=frozenset({"cat"}))
+    assert vocabulary.names == ["grass", "sky", "airplane", "dog"]
+    assert (
+        "aeroplane" in vocabulary.spellings and "airplane" in vocabulary.spellings and "cat" not in vocabulary.spellings
+    )
+    assert vocabulary.known.tolist() == [[True] * 4, [False, False, False, True]]
+    meadow, pets = vocabulary.tables
+    assert meadow[:4].tolist() == [0, 1, 2, 3] and meadow[255] == VOID
+    assert pets[:3].tolist() == [BACKGROUND, 3, VOID]  # dog is shared, the held-out cat is void
+    assert vocabulary.present(torch.tensor([[0, VOID], [BACKGROUND, 3]])).tolist() == [True, False, False, True]
+
+
+def test_a_view_without_chance_is_the_photo() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    mask = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    still = Augmentation(crop=32, long_side=32, short_side=None, scale=(1.0, 1.0), flip=0.0, photometric=0.0)
+    view, labels = random_view(Image.fromarray(pixels), mask, still, np.random.default_rng(0))
+    np.testing.assert_array_equal(view, pixels)
+    np.testing.assert_array_equal(labels, mask)
+    mirrored = Augmentation(
+        crop=32, long_side=32, short_side=None, scale=(1.0, 1.0), flip=1.0, photometric=0.0, stride=4
+    )
+    view, labels = random_view(Image.fromarray(pixels), mask, mirrored, np.random.default_rng(0))
+    np.testing.assert_array_equal(view, pixels[:, ::-1])
+    np.testing.assert_array_equal(labels, mask[2::4, 2::4][:, ::-1])
+
+
+@pytest.mark.parametrize("scale", [(0.4, 0.6), (0.5, 2.0), (2.5, 3.0)])
+@pytest.mark.parametrize("size", [(50, 90), (90, 50)])
+def test_photo_and_mask_stay_together(scale: tuple[float, float], size: tuple[int, int]) -> None:
+    # each class has its own colour, so the colour under a label must be the class's, up to the border between areas
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[20:, 30:] = 1
+    colours = np.array([[250, 10, 10], [10, 10, 250]], dtype=np.uint8)
+    augmentation = Augmentation(
+        crop=64, long_side=80, short_side=None, scale=scale, aspect=1.3, photometric=0.0, stride=4
+    )
+    for seed in range(12):
+        view, labels = random_view(Image.fromarray(colours[mask]), mask, augmentation, np.random.default_rng(seed))
+        assert view.shape == (64, 64, 3) and labels.shape == (16, 16)
+        # the centre of a cell lies between four pixels; one of them shows the class, except on a blurred border
+        corners = np.stack([view[y::4, x::4] for y in (1, 2) for x in (1, 2)]).astype(int)  # (4, 16, 16, 3)
+        inside = labels != 255
+        distance = np.abs(corners[:, inside] - colours[labels[inside]].astype(int)).sum(axis=-1).min(axis=0)
+        assert inside.any() and (distance < 60).mean() > 0.8
+        grey = np.abs(corners[:, ~inside] - 127).sum(axis=-1).min(axis=0)
+        assert (grey == 0).all()
+
+
+def test_views_depend_on_their_seed_alone() -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    views = [random_view(photo, mask, Augmentation(crop=32), np.random.default_rng(seed))[0] for seed in (3, 3, 4)]
+    assert (views[0] == views[1]).all() and (views[0] != views[2]).any()
+
+
+def test_schedule_is_a_function_of_the_draw() -> None:
+    schedule, later = DrawSchedule([5, 3], [0.75, 0.25], seed=1), DrawSchedule([5, 3], [0.75, 0.25], seed=1)
+    draws = [schedule[number] for number in range(9000)]
+    assert [later[number] for number in (8500, 17, 4100)] == [draws[8500], draws[17], draws[4100]]
+    share = np.mean([index == 0 for index, _, _ in draws])
+    assert 0.72 < share < 0.78
+    first = [photo for index, photo, turn in draws if index == 0 and turn == 4]
+    assert sorted(first) == [0, 1, 2, 3, 4]  # every round shows every photo once
+    assert [DrawSchedule([5, 3], [1, 1], seed=2)[number] for number in range(20)] != draws[:20]
+
+
+def test_names_of_a_step() -> None:
+    present = torch.zeros(40, dtype=torch.bool)
+    present[[3, 7]] = True
+    sampler = NameSampler(40, 100, preserve=6, full_probability=0.5, seed=0)
+    counts = []
+    for step in range(60):
+        names, concepts = sampler.sample(step, present)
+        assert {3, 7} <= set(names.tolist()) and len(set(concepts.tolist())) == 6 and concepts.max() < 100
+        counts.append(len(names))
+    assert 15 < counts.count(40) < 45 and min(counts) < 10
+    again = NameSampler(40, 100, preserve=6, full_probability=0.5, seed=0).sample(17, present)
+    assert all(torch.equal(one, other) for one, other in zip(again, sampler.sample(17, present), strict=True))
+    names, concepts = NameSampler(40, 0, preserve=6, full_probability=1.0, seed=0).sample(0, present)
+    assert len(names) == 40 and len(concepts) == 0
+
+
+def _stand_in_encoder(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    stem = torch.nn.functional.avg_pool2d(images, 16)  # (B, 3, h, w)
+    return stem, stem.flatten(2).transpose(1, 2)
+
+
+def _caches(root: Path, folder: Path, towers: str = "abc") -> list[ViewCache]:
+    augmentation = Augmentation(crop=32, long_side=48, short_side=None, stride=4)
+    return [
+        ViewCache(
+            folder,
+            dataset,
+            augmentation=augmentation,
+            views=2,
+            seed=0,
+            towers=towers,
+            stem_shape=(3, 2, 2),
+            feature_shape=(4, 3),
+        )
+        for dataset in open_sets(root, ["meadow", "pets"], "train")
+    ]
+
+
+def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) -> None:
+    caches = _caches(root, tmp_path / "cache")
+    mean = std = (0.5, 0.5, 0.5)
+    calls = []
+
+    def interrupted(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return _stand_in_encoder(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        caches[0].build(interrupted, mean=mean, std=std, batch=4)
+    assert caches[0].done == 4
+    build_caches(caches, _stand_in_encoder, mean=mean, std=std)
+    again = _caches(root, tmp_path / "cache")
+    assert [cache.done for cache in again] == [12, 12] and again[0].build(interrupted, mean=mean, std=std)
+    assert _caches(root, tmp_path / "cache", towers="other")[0].done == 0
+    assert torch.equal(again[0].stem, caches[0].stem) and again[0].stem.abs().sum() > 0
+
+    datasets = [cache.dataset for cache in again]
+    vocabulary = Vocabulary(datasets)
+    schedule = DrawSchedule([6, 6], [1, 1], seed=0)
+    shared = dict(draws=10, augmentation=caches[0].augmentation, mean=mean, std=std, seed=0)
+    stored = TrainingViews(datasets, vocabulary, schedule, caches=again, **shared)[5]
+    fresh = TrainingViews(datasets, vocabulary, schedule, caches=None, **shared)[5]
+    assert stored["stem"].shape == (3, 2, 2) and stored["features"].shape == (4, 3)
+    assert fresh["images"].shape == (3, 32, 32) and stored["set"] == fresh["set"]
+    assert stored["labels"].shape == fresh["labels"].shape == (8, 8) and stored["labels"].dtype == torch.int16
+
+
+def test_digest_sees_every_weight() -> None:
+    layer = torch.nn.Linear(3, 2)
+    before = weights_digest(layer)
+    layer.bias.data[0] += 1
+    assert weights_digest(layer) != before
+
+
+def test_a_set_can_spell_a_name_its_own_way(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "planes", ["aeroplane", "sky"])
+    assert FolderDataset(folder).names() == ["aeroplane", "sky"]
+    assert Vocabulary([FolderDataset(folder)]).names == ["airplane", "sky"]
+    assert json.loads((folder / "dataset.json").read_text())["classes"][0] == "aeroplane"

@@ -1,0 +1,114 @@
+"""Losses against numbers computed by hand and against plain formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldvc.data.vocabulary import BACKGROUND, VOID
+from ldvc.losses import dice_per_mask, focal_sum, mask_loss, preservation_loss
+
+
+def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    probability = logits.sigmoid()
+    p_t = torch.where(target, probability, 1 - probability)
+    alpha_t = torch.where(target, alpha, 1 - alpha)
+    return -alpha_t * (1 - p_t) ** gamma * p_t.log()
+
+
+def test_focal_of_a_fair_coin_by_hand() -> None:
+    # p = 0.5: 0.25 * 0.5^2 * ln 2 for a positive, 0.75 * 0.5^2 * ln 2 for a negative
+    logits, target = torch.zeros(1, 1, 2), torch.tensor([[[True, False]]])
+    value = focal_sum(logits, target, torch.ones(1, 1, 2))
+    assert value.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5, 0.0])
+def test_focal_and_its_gradient_equal_the_formula(gamma: float) -> None:
+    logits = (torch.randn(70, 5, 6, dtype=torch.float64) * 4).requires_grad_()  # more rows than one slice
+    target, weight = torch.rand(70, 5, 6) < 0.3, torch.rand(70, 5, 6, dtype=torch.float64)
+    expected = (plain_focal(logits, target, gamma=gamma) * weight).sum()
+    (expected_gradient,) = torch.autograd.grad(3 * expected, logits)
+    value = focal_sum(logits, target, weight, gamma=gamma)
+    (gradient,) = torch.autograd.grad(3 * value, logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_focal_of_extreme_logits_is_finite() -> None:
+    logits = torch.tensor([[[200.0, -200.0]]], requires_grad=True)
+    value = focal_sum(logits, torch.tensor([[[False, True]]]), torch.ones(1, 1, 2))
+    value.backward()
+    assert value.item() == pytest.approx(200.0) and torch.isfinite(logits.grad).all()
+
+
+def test_dice_by_hand() -> None:
+    # probabilities 0.5 on 4 pixels, 2 of them true, one true pixel void: overlap 0.5, |P| = 1.5, |T| = 1
+    target = torch.tensor([[[True, True], [False, False]]])
+    valid = torch.tensor([[[True, False], [True, True]]])
+    expected = 1 - (2 * 0.5 + 1) / (1.5 + 1 + 1)
+    assert dice_per_mask(torch.zeros(1, 2, 2), target, valid).item() == pytest.approx(expected)
+
+
+def test_mask_loss_by_hand() -> None:
+    # One photo of 2 x 2 pixels, two known names and one unknown, logits 0 everywhere, no upsampling.
+    labels = torch.tensor([[[0, 0], [BACKGROUND, VOID]]])
+    known = torch.tensor([[True, True, False]])
+    logits = torch.zeros(1, 3, 2, 2)
+    unit = 0.25 * math.log(2)  # 0.5^2 ln 2
+    # name 0: two positives, one negative; name 1: three negatives
+    focal = unit * (2 * 0.25 + 0.75 + 3 * 0.75)
+    by_masks = mask_loss(logits, labels, known, normalise="masks")
+    assert by_masks.focal.item() == pytest.approx(focal / 3 / 1, rel=1e-6)  # mean over 3 pixels, over 1 present mask
+    by_pairs = mask_loss(logits, labels, known, normalise="pairs")
+    assert by_pairs.focal.item() == pytest.approx(focal / 6, rel=1e-6)  # 2 names x 3 pixels
+    assert by_masks.dice.item() == pytest.approx(1 - (2 * 1 + 1) / (1.5 + 2 + 1), rel=1e-6)
+    negatives = mask_loss(logits, labels, known, void_is_negative=True)
+    assert negatives.focal.item() == pytest.approx(unit * (2 * 0.25 + 2 * 0.75 + 4 * 0.75) / 4, rel=1e-6)
+
+
+def test_mask_loss_upsamples_and_ignores_what_does_not_count() -> None:
+    labels = torch.randint(-2, 3, (2, 8, 8))
+    known = torch.tensor([[True, True, True, False], [True, False, True, True]])
+    labels[1][labels[1] == 1] = VOID
+    logits = torch.randn(2, 4, 4, 4, requires_grad=True)
+    loss = mask_loss(logits, labels, known, normalise="pairs")
+    large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
+    total = count = 0
+    for photo in range(2):
+        for name in range(4):
+            if known[photo, name]:
+                valid = labels[photo] != VOID
+                total = total + plain_focal(large[photo, name], labels[photo] == name)[valid].sum()
+                count += int(valid.sum())
+    torch.testing.assert_close(loss.focal, total / count)
+    (loss.focal + loss.dice).backward()
+    assert (logits.grad[~known] == 0).all() and (logits.grad[known] != 0).any()
+
+
+def test_nothing_known_costs_nothing() -> None:
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    loss = mask_loss(logits, torch.full((1, 4, 4), VOID), torch.zeros(1, 2, dtype=torch.bool))
+    (loss.focal + loss.dice).backward()
+    assert loss.focal.item() == loss.dice.item() == 0 and (logits.grad == 0).all()
+    void = mask_loss(torch.randn(1, 2, 2, 2), torch.full((1, 4, 4), VOID), torch.ones(1, 2, dtype=torch.bool))
+    assert void.focal.item() == void.dice.item() == 0
+
+
+def test_preservation_is_cross_entropy_less_entropy() -> None:
+    reference, weight = torch.randn(2, 3, 4, 4), torch.rand(2, 3)
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    target = reference.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(reference, target, reduction="none")
+    expected = ((cross - entropy).mean(dim=(2, 3)) * weight).sum()
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    value = preservation_loss(logits, reference, weight)
+    (gradient,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    assert preservation_loss(reference, reference, weight).item() == pytest.approx(0, abs=1e-6)
