@@ -1,0 +1,233 @@
+"""The trainer on tiny towers and tiny data: it learns, resumes to the bit, and keeps what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldvc.checkpoint import load_checkpoint
+from ldvc.data import Vocabulary, load_split, open_sets
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.model import LDVC
+from tests.tiny_data import make_sets
+from train.cpu_attention import fast_attention, plain_attention
+from train.objective import Objective, learning_rate_factor, parameter_groups, similarity_logits, usable_concepts
+from train.options import ConfigError, TrainConfig, load_config
+from train.train import checkpoints_of, find_checkpoint, train
+
+CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    make_sets(folder / "data")
+    (folder / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
+    (folder / "tiny.yaml").write_text("base: lite.yaml\nsets: {meadow: 0.5, pets: 0.5}\n")
+    shutil.copy(Path(__file__).parents[1] / "train" / "configs" / "lite.yaml", folder / "lite.yaml")
+    return folder
+
+
+def config_of(root: Path, clip: Path, name: str, *changes: str) -> TrainConfig:
+    small = [
+        "visual_prompts=2",
+        "decoder_layers=2",
+        "decoder_heads=4",
+        "regions=2",
+        "topk=2",
+        "crop=64",
+        "long_side=80",
+    ]
+    small += [
+        f"concepts={root / 'concepts.txt'}",
+        "preserve_names=4",
+        "views_per_photo={meadow: 2, pets: 1}",
+        f"cache_dir={root / 'cache'}",
+    ]
+    small += [
+        "max_train_steps=6",
+        "train_batch_size=2",
+        "checkpointing_steps=3",
+        "checkpoints_total_limit=5",
+        "log_steps=2",
+    ]
+    small += ["warmup_steps=1", "learning_rate=0.001", "unseen=lite_experiment", "mixed_precision=no"]
+    return load_config(
+        root / "tiny.yaml", [*small, *changes], clip=str(clip), data=str(root / "data"), output_dir=str(root / name)
+    )
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("changes", [(), ("views_per_photo=0", "arm=zegclip", "gradient_accumulation_steps=2")])
+def test_resumed_training_is_the_uninterrupted_one_to_the_bit(
+    root: Path, tiny_clip_folder: Path, changes: tuple[str, ...]
+) -> None:
+    name = f"run{len(changes)}"
+    config = config_of(root, tiny_clip_folder, name, *changes)
+    losses: dict[int, dict[str, float]] = {}
+    folder = train(config, on_step=lambda step, parts: losses.setdefault(step, parts))
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in checkpoints_of(folder)] == ["checkpoint-3", "checkpoint-6"]
+    expected = weights_of(folder)
+
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / ".checkpoint-4.partial").mkdir()  # what a kill in the middle of writing leaves behind
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(123)
+    resumed: dict[int, dict[str, float]] = {}
+    train(config, resume="latest", on_step=lambda step, parts: resumed.setdefault(step, parts))
+    assert resumed == {step: losses[step] for step in (4, 5, 6)}
+    actual = weights_of(folder)
+    assert expected.keys() == actual.keys() and all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+def test_checkpoint_loads_holds_only_what_learns_and_tells_what_was_seen(root: Path, tiny_clip_folder: Path) -> None:
+    config = config_of(root, tiny_clip_folder, "export", "max_train_steps=2", "arm=ldvc_without_lcsa")
+    folder = train(config)
+    model, metadata = load_checkpoint(folder)
+    assert model.config.arm == "ldvc_without_lcsa" and metadata["inference"] == {"long_side": 448}
+    assert metadata["seen_names"] == ["grass", "sky", "dog"]  # airplane and cat are held out
+    assert metadata["calibration"] == {"scale": 1.0, "bias": 0.0}
+    stored = load_file(folder / "checkpoint-2" / "trainable.safetensors")
+    assert stored.keys() == model.trainable_state_dict().keys() and not any(key.startswith("clip") for key in stored)
+    largest = max(path.stat().st_size for path in (folder / "checkpoint-2").iterdir())
+    assert largest < 3 * sum(
+        tensor.nbytes for tensor in stored.values()
+    )  # the optimiser's two moments, no frozen tower
+    saved = json.loads((folder / "train.json").read_text())
+    assert saved["preserve_weight"] == 100.0 and saved["unseen"] == "lite_experiment"
+    assert "learnable parameters" in (folder / "log.txt").read_text()
+
+
+def test_it_learns_and_preserves(root: Path, tiny_clip_folder: Path) -> None:
+    def last(name: str, *changes: str) -> list[dict[str, float]]:
+        seen: list[dict[str, float]] = []
+        config = config_of(
+            root, tiny_clip_folder, name, "max_train_steps=30", "learning_rate=0.003", "train_batch_size=4", *changes
+        )
+        train(config, on_step=lambda step, parts: seen.append(parts))
+        return seen
+
+    plain = last("plain", "preserve_weight=1e-6", "preserve_unknown_weight=0", "full_vocabulary=1")
+    kept = last("kept", "full_vocabulary=1")
+    means = [sum(step["focal"] + step["dice"] for step in part) / 5 for part in (plain[:5], plain[-5:])]
+    assert means[1] < 0.7 * means[0]
+    assert kept[-1]["preserve"] / 100 < plain[-1]["preserve"] / 1e-6
+
+
+def test_every_micro_batch_counts_once(root: Path, tiny_clip_folder: Path) -> None:
+    # no dropout, one vocabulary: two micro steps of 2 photos have the gradient of their mean, so both runs are close
+    same = (
+        "visual_prompts=0",
+        "full_vocabulary=1",
+        "preserve_names=0",
+        "preserve_unknown_weight=0",
+        "max_train_steps=2",
+    )
+    large = train(config_of(root, tiny_clip_folder, "large", *same, "train_batch_size=4", "clip_gradient=0"))
+    twice = ("train_batch_size=2", "gradient_accumulation_steps=2", "clip_gradient=0")
+    small = train(config_of(root, tiny_clip_folder, "small", *same, *twice))
+    for key, tensor in weights_of(large).items():
+        torch.testing.assert_close(tensor, weights_of(small)[key], atol=5e-3, rtol=0)
+
+
+def test_preserved_pairs_are_those_that_nobody_labels(
+    root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip
+) -> None:
+    datasets = open_sets(root / "data", ["meadow", "pets"], "train")
+    hidden = load_split("lite_experiment")
+    vocabulary = Vocabulary(datasets, hidden)
+    concepts = usable_concepts(CONCEPTS, vocabulary, hidden)
+    assert concepts == ["zebra", "teapot", "violin", "bridge", "lamp", "river"]  # learned and held-out ones are gone
+    config = config_of(
+        root, tiny_clip_folder, "unused", "gate_init=0", "preserve_unknown_weight=1", "preserve_weight=1"
+    )
+    model = LDVC(config.model_config(), tiny_clip).eval()
+    objective = Objective(model, vocabulary, concepts, config)
+    stem = torch.randn(2, 64, 4, 4)
+    batch = {"stem": stem, "labels": torch.zeros(2, 16, 16, dtype=torch.int16), "set": torch.tensor([0, 1])}
+    names, chosen = torch.arange(3), torch.tensor([1, 4])
+    with torch.no_grad():
+        at_start = objective(batch, names, chosen)
+        assert at_start["preserve"].item() == pytest.approx(0, abs=1e-4)  # every arm starts at the frozen towers
+        model.decoder.bias += 1.0
+        moved = objective(batch, names, chosen)
+    frozen = model.frozen_logits(stem=stem, names=[*vocabulary.names, "teapot", "lamp"])
+    p = frozen.sigmoid()
+    divergence = torch.nn.functional.softplus(frozen + 1) - torch.nn.functional.softplus(frozen) - p  # (B, C, h, w)
+    unknown = divergence[1, :2].mean()  # set 1 knows "dog" only
+    assert moved["preserve"].item() == pytest.approx((unknown + divergence[:, 3:].mean()).item(), rel=1e-3)
+
+
+def test_groups_and_schedule(root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip) -> None:
+    config = config_of(root, tiny_clip_folder, "unused", "prompt_multiplier=10", "warmup_steps=4", "max_train_steps=10")
+    model = LDVC(config.model_config(), tiny_clip)
+    groups = parameter_groups(model, config)
+    counted = sum(parameter.numel() for group in groups for parameter in group["params"])
+    assert counted == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert {group["peak"] for group in groups} == {0.001, 0.01}
+    for group in groups:
+        if group["weight_decay"]:
+            assert all(parameter.ndim > 1 for parameter in group["params"])
+    factors = [learning_rate_factor(step, config) for step in range(10)]
+    assert factors[1] == pytest.approx(0.5 * 0.9**0.9, rel=1e-3) and factors[5] == pytest.approx(0.5**0.9)
+    assert max(factors) == factors[3] and factors[9] < 0.2
+
+
+def test_configuration_errors_are_sentences(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:
+    for changes, words in (
+        (["no_such_field=1"], "no_such_field"),
+        (["sets={}"], "no data sets"),
+        (["mixed_precision=half"], "bf16"),
+        (["crop=321"], "loss_stride"),
+        (["short_side=512"], "exactly one"),
+        (["nonsense"], "key=value"),
+        (["focal_normalise=sum"], "pairs"),
+        (["views_per_photo={meadow: 2}"], "views_per_photo"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            config_of(root, tiny_clip_folder, "unused", *changes)
+    with pytest.raises(ConfigError, match="lite_release"):
+        load_config("no_such_configuration")
+    with pytest.raises(ConfigError, match="latest"):
+        find_checkpoint(tmp_path, str(tmp_path))
+    assert find_checkpoint(tmp_path, "latest") is None
+
+
+def test_shipped_configurations_parse() -> None:
+    for name in ("lite", "lite_release", "lite_experiment"):
+        config = load_config(name, ["gate_init=null", "learning_rate=3e-4"])
+        assert config.model_config().gate_init is None and config.learning_rate == 3e-4
+        assert config.augmentation().crop == 320
+    assert config.views("msrc") == 6 and load_config("lite", ["views_per_photo=3"]).views("msrc") == 3
+    assert load_config("lite_experiment").unseen == "lite_experiment" and load_config("lite_release").unseen is None
+
+
+def test_plain_attention_equals_the_fused_one() -> None:
+    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    mask[..., 0] = True
+    for given in (None, mask, torch.randn(5, 7)):
+        fused = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
+        torch.testing.assert_close(plain_attention(query, key, value, attn_mask=given), fused)
+        with fast_attention():
+            again = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
+        torch.testing.assert_close(again, fused)
+
+
+def test_similarity_is_the_frozen_models(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
+    config = TrainConfig(sets={"x": 1.0}, model={"clip": str(tiny_clip_folder), "decoder_heads": 4}).model_config()
+    model = LDVC(config, tiny_clip).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.image_tower(images, prompted=False).patch_features
+    names = ["dog", "potted plant"]
+    logits = similarity_logits(features, model.frozen_embeddings(names), scale=tiny_clip.scale, bias=tiny_clip.bias)
+    torch.testing.assert_close(logits.unflatten(-1, (4, 4)), model.frozen_logits(images, names=names))

@@ -1,0 +1,259 @@
+"""The experiment with held-out classes, in one command: every arm, every seed, one table.
+
+    python train/experiment.py --output_dir runs/lite_experiment --jobs 2
+    python train/experiment.py --output_dir runs/lite_experiment --ablations all --ablation_seeds 0
+    python train/experiment.py --output_dir runs/lite_experiment --collect
+
+Each run is a call of train/train.py and then of the evaluator. Interrupted runs continue at their last checkpoint, finished
+ones are not repeated, and several of these commands may share one output folder: a run that another is working on is skipped.
+Writes results.json and results.md into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+import yaml
+
+from ldvc.config import ARMS
+from ldvc.errors import LdvcError
+from train.evaluate import show, write_json
+from train.options import CONFIG_FOLDER, ConfigError, load_config
+
+logger = logging.getLogger("experiment")
+ROOT = Path(__file__).resolve().parents[1]
+CLIP = "clip"
+COLUMNS = {
+    "pAcc": "pAcc",
+    "mIoU_S": "mIoU(S)",
+    "mIoU_U": "mIoU(U)",
+    "hIoU": "hIoU",
+    "mIoU_S_offset": "S, offset 0.1",
+    "mIoU_U_offset": "U, offset 0.1",
+    "hIoU_offset": "hIoU, offset 0.1",
+    "present_accuracy": "accuracy among present names",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        line: line of the table; runs of a line differ in the seed only.
+        arm, seed, changes: what the trainer is told.
+        folder: the run's own.
+    """
+
+    line: str
+    arm: str
+    seed: int
+    changes: tuple[str, ...]
+    folder: Path
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the run's numbers lie; its presence means that the run is finished."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def trained(self) -> bool:
+        """The trainer writes the checkpoint's config.json at its very end."""
+        return (self.folder / "config.json").is_file()
+
+
+def plan(
+    root: Path,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    ablations: dict[str, list[str]],
+    ablation_seeds: Sequence[int],
+    changes: Sequence[str] = (),
+) -> list[Run]:
+    """All runs, seed by seed, so that an unfinished experiment already compares all arms."""
+    runs = [Run(CLIP, CLIP, 0, (), root / CLIP)]
+    runs += [Run(arm, arm, seed, tuple(changes), root / arm / f"seed{seed}") for seed in seeds for arm in arms]
+    for seed in ablation_seeds:
+        for name, own in ablations.items():
+            runs.append(Run(f"ldvc, {name}", "ldvc", seed, (*changes, *own), root / "ablations" / name / f"seed{seed}"))
+    return runs
+
+
+def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
+    """The commands that finish a run."""
+    shared = ["--data", options.data, "--cache_dir", options.cache_dir]
+    commands = []
+    if run.arm != CLIP and not run.trained:
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+        launch += [
+            "--dynamo_backend",
+            "no",
+            "--mixed_precision",
+            "no",
+        ]  # the configuration decides; this silences questions
+        train = [
+            *launch,
+            str(ROOT / "train" / "train.py"),
+            "--config",
+            options.config,
+            "--arm",
+            run.arm,
+            "--seed",
+            str(run.seed),
+        ]
+        train += [*shared, "--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
+        if options.clip:
+            train += ["--clip", options.clip]
+        if run.changes:
+            train += ["--set", *run.changes]
+        commands.append(train)
+    evaluate = [sys.executable, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets, "--not_alone"]
+    evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
+    evaluate += ["--clip_arm", options.clip or "lite"] if run.arm == CLIP else ["--checkpoint", str(run.folder)]
+    commands.append(evaluate)
+    return commands
+
+
+def finish(run: Run, options: argparse.Namespace) -> None:
+    """Does what is missing of a run, unless another process is at it."""
+    if run.evaluation.is_file():
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    with open(run.folder / "lock", "w") as lock, open(run.folder / "output.txt", "a") as output:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s, seed %d: another process is at it", run.line, run.seed)
+            return
+        logger.info("%s, seed %d: started; output in %s", run.line, run.seed, output.name)
+        for words in command(run, options):
+            code = subprocess.run(
+                words, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+            if code:
+                logger.error("%s, seed %d: failed with code %d, see %s", run.line, run.seed, code, output.name)
+                return
+        logger.info("%s, seed %d: finished", run.line, run.seed)
+
+
+def collect(runs: Sequence[Run]) -> dict[str, Any]:
+    """Numbers of the finished runs: set -> line -> measure -> {"values", "mean", "spread"}, and the seeds of each line."""
+    lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for run in runs:
+        if run.evaluation.is_file():
+            (result,) = json.loads(run.evaluation.read_text(encoding="utf-8"))
+            lines.setdefault(run.line, []).append((run.seed, result["sets"]))
+    content: dict[str, Any] = {
+        "seeds": {line: [seed for seed, _ in found] for line, found in lines.items()},
+        "sets": {},
+    }
+    for line, found in lines.items():
+        for name in found[0][1]:
+            table = content["sets"].setdefault(name, {})
+            table[line] = {}
+            for measure in COLUMNS:
+                values = [sets[name][measure] for _, sets in found if sets[name][measure] is not None]
+                table[line][measure] = {
+                    "values": values,
+                    "mean": mean(values) if values else None,
+                    "spread": stdev(values) if len(values) > 1 else None,
+                }
+    return content
+
+
+def markdown(content: dict[str, Any], about: str) -> str:
+    """One table per data set: mean, and after +- the sample standard deviation over seeds."""
+    text = [about, ""]
+    header = "| arm | seeds | " + " | ".join(COLUMNS.values()) + " |"
+    for name, table in content["sets"].items():
+        text += [f"### {name} val", "", header, "|---|---|" + "---|" * len(COLUMNS)]
+        for line, numbers in table.items():
+            cells = []
+            for measure in COLUMNS:
+                value = numbers[measure]
+                spread = "" if value["spread"] is None else f" ± {value['spread']:.3f}"
+                cells.append(show(value["mean"]) + spread)
+            text.append(f"| {line} | {len(content['seeds'][line])} | " + " | ".join(cells) + " |")
+        text.append("")
+    return "\n".join(text)
+
+
+def read_ablations(wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Named changes from train/configs/lite_ablations.yaml.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    known = yaml.safe_load((CONFIG_FOLDER / "lite_ablations.yaml").read_text(encoding="utf-8"))
+    if "all" in wanted:
+        return known
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"There is no ablation '{name}'. Known ones: {', '.join(known)}, or all.")
+    return {name: known[name] for name in wanted}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="lite_experiment")
+    parser.add_argument("--output_dir", default="runs/lite_experiment")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ablations", nargs="+", default=[], help="names of lite_ablations.yaml, or all")
+    parser.add_argument("--ablation_seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"], help="data sets to evaluate on")
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--cache_dir", default="runs/cache")
+    parser.add_argument("--clip", help="towers, if not those of the configuration")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the cores are shared out among them")
+    parser.add_argument("--collect", action="store_true", help="run nothing, only write the table of what is finished")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes for every run"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = load_config(options.config, options.set)
+        options.unseen = config.unseen or "none"
+        root = Path(options.output_dir)
+        ablations = read_ablations(options.ablations)
+        runs = plan(root, options.arms, options.seeds, ablations, options.ablation_seeds, options.set)
+    except LdvcError as error:
+        sys.exit(f"error: {error}")
+    if not options.collect:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda run: finish(run, options), runs))
+    content = collect(runs)
+    about = (
+        f"`python train/experiment.py --config {options.config}`: "
+        f"{config.max_train_steps} steps of {config.train_batch_size} photos; "
+        f"held out: split `{options.unseen}`. Mean ± sample standard deviation over seeds. "
+        f'"offset": 0.1 subtracted from the scores of seen classes.'
+    )
+    table = markdown(content, about)
+    write_json(root / "results.json", content)
+    (root / "results.md").write_text(table, encoding="utf-8")
+    print(table)
+    missing = [run for run in runs if not run.evaluation.is_file()]
+    if missing:
+        listed = ", ".join(f"{run.line} seed {run.seed}" for run in missing)
+        sys.exit(f"{len(missing)} of {len(runs)} runs are not finished: {listed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What a training step minimises: a module around the model, so that accelerate can wrap forward and loss as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldvc.data import BACKGROUND, VOID, Vocabulary, canonical_set
+from ldvc.losses import mask_loss, preservation_loss
+from ldvc.modeling.model import LDVC
+from train.options import TrainConfig
+
+
+def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
+    """Plain CLIP similarity: scale * cos(patch, name) + bias, in float32 (a rounded cosine times the scale would be coarse).
+
+    Args:
+        patch_features: (B, N, d). class_embeddings: (C, d).
+
+    Returns:
+        (B, C, N).
+    """
+    with torch.autocast(device_type=patch_features.device.type, enabled=False):
+        patches = F.normalize(patch_features.float(), dim=-1)
+        names = F.normalize(class_embeddings.float(), dim=-1)
+        return scale * (names @ patches.mT) + bias
+
+
+def usable_concepts(concepts: Sequence[str], vocabulary: Vocabulary, hidden: frozenset[str]) -> list[str]:
+    """Concept names that may be preserved: neither learned nor held out, under any spelling."""
+    banned = canonical_set(vocabulary.names) | hidden
+    return [name for name in dict.fromkeys(concepts) if not canonical_set([name]) & banned]
+
+
+class Objective(nn.Module):
+    """The model and its losses.
+
+    Args:
+        model: what is trained.
+        vocabulary: names to learn.
+        concepts: names to preserve; the index spaces of both are joined, concepts after names.
+        config: weights of the losses.
+    """
+
+    def __init__(self, model: LDVC, vocabulary: Vocabulary, concepts: Sequence[str], config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.known = vocabulary.known
+        tokens = model.text_tower.tokenize([*vocabulary.names, *concepts])
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
+
+    @torch.no_grad()
+    def _frozen_embeddings(self, tokens: Tensor, batch: int = 256) -> Tensor:
+        return torch.cat([self.model.text_tower(part, prompted=False).float() for part in tokens.split(batch)])
+
+    def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor) -> dict[str, Tensor]:
+        """The loss and its parts.
+
+        Args:
+            batch: `images` or `stem` (and `features`), `labels` (B, H, W), `set` (B,).
+            names: (C,) indices of the names to learn in this step. concepts: (K,) indices of concepts to preserve.
+
+        Returns:
+            "loss" with gradient; "focal", "dice", "preserve", "preserve_unknown" weighted and detached.
+        """
+        config, count = self.config, self.known.shape[1]
+        labels = batch["labels"]
+        stem = batch["stem"] if "stem" in batch else self.model.image_tower.stem(batch["images"])
+        chosen = torch.cat([names, concepts + count])  # (C + K,)
+
+        image = self.model.encode_image(stem=stem)
+        class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)
+        mask_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
+
+        # Vocabulary index -> place in this step's list; two further cells serve VOID (-1) and BACKGROUND (-2).
+        place = torch.full((count + 2,), BACKGROUND, dtype=torch.int16, device=names.device)
+        place[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
+        place[VOID] = VOID
+        labels = place[labels.int()]
+        known = self.known.to(names.device)[batch["set"]][:, names]  # (B, C)
+        masks = mask_loss(
+            mask_logits[:, : len(names)],
+            labels,
+            known,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
+            void_is_negative=config.ignore_as_negative,
+            normalise=config.focal_normalise,
+        )
+        parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}
+
+        keep_concepts = config.preserve_weight if len(concepts) else 0.0
+        if keep_concepts or config.preserve_unknown_weight:
+            with torch.no_grad():
+                features = batch.get("features")
+                if features is None:
+                    features = self.model.image_tower(stem=stem, prompted=False).patch_features
+                reference = similarity_logits(
+                    features, self.frozen_embeddings[chosen], scale=self.model.clip.scale, bias=self.model.clip.bias
+                )
+                reference = rearrange(reference, "b c (h w) -> b c h w", h=mask_logits.shape[-2])
+            unknown = (~known).float()  # (B, C)
+            of_unknown = config.preserve_unknown_weight * unknown / unknown.sum().clamp(min=1)
+            of_concepts = unknown.new_full(
+                (len(unknown), len(concepts)), keep_concepts / max(1, len(concepts) * len(unknown))
+            )
+            parts["preserve"] = preservation_loss(mask_logits, reference, torch.cat([of_unknown, of_concepts], dim=1))
+
+        loss = sum(parts.values())
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+
+def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: prompts and head with their own rates, no weight decay on vectors and scalars (norms, biases, gates).
+
+    Each group carries `peak`, the learning rate after warm-up.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            prompt = name.startswith(("image_tower", "text_tower"))
+            decays = parameter.ndim > 1 and "gate" not in name.rsplit(".", 1)[-1]
+            groups.setdefault((prompt, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak": config.learning_rate * (config.prompt_multiplier if prompt else config.head_multiplier),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (prompt, decays), parameters in groups.items()
+    ]
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Linear warm-up from 1e-6 of the peak, then (1 - step / steps) ^ power; a pure function of the step."""
+    decay = max(0.0, 1 - step / config.max_train_steps) ** config.power
+    return decay * (1e-6 + (1 - 1e-6) * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+    """Sets the rate of every group for a step and returns the highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = max(config.minimum_learning_rate, group["peak"] * learning_rate_factor(step, config))
+    return max(group["lr"] for group in optimizer.param_groups)

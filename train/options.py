@@ -1,0 +1,216 @@
+"""The configuration of a training run: one dataclass, read from YAML, changed on the command line.
+
+A field of `ldvc.config.ModelConfig` may stand wherever a field of `TrainConfig` may, e.g. `--set gate_init=null`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldvc.config import ModelConfig
+from ldvc.data import Augmentation
+from ldvc.errors import LdvcError
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+LITE_CONCEPTS = str(Path(__file__).parent / "lite" / "concepts.txt")
+
+
+class ConfigError(LdvcError):
+    """A training configuration cannot be used."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run depends on. The defaults are ZegCLIP's recipe; what it leaves out (vocabulary sampling,
+    preservation, cached views) is off.
+
+    Attributes:
+        model: fields of ModelConfig that differ from its defaults.
+        data: folder that holds the data sets. sets: data set -> probability that a draw comes from it.
+        unseen: split of held-out classes (`ldvc/data/splits`), or null: all are seen.
+        crop, long_side, short_side, scale, aspect, photometric: see `Augmentation`.
+        loss_stride: pixels per cell of the mask loss; 1 = full resolution.
+        views_per_photo: stored views of each photo, one number or data set -> number; 0 = augment afresh for every step.
+        photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
+        cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs. cache_batch: photos at once.
+        focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `ldvc.losses.mask_loss`.
+        ignore_as_negative: void pixels are negatives of every name (ZegCLIP) rather than counting nowhere.
+        full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
+        preserve_names: random concept names that join each step to keep the frozen towers' opinion.
+        preserve_weight: of those. preserve_unknown_weight: of names that the photo's data set does not label.
+        concepts: text file of concept names, one a line.
+        learning_rate: base; prompt_multiplier and head_multiplier multiply it for prompts and for adapter and decoder.
+        weight_decay: on weights; never on norms, biases, gates and prompts' scales.
+        warmup_steps, power, minimum_learning_rate: of the polynomial schedule. clip_gradient: largest norm, 0 = off.
+        max_train_steps: optimiser steps. train_batch_size: photos per process and micro step.
+        gradient_accumulation_steps, mixed_precision, seed, num_workers, output_dir, checkpointing_steps,
+        checkpoints_total_limit, log_steps, report_to: as in other trainers built on accelerate.
+        half_precision_checkpoint: the finished checkpoint stores float16.
+        inference: how the finished checkpoint wants to be used.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: str = "../shared/data"
+    sets: dict[str, float] = field(default_factory=dict)
+    unseen: str | None = None
+    crop: int = 512
+    long_side: int | None = None
+    short_side: int | None = 512
+    scale: tuple[float, float] = (0.5, 2.0)
+    aspect: float = 1.0
+    photometric: float = 0.5
+    loss_stride: int = 1
+    views_per_photo: int | dict[str, int] = 0
+    photos_every: dict[str, int] = field(default_factory=dict)
+    cache_dir: str = "runs/cache"
+    view_seed: int = 0
+    cache_batch: int = 8
+    focal_weight: float = 100.0
+    dice_weight: float = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    focal_normalise: str = "masks"
+    ignore_as_negative: bool = True
+    full_vocabulary: float = 1.0
+    preserve_names: int = 0
+    preserve_weight: float = 0.0
+    preserve_unknown_weight: float = 0.0
+    concepts: str = LITE_CONCEPTS
+    learning_rate: float = 2e-5
+    prompt_multiplier: float = 10.0
+    head_multiplier: float = 10.0
+    weight_decay: float = 0.01
+    warmup_steps: int = 1500
+    power: float = 0.9
+    minimum_learning_rate: float = 1e-6
+    clip_gradient: float = 0.0
+    max_train_steps: int = 20_000
+    train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    seed: int = 0
+    num_workers: int = 0
+    output_dir: str = "runs/default"
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int = 2
+    log_steps: int = 20
+    report_to: str | None = None
+    half_precision_checkpoint: bool = False
+    inference: dict[str, int] = field(default_factory=lambda: {"short_side": 512, "window": 512, "stride": 426})
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ConfigError("The configuration names no data sets; add for example 'sets: {msrc: 1.0}'.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ConfigError(f"mixed_precision is no, bf16 or fp16, not '{self.mixed_precision}'.")
+        if self.focal_normalise not in ("masks", "pairs"):
+            raise ConfigError(f"focal_normalise is masks or pairs, not '{self.focal_normalise}'.")
+        if self.crop % self.loss_stride:
+            raise ConfigError(f"crop {self.crop} must divide by loss_stride {self.loss_stride}.")
+        if isinstance(self.views_per_photo, dict) and min(self.views(name) for name in self.sets) < 1:
+            raise ConfigError("views_per_photo needs a number of at least 1 for each data set, or 0 for all of them.")
+        if (self.long_side is None) == (self.short_side is None):
+            raise ConfigError("Give exactly one of long_side and short_side; set the other to null.")
+
+    def model_config(self) -> ModelConfig:
+        """The model that this run trains."""
+        return ModelConfig.from_dict(self.model)
+
+    def views(self, name: str) -> int:
+        """Stored views of each photo of a data set; 0 = none are stored."""
+        return self.views_per_photo.get(name, 0) if isinstance(self.views_per_photo, dict) else self.views_per_photo
+
+    def augmentation(self) -> Augmentation:
+        """How views are drawn."""
+        return Augmentation(
+            crop=self.crop,
+            long_side=self.long_side,
+            short_side=self.short_side,
+            scale=(float(self.scale[0]), float(self.scale[1])),
+            aspect=self.aspect,
+            photometric=self.photometric,
+            stride=self.loss_stride,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+_MODEL_FIELDS = frozenset(field.name for field in fields(ModelConfig))
+_TRAIN_FIELDS = frozenset(field.name for field in fields(TrainConfig))
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if key == "model":
+            _merge(values, value)
+        elif key in _TRAIN_FIELDS:
+            values[key] = value
+        elif key in _MODEL_FIELDS:
+            values.setdefault("model", {})[key] = value
+        else:
+            raise ConfigError(f"'{key}' is no field of the training or model configuration.")
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        path = CONFIG_FOLDER / path.name if path.suffix else CONFIG_FOLDER / f"{path.name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"There is no configuration {path}. Known ones: {known}; or give a path.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    base = values.pop("base", None)
+    merged: dict[str, Any] = _read_yaml(path.parent / base) if base else {}
+    _merge(merged, values)
+    return merged
+
+
+def _number_if_text(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text; people write it, so numbers in that form are numbers here."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> TrainConfig:
+    """Reads a configuration.
+
+    Args:
+        path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from.
+        changes: "key=value" with a YAML value, e.g. "preserve_weight=0", "gate_init=null", "sets={msrc: 1}".
+        overrides: further fields; None leaves the file's value.
+
+    Raises:
+        ConfigError: unknown file or field, or a value that cannot be.
+    """
+    values = _read_yaml(path)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"'{change}' is no change of the form key=value.")
+        _merge(values, {key.strip().removeprefix("model."): yaml.safe_load(text)})
+    _merge(values, {key: value for key, value in overrides.items() if value is not None})
+    if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
+        values["mixed_precision"] = "no"
+    try:
+        return TrainConfig(**{key: _number_if_text(value) for key, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A copy with some fields replaced."""
+    return replace(config, **changes)
