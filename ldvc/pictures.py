@@ -1,0 +1,153 @@
+"""Pictures in: whatever a visitor uploads becomes an upright RGB array, and every array becomes a canvas that fits a ViT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ldvc.errors import InvalidImageError
+
+MAX_PIXELS = 100_000_000  # a picture of 100 megapixels takes 300 MB as an array
+SMALL_LONG_SIDE = 224  # smaller pictures are enlarged to this long side; others to at most twice their size
+
+Source = Image.Image | np.ndarray | str | Path
+
+
+def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
+    """Read any picture as upright 8-bit RGB.
+
+    EXIF rotation is applied, transparency is laid over white, the first frame of an animation is taken, and pictures of
+    16 or 32 bits a channel are stretched from their darkest to their brightest value.
+
+    Args:
+        source: a PIL image, a path, or a uint8 array of shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W).
+        max_side: shrink so that no side is longer; None = keep the size.
+
+    Returns:
+        uint8 array (H, W, 3), at least 1 x 1.
+
+    Raises:
+        InvalidImageError: it is not a picture, is broken, empty or larger than `MAX_PIXELS`.
+    """
+    if isinstance(source, (str, Path)):
+        source = _open(Path(source))
+    elif isinstance(source, np.ndarray):
+        source = _from_array(source)
+    elif not isinstance(source, Image.Image):
+        raise InvalidImageError(
+            f"Give a PIL image, a path or a uint8 array of shape (H, W, 3), not a {type(source).__name__}."
+        )
+    width, height = source.size
+    if width < 1 or height < 1:
+        raise InvalidImageError("The picture is empty; choose one that is at least one pixel wide and high.")
+    if width * height > MAX_PIXELS:
+        raise InvalidImageError(
+            f"The picture has {width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million that are "
+            "accepted; make it smaller and try again."
+        )
+    try:
+        picture = _to_rgb(source)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidImageError("The picture is damaged or incomplete; save it again and retry.") from error
+    if max_side is not None and max(picture.size) > max_side:
+        scale = max_side / max(picture.size)
+        size = tuple(max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(picture)
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise InvalidImageError(f"There is no picture at {path}.")
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InvalidImageError("This file is not a picture that can be read; use JPEG, PNG, WebP or GIF.") from error
+    except Image.DecompressionBombError as error:
+        raise InvalidImageError("The picture has too many pixels; make it smaller and try again.") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InvalidImageError(
+            f"A picture given as an array must be uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}."
+        )
+    if array.size == 0:
+        raise InvalidImageError("The picture is empty; choose one that is at least one pixel wide and high.")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image.load()
+    if image.getexif().get(0x0112, 1) != 1:  # 0x0112 = orientation, 1 = upright
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(values)
+        low, high = float(values.min()), float(values.max())
+        if low >= 0 and high <= 255:  # eight bits in a wide container
+            low, high = 0.0, 255.0
+        values = (values - low) * (255.0 / max(high - low, 1e-12))
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of the canvas that the image tower sees at once; all numbers in canvas pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
+    """Size at which a picture is shown to the tower, before padding.
+
+    `inference` holds either `long_side` (the whole picture at once) or `short_side`, `window` and `stride` (sliding
+    window). Small pictures are enlarged at most twice, or up to `SMALL_LONG_SIDE`. No side is shorter than one patch:
+    only then (a strip of few pixels) is the aspect changed.
+
+    Returns:
+        (height, width) of the canvas in pixels.
+    """
+    longest, shortest = max(height, width), min(height, width)
+    if "long_side" in inference:
+        scale = inference["long_side"] / longest
+    else:
+        scale = inference["short_side"] / shortest
+        scale = min(scale, 4 * inference["window"] / longest)  # a panorama would need windows without end
+    scale = min(scale, max(2.0, SMALL_LONG_SIDE / longest))
+    return max(patch, round(height * scale)), max(patch, round(width * scale))
+
+
+def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> list[Window]:
+    """Windows that cover a canvas; one that covers it all when `inference` names no window.
+
+    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the canvas.
+    """
+    if "window" not in inference:
+        return [Window(0, 0, height, width)]
+
+    def starts(length: int) -> list[int]:
+        window, stride = inference["window"], inference["stride"]
+        steps = max(0, -(-(length - window) // stride))
+        return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
+
+    window = inference["window"]
+    return [
+        Window(top, left, min(window, height), min(window, width)) for top in starts(height) for left in starts(width)
+    ]

@@ -1,0 +1,299 @@
+"""Photo in once, class names many times.
+
+    from ldvc import Predictor
+    predictor = Predictor.from_pretrained("lite")
+    predictor.set_image("dog.jpg")
+    result = predictor.segment(["dog", "grass", "cat"])
+    result.labels, result.scores, result.cross_attention()
+
+A predictor is a model with its checkpoint's settings; it holds no photo but the one of `set_image`. A server with several
+visitors keeps one `ImageState` (from `encode_image`) for each of them and passes it to `segment`, which several threads may
+call at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldvc.checkpoint import load_checkpoint
+from ldvc.config import ARMS
+from ldvc.errors import InvalidImageError
+from ldvc.modeling.attention import Routing
+from ldvc.modeling.model import LDVC
+from ldvc.modeling.towers import ImageFeatures
+from ldvc.names import SeenNames, clean_names
+from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
+from ldvc.result import Segmentation, WindowOutput
+
+PLAIN_CLIP = "clip"
+PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)
+DEFAULT_INFERENCE = {"long_side": 448}
+NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
+
+
+@dataclass
+class ImageState:
+    """What is kept of one photo: small enough to be kept for each visitor, on the CPU so that it can be handed around.
+
+    Attributes:
+        picture: uint8 (H, W, 3).
+        canvas: (height, width) at which the tower saw it, without padding.
+        windows: what the tower saw at once.
+        family: predictors of one family share their frozen towers and may share this state.
+        stems: the frozen patch embedding of each window, (1, width, h, w).
+        features: by arm, the image features of each window (prompts differ between arms); filled when first asked for.
+    """
+
+    picture: np.ndarray
+    canvas: tuple[int, int]
+    windows: list[Window]
+    family: str
+    stems: list[Tensor]
+    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
+
+
+class Predictor:
+    """A model that answers questions about photos.
+
+    Args:
+        model: the whole model; moved to `device` and set to evaluation.
+        metadata: of its checkpoint: `seen_names`, `calibration` ({"scale", "bias"}: score = sigmoid(scale * logit + bias);
+            `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window", "stride"}).
+        arm: one of `PREDICTOR_ARMS`; "clip" is the plain similarity of the frozen towers.
+        device: where to compute; None = a GPU if there is one.
+        family: of the predictor whose frozen towers this one shares (see `sibling`).
+        source: where the checkpoint came from, for `sibling` and for people.
+    """
+
+    def __init__(
+        self,
+        model: LDVC,
+        metadata: dict[str, Any] | None = None,
+        *,
+        arm: str | None = None,
+        device: str | torch.device | None = None,
+        family: str | None = None,
+        source: str | None = None,
+    ) -> None:
+        metadata = metadata or {}
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.metadata = metadata
+        self.arm = arm or model.config.arm
+        self.source = source
+        self.inference = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+        self.seen_names = SeenNames(metadata.get("seen_names") or ())
+        calibration = metadata.get("clip_calibration" if self.arm == PLAIN_CLIP else "calibration") or {}
+        self.calibration = (float(calibration.get("scale", 1.0)), float(calibration.get("bias", 0.0)))
+        self.family = family or f"{source or ''}#{id(model.clip)}"
+        self._image: ImageState | None = None
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name in lower case -> (d,)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str = "lite",
+        *,
+        arm: str = "ldvc",
+        device: str | torch.device | None = None,
+        _sibling: Predictor | None = None,
+    ) -> Predictor:
+        """Load a checkpoint.
+
+        Args:
+            source: "lite" (comes with this project), a folder, or an id on the Hugging Face Hub.
+            arm: "ldvc", "ldvc_without_lcsa", "zegclip", or "clip" (plain similarity of the frozen towers).
+            device: where to compute; None = a GPU if there is one.
+
+        Raises:
+            WeightsNotFoundError, CheckpointError: with a sentence that says what to do.
+            ValueError: there is no such arm.
+        """
+        if arm not in PREDICTOR_ARMS:
+            raise ValueError(f"There is no arm {arm!r}; choose one of {', '.join(PREDICTOR_ARMS)}.")
+        if arm == PLAIN_CLIP and _sibling is not None:
+            model, metadata = _sibling.model, _sibling.metadata
+        else:
+            clip = None if _sibling is None else _sibling.model.clip
+            model, metadata = load_checkpoint(source, arm=arm, clip=clip)
+        family = None if _sibling is None else _sibling.family
+        return cls(model, metadata, arm=arm, device=device, family=family, source=str(source))
+
+    def sibling(self, arm: str) -> Predictor:
+        """Another arm of the same checkpoint. The frozen towers are shared, and so is the encoding of photos up to them.
+
+        Raises:
+            CheckpointError, WeightsNotFoundError: the checkpoint has no such arm.
+        """
+        if arm == self.arm:
+            return self
+        assert self.source is not None, "only a predictor made by from_pretrained knows where its siblings are"
+        return type(self).from_pretrained(self.source, arm=arm, device=self.device, _sibling=self)
+
+    # ---- photo ----------------------------------------------------------------------------------------------------
+
+    def set_image(self, image: Source) -> ImageState:
+        """Encode a photo and keep it for the following calls of `segment`.
+
+        Args:
+            image: PIL image, path, or uint8 array (H, W, 3). Any size and aspect; see `load_picture`.
+
+        Raises:
+            InvalidImageError: it is not a picture that can be used.
+        """
+        self._image = self.encode_image(image)
+        return self._image
+
+    @torch.no_grad()
+    def encode_image(self, image: Source) -> ImageState:
+        """Encode a photo without keeping it: the state belongs to the caller."""
+        picture = load_picture(image)
+        patch = self.model.clip.patch_size
+        canvas = canvas_size(*picture.shape[:2], inference=self.inference, patch=patch)
+        windows = sliding_windows(*canvas, inference=self.inference)
+        shown = Image.fromarray(picture).resize(canvas[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
+        pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.model.clip.mean, self.model.clip.std))
+        pixels = (pixels - mean) / std
+        stems = []
+        for window in windows:
+            crop = pixels[:, :, window.top : window.top + window.height, window.left : window.left + window.width]
+            # Repeating the last row and column gives convolutions no artificial edge to see.
+            crop = F.pad(crop, (0, -window.width % patch, 0, -window.height % patch), mode="replicate")
+            stems.append(self.model.image_tower.stem(crop.to(self.device)).cpu())
+        state = ImageState(picture=picture, canvas=canvas, windows=windows, family=self.family, stems=stems)
+        self._features(state)
+        return state
+
+    @torch.no_grad()
+    def _features(self, state: ImageState) -> list[ImageFeatures]:
+        """Image features of every window with this arm's prompts, on the CPU."""
+        if self.arm not in state.features:
+            features = []
+            for stem in state.stems:
+                stem = stem.to(self.device)
+                if self.arm == PLAIN_CLIP:
+                    found = self.model.image_tower(stem=stem, prompted=False)
+                else:
+                    found = self.model.encode_image(stem=stem)
+                features.append(move(found, "cpu"))
+            state.features[self.arm] = features
+        return state.features[self.arm]
+
+    # ---- names ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_names(self, names: Sequence[str]) -> Tensor:
+        """Class embeddings (C, d) of cleaned names; known names come from the cache."""
+        keys = [name.casefold() for name in names]
+        with self._lock:
+            found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
+        missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
+        if missing:
+            if self.arm == PLAIN_CLIP:
+                tower = self.model.text_tower
+                embeddings = tower(tower.tokenize(list(missing.values())), prompted=False)
+            else:
+                embeddings = self.model.encode_names(list(missing.values()))
+            found |= dict(zip(missing, embeddings, strict=True))
+        with self._lock:
+            for key in keys:
+                self._embeddings[key] = found[key]
+                self._embeddings.move_to_end(key)
+            while len(self._embeddings) > NAME_CACHE_SIZE:
+                self._embeddings.popitem(last=False)
+        return torch.stack([found[key] for key in keys])
+
+    # ---- answer ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def segment(
+        self,
+        names: Sequence[str] | str,
+        *,
+        background: float | None = None,
+        image: ImageState | None = None,
+        attention: bool = True,
+        refine: bool = False,
+    ) -> Segmentation:
+        """Segment the photo into the named classes.
+
+        Args:
+            names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
+            background: None = the best name everywhere; a number t in 0..1 = pixels where no score reaches t are -1,
+                "none of these".
+            image: a photo's state from `encode_image`; None = the photo of `set_image`.
+            attention: keep cross-attention and routing, readable from the result.
+            refine: let the edges of the score maps follow the photo's (guided filter).
+
+        Raises:
+            InvalidImageError: no photo was set.
+            InvalidNamesError: no name is left, or there are too many, or one is too long.
+            ValueError: `background` is not in 0..1.
+        """
+        if background is not None and not 0.0 <= background <= 1.0:
+            raise ValueError(f"background is a threshold between 0 and 1, not {background}.")
+        state = image or self._image
+        if state is None:
+            raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
+        if state.family != self.family:  # encoded by other towers
+            state = self.encode_image(state.picture)
+        names = clean_names(names)
+        embeddings = self.encode_names(names)
+        outputs = []
+        for features, window in zip(self._features(state), state.windows, strict=True):
+            features = move(features, self.device)
+            if self.arm == PLAIN_CLIP:
+                outputs.append(WindowOutput(window, self._similarity(features, embeddings)))
+            else:
+                decoded = self.model.decode(features, embeddings, return_attention=attention)
+                outputs.append(
+                    WindowOutput(
+                        window,
+                        decoded.mask_logits[0].float().cpu(),
+                        [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
+                        [routing_to_cpu(layer) for layer in decoded.routing or ()],
+                    )
+                )
+        return Segmentation(
+            names=names,
+            seen=[name in self.seen_names for name in names],
+            arm=self.arm,
+            picture=state.picture,
+            canvas=state.canvas,
+            patch=self.model.clip.patch_size,
+            outputs=outputs,
+            calibration=self.calibration,
+            background=background,
+            refine=refine,
+        )
+
+    def _similarity(self, features: ImageFeatures, embeddings: Tensor) -> Tensor:
+        """Cosine of patches and names as logits of the frozen towers: (C, h, w)."""
+        patches = F.normalize(features.patch_features[0], dim=-1)  # (N, d)
+        logits = F.normalize(embeddings, dim=-1) @ patches.T * self.model.clip.scale + self.model.clip.bias
+        return logits.unflatten(1, features.grid).float().cpu()
+
+
+def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:
+    """The same features on another device."""
+    return features._replace(
+        global_embedding=features.global_embedding.to(device), patch_features=features.patch_features.to(device)
+    )
+
+
+def routing_to_cpu(routing: Routing) -> Routing:
+    """The same routing on the CPU."""
+    names = ("regions", "affinity", "queries", "keys")
+    return replace(routing, **{name: getattr(routing, name).cpu() for name in names})

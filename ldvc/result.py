@@ -1,0 +1,328 @@
+"""What a segmentation found: label map, score maps, attention and routing, at any size.
+
+The decoder's maps have one value per patch, of one or several windows of the photo. They are kept that small; label and
+score maps are drawn from them at the size that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldvc.errors import LdvcError
+from ldvc.pictures import Window
+from ldvc.refine import guided_upsample
+
+if TYPE_CHECKING:
+    from ldvc.modeling.attention import Routing
+
+CHUNK = 32_000_000  # values of score maps that are worked on at once
+
+
+@dataclass
+class WindowOutput:
+    """What the decoder said about one window.
+
+    Attributes:
+        window: where it is on the canvas.
+        logits: (C, h, w), one value per patch, padding included.
+        cross_attention: for each layer (heads, C, h, w), softmax over the names.
+        routing: for each layer; empty without LCSA.
+    """
+
+    window: Window
+    logits: Tensor
+    cross_attention: list[Tensor] = field(default_factory=list)
+    routing: list[Routing] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PatchRouting:
+    """Where LCSA routed one patch; all coordinates are patches of the window's grid.
+
+    Attributes:
+        grid: (h, w) of the window.
+        patch: (row, column) that was asked for, in that grid.
+        window: the part of the canvas that the grid covers.
+        regions: (k,) numbers of the regions that were chosen, best first.
+        affinity: (k,) of each of them to the patch's own region; `all_affinities` has every region.
+        all_affinities: (regions,).
+        own_region: number of the region that holds the patch.
+        boxes: {region: (top, left, bottom, right)} for the chosen ones and the patch's own; bottom and right exclusive.
+        token_attention: (heads, h, w), zero outside the chosen regions; sums to 1 per head.
+    """
+
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    window: Window
+    regions: np.ndarray
+    affinity: np.ndarray
+    all_affinities: np.ndarray
+    own_region: int
+    boxes: dict[int, tuple[int, int, int, int]]
+    token_attention: np.ndarray
+
+
+def resampling_matrix(length: int, *, canvas: int, start: int, cells: int, patch: int) -> tuple[Tensor, Tensor]:
+    """Linear interpolation from patches to `length` pixels that span the canvas.
+
+    Pixel i lies at (i + 0.5) * canvas / length on the canvas, patch j of the window at start + (j + 0.5) * patch. Beyond
+    the first and last patch the nearest value holds. Both axes being independent, an image is enlarged by two of these.
+
+    Args:
+        length: pixels along this axis of the output.
+        canvas: its length in canvas pixels.
+        start: first canvas pixel of the window.
+        cells: patches of the window along this axis.
+        patch: canvas pixels per patch.
+
+    Returns:
+        matrix (length, cells) whose rows sum to 1, and positions (length,) on the canvas.
+    """
+    position = (torch.arange(length, dtype=torch.float32) + 0.5) * (canvas / length)
+    coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
+    lower = coordinate.floor().clamp(max=max(cells - 2, 0))
+    weight = coordinate - lower
+    matrix = torch.zeros(length, cells)
+    rows = torch.arange(length)
+    matrix[rows, lower.long()] = 1 - weight
+    if cells > 1:
+        matrix[rows, lower.long() + 1] = weight
+    return matrix, position
+
+
+class Segmentation:
+    """The answer to `Predictor.segment`.
+
+    Attributes:
+        names: the cleaned class names; label i means names[i].
+        seen: for each name, whether the checkpoint saw masks of it in training.
+        arm: which arm answered.
+        picture: uint8 (H, W, 3), the photo.
+        background: threshold of "none of these", or None. May be set anew: label maps follow.
+        grid: (h, w), patches of the whole photo; the size of attention maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: list[str],
+        seen: list[bool],
+        arm: str,
+        picture: np.ndarray,
+        canvas: tuple[int, int],
+        patch: int,
+        outputs: list[WindowOutput],
+        calibration: tuple[float, float] = (1.0, 0.0),
+        background: float | None = None,
+        refine: bool = False,
+    ) -> None:
+        self.names = names
+        self.seen = seen
+        self.arm = arm
+        self.picture = picture
+        self.background = background
+        self.refine = refine
+        self.grid = (-(-canvas[0] // patch), -(-canvas[1] // patch))
+        self._canvas = canvas
+        self._patch = patch
+        self._outputs = outputs
+        self._calibration = calibration
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the photo."""
+        return self.picture.shape[0], self.picture.shape[1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int (H, W): index into `names`, -1 = none of these."""
+        return self.labels_at(self.size)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """float32 (C, H, W) in 0..1. Big photos and long lists need much memory; `scores_at` draws smaller maps."""
+        return self.scores_at(self.size)
+
+    def labels_at(self, size: tuple[int, int]) -> np.ndarray:
+        """Label map (height, width) at another size of the same photo."""
+        best = torch.full(size, -torch.inf)
+        labels = torch.zeros(size, dtype=torch.int64)
+        for start, evidence in self._chunks(size, as_scores=False):
+            top, index = evidence.max(dim=0)
+            better = top > best
+            labels[better] = index[better] + start
+            best = torch.maximum(best, top)
+        if self.background is not None:
+            best = best if self._averages_scores else torch.sigmoid(best)
+            labels[best < self.background] = -1
+        return labels.numpy()
+
+    def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
+        """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of name `index`."""
+        if index is not None:
+            return self._maps(size, slice(index, index + 1))[0].numpy()
+        return torch.cat([scores for _, scores in self._chunks(size)]).numpy()
+
+    def area_shares(self, labels: np.ndarray) -> list[float]:
+        """Share of the photo that each name covers in a label map; what remains is none of these."""
+        counts = np.bincount(labels.ravel() + 1, minlength=len(self.names) + 1)[1:]
+        return (counts / max(labels.size, 1)).tolist()
+
+    def cross_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
+        """How much of each patch's attention goes to each name.
+
+        Args:
+            layer: of the decoder.
+            head: None = mean of all heads.
+
+        Returns:
+            float32 (C, h, w), summing to 1 over the names. With one name it is 1 everywhere.
+
+        Raises:
+            LdvcError: this result has no attention (plain similarity, or `attention=False`).
+        """
+        if not self._outputs[0].cross_attention:
+            raise LdvcError("This result holds no attention: segment with attention=True and an arm that has a decoder.")
+        layers = [output.cross_attention[layer] for output in self._outputs]
+        maps = [weights.mean(dim=0) if head is None else weights[head] for weights in layers]
+        if len(maps) == 1:
+            return maps[0].numpy()
+        return self._stitch(maps, self.grid, grid=True).numpy()
+
+    def routing(self, y: int, x: int, layer: int = -1) -> PatchRouting:
+        """Where the patch in row `y`, column `x` of `grid` was routed by LCSA (see `patch_at` for photo pixels).
+
+        Raises:
+            LdvcError: this arm has no LCSA, or the result was made with attention=False.
+        """
+        if not self._outputs[0].routing:
+            raise LdvcError("This result holds no routing: segment with attention=True and the arm 'ldvc'.")
+        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
+        at = ((y + 0.5) * self._patch, (x + 0.5) * self._patch)  # on the canvas
+        output = min(self._outputs, key=lambda each: _distance_to_centre(each.window, at))
+        grid = tuple(output.logits.shape[-2:])
+        row = min(max(int((at[0] - output.window.top) // self._patch), 0), grid[0] - 1)
+        column = min(max(int((at[1] - output.window.left) // self._patch), 0), grid[1] - 1)
+        return patch_routing(output.routing[layer], row=row, column=column, grid=grid, window=output.window)
+
+    def patch_at(self, y: float, x: float) -> tuple[int, int]:
+        """(row, column) of the patch that holds the photo's pixel (y, x)."""
+        height, width = self.size
+        row = int(y * self._canvas[0] / height // self._patch)
+        column = int(x * self._canvas[1] / width // self._patch)
+        return min(max(row, 0), self.grid[0] - 1), min(max(column, 0), self.grid[1] - 1)
+
+    def attention_at(self, attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Enlarge maps on `grid` (..., h, w) to a size of the photo, the padding of the last patches cut off."""
+        maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
+        rows, columns = (
+            resampling_matrix(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)[0]
+            for axis in (0, 1)
+        )
+        return (rows @ maps @ columns.T).numpy()
+
+    # ---- from patches to pixels -----------------------------------------------------------------------------------
+
+    @property
+    def _averages_scores(self) -> bool:
+        """Several windows are averaged after the sigmoid, as in the evaluation protocol."""
+        return len(self._outputs) > 1
+
+    def _chunks(self, size: tuple[int, int], *, as_scores: bool = True) -> Iterator[tuple[int, Tensor]]:
+        """Maps of a few names at a time: (index of the first, (names, height, width))."""
+        step = max(1, CHUNK // max(size[0] * size[1], 1))
+        for start in range(0, len(self.names), step):
+            yield start, self._maps(size, slice(start, start + step), as_scores=as_scores)
+
+    def _maps(self, size: tuple[int, int], names: slice, *, as_scores: bool = True) -> Tensor:
+        """(names, height, width): scores in 0..1, or else what grows with them and never saturates (for a single window)."""
+        scale, bias = self._calibration
+        logits = [scale * output.logits[names] + bias for output in self._outputs]
+        if self._averages_scores:
+            maps = self._stitch(logits, self._canvas if self.refine else size, after=torch.sigmoid)
+            return self._refined(maps, size).clamp(0, 1) if self.refine else maps
+        maps = self._stitch(logits, self._canvas if self.refine else size)
+        maps = self._refined(maps, size) if self.refine else maps
+        return torch.sigmoid(maps) if as_scores else maps
+
+    def _refined(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Enlarge maps from the canvas, their edges led by the photo's."""
+        guide, guide_full = (_as_guide(self.picture, at) for at in (self._canvas, size))
+        return guided_upsample(maps, guide=guide, guide_full=guide_full, radius=self._patch)
+
+    def _stitch(self, maps: list[Tensor], size: tuple[int, int], *, after=None, grid: bool = False) -> Tensor:
+        """Maps on the patches of each window (C, h, w) -> one map of the whole photo (C, height, width).
+
+        Args:
+            maps: one for each window.
+            size: pixels (or patches) of the result.
+            after: applied to each enlarged map before windows are averaged.
+            grid: `size` spans whole patches, padding included.
+        """
+        canvas = tuple(cells * self._patch for cells in self.grid) if grid else self._canvas
+        single = len(maps) == 1
+        total = torch.zeros(maps[0].shape[0], *size)
+        count = torch.zeros(size)
+        for output, values in zip(self._outputs, maps, strict=True):
+            window = output.window
+            rows, at_rows = resampling_matrix(
+                size[0], canvas=canvas[0], start=window.top, cells=values.shape[1], patch=self._patch
+            )
+            columns, at_columns = resampling_matrix(
+                size[1], canvas=canvas[1], start=window.left, cells=values.shape[2], patch=self._patch
+            )
+            if single:
+                return rows @ values @ columns.T
+            # Pixels beyond the canvas (padding, where `grid`) belong to the windows at the border.
+            at_rows, at_columns = at_rows.clamp(max=self._canvas[0] - 0.5), at_columns.clamp(max=self._canvas[1] - 0.5)
+            down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
+            along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
+            if not len(down) or not len(along):  # the result is coarser than the windows
+                continue
+            box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
+            part = rows[box[0]] @ values @ columns[box[1]].T
+            total[:, box[0], box[1]] += part if after is None else after(part)
+            count[box] += 1
+        return total / count
+
+
+def _as_guide(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """(3, height, width) in 0..1."""
+    if picture.shape[:2] != tuple(size):
+        picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def _distance_to_centre(window: Window, at: tuple[float, float]) -> float:
+    return max(
+        abs(window.top + window.height / 2 - at[0]) / window.height,
+        abs(window.left + window.width / 2 - at[1]) / window.width,
+    )
+
+
+def patch_routing(
+    routing: Routing, *, row: int, column: int, grid: tuple[int, int], window: Window
+) -> PatchRouting:
+    """Read the routing of one patch; see `PatchRouting`."""
+    own = routing.layout.region_of(row, column)
+    regions = routing.chosen(row, column)
+    affinities = routing.affinity[0, own].float()
+    return PatchRouting(
+        grid=grid,
+        patch=(row, column),
+        window=window,
+        regions=np.array(regions),
+        affinity=affinities[regions].numpy(),
+        all_affinities=affinities.numpy(),
+        own_region=own,
+        boxes={region: routing.layout.box(region) for region in (*regions, own)},
+        token_attention=routing.token_attention(row, column).numpy(),
+    )

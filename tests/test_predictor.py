@@ -1,0 +1,559 @@
+"""The predictor: pictures of every kind in, geometry exact to the pixel, names, caches, threads.
+
+Geometry is tested with a model that sees colours: its "patch features" are the mean colours of patches, its "names" are
+colours, so that the right answer is known for every pixel.
+"""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import ldvc.pictures
+from ldvc import Predictor
+from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
+from ldvc.modeling.decoders import DecoderOutput
+from ldvc.modeling.towers import ImageFeatures
+from ldvc.names import MAX_NAMES, SeenNames, clean_names
+from ldvc.pictures import Window, canvas_size, load_picture, sliding_windows
+from ldvc.refine import symmetric_inverse
+from ldvc.result import Segmentation, WindowOutput
+from tests.tiny import save_tiny_checkpoint
+
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
+RED, GREEN, BLUE = ([255 * channel for channel in COLOURS[name]] for name in ("red", "green", "blue"))
+
+
+class ColourModel:
+    """Knows colours and nothing else; has what `Predictor` asks of a model."""
+
+    def __init__(self, patch: int = 16) -> None:
+        self.clip = SimpleNamespace(patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0)
+        self.config = SimpleNamespace(arm="ldvc")
+        self.image_tower = self
+        self.photos = 0
+        self.encoded_names: list[str] = []
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def stem(self, images):
+        assert images.shape[2] % self.clip.patch_size == 0 and images.shape[3] % self.clip.patch_size == 0
+        self.photos += 1
+        return F.avg_pool2d(images, self.clip.patch_size)
+
+    def encode_image(self, *, stem):
+        return ImageFeatures(stem.mean(dim=(2, 3)), stem.flatten(2).transpose(1, 2), tuple(stem.shape[-2:]))
+
+    def encode_names(self, names):
+        self.encoded_names += names
+        return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
+
+    def decode(self, features, embeddings, *, return_attention=False):
+        distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
+        logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
+        attention = [logits.softmax(dim=1)[:, None]] if return_attention else None
+        return DecoderOutput(logits, features.patch_features, embeddings[None], cross_attention=attention)
+
+
+def colour_predictor(**metadata) -> Predictor:
+    return Predictor(ColourModel(), metadata, device="cpu")
+
+
+def halves(height: int, width: int, split: int, *, axis: int = 1) -> np.ndarray:
+    """Red before `split`, green from there on."""
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    picture[:] = RED
+    if axis == 1:
+        picture[:, split:] = GREEN
+    else:
+        picture[split:] = GREEN
+    return picture
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path) -> Predictor:
+    return Predictor.from_pretrained(str(checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    return np.asarray(small.resize((230, 150), Image.Resampling.BICUBIC))
+
+
+# ---- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(448, 448), (433, 448), (101, 267), (480, 640), (61, 1000), (900, 700)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_boundary_lies_where_it_is(size: tuple[int, int], axis: int) -> None:
+    """Wherever the canvas ends within a patch, labels change within a patch of the true boundary, and nowhere else."""
+    split = round(size[axis] * 0.6)
+    predictor = colour_predictor()
+    state = predictor.set_image(halves(*size, split, axis=axis))
+    labels = predictor.segment(["red", "green"]).labels
+    truth = halves(*size, split, axis=axis)[..., 1] > 0
+    reach = 16 * size[axis] / state.canvas[axis] * 0.5 + 1  # half a patch in photo pixels
+    position = np.arange(size[axis]) + 0.5
+    far = np.abs(position - split) > reach
+    wrong = (labels == 1) != truth
+    wrong = wrong.any(axis=1 - axis)
+    assert labels.shape == size
+    assert not wrong[far].any()
+
+
+def test_enlarging_equals_bilinear_interpolation() -> None:
+    """Where the canvas is whole patches, maps are enlarged as `F.interpolate` does it (an independent reference)."""
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    result = Segmentation(
+        names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
+        patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=(2.0, -0.5),
+    )  # fmt: skip
+    expected = F.interpolate(logits[None] * 2.0 - 0.5, size=(128, 192), mode="bilinear", align_corners=False)[0].sigmoid()
+    assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-5)
+    assert np.array_equal(result.labels, expected.argmax(dim=0).numpy())
+
+
+def test_padding_is_cut_off() -> None:
+    """Maps on 4 x 6 patches of a canvas that ends within the last patches: the reference enlarges all and crops."""
+    logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
+    result = Segmentation(
+        names=["a", "b"], seen=[False] * 2, arm="ldvc", picture=np.zeros((55, 83, 3), np.uint8), canvas=(55, 83),
+        patch=16, outputs=[WindowOutput(Window(0, 0, 55, 83), logits)],
+    )  # fmt: skip
+    expected = F.interpolate(logits[None], size=(64, 96), mode="bilinear", align_corners=False)[0, :, :55, :83].sigmoid()
+    assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-5)
+
+
+def test_sliding_window_equals_slow_reference() -> None:
+    inference = {"short_side": 64, "window": 48, "stride": 40}
+    rng = np.random.default_rng(3)
+    picture = np.asarray(Image.fromarray(rng.integers(0, 255, (8, 14, 3), dtype=np.uint8)).resize((150, 80)))
+    predictor = colour_predictor(inference=inference)
+    predictor.set_image(picture)
+    result = predictor.segment(["red", "green", "blue"])
+    height, width = 64, 120
+    pixels = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    pixels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    total, count = torch.zeros(3, height, width), torch.zeros(height, width)
+    for top in (0, 16):
+        for left in (0, 40, 72):
+            crop = pixels[:, :, top : top + 48, left : left + 48]
+            tokens = F.avg_pool2d(crop, 16).flatten(2)[0].T
+            logits = (4 - 8 * torch.cdist(torch.tensor([COLOURS[n] for n in result.names]).float(), tokens)).view(1, 3, 3, 3)
+            part = F.interpolate(logits, size=(48, 48), mode="bilinear", align_corners=False)[0].sigmoid()
+            total[:, top : top + 48, left : left + 48] += part
+            count[top : top + 48, left : left + 48] += 1
+    assert torch.allclose(torch.from_numpy(result.scores_at((height, width))), total / count, atol=1e-5)
+    assert result.labels.shape == (80, 150)
+    assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
+    assert result.cross_attention().shape == (3, *result.grid)
+
+
+@pytest.mark.parametrize("length", [1, 15, 48, 49, 88, 89, 500])
+def test_windows_cover_everything(length: int) -> None:
+    windows = sliding_windows(length, 60, inference={"window": 48, "stride": 40})
+    covered = np.zeros((length, 60), dtype=bool)
+    for window in windows:
+        assert window.top >= 0 and window.top + window.height <= length
+        covered[window.top : window.top + window.height, window.left : window.left + window.width] = True
+    assert covered.all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 5), (16, 16), (17, 31), (2300, 40), (1200, 3000)])
+def test_any_size(size: tuple[int, int]) -> None:
+    predictor = colour_predictor(inference={"long_side": 128})
+    picture = np.zeros((*size, 3), dtype=np.uint8)
+    picture[:] = BLUE
+    predictor.set_image(picture)
+    result = predictor.segment(["red", "blue"])
+    assert result.labels.shape == size
+    assert (result.labels == 1).all()
+    assert result.cross_attention().shape == (2, *result.grid)
+
+
+def test_canvas() -> None:
+    lite, full = {"long_side": 448}, {"short_side": 512, "window": 512, "stride": 426}
+    assert canvas_size(768, 1024, inference=lite, patch=16) == (336, 448)
+    assert canvas_size(300, 200, inference=lite, patch=16) == (448, 299)  # enlarged, but not more than twice
+    assert canvas_size(150, 200, inference=lite, patch=16) == (300, 400)
+    assert canvas_size(20, 10, inference=lite, patch=16) == (224, 112)  # tiny: up to a sensible size
+    assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
+    assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
+    assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def corner(picture: np.ndarray) -> list[int]:
+    return picture[0, 0].tolist()
+
+
+def test_rotated_by_exif(tmp_path: Path) -> None:
+    image = Image.fromarray(halves(20, 30, 15))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    picture = load_picture(tmp_path / "turned.png")
+    assert picture.shape == (30, 20, 3)
+    assert corner(picture) == RED and picture[-1, 0].tolist() == GREEN
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    rgba = np.zeros((4, 4, 4), dtype=np.uint8)
+    rgba[:, 2:] = (255, 0, 0, 255)
+    picture = load_picture(rgba)
+    assert corner(picture) == [255, 255, 255] and picture[0, 3].tolist() == RED
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 255, 0] + [0] * 765)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert corner(load_picture(tmp_path / "palette.png")) == [255, 255, 255]
+
+
+def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
+    values = np.tile(np.linspace(100, 4000, 32).astype(np.uint16), (8, 1))  # a camera with 12 bits
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    picture = load_picture(tmp_path / "deep.png")
+    assert picture.shape == (8, 32, 3) and picture.dtype == np.uint8
+    assert picture.min() == 0 and picture.max() == 255
+    assert (np.diff(picture[0, :, 0].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
+def test_every_mode(mode: str) -> None:
+    picture = load_picture(Image.new("RGB", (5, 3), "white").convert("L" if mode == "LA" else "RGB").convert(mode))
+    assert picture.shape == (3, 5, 3) and picture.dtype == np.uint8
+    assert (picture >= 250).all()
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    image = Image.open(tmp_path / "moving.gif")
+    image.seek(2)
+    assert corner(load_picture(image)) == RED
+    assert corner(load_picture(str(tmp_path / "moving.gif"))) == RED
+
+
+def test_shrinks_to_a_limit() -> None:
+    assert load_picture(np.zeros((100, 4000, 3), np.uint8), max_side=1000).shape == (25, 1000, 3)
+    assert load_picture(np.zeros((1, 4000, 3), np.uint8), max_side=1000).shape == (1, 1000, 3)
+
+
+def test_bad_pictures_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.jpg").write_text("I am no picture")
+    Image.fromarray(halves(50, 50, 25)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
+    (tmp_path / "empty.png").write_bytes(b"")
+    bad = [
+        tmp_path / "text.jpg",
+        tmp_path / "cut.png",
+        tmp_path / "empty.png",
+        tmp_path / "missing.png",
+        tmp_path,
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 2), np.uint8),
+        None,
+        7,
+    ]
+    for source in bad:
+        with pytest.raises(InvalidImageError, match=r"\.$"):
+            load_picture(source)
+    monkeypatch.setattr(ldvc.pictures, "MAX_PIXELS", 2_000_000)
+    with pytest.raises(InvalidImageError, match="smaller"):
+        load_picture(np.zeros((2000, 1001, 3), np.uint8))
+
+
+# ---- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_cleaned() -> None:
+    assert clean_names(" dog,, Grass ;dog\nGRASS, wine   glass,\t,") == ["dog", "Grass", "wine glass"]
+    assert clean_names(["sky\x00", " ", "Sky", "straße", "STRASSE"]) == ["sky", "straße"]
+    assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [("", "at least one"), (" , ;", "at least one"), ("x" * 81, "commas"), ([f"name {i}" for i in range(201)], "at most")],
+)
+def test_bad_names_are_refused_with_a_sentence(names: str | list[str], says: str) -> None:
+    with pytest.raises(InvalidNamesError, match=says):
+        clean_names(names)
+    with pytest.raises(InvalidNamesError):
+        clean_names(["dog", None])
+
+
+def test_seen_names() -> None:
+    seen = SeenNames(["dog", "person", "potted plant", "bus", "wine glass", "Curtains", "strawberry"])
+    for name in ("Dog", "dogs", "people", "potted plants", "potted_plant", "buses", "wine glasses", "curtain"):
+        assert name in seen, name
+    assert "strawberries" in seen
+    for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine"):
+        assert name not in seen, name
+
+
+def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarray) -> None:
+    predictor.set_image(photo)
+    result = predictor.segment(["Dogs", "zebra", " grass ", "dogs", "people"])
+    assert result.names == ["Dogs", "zebra", "grass", "people"]
+    assert result.seen == [True, False, True, True]
+
+
+# ---- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_threshold(predictor: Predictor, photo: np.ndarray) -> None:
+    predictor.set_image(photo)
+    best = predictor.segment(["dog", "grass", "cat"])
+    assert np.array_equal(best.labels, best.scores.argmax(axis=0))
+    assert best.scores.dtype == np.float32 and best.scores.min() >= 0 and best.scores.max() <= 1
+    threshold = float(np.median(best.scores.max(axis=0)))
+    some = predictor.segment(["dog", "grass", "cat"], background=threshold)
+    assert np.array_equal(some.labels, np.where(best.scores.max(axis=0) >= threshold, best.labels, -1))
+    assert 0 < (some.labels == -1).mean() < 1
+    assert sum(some.area_shares(some.labels)) == pytest.approx((some.labels >= 0).mean())
+    assert (predictor.segment(["dog", "grass"], background=0.0).labels >= 0).all()
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            predictor.segment(["dog"], background=wrong)
+
+
+def test_scores_that_saturate_still_have_an_order() -> None:
+    logits = torch.tensor([40.0, 60.0, 50.0])[:, None, None].expand(3, 2, 2)
+    result = Segmentation(
+        names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((32, 32, 3), np.uint8), canvas=(32, 32),
+        patch=16, outputs=[WindowOutput(Window(0, 0, 32, 32), logits)], background=1.0,
+    )  # fmt: skip
+    assert (result.labels == 1).all()
+
+
+def test_long_lists_are_worked_on_in_parts(
+    predictor: Predictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor.set_image(photo)
+    names = [f"thing {i}" for i in range(MAX_NAMES)]
+    whole = predictor.segment(names).labels
+    monkeypatch.setattr("ldvc.result.CHUNK", photo.shape[0] * photo.shape[1] * 7)
+    assert np.array_equal(predictor.segment(names).labels, whole)
+
+
+def test_one_name_works(predictor: Predictor, photo: np.ndarray) -> None:
+    predictor.set_image(photo)
+    result = predictor.segment("dog")
+    assert (result.labels == 0).all()
+    assert np.allclose(result.cross_attention(), 1)
+
+
+def test_calibration() -> None:
+    plain, calibrated = colour_predictor(), colour_predictor(calibration={"scale": 0.5, "bias": 1.0})
+    picture = halves(64, 64, 32)
+    for predictor in (plain, calibrated):
+        predictor.set_image(picture)
+    logit = np.log(plain.segment(["red"]).scores) - np.log1p(-plain.segment(["red"]).scores)
+    assert np.allclose(calibrated.segment(["red"]).scores, 1 / (1 + np.exp(-(0.5 * logit + 1))), atol=1e-5)
+
+
+def test_photo_and_names_are_encoded_once() -> None:
+    predictor = colour_predictor()
+    predictor.set_image(halves(64, 64, 32))
+    predictor.segment(["red", "green"])
+    predictor.segment(["Green", "blue", "red"])
+    predictor.segment(["blue"], background=0.5)
+    assert predictor.model.photos == 1
+    assert sorted(predictor.model.encoded_names) == ["blue", "green", "red"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldvc.predictor.NAME_CACHE_SIZE", 2)
+        predictor.segment(["red", "white"])
+        assert len(predictor._embeddings) == 2
+        assert predictor.segment(["red", "blue", "white"]).labels.shape == (64, 64)
+
+
+def test_arms_share_the_encoding_of_a_photo(
+    predictor: Predictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = predictor.encode_image(photo)
+    stems = []
+    for arm in ("ldvc_without_lcsa", "zegclip", "clip"):
+        other = predictor.sibling(arm)
+        assert other.model.clip is predictor.model.clip
+        monkeypatch.setattr(other.model.image_tower, "stem", lambda images: stems.append(images))
+        assert other.segment(["dog", "cat"], image=state).labels.shape == photo.shape[:2]
+    assert not stems
+    assert set(state.features) == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
+    assert predictor.sibling("ldvc") is predictor
+
+
+def test_state_of_other_towers_is_not_used(predictor: Predictor, photo: np.ndarray) -> None:
+    foreign = colour_predictor()
+    state = foreign.encode_image(photo)
+    own = predictor.segment(["dog", "cat"], image=predictor.encode_image(photo))
+    assert np.array_equal(predictor.segment(["dog", "cat"], image=state).labels, own.labels)
+
+
+def test_plain_similarity(checkpoint: Path, photo: np.ndarray) -> None:
+    plain = Predictor.from_pretrained(str(checkpoint), arm="clip", device="cpu")
+    state = plain.set_image(photo)
+    result = plain.segment(["dog", "grass"])
+    expected = plain.model.frozen_logits(stem=state.stems[0], names=["dog", "grass"])[0]
+    assert torch.allclose(result._outputs[0].logits, expected, atol=1e-5)
+    with pytest.raises(LdvcError, match="attention"):
+        result.cross_attention()
+
+
+def test_same_answer_as_the_model_itself(predictor: Predictor) -> None:
+    """For a picture that needs no resizing: the predictor is the model's forward pass and a sigmoid."""
+    rng = np.random.default_rng(5)
+    picture = rng.integers(0, 255, (320, 448, 3), dtype=np.uint8)
+    predictor.set_image(picture)
+    result = predictor.segment(["dog", "grass", "cat"])
+    pixels = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        output = predictor.model(pixels, ["dog", "grass", "cat"], return_attention=True)
+    expected = F.interpolate(output.mask_logits, size=(320, 448), mode="bilinear", align_corners=False)[0].sigmoid()
+    assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-4)
+    attention = torch.from_numpy(result.cross_attention())
+    assert torch.allclose(attention, output.cross_attention[-1][0].mean(dim=0), atol=1e-5)
+
+
+def test_cross_attention(predictor: Predictor, photo: np.ndarray) -> None:
+    predictor.set_image(photo)
+    result = predictor.segment(["dog", "grass", "cat"])
+    mean = result.cross_attention()
+    assert mean.shape == (3, *result.grid) and np.allclose(mean.sum(axis=0), 1, atol=1e-5)
+    heads = [result.cross_attention(layer=-1, head=head) for head in (0, 1)]
+    assert np.allclose(np.mean(heads, axis=0), mean, atol=1e-6)
+    assert not np.allclose(result.cross_attention(layer=0), mean)
+    assert result.attention_at(mean, (50, 60)).shape == (3, 50, 60)
+    assert np.allclose(result.attention_at(mean, (50, 60)).sum(axis=0), 1, atol=1e-5)
+    with pytest.raises(LdvcError, match="attention=True"):
+        predictor.segment(["dog", "cat"], attention=False).cross_attention()
+
+
+def test_routing(predictor: Predictor, photo: np.ndarray) -> None:
+    predictor.set_image(photo)
+    result = predictor.segment(["dog", "grass"])
+    assert result.patch_at(0, 0) == (0, 0)
+    assert result.patch_at(*photo.shape[:2]) == (result.grid[0] - 1, result.grid[1] - 1)
+    found = result.routing(2, 5)
+    assert len(found.regions) == len(found.affinity) == 2
+    assert (np.sort(found.all_affinities)[::-1][:2] == found.affinity).all()
+    allowed = np.zeros(found.grid, dtype=bool)
+    for region in found.regions:
+        top, left, bottom, right = found.boxes[region]
+        allowed[top:bottom, left:right] = True
+    assert (found.token_attention[:, ~allowed] == 0).all()
+    assert np.allclose(found.token_attention.sum(axis=(1, 2)), 1, atol=1e-5)
+    top, left, bottom, right = found.boxes[found.own_region]
+    assert top <= 2 < bottom and left <= 5 < right
+    with pytest.raises(LdvcError, match="routing"):
+        predictor.sibling("ldvc_without_lcsa").segment(["dog"], image=predictor._image).routing(0, 0)
+
+
+def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray) -> None:
+    windowed = Predictor(
+        predictor.model, {"inference": {"short_side": 128, "window": 128, "stride": 100}}, device="cpu"
+    )
+    windowed.set_image(photo)
+    result = windowed.segment(["dog", "grass"])
+    assert len(result._outputs) > 1
+    assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
+    last = result.routing(result.grid[0] - 1, result.grid[1] - 1)
+    assert last.window.left + last.window.width == windowed._image.canvas[1]
+    assert last.patch[0] == last.grid[0] - 1
+
+
+# ---- edges ------------------------------------------------------------------------------------------------------------
+
+
+def test_refining_moves_edges_to_the_photos_edges() -> None:
+    """A boundary in the middle of a patch: coarse maps blur it, the guided filter finds it."""
+    predictor = colour_predictor()
+    split = 16 * 14 + 8
+    predictor.set_image(halves(448, 448, split))
+    coarse = predictor.segment(["red", "green"])
+    refined = predictor.segment(["red", "green"], refine=True)
+    assert refined.scores.shape == coarse.scores.shape
+    assert refined.scores.min() >= 0 and refined.scores.max() <= 1
+
+    def steepest(scores: np.ndarray) -> tuple[int, float]:
+        steps = np.abs(np.diff(scores[0, 200]))
+        return int(steps.argmax()) + 1, float(steps.max())
+
+    assert steepest(coarse.scores)[1] < 0.15
+    where, step = steepest(refined.scores)
+    assert where == split and step > 0.5
+    assert (refined.labels[:, : split - 2] == 0).all() and (refined.labels[:, split + 2 :] == 1).all()
+
+
+def test_inverse_of_small_matrices() -> None:
+    factors = torch.randn(3, 3, 50, generator=torch.Generator().manual_seed(0))
+    matrices = torch.einsum("ikn,jkn->ijn", factors, factors) + 0.1 * torch.eye(3)[:, :, None]
+    expected = torch.linalg.inv(matrices.permute(2, 0, 1)).permute(1, 2, 0)
+    assert torch.allclose(symmetric_inverse(matrices), expected, rtol=1e-2, atol=1e-2)
+
+
+# ---- several visitors -------------------------------------------------------------------------------------------------
+
+
+def test_threads_do_not_mix_photos(predictor: Predictor) -> None:
+    rng = np.random.default_rng(7)
+    photos = [rng.integers(0, 255, (60 + 7 * i, 90, 3), dtype=np.uint8) for i in range(4)]
+    questions = [["dog", "grass"], ["cat", "sky", "dog"], ["road", "tree"], ["sea", "boat", "dog"]]
+
+    def ask(index: int) -> np.ndarray:
+        return predictor.segment(questions[index], image=predictor.encode_image(photos[index])).labels
+
+    alone = [ask(index) for index in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, [0, 1, 2, 3] * 4))
+    for index, labels in enumerate(together):
+        assert np.array_equal(labels, alone[index % 4])
+
+
+def test_state_and_result_can_be_handed_to_another_process(predictor: Predictor, photo: np.ndarray) -> None:
+    state = predictor.encode_image(photo)
+    result = predictor.segment(["dog", "grass"], image=state)
+    state, copy = pickle.loads(pickle.dumps((state, result)))
+    assert np.array_equal(copy.labels, result.labels)
+    assert np.array_equal(predictor.segment(["dog", "grass"], image=state).labels, result.labels)
+    assert copy.routing(0, 0).own_region == 0
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_no_photo() -> None:
+    with pytest.raises(InvalidImageError, match="set_image"):
+        colour_predictor().segment(["red"])
+
+
+def test_no_such_checkpoint_or_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsNotFoundError):
+        Predictor.from_pretrained(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="arm"):
+        Predictor.from_pretrained("lite", arm="sam")
+    folder = save_tiny_checkpoint(tmp_path, arms=("ldvc",))
+    with pytest.raises(CheckpointError, match="ldvc_without_lcsa"):
+        Predictor.from_pretrained(str(folder), device="cpu").sibling("ldvc_without_lcsa")
