@@ -1,0 +1,34 @@
+"""The page: python app.py
+
+Environment variables:
+    LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"
+    GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
+"""
+
+import logging
+import os
+import sys
+
+# Before Gradio is imported: the page tells nobody that it runs and looks for no newer version.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import ldvc.web.gpu  # noqa: F401  before torch
+from ldvc.errors import LdvcError
+from ldvc.web.handlers import Models
+from ldvc.web.layout import build_page, launch_options
+
+
+def main() -> None:
+    """Load the model, build the page, serve it."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        models = Models(os.environ.get("LDVC_MODEL", "lite"))
+    except LdvcError as error:
+        sys.exit(f"The model could not be loaded. {error}")
+    build_page(models).launch(**launch_options())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Pictures out: overlays, colours that people with any colour vision can tell apart, heat maps. No widgets.
+
+Heat maps use one colour scale for everything, with growing lightness from 0 to 1, and never rescale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+# A qualitative palette: strong hues that also differ in lightness. Names get their colour by hash, see `colours_for`.
+PALETTE = [
+    "#e69f00", "#56b4e9", "#00a878", "#f0e442", "#4477dd", "#e8590c", "#cc79a7", "#8b5cf6", "#b5e853", "#00b8b0",
+    "#ff8fab", "#a8703c", "#c9b1ff", "#7f9a2e", "#ff6f61", "#dcc48e", "#20c9ff", "#c2338f",
+]  # fmt: skip
+
+# Goes into the hash of every name. Found by search, so that by chance grass and trees are green, sky and water blue.
+HASH_SALT = 397933
+
+# The heat scale, from dark violet over red to pale yellow, interpolated linearly in between.
+HEAT_STOPS = ["#0d0829", "#3b0f62", "#6d1d70", "#a02a64", "#d14545", "#f0722c", "#fca524", "#f7d95c", "#fcfdc9"]
+
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
+# severity 1, for linear RGB: what people without M cones and without L cones see.
+DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
+PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
+
+NONE_COLOUR = "#8a8a8a"
+
+
+# ---- colours ----------------------------------------------------------------------------------------------------------
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """"#rrggbb" -> (r, g, b)."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _oklab(colours: np.ndarray) -> np.ndarray:
+    """sRGB in 0..255 (n, 3) -> Oklab (n, 3), in which distance is close to perceived difference (Ottosson, 2020)."""
+    return _linear_to_oklab(_linear(colours))
+
+
+def _linear(colours: np.ndarray) -> np.ndarray:
+    values = np.asarray(colours, dtype=np.float64) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
+    cones = linear @ np.array(
+        [[0.4122214708, 0.2119034982, 0.0883024619], [0.5363325363, 0.6806995451, 0.2817188376],
+         [0.0514459929, 0.1073969566, 0.6299787005]]
+    )  # fmt: skip
+    return np.cbrt(np.clip(cones, 0, None)) @ np.array(
+        [[0.2104542553, 1.9779984951, 0.0259040371], [0.7936177850, -2.4285922050, 0.7827717662],
+         [-0.0040720468, 0.4505937099, -0.8086757660]]
+    )  # fmt: skip
+
+
+def _perceived(colours: np.ndarray) -> np.ndarray:
+    """(n, 3) -> (3, n, 3): Oklab for usual, deuteranope and protanope vision."""
+    linear = _linear(colours)
+    views = (linear, linear @ DEUTERANOPIA.T, linear @ PROTANOPIA.T)
+    return np.stack([_linear_to_oklab(np.clip(view, 0, 1)) for view in views])
+
+
+def _extended_palette() -> np.ndarray:
+    """The palette, then 256 further colours by turning the hue by the golden angle at three lightnesses: (n, 3)."""
+    import colorsys
+
+    extra = []
+    for index in range(256):
+        hue = (0.11 + index * 0.61803398875) % 1
+        lightness = (0.42, 0.62, 0.78)[index % 3]
+        extra.append([channel * 255 for channel in colorsys.hls_to_rgb(hue, lightness, 0.68)])
+    return np.array([rgb(colour) for colour in PALETTE] + extra)
+
+
+_CANDIDATES = _extended_palette()
+_CANDIDATES_SEEN_AS = _perceived(_CANDIDATES)
+_DISTINCT = 0.09  # distance in Oklab from which two large areas are told apart at a glance
+
+
+def colours_for(names: Sequence[str]) -> list[str]:
+    """One colour per name: the same name has the same colour in every picture, unless that would clash.
+
+    A hash chooses from the palette. In a list, a name whose colour is too close to one already given (for usual vision or
+    for the two common kinds of colour blindness) moves on to the next that is distinct.
+
+    Returns:
+        "#rrggbb" for each name; no two are equal for up to 276 names.
+    """
+    chosen: list[int] = []
+    nearest = np.full(len(_CANDIDATES), np.inf)  # distance of each candidate to the closest colour given so far
+    for name in names:
+        digest = hashlib.sha256(f"{HASH_SALT}:{name.casefold()}".encode()).digest()
+        start = int.from_bytes(digest[:4], "big") % len(PALETTE)
+        order = [(start + step) % len(PALETTE) for step in range(len(PALETTE))]
+        order += range(len(PALETTE), len(_CANDIDATES))
+        index = next((i for i in order if nearest[i] >= _DISTINCT), None)
+        if index is None:
+            index = int(nearest.argmax())
+        chosen.append(index)
+        distance = np.linalg.norm(_CANDIDATES_SEEN_AS - _CANDIDATES_SEEN_AS[:, index : index + 1], axis=2).min(axis=0)
+        nearest = np.minimum(nearest, distance)
+        nearest[index] = -1.0
+    return ["#{:02x}{:02x}{:02x}".format(*(int(round(value)) for value in _CANDIDATES[index])) for index in chosen]
+
+
+def heat_table() -> np.ndarray:
+    """uint8 (256, 3): the colour of values 0..1."""
+    stops = np.array([rgb(stop) for stop in HEAT_STOPS], dtype=np.float64)
+    at = np.linspace(0, len(stops) - 1, 256)
+    return np.stack([np.interp(at, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=1).round().astype(np.uint8)
+
+
+_HEAT = heat_table()
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def fit_size(height: int, width: int, *, long_side: int) -> tuple[int, int]:
+    """(height, width) with the same aspect and no side longer than `long_side`; never enlarged."""
+    scale = min(1.0, long_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, 3) -> (height, width, 3)."""
+    if picture.shape[:2] == tuple(size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def grey_version(picture: np.ndarray) -> np.ndarray:
+    """float32 (H, W, 1) luminance in 0..255."""
+    return (picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+
+
+def outlines(labels: np.ndarray) -> np.ndarray:
+    """bool (H, W): pixels whose right or lower neighbour has another label, and those neighbours."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
+
+
+def overlay(
+    picture: np.ndarray,
+    labels: np.ndarray,
+    colours: Sequence[str],
+    *,
+    striped: Sequence[bool] | None = None,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Paint a label map over a photo.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        labels: int (H, W), index into `colours`, -1 = none of these: grey and dimmed, so that it does not look like a class.
+        colours: "#rrggbb" for each class.
+        striped: classes that are drawn with diagonal stripes (names never seen in training), so that colour is not the
+            only sign.
+        opacity: of the paint, 0..1.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    assert picture.shape[:2] == labels.shape, "picture and labels must have one size"
+    table = np.array([rgb(NONE_COLOUR), *(rgb(colour) for colour in colours)], dtype=np.float32)  # -1 is row 0
+    grey = grey_version(picture)
+    # Half of the photo's colour is taken out first, or the paint mixes with it to hues that the legend does not show.
+    base = 0.5 * picture.astype(np.float32) + 0.5 * grey
+    paint = table[labels + 1]
+    strength = np.full(labels.shape, opacity, dtype=np.float32)
+    if striped is not None and any(striped):
+        height, width = labels.shape
+        period = max(8, round(max(height, width) / 60))
+        diagonal = (np.arange(height)[:, None] + np.arange(width)[None]) % period < period * 0.4
+        on = np.array([False, *striped])[labels + 1]
+        strength = np.where(on & diagonal, opacity * 0.6, strength)
+    mixed = base * (1 - strength[..., None]) + paint * strength[..., None]
+    none = labels < 0
+    if none.any():
+        mixed[none] = 0.5 * grey[none] + 40
+    edge = outlines(labels)
+    mixed[edge] = 0.25 * mixed[edge] + 0.75 * 255
+    return mixed.clip(0, 255).astype(np.uint8)
+
+
+def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength: float = 0.8) -> np.ndarray:
+    """Draw values on the fixed scale from 0 to 1, over a pale grey version of the photo for orientation.
+
+    Args:
+        values: float (H, W) in 0..1.
+        picture: uint8 (H, W, 3), or None for the bare scale.
+        strength: share of the heat colour where there is a photo.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    heat = _HEAT[(values.clip(0, 1) * 255).round().astype(np.uint8)]
+    if picture is None:
+        return heat
+    assert picture.shape[:2] == values.shape, "picture and values must have one size"
+    grey = 128 + (grey_version(picture) - 128) * 0.9
+    return (heat * strength + grey * (1 - strength)).clip(0, 255).astype(np.uint8)
+
+
+def heat_gradient(*, strength: float = 0.8) -> str:
+    """The scale as a CSS gradient, mixed with middle grey as `heat_map` mixes it with the photo."""
+    colours = np.array([rgb(stop) for stop in HEAT_STOPS]) * strength + 128 * (1 - strength)
+    stops = ", ".join("#{:02x}{:02x}{:02x}".format(*(int(round(v)) for v in colour)) for colour in colours)
+    return f"linear-gradient(to right, {stops})"

@@ -1,0 +1,52 @@
+"""Every sentence of the page, in one place."""
+
+TITLE = "LDVC"
+TAGLINE = "Type any class names. See which pixels they are, and which names each pixel listens to."
+ABOUT = (
+    "Language-driven visual consensus: a frozen CLIP, prompts, and a small decoder in which patches agree with their "
+    "look-alikes (<em>local-consensus self-attention</em>, LCSA) before they listen to the class names."
+)
+
+PHOTO_LABEL = "Photo"
+PHOTO_HINT = "Drop a photo here, paste one, or click to choose"
+EXAMPLES_LABEL = "Or take an example"
+NAMES_LABEL = "Class names"
+NAMES_INFO = "Separated by commas. Any noun will do."
+NAMES_PLACEHOLDER = "dog, grass, cat"
+BACKGROUND_LABEL = "Allow “none of these”"
+BACKGROUND_INFO = "Pixels that no name fits well enough stay grey."
+THRESHOLD_LABEL = "Threshold"
+RUN = "Segment"
+
+NO_PHOTO = "Choose a photo first, or take one of the examples."
+ONE_NAME_ADDED = (
+    "Cross-attention is a softmax over the names: with one name it is 1 everywhere. So the context word “background” was "
+    "added for you."
+)
+REMOVE_CONTEXT = "Remove “background”"
+CONTEXT_WORD = "background"
+NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
+UNEXPECTED = "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
+
+RESULT_TITLE = "Segmentation"
+RESULT_EMPTY = "Your photo will appear here, painted by class name."
+OVERLAY_ALT = "The photo painted by class"
+SEEN = "seen"
+UNSEEN = "unseen"
+SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
+NONE_OF_THESE = "none of these"
+
+MAPS_TITLE = "One map per class"
+MAPS_HELP = "How sure the model is that a pixel is that class, each name judged by itself."
+
+ATTENTION_TITLE = "Cross-attention, with and without LCSA"
+ATTENTION_HELP = (
+    "Last decoder block, mean of all heads: which share of a patch’s attention goes to the chosen name. “Without” is a "
+    "decoder of its own that was trained without LCSA."
+)
+ATTENTION_WITH = "With LCSA"
+ATTENTION_WITHOUT = "Without LCSA"
+ATTENTION_NAME = "Attention to"
+ATTENTION_MISSING = "This checkpoint has no decoder that was trained without LCSA, so there is nothing to compare with."
+ATTENTION_ONE = "With one name, attention is 1 everywhere. Add a second name to see where it goes."
+SCALE_LABEL = "One fixed scale from 0 to 1 for all maps"

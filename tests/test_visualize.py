@@ -1,0 +1,118 @@
+"""Pictures out: colours that stay and can be told apart, overlays and heat maps that show what they claim."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ldvc.visualize import (
+    HEAT_STOPS,
+    NONE_COLOUR,
+    PALETTE,
+    _perceived,
+    colours_for,
+    fit_size,
+    heat_gradient,
+    heat_map,
+    heat_table,
+    outlines,
+    overlay,
+    resize_picture,
+    rgb,
+)
+
+LISTS = [
+    ["dog", "grass", "cat"],
+    ["building", "sky", "tree", "car", "road", "grass"],
+    ["person", "guitar", "trumpet", "sky", "wall", "floor", "chair", "table", "lamp", "window"],
+]
+
+
+def test_a_name_keeps_its_colour() -> None:
+    assert colours_for(["dog"]) == colours_for(["DOG"])
+    dog, grass = colours_for(["dog", "grass"])
+    assert colours_for(["dog"]) == [dog]
+    assert colours_for(["dog", "horse"])[0] == dog
+    assert dog in PALETTE and grass in PALETTE
+
+
+@pytest.mark.parametrize("names", LISTS)
+def test_colours_of_one_picture_can_be_told_apart(names: list[str]) -> None:
+    """For usual vision, deuteranopes and protanopes: no two are closer than what looks different at a glance."""
+    seen_as = _perceived(np.array([rgb(colour) for colour in colours_for(names)]))
+    for first, second in itertools.combinations(range(len(names)), 2):
+        distance = np.linalg.norm(seen_as[:, first] - seen_as[:, second], axis=1).min()
+        assert distance > 0.08, (names[first], names[second])
+
+
+def test_long_lists_have_no_two_equal_colours() -> None:
+    colours = colours_for([f"thing {i}" for i in range(200)])
+    assert len(set(colours)) == 200
+    assert NONE_COLOUR not in colours
+
+
+def test_oklab_of_known_colours() -> None:
+    """White, black and red as the inventor of Oklab publishes them."""
+    usual = _perceived(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))[0]
+    assert np.allclose(usual[0], [1, 0, 0], atol=1e-3)
+    assert np.allclose(usual[1], [0, 0, 0], atol=1e-6)
+    assert np.allclose(usual[2], [0.628, 0.225, 0.126], atol=1e-3)
+
+
+def test_overlay_paints_what_the_labels_say() -> None:
+    picture = np.full((40, 60, 3), 128, dtype=np.uint8)
+    labels = np.zeros((40, 60), dtype=int)
+    labels[:, 30:] = 1
+    labels[30:] = -1
+    painted = overlay(picture, labels, ["#ff0000", "#0000ff"], opacity=1.0)
+    assert painted.shape == picture.shape and painted.dtype == np.uint8
+    assert painted[10, 10].tolist() == [255, 0, 0]
+    assert painted[10, 50].tolist() == [0, 0, 255]
+    none = painted[36, 30]
+    assert none[0] == none[1] == none[2] and none[0] < 128  # grey and dimmed
+    assert (painted[10, 29:31] > 180).all()  # a pale line between classes
+
+
+def test_unseen_classes_are_striped() -> None:
+    picture = np.full((120, 120, 3), 128, dtype=np.uint8)
+    labels = np.zeros((120, 120), dtype=int)
+    plain = overlay(picture, labels, ["#ff0000"], striped=[False])
+    striped = overlay(picture, labels, ["#ff0000"], striped=[True])
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(striped.reshape(-1, 3), axis=0)) == 2
+    assert len(set(map(tuple, striped[60]))) == len(set(map(tuple, striped[:, 60]))) == 2  # diagonal: they cross both ways
+
+
+def test_outlines() -> None:
+    labels = np.zeros((5, 5), dtype=int)
+    assert not outlines(labels).any()
+    labels[2, 2] = 1
+    assert outlines(labels).sum() == 5  # the pixel and its four neighbours
+
+
+def test_heat_scale_is_fixed_and_grows_lighter() -> None:
+    table = heat_table()
+    assert table.shape == (256, 3)
+    lightness = _perceived(table)[0][:, 0]
+    assert (np.diff(lightness) > -1e-3).all() and lightness[0] < 0.25 and lightness[-1] > 0.9
+    low = heat_map(np.full((4, 4), 0.2))
+    mixed = heat_map(np.array([[0.2, 1.0]]))
+    assert (low == mixed[0, 0]).all()  # the same value has the same colour, whatever else is in the map
+    assert mixed[0, 1].tolist() == list(rgb(HEAT_STOPS[-1]))
+    assert (heat_map(np.array([[-1.0, 2.0]])) == heat_map(np.array([[0.0, 1.0]]))).all()
+
+
+def test_heat_map_over_a_photo_matches_the_colour_bar() -> None:
+    grey = np.full((2, 2, 3), 128, dtype=np.uint8)
+    drawn = heat_map(np.ones((2, 2)), grey, strength=0.8)[0, 0]
+    last = heat_gradient(strength=0.8).rstrip(")").split(", ")[-1]
+    assert np.abs(drawn.astype(int) - np.array(rgb(last))).max() <= 1
+
+
+def test_sizes() -> None:
+    assert fit_size(3000, 4000, long_side=1000) == (750, 1000)
+    assert fit_size(30, 40, long_side=1000) == (30, 40)
+    assert fit_size(1, 4000, long_side=100) == (1, 100)
+    assert resize_picture(np.zeros((30, 40, 3), np.uint8), (3, 4)).shape == (3, 4, 3)
