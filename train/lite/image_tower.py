@@ -211,6 +211,9 @@ def main() -> None:
         "--minutes", type=float, default=40, help="training time; the learning rate falls to zero by its end"
     )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--fixed-stem", action="store_true", help="leave the map into the ViT as it is: views stored behind it stay valid"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -252,6 +255,8 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         elapsed, step = saved["elapsed"], saved["step"]
 
+    if args.fixed_stem:
+        student.visual.conv1.requires_grad_(False)
     budget, start = args.minutes * 60, time.time() - elapsed
     while (elapsed := time.time() - start) < budget:
         for group in optimizer.param_groups:
@@ -277,6 +282,7 @@ def main() -> None:
         positive, unknown = labels.positive[photo[known, 0]], labels.unknown[photo[known, 0]]  # (B', L)
         used = positive.any(dim=0).nonzero().squeeze(1)
 
+        student.visual.conv1.train(not args.fixed_stem)  # the statistics of its batch norm
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cls, patches = student.embed_images(features, None if whole else pick)
         noisy = torch.cat([concept_targets[chosen], label_targets[used]])

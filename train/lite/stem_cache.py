@@ -5,9 +5,9 @@
 Each view (a random crop, or a mosaic of four) costs about 60 ms on one core. For each the cache holds
 - `features` (V, 400, 472) bfloat16: both depths of the stem on a 20 x 20 grid,
 - `top_classes`, `top_probabilities` (V, 400, 32): the network's own class evidence of that patch (its head applied per
-  location), multiplied by what it thinks of the whole crop and by the photo's label where one is known: a patch of a photo
-  of a dog that looks a bit like a dog is more likely a dog than the same patch elsewhere,
-- `image_probabilities` (V, 4, 1000): the same for each quadrant of the view (a plain view has four equal ones),
+  location). It is not sharpened by what the whole photo shows: that taught water to be a boat and grass to be a cow,
+- `image_probabilities` (V, 4, 1000): its opinion on each quadrant of the view (a plain view has four equal ones), half of it
+  the photo's label where one is known,
 - `photo` (V, 4): which photo lies in which quadrant.
 Stops and resumes at any chunk.
 """
@@ -122,9 +122,7 @@ def class_evidence(teacher: nn.Module, features: Tensor, known: Tensor, is_mosai
     image = 0.5 * quadrants.mean(dim=2).softmax(dim=-1) + 0.5 * quadrants.softmax(dim=-1).mean(dim=2)  # (B, 4, 1000)
     image = torch.where(is_mosaic[:, None, None], image, image.mean(dim=1, keepdim=True).expand_as(image))
     image = torch.where(known.sum(-1, keepdim=True) > 0, 0.5 * image + 0.5 * known, image)
-    prior = (image + 0.01).sqrt().unsqueeze(2)  # (B, 4, 1, 1000)
-    patch = F.normalize(quadrants.softmax(dim=-1) * prior, p=1, dim=-1)
-    patch = patch.reshape(B, 2, 2, half, half, -1).permute(0, 1, 3, 2, 4, 5).reshape(B, GRID * GRID, -1)
+    patch = logits.softmax(dim=-1).flatten(1, 2)  # (B, 400, 1000)
     return patch, image
 
 

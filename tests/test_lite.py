@@ -1,0 +1,97 @@
+"""The bundled model, as a visitor meets it: real photos, no network."""
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldvc import Predictor
+
+ROOT = Path(__file__).resolve().parents[1]
+LITE = ROOT / "assets" / "lite"
+EXAMPLES = ROOT / "assets" / "examples"
+ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
+
+
+@pytest.fixture(scope="module")
+def predictors() -> dict[str, Predictor]:
+    first = Predictor.from_pretrained("lite", arm="ldvc")
+    return {arm: first.sibling(arm) for arm in ARMS}
+
+
+def share(result, name: str) -> float:
+    """Part of the picture that a name covers."""
+    return float((result.labels == result.names.index(name)).mean())
+
+
+def test_files_fit_a_space() -> None:
+    files = [path for path in LITE.rglob("*") if path.is_file()]
+    sizes = {path.relative_to(LITE): path.stat().st_size for path in files}
+    assert max(sizes.values()) < 10_000_000, sizes
+    assert sum(sizes.values()) < 80_000_000
+
+
+def test_loads_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the bundled model asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    Predictor.from_pretrained("lite", arm="zegclip")
+
+
+@pytest.mark.parametrize("arm", ARMS[:3])
+def test_dog_on_grass(predictors: dict[str, Predictor], arm: str) -> None:
+    """The photo shows one dog in its left half; no cat."""
+    predictor = predictors[arm]
+    predictor.set_image(EXAMPLES / "dog.jpg")
+    result = predictor.segment(["dog", "grass", "cat"])
+    assert share(result, "dog") > 0.1 and share(result, "grass") > 0.1
+    assert share(result, "cat") < 0.05
+
+
+@pytest.mark.parametrize(("photo", "shown", "absent"), [("cat.jpg", "cat", "pizza"), ("horses.jpg", "horse", "boat")])
+def test_animals_score_above_what_is_not_there(
+    predictors: dict[str, Predictor], photo: str, shown: str, absent: str
+) -> None:
+    predictor = predictors["ldvc"]
+    predictor.set_image(EXAMPLES / photo)
+    result = predictor.segment([shown, absent], background=0.5)
+    assert share(result, shown) > 0.1
+    assert share(result, absent) < 0.02
+    assert result.scores[0].max() > 0.5 > result.scores[1].mean()
+
+
+def test_seen_names_are_those_of_the_checkpoint(predictors: dict[str, Predictor]) -> None:
+    predictor = predictors["ldvc"]
+    predictor.set_image(EXAMPLES / "dog.jpg")
+    assert predictor.segment(["dog", "grass", "accordion", "lighthouse"]).seen == [True, True, False, False]
+    listed = json.loads((LITE / "ldvc" / "config.json").read_text())["seen_names"]
+    assert {"dog", "grass", "pizza", "skirt", "pavement"} <= set(listed)
+
+
+def test_attention_with_and_without_lcsa_differ(predictors: dict[str, Predictor]) -> None:
+    maps = []
+    for arm in ("ldvc", "ldvc_without_lcsa"):
+        predictors[arm].set_image(EXAMPLES / "dog.jpg")
+        result = predictors[arm].segment(["dog", "grass", "cat"])
+        attention = np.asarray(result.cross_attention(layer=-1))
+        assert attention.sum(axis=0) == pytest.approx(1.0, abs=1e-4)
+        maps.append(attention)
+    assert np.abs(maps[0] - maps[1]).max() > 0.01
+
+
+def test_routing_stays_among_the_chosen_regions(predictors: dict[str, Predictor]) -> None:
+    predictors["ldvc"].set_image(EXAMPLES / "dog.jpg")
+    result = predictors["ldvc"].segment(["dog", "grass"])
+    height, width = result.grid
+    routing = result.routing(height // 2, width // 2)
+    chosen = np.zeros(routing.grid, dtype=bool)
+    for region in routing.regions:
+        top, left, bottom, right = routing.boxes[region]
+        chosen[top:bottom, left:right] = True
+    assert 0 < chosen.sum() < chosen.size
+    assert (routing.token_attention[:, ~chosen] == 0).all()
+    assert routing.token_attention.sum(axis=(1, 2)) == pytest.approx(1.0, abs=1e-4)
