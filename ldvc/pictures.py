@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ldvc.errors import InvalidImageError
 
@@ -51,7 +51,7 @@ def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
         )
     try:
         picture = _to_rgb(source)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files, TypeError and RuntimeError among them
         raise InvalidImageError("The picture is damaged or incomplete; save it again and retry.") from error
     if max_side is not None and max(picture.size) > max_side:
         scale = max_side / max(picture.size)
@@ -65,10 +65,10 @@ def _open(path: Path) -> Image.Image:
         raise InvalidImageError(f"There is no picture at {path}.")
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise InvalidImageError("This file is not a picture that can be read; use JPEG, PNG, WebP or GIF.") from error
     except Image.DecompressionBombError as error:
         raise InvalidImageError("The picture has too many pixels; make it smaller and try again.") from error
+    except Exception as error:  # as below: whatever a decoder makes of a file that it cannot read
+        raise InvalidImageError("This file is not a picture that can be read; use JPEG, PNG, WebP or GIF.") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -39,17 +39,14 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _oklab(colours: np.ndarray) -> np.ndarray:
-    """sRGB in 0..255 (n, 3) -> Oklab (n, 3), in which distance is close to perceived difference (Ottosson, 2020)."""
-    return _linear_to_oklab(_linear(colours))
-
-
 def _linear(colours: np.ndarray) -> np.ndarray:
+    """sRGB in 0..255 (n, 3) -> linear RGB in 0..1."""
     values = np.asarray(colours, dtype=np.float64) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
+    """Linear RGB (n, 3) -> Oklab (n, 3), in which distance is close to perceived difference (Ottosson, 2020)."""
     cones = linear @ np.array(
         [[0.4122214708, 0.2119034982, 0.0883024619], [0.5363325363, 0.6806995451, 0.2817188376],
          [0.0514459929, 0.1073969566, 0.6299787005]]

@@ -264,10 +264,12 @@ def test_bad_pictures_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: p
     Image.fromarray(halves(50, 50, 25)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
     (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "bare.tif").write_bytes(b"II*\0\x08\0\0\0" + bytes(6))  # a TIFF without dimensions: Pillow's TypeError
     bad = [
         tmp_path / "text.jpg",
         tmp_path / "cut.png",
         tmp_path / "empty.png",
+        tmp_path / "bare.tif",
         tmp_path / "missing.png",
         tmp_path,
         np.zeros((0, 5, 3), np.uint8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,7 @@ def test_first_answer(handlers: Handlers, photo: str) -> None:
         "name": "Zebra", "seen": False, "area": round(view.legend[1].share, 4), "colour": view.legend[1].colour
     }  # fmt: skip
     assert set(np.unique(view.label_map)) <= {1, 2}
+    assert "/" not in view.summary["model"], "where the checkpoint lies is nobody's business"
 
 
 def test_new_names_do_not_encode_the_photo_again(
@@ -99,6 +101,9 @@ def test_one_name_gets_company_that_can_be_removed(handlers: Handlers, photo: st
     assert view.names == "background"
     view, _ = handlers.segment(photo, "dog", False, 0.5, Visit(), add_context=False)
     assert view.names == "dog"
+    with pytest.raises(Problem, match="at least one") as caught:  # the names were deleted before the button was pressed
+        handlers.remove_context(photo, "", False, 0.5, visit)
+    assert caught.value.field == "names"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,14 @@ def test_problems_are_sentences_beside_a_field(
         handlers.segment(path, names, False, 0.5, visit)
     assert caught.value.field == field
     assert visit == Visit()
+
+
+def test_answers_and_problems_can_be_handed_to_another_process(handlers: Handlers, photo: str) -> None:
+    """ZeroGPU runs the actions in a process of its own."""
+    view, visit = pickle.loads(pickle.dumps(handlers.segment(photo, "dog, cat", False, 0.5, Visit())))
+    assert view.names == "dog, cat" and handlers.rethreshold(True, 1.0, visit)[0].none_share == pytest.approx(1, abs=0.01)
+    problem = pickle.loads(pickle.dumps(Problem("names", "Type a name.")))
+    assert (problem.field, str(problem)) == ("names", "Type a name.")
 
 
 def test_many_names(handlers: Handlers, photo: str) -> None:

@@ -136,8 +136,8 @@ def evaluate(
     return result
 
 
-def write_calibration(source: str, arm: str, calibration: dict[str, float]) -> None:
-    """Puts scale and bias into a local checkpoint's config.json.
+def write_calibration(source: str, arm: str, calibration: dict[str, float], *, key: str = "calibration") -> None:
+    """Puts scale and bias into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
 
     Raises:
         LdvcError: the checkpoint is not a local folder.
@@ -146,7 +146,7 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float]) -> N
         path = folder / "config.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            content["calibration"] = calibration
+            content[key] = calibration
             temporary = path.with_suffix(".json.new")
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, path)
@@ -249,6 +249,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
             for source, arm in jobs
         ]
+        if options.calibrate and options.clip_arm:
+            for result in results[1:]:
+                write_calibration(result["source"], result["arm"], results[0]["calibration"], key="clip_calibration")
     except LdvcError as error:
         sys.exit(f"error: {error}")
     table = markdown(results)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldvc.data import FolderDataset, Vocabulary, normalise, weights_digest
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve
 from ldvc.modeling.model import LDVC
+from ldvc.pictures import canvas_size
 from train.objective import similarity_logits
 
 OFFSET = 0.1  # gamma of ZegCLIP and its followers
@@ -38,16 +39,15 @@ class Stems:
 
 
 def resized(image: Image.Image, long_side: int, patch: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The photo with the given long side, padded on the right and at the bottom to whole patches.
+    """The photo as the predictor shows it to the tower: long side limited, padded right and below to whole patches.
 
     Returns:
-        (H, W, 3) uint8 and the (height, width) that is photo. The padding is mid-grey.
+        (H, W, 3) uint8 and the (height, width) that is photo. The padding repeats the last row and column.
     """
-    zoom = long_side / max(image.size)
-    width, height = (max(1, round(side * zoom)) for side in image.size)
-    pixels = np.asarray(image.resize((width, height), resample=Image.Resampling.BILINEAR))
+    height, width = canvas_size(image.height, image.width, inference={"long_side": long_side}, patch=patch)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
     padding = ((0, -height % patch), (0, -width % patch), (0, 0))
-    return np.pad(pixels, padding, constant_values=127), (height, width)
+    return np.pad(pixels, padding, mode="edge"), (height, width)
 
 
 def interpolation_matrix(size: int, cells: int, inner: float) -> Tensor:
@@ -71,7 +71,7 @@ def stems_of(
 ) -> Stems:
     """Stems of a data set, from the cache if they are there."""
     clip, device = model.clip, next(model.parameters()).device
-    key = json.dumps([dataset.stems, long_side, weights_digest(clip.visual), 1])
+    key = json.dumps([dataset.stems, long_side, weights_digest(clip.visual), 2])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     path = Path(cache_dir) / f"stems-{dataset.name}-{dataset.split}-{digest}.pt" if cache_dir else None
     if path is not None and path.is_file():
@@ -200,8 +200,8 @@ def _count_photo(
     alone: bool,
 ) -> None:
     height, width = target.shape
+    everything = decode(torch.arange(lowered.shape[0]))
     with torch.autocast(device_type="cpu", enabled=False):
-        everything = decode(torch.arange(lowered.shape[0]))
         rows = interpolation_matrix(height, everything.shape[-2], inner[0] / patch)
         columns = interpolation_matrix(width, everything.shape[-1], inner[1] / patch)
 

@@ -35,15 +35,18 @@ class Problem(LdvcError):
     """A sentence for the visitor and the field beside which it belongs: "photo", "names" or "run"."""
 
     def __init__(self, field: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.field = field
+        super().__init__(field, sentence)  # both, or it could not be handed to another process
+        self.field, self.sentence = field, sentence
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class Models:
     """The arms of one checkpoint, loaded when first needed and shared by all visitors."""
 
     def __init__(self, source: str = "lite", *, load: Callable[..., Predictor] = Predictor.from_pretrained) -> None:
-        self.source = source
+        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # of a path, its last part: visitors need not know folders
         self._lock = threading.Lock()
         self.main = load(source, arm=WITH_LCSA)
         self._others: dict[str, Predictor | None] = {WITH_LCSA: self.main}
@@ -137,10 +140,7 @@ class Handlers:
         """
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
-        try:
-            cleaned = clean_names(names or "")
-        except InvalidNamesError as error:
-            raise Problem("names", str(error)) from error
+        cleaned = self._cleaned(names)
         context_added, declined = False, visit.context_declined
         if add_context:
             cleaned, context_added, declined = self._with_context(cleaned, visit)
@@ -169,8 +169,12 @@ class Handlers:
     def remove_context(
         self, photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit
     ) -> tuple[View, Visit]:
-        """Segment again without the context word that the page had added."""
-        kept = [name for name in clean_names(names) if name.casefold() != texts.CONTEXT_WORD]
+        """Segment again without the context word that the page had added.
+
+        Raises:
+            Problem: as `segment`.
+        """
+        kept = [name for name in self._cleaned(names) if name.casefold() != texts.CONTEXT_WORD]
         if len(kept) == 1:
             visit = Visit(**{**vars(visit), "context_declined": kept[0].casefold()})
         return self.segment(photo, ", ".join(kept), use_background, threshold, visit)
@@ -188,6 +192,13 @@ class Handlers:
             return None
         visit.attended = name
         return self._attention_view(visit), visit
+
+    @staticmethod
+    def _cleaned(names: str | None) -> list[str]:
+        try:
+            return clean_names(names or "")
+        except InvalidNamesError as error:
+            raise Problem("names", str(error)) from error
 
     @staticmethod
     def _with_context(names: list[str], visit: Visit) -> tuple[list[str], bool, str]:
@@ -216,7 +227,7 @@ class Handlers:
         legend = [LegendEntry(name, seen, colour, share) for name, seen, colour, share in rows]
         none_share = None if result.background is None else max(0.0, 1 - sum(shares))
         summary = {
-            "model": self.models.source,
+            "model": self.models.name,
             "arm": result.arm,
             "size": {"width": result.size[1], "height": result.size[0]},
             "classes": [

@@ -21,8 +21,7 @@ class LegendEntry:
 
 
 def header(model: str) -> str:
-    """Title, what the page is for, and which model answers (of a path, its last part)."""
-    model = model.rstrip("/").rsplit("/", 1)[-1]
+    """Title, what the page is for, and which model answers."""
     return (
         f'<header class="ldvc-header"><div><h1>{texts.TITLE}</h1><p class="ldvc-tagline">{texts.TAGLINE}</p></div>'
         f'<span class="ldvc-model" title="The checkpoint that answers">model: {escape(model)}</span></header>'

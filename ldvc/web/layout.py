@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,7 @@ def launch_options() -> dict[str, Any]:
         "css": STYLE.read_text(encoding="utf-8"),
         "footer_links": ["api"],
         "state_session_capacity": MAX_VISITS,
+        "allowed_paths": [str(EXAMPLES_FOLDER)],  # wherever the page was started from
         "max_file_size": "50mb",
         "show_error": False,
         "ssr_mode": False,
@@ -100,7 +100,7 @@ def build_page(models: Models) -> gr.Blocks:
         title=f"{texts.TITLE}: segment a photo by any names", analytics_enabled=False, delete_cache=(3600, 7200)
     ) as page:
         visit = gr.State(None, time_to_live=VISIT_SECONDS)  # a Visit, once there is something to remember
-        gr.HTML(html.header(models.source))
+        gr.HTML(html.header(models.name))
 
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_classes="ldvc-question"):
@@ -238,16 +238,25 @@ def build_page(models: Models) -> gr.Blocks:
         def hide_problems() -> dict:
             return {component: gr.HTML("", visible=False) for component in problems.values()}
 
-        def answer(action: Callable, *arguments: Any) -> dict:
+        @on_gpu
+        def compute(action: str, *arguments: Any, **options: Any) -> tuple[View, Visit] | Problem:
+            """Run a method of `Handlers`. ZeroGPU does so in another process: only values go in and come out, no widgets."""
+            try:
+                return getattr(handlers, action)(*arguments, **options)
+            except Problem as problem:
+                return problem
+
+        def answer(action: str, *arguments: Any) -> dict:
             """Run an action that segments; a problem becomes a sentence beside its field and changes nothing else."""
             try:
-                view, after = action(*arguments)
-            except Problem as problem:
-                beside = {problems[problem.field]: gr.HTML(html.problem(str(problem)), visible=True)}
-                return {**hide_problems(), **beside, context_row: gr.Column(visible=False)}
+                found = compute(action, *arguments)
             except Exception:
                 log.exception("an action of the page failed")
                 return {**hide_problems(), run_problem: gr.HTML(html.problem(texts.UNEXPECTED), visible=True)}
+            if isinstance(found, Problem):
+                beside = {problems[found.field]: gr.HTML(html.problem(str(found)), visible=True)}
+                return {**hide_problems(), **beside, context_row: gr.Column(visible=False)}
+            view, after = found
             return {
                 **show(view),
                 **show_attention(view.attention),
@@ -261,15 +270,20 @@ def build_page(models: Models) -> gr.Blocks:
                 visit: after,
             }
 
-        @on_gpu
-        def press_segment(photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None) -> dict:
-            return answer(handlers.segment, photo, names, use_background, threshold, visit or Visit())
+        def ask(*arguments: Any) -> tuple[View, Visit]:
+            """Segment for a program: a problem becomes an error with the same sentence."""
+            found = compute("segment", *arguments, add_context=False)
+            if isinstance(found, Problem):
+                raise gr.Error(str(found), print_exception=False)
+            return found
 
-        @on_gpu
+        def press_segment(photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None) -> dict:
+            return answer("segment", photo, names, use_background, threshold, visit or Visit())
+
         def press_remove(
             photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None
         ) -> dict:
-            return answer(handlers.remove_context, photo, names, use_background, threshold, visit or Visit())
+            return answer("remove_context", photo, names, use_background, threshold, visit or Visit())
 
         def move_threshold(use_background: bool, threshold_value: float, visit_value: Visit | None) -> dict:
             found = handlers.rethreshold(use_background, threshold_value, visit_value or Visit())
@@ -286,7 +300,6 @@ def build_page(models: Models) -> gr.Blocks:
             path, _, fitting = examples[event.index]
             return {photo: path, names: fitting, **hide_problems(), context_row: gr.Column(visible=False)}
 
-        @on_gpu
         def api_segment(
             photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None
         ) -> tuple:
@@ -297,18 +310,16 @@ def build_page(models: Models) -> gr.Blocks:
             seen or unseen, area shares, colours. A client that asks again about the same photo does not wait for it to be
             encoded again.
             """
-            visit = ask(handlers.segment, photo, names, use_background, threshold, visit or Visit(), add_context=False)
-            view = handlers.segmentation_view(visit)
+            view, visit = ask(photo, names, use_background, threshold, visit or Visit())
             return view.overlay, view.label_map, view.summary, visit
 
-        @on_gpu
         def api_attention(photo: str | None, names: str, name: str, visit: Visit | None) -> tuple:
             """Cross-attention of the last decoder block to one of the names, with and without LCSA.
 
             Colours are the page's heat scale from 0 to 1.
             """
-            visit = ask(handlers.segment, photo, names, False, 0.5, visit or Visit(), add_context=False)
-            found = handlers.attend(name.strip(), visit)
+            _, visit = ask(photo, names, False, 0.5, visit or Visit())
+            found = handlers.attend((name or "").strip(), visit)
             if found is None:
                 raise gr.Error(texts.NOT_ASKED_FOR.format(name=name), print_exception=False)
             return found[0].with_lcsa, found[0].without_lcsa, visit
@@ -341,11 +352,3 @@ def build_page(models: Models) -> gr.Blocks:
         )
 
     return page
-
-
-def ask(action: Callable[..., tuple[View, Visit]], *arguments: Any, **options: Any) -> Visit:
-    """Run an action for a program: a problem becomes an error with the same sentence."""
-    try:
-        return action(*arguments, **options)[1]
-    except Problem as problem:
-        raise gr.Error(str(problem), print_exception=False) from problem

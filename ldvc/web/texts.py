@@ -37,7 +37,7 @@ SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the
 NONE_OF_THESE = "none of these"
 
 MAPS_TITLE = "One map per class"
-MAPS_HELP = "How sure the model is that a pixel is that class, each name judged by itself."
+MAPS_HELP = "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
 
 ATTENTION_TITLE = "Cross-attention, with and without LCSA"
 ATTENTION_HELP = (

@@ -8,6 +8,7 @@ work=${2:-work/lite}
 
 OMP_NUM_THREADS=1 python -m train.lite.stem_cache --data "$data" --work "$work" &
 stem=$!
+trap 'kill "$stem" 2>/dev/null || true' EXIT
 OMP_NUM_THREADS=1 python -m train.lite.text_targets --work "$work"
 OMP_NUM_THREADS=1 python -m train.lite.text_tower --work "$work" --minutes 15
 wait "$stem"
