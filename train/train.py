@@ -314,6 +314,7 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
     clip = model.config.clip
     if Path(clip).is_dir():
         clip = os.path.relpath(clip, folder)
+        clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
     metadata = {
         "seen_names": vocabulary.spellings,
         "calibration": {"scale": 1.0, "bias": 0.0},
