@@ -29,7 +29,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
 from ldvc.errors import InvalidImageError
 from ldvc.modeling.attention import Routing
-from ldvc.modeling.model import LDVC
+from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import SeenNames, clean_names
 from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
@@ -255,7 +255,9 @@ class Predictor:
         for features, window in zip(self._features(state), state.windows, strict=True):
             features = move(features, self.device)
             if self.arm == PLAIN_CLIP:
-                outputs.append(WindowOutput(window, self._similarity(features, embeddings)))
+                clip = self.model.clip
+                logits = similarity_logits(features.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
+                outputs.append(WindowOutput(window, logits[0].unflatten(-1, features.grid).cpu()))
             else:
                 decoded = self.model.decode(features, embeddings, return_attention=attention)
                 outputs.append(
@@ -278,12 +280,6 @@ class Predictor:
             background=background,
             refine=refine,
         )
-
-    def _similarity(self, features: ImageFeatures, embeddings: Tensor) -> Tensor:
-        """Cosine of patches and names as logits of the frozen towers: (C, h, w)."""
-        patches = F.normalize(features.patch_features[0], dim=-1)  # (N, d)
-        logits = F.normalize(embeddings, dim=-1) @ patches.T * self.model.clip.scale + self.model.clip.bias
-        return logits.unflatten(1, features.grid).float().cpu()
 
 
 def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:

@@ -21,7 +21,6 @@ from train.objective import (
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
-    similarity_logits,
     usable_concepts,
 )
 from train.options import ConfigError, TrainConfig, load_config
@@ -241,13 +240,3 @@ def test_plain_attention_equals_the_fused_one() -> None:
         with fast_attention():
             again = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
         torch.testing.assert_close(again, fused)
-
-
-def test_similarity_is_the_frozen_models(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
-    config = TrainConfig(sets={"x": 1.0}, model={"clip": str(tiny_clip_folder), "decoder_heads": 4}).model_config()
-    model = LDVC(config, tiny_clip).eval()
-    images = torch.randn(2, 3, 64, 64)
-    features = model.image_tower(images, prompted=False).patch_features
-    names = ["dog", "potted plant"]
-    logits = similarity_logits(features, model.frozen_embeddings(names), scale=tiny_clip.scale, bias=tiny_clip.bias)
-    torch.testing.assert_close(logits.unflatten(-1, (4, 4)), model.frozen_logits(images, names=names))

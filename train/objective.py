@@ -6,29 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ldvc.data import BACKGROUND, VOID, Vocabulary, canonical_set
 from ldvc.losses import mask_loss, preservation_loss
-from ldvc.modeling.model import LDVC
+from ldvc.modeling.model import LDVC, similarity_logits
 from train.options import TrainConfig
-
-
-def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
-    """Plain CLIP similarity: scale * cos(patch, name) + bias, in float32 (a rounded cosine times the scale would be coarse).
-
-    Args:
-        patch_features: (B, N, d). class_embeddings: (C, d).
-
-    Returns:
-        (B, C, N).
-    """
-    with torch.autocast(device_type=patch_features.device.type, enabled=False):
-        patches = F.normalize(patch_features.float(), dim=-1)
-        names = F.normalize(class_embeddings.float(), dim=-1)
-        return scale * (names @ patches.mT) + bias
 
 
 def usable_concepts(concepts: Sequence[str], vocabulary: Vocabulary, hidden: frozenset[str]) -> list[str]:

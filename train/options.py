@@ -6,7 +6,7 @@ A field of `ldvc.config.ModelConfig` may stand wherever a field of `TrainConfig`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,3 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
         return TrainConfig(**{key: _number_if_text(value) for key, value in values.items()})
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """A copy with some fields replaced."""
-    return replace(config, **changes)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ldvc.data import FolderDataset, Vocabulary, normalise, weights_digest
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve
-from ldvc.modeling.model import LDVC
+from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.pictures import canvas_size
-from train.objective import similarity_logits
 
 OFFSET = 0.1  # gamma of ZegCLIP and its followers
 Decode = Callable[[Tensor], Tensor]

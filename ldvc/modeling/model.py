@@ -18,6 +18,21 @@ from ldvc.modeling.towers import DEFAULT_GATE, ImageFeatures, ImageTower, TextTo
 ZEGCLIP_PARAMETERS = 13_800_000  # learnable parameters of ZegCLIP, as published (of which 3.15M are never used)
 
 
+def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
+    """Plain CLIP similarity: scale * cos(patch, name) + bias, in float32 (a rounded cosine times the scale would be coarse).
+
+    Args:
+        patch_features: (B, N, d). class_embeddings: (C, d).
+
+    Returns:
+        (B, C, N).
+    """
+    with torch.autocast(device_type=patch_features.device.type, enabled=False):
+        patches = F.normalize(patch_features.float(), dim=-1)
+        names = F.normalize(class_embeddings.float(), dim=-1)
+        return scale * (names @ patches.mT) + bias
+
+
 class LDVC(nn.Module):
     """Segments pictures by names, in any of the three arms.
 
@@ -122,10 +137,8 @@ class LDVC(nn.Module):
         features = self.image_tower(images, stem=stem, prompted=False)
         if not (isinstance(names, Tensor) and names.is_floating_point()):
             names = self.frozen_embeddings(names)
-        with torch.autocast(names.device.type, enabled=False):
-            patches = F.normalize(features.patch_features.float(), dim=-1)  # (B, N, d)
-            cosine = F.normalize(names.float(), dim=-1) @ patches.transpose(1, 2)  # (B, C, N)
-        return (cosine * self.clip.scale + self.clip.bias).unflatten(-1, features.grid)
+        logits = similarity_logits(features.patch_features, names, scale=self.clip.scale, bias=self.clip.bias)
+        return logits.unflatten(-1, features.grid)
 
     @torch.no_grad()
     def frozen_embeddings(self, names: Sequence[str] | Tensor) -> Tensor:
