@@ -35,6 +35,7 @@ from train.lite.wordnet import PERSON_LEXNAME, VISIBLE_LEXNAMES, WordNet
 
 BATCH = 32
 CONCEPTS = 256
+EVERYDAY = 64  # of them are words from the list made by hand
 PATCHES = 200  # of 400 enter a step, which halves its time (as FLIP does, Li et al. 2023) ...
 WHOLE_SHARE = 0.25  # ... but for the last quarter of the training, so that the ViT ends on whole grids
 
@@ -224,6 +225,7 @@ def main() -> None:
     leaves = torch.zeros(1000, len(concepts))
     for k, concept in enumerate(concepts):
         leaves[concept["leaves"], k] = 1
+    everyday = torch.tensor([k for k, concept in enumerate(concepts) if concept["everyday"]])
     labels = PhotoLabels(json.loads((args.work / "photos.json").read_text()), row, WordNet())
     probe = Probe(args.data, args.work, row)
     if (args.work / "text.pt").exists():
@@ -272,10 +274,13 @@ def main() -> None:
             torch.from_numpy(arrays["top_classes"][rows].astype(np.int64))[:, pick],
             torch.from_numpy(arrays["top_probabilities"][rows]).float()[:, pick],
         )
-        # Half of the concepts are those that this batch shows most, the other half are random.
+        # Half of the concepts are those that this batch shows most, the other half are random, many of them everyday words.
         shown = (image_probabilities.amax(dim=(0, 1)) @ leaves) / leaves.sum(0).sqrt()
         shown = shown * torch.rand_like(shown)
-        chosen = torch.cat([shown.topk(CONCEPTS // 2).indices, torch.randint(len(concepts), (CONCEPTS // 2,))]).unique()
+        anything = torch.randint(len(concepts), (CONCEPTS // 2 - EVERYDAY,))
+        chosen = torch.cat(
+            [shown.topk(CONCEPTS // 2).indices, everyday[torch.randint(len(everyday), (EVERYDAY,))], anything]
+        ).unique()
 
         plain = (photo == photo[:, :1]).all(dim=1)  # labels speak of whole photos, not of mosaics
         known = plain & labels.labelled[photo[:, 0]]

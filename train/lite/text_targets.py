@@ -17,6 +17,7 @@ import json
 import random
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.lite.wordnet import VISIBLE_LEXNAMES, Concept, WordNet, imagenet_concepts
+from train.lite.wordnet import VISIBLE_LEXNAMES, Concept, WordNet, imagenet_concepts, with_everyday
 
 MODIFIERS = [
     "red",
@@ -125,10 +126,13 @@ def collect_names(wordnet: WordNet, concepts: list[Concept], seed: int) -> dict[
     for name in wordnet.common_nouns:
         entries[name] = {"gloss": wordnet.visible_sense(name).gloss}
     for concept in concepts:
-        entries[concept.name] = {"gloss": wordnet.synsets[concept.offset].gloss}
+        if concept.offset:
+            entries[concept.name] = {"gloss": wordnet.synsets[concept.offset].gloss}
     for name, gloss in CLASS_LIST_NAMES.items():
         sense = wordnet.visible_sense(name)
         entries[name] = {"gloss": gloss or (sense.gloss if sense else None)}
+    for concept in concepts:
+        entries.setdefault(concept.name, {"gloss": None})
     rng = random.Random(seed)
     visible = [n for n in wordnet.common_nouns if " " not in n and wordnet.visible_sense(n).lexname in VISIBLE_LEXNAMES]
     everyday = [n for n in visible if len(n) <= 8]  # short words are the common ones
@@ -148,7 +152,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     wordnet = WordNet()
-    concepts = imagenet_concepts(wordnet, timm.data.ImageNetInfo("imagenet-1k").label_names())
+    imagenet = timm.data.ImageNetInfo("imagenet-1k")
+    titles = [description.split(",")[0] for description in imagenet.label_descriptions()]
+    concepts = with_everyday(imagenet_concepts(wordnet, imagenet.label_names()), titles)
     entries = collect_names(wordnet, concepts, args.seed)
     base = [name for name, entry in entries.items() if "singular" not in entry]
     encode = SentenceEncoder()
@@ -168,7 +174,7 @@ def main() -> None:
     np.save(args.work / "targets.npy", targets[rows].numpy().astype(np.float16))
     (args.work / "names.json").write_text(json.dumps(list(entries)))
     (args.work / "concepts.json").write_text(
-        json.dumps([{"name": c.name, "offset": c.offset, "leaves": c.leaves} for c in concepts])
+        json.dumps([asdict(concept) for concept in concepts])
     )
     CONCEPT_LIST.write_text("\n".join(sorted(c.name for c in concepts)) + "\n")
     print(f"{len(entries)} names, {len(concepts)} concepts", flush=True)

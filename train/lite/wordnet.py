@@ -3,14 +3,19 @@
 Reads the files of Debian's package `wordnet-base` (format: `man 5 wndb`). ImageNet's class ids are offsets of WordNet 3.0
 synsets ("n02084071" is synset 02084071, dog), so an ImageNet classifier's probabilities can be summed over all leaves
 below a synset: "dog" is 118 of the 1,000 classes.
+
+Hypernyms alone miss many everyday words: WordNet's first "banana" is a herb and its "sheep" leads to one of the two kinds
+that ImageNet has. `everyday_concepts.json` says by hand which classes show what people call by such a word.
 """
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 WORDNET_DIR = Path("/usr/share/wordnet")
+EVERYDAY_CONCEPTS = Path(__file__).with_name("everyday_concepts.json")
 
 # Lexicographer files (man 5 lexnames) of nouns that a photo can show, persons last: WordNet's first "whale" is a large person.
 VISIBLE_LEXNAMES = frozenset(
@@ -119,8 +124,9 @@ class Concept:
     """A name for a set of ImageNet classes."""
 
     name: str
-    offset: str
+    offset: str  # of the synset; empty for a word of the list alone
     leaves: tuple[int, ...]  # ImageNet class indices
+    everyday: bool = False  # a word that people use for them, from the list made by hand
 
 
 def imagenet_concepts(wordnet: WordNet, class_ids: list[str], *, max_leaves: int = 700) -> list[Concept]:
@@ -146,6 +152,25 @@ def imagenet_concepts(wordnet: WordNet, class_ids: list[str], *, max_leaves: int
         name = concept_name(wordnet, synset)
         concepts.setdefault(name, Concept(name, offset, tuple(indices)))
     return list(concepts.values())
+
+
+def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Concept]:
+    """The concepts, joined by those of `everyday_concepts.json`; a name that both have gets the classes of both.
+
+    Args:
+        concepts: of `imagenet_concepts`.
+        class_titles: the first name of each ImageNet class, in the classifier's order.
+
+    Raises:
+        ValueError: the file names a class that ImageNet does not have.
+    """
+    joined = {concept.name: concept for concept in concepts}
+    for entry in json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8")):
+        leaves = {class_titles.index(title) for title in entry["classes"]}
+        for name in entry["names"]:
+            known = joined.get(name, Concept(name, "", ()))
+            joined[name] = Concept(name, known.offset, tuple(sorted(leaves | set(known.leaves))), everyday=True)
+    return list(joined.values())
 
 
 def concept_name(wordnet: WordNet, synset: Synset) -> str:
