@@ -29,11 +29,12 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
 from ldvc.errors import InvalidImageError
 from ldvc.modeling.attention import Routing
+from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import SeenNames, clean_names
 from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
-from ldvc.result import Segmentation, WindowOutput
+from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
 PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)
@@ -225,6 +226,8 @@ class Predictor:
         background: float | None = None,
         image: ImageState | None = None,
         attention: bool = True,
+        features: bool = False,
+        skip_lcsa: bool = False,
         refine: bool = False,
     ) -> Segmentation:
         """Segment the photo into the named classes.
@@ -235,6 +238,8 @@ class Predictor:
                 "none of these".
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
             attention: keep cross-attention and routing, readable from the result.
+            features: keep patch features and class embeddings before and after the decoder.
+            skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the arm without LCSA.
             refine: let the edges of the score maps follow the photo's (guided filter).
 
         Raises:
@@ -252,20 +257,23 @@ class Predictor:
         names = clean_names(names)
         embeddings = self.encode_names(names)
         outputs = []
-        for features, window in zip(self._features(state), state.windows, strict=True):
-            features = move(features, self.device)
+        for encoded, window in zip(self._features(state), state.windows, strict=True):
+            encoded = move(encoded, self.device)
             if self.arm == PLAIN_CLIP:
                 clip = self.model.clip
-                logits = similarity_logits(features.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
-                outputs.append(WindowOutput(window, logits[0].unflatten(-1, features.grid).cpu()))
+                logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
+                outputs.append(WindowOutput(window, logits[0].unflatten(-1, encoded.grid).cpu()))
             else:
-                decoded = self.model.decode(features, embeddings, return_attention=attention)
+                decoded = self.model.decode(
+                    encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa
+                )
                 outputs.append(
                     WindowOutput(
                         window,
                         decoded.mask_logits[0].float().cpu(),
                         [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
                         [routing_to_cpu(layer) for layer in decoded.routing or ()],
+                        decoder_features(decoded) if features else None,
                     )
                 )
         return Segmentation(
@@ -280,6 +288,12 @@ class Predictor:
             background=background,
             refine=refine,
         )
+
+
+def decoder_features(decoded: DecoderOutput) -> DecoderFeatures:
+    """Before and after the decoder, for the first picture of the batch, on the CPU."""
+    names = ("patch_features_before", "patch_features", "class_embeddings_before", "class_embeddings")
+    return DecoderFeatures(*(getattr(decoded, name)[0].float().cpu() for name in names))
 
 
 def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:

@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 CHUNK = 32_000_000  # values of score maps that are worked on at once
 
 
+@dataclass(frozen=True)
+class DecoderFeatures:
+    """What went into the decoder and what came out, of one window; d is CLIP's joint width.
+
+    Attributes:
+        patches_before, patches_after: (N, d), float32.
+        classes_before, classes_after: (C, d), float32; before is what the text adapter made of the names for this photo.
+    """
+
+    patches_before: Tensor
+    patches_after: Tensor
+    classes_before: Tensor
+    classes_after: Tensor
+
+
 @dataclass
 class WindowOutput:
     """What the decoder said about one window.
@@ -35,12 +50,14 @@ class WindowOutput:
         logits: (C, h, w), one value per patch, padding included.
         cross_attention: for each layer (heads, C, h, w), softmax over the names.
         routing: for each layer; empty without LCSA.
+        features: before and after the decoder, or None if not asked for.
     """
 
     window: Window
     logits: Tensor
     cross_attention: list[Tensor] = field(default_factory=list)
     routing: list[Routing] = field(default_factory=list)
+    features: DecoderFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +229,17 @@ class Segmentation:
         row = min(max(int((at[0] - output.window.top) // self._patch), 0), grid[0] - 1)
         column = min(max(int((at[1] - output.window.left) // self._patch), 0), grid[1] - 1)
         return patch_routing(output.routing[layer], row=row, column=column, grid=grid, window=output.window)
+
+    @property
+    def features(self) -> list[DecoderFeatures]:
+        """Patch features and class embeddings before and after the decoder, window by window.
+
+        Raises:
+            LdvcError: this result has none (plain similarity, or `features=False`).
+        """
+        if self._outputs[0].features is None:
+            raise LdvcError("This result holds no features: segment with features=True and an arm that has a decoder.")
+        return [output.features for output in self._outputs]
 
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
