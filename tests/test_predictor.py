@@ -60,7 +60,7 @@ class ColourModel:
         self.encoded_names += names
         return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
 
-    def decode(self, features, embeddings, *, return_attention=False):
+    def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
         distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
         logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
         attention = [logits.softmax(dim=1)[:, None]] if return_attention else None

@@ -49,9 +49,14 @@ def notice(sentence: str) -> str:
     return f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
 
 
+def empty(sentence: str) -> str:
+    """What stands where a result will be, and how to get it."""
+    return f'<p class="ldvc-empty">{escape(sentence)}</p>'
+
+
 def empty_result() -> str:
-    """What stands where results will be."""
-    return f'<p class="ldvc-empty">{texts.RESULT_EMPTY}</p>'
+    """What stands where the painted photo will be."""
+    return empty(texts.RESULT_EMPTY)
 
 
 def percent(share: float) -> str:

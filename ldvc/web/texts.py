@@ -25,8 +25,16 @@ ONE_NAME_ADDED = (
 )
 REMOVE_CONTEXT = "Remove “background”"
 CONTEXT_WORD = "background"
+NO_SUCH_MODEL = "There is no such model; choose one of {names}."
+FULL_MISSING = (
+    "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here: train one "
+    "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Lite answers meanwhile."
+)
+FULL_FAILED = "The full model could not be loaded."
 NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
-UNEXPECTED = "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
+UNEXPECTED = (
+    "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
+)
 
 RESULT_TITLE = "Segmentation"
 RESULT_EMPTY = "Your photo will appear here, painted by class name."
@@ -37,7 +45,9 @@ SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the
 NONE_OF_THESE = "none of these"
 
 MAPS_TITLE = "One map per class"
-MAPS_HELP = "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
+MAPS_HELP = (
+    "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
+)
 
 ATTENTION_TITLE = "Cross-attention, with and without LCSA"
 ATTENTION_HELP = (
