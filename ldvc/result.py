@@ -241,6 +241,16 @@ class Segmentation:
             raise LdvcError("This result holds no features: segment with features=True and an arm that has a decoder.")
         return [output.features for output in self._outputs]
 
+    @property
+    def embedding_classes(self) -> list[int]:
+        """For each class embedding of `features`, the index of its name."""
+        return list(range(len(self.names)))
+
+    @property
+    def patch_labels(self) -> list[np.ndarray]:
+        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part."""
+        return [output.logits.argmax(dim=0).flatten().numpy() for output in self._outputs]
+
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
         height, width = self.size
