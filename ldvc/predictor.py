@@ -32,7 +32,7 @@ from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import SeenNames, clean_names
+from ldvc.names import SeenNames, clean_names, synonyms_of
 from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
 from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
@@ -234,6 +234,8 @@ class Predictor:
 
         Args:
             names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
+                "sofa | couch" is one class with two words: each is encoded by itself, the class's score is the higher of
+                theirs (patch by patch), its attention the sum of theirs, and it counts as seen if one of them does.
             background: None = the best name everywhere; a number t in 0..1 = pixels where no score reaches t are -1,
                 "none of these".
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
@@ -254,15 +256,17 @@ class Predictor:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
         if state.family != self.family:  # encoded by other towers
             state = self.encode_image(state.picture)
-        names = clean_names(names)
-        embeddings = self.encode_names(names)
+        classes = clean_names(names)
+        words = [synonyms_of(name) for name in classes]
+        embeddings = self.encode_names([word for group in words for word in group])
+        join = Synonyms([len(group) for group in words])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):
             encoded = move(encoded, self.device)
             if self.arm == PLAIN_CLIP:
                 clip = self.model.clip
                 logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
-                outputs.append(WindowOutput(window, logits[0].unflatten(-1, encoded.grid).cpu()))
+                outputs.append(WindowOutput(window, join.best(logits[0].unflatten(-1, encoded.grid).cpu())))
             else:
                 decoded = self.model.decode(
                     encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa
@@ -270,15 +274,16 @@ class Predictor:
                 outputs.append(
                     WindowOutput(
                         window,
-                        decoded.mask_logits[0].float().cpu(),
-                        [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
+                        join.best(decoded.mask_logits[0].float().cpu()),
+                        [join.total(layer[0].float().cpu(), dim=1) for layer in decoded.cross_attention or ()],
                         [routing_to_cpu(layer) for layer in decoded.routing or ()],
-                        decoder_features(decoded) if features else None,
+                        join.first(decoder_features(decoded)) if features else None,
                     )
                 )
         return Segmentation(
-            names=names,
-            seen=[name in self.seen_names for name in names],
+            names=[group[0] for group in words],
+            synonyms=words,
+            seen=[name in self.seen_names for name in classes],
             arm=self.arm,
             picture=state.picture,
             canvas=state.canvas,
@@ -287,6 +292,36 @@ class Predictor:
             calibration=self.calibration,
             background=background,
             refine=refine,
+        )
+
+
+class Synonyms:
+    """Joins what was computed word by word into classes; `counts` has the number of words of each class."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.starts = [sum(counts[:i]) for i in range(len(counts))]
+        self.ends = [start + count for start, count in zip(self.starts, counts, strict=True)]
+        self.trivial = all(count == 1 for count in counts)
+
+    def best(self, logits: Tensor) -> Tensor:
+        """(words, ...) -> (classes, ...): a class fits as well as the best of its words."""
+        if self.trivial:
+            return logits
+        return torch.stack([logits[i:j].amax(dim=0) for i, j in zip(self.starts, self.ends, strict=True)])
+
+    def total(self, attention: Tensor, *, dim: int) -> Tensor:
+        """Words along `dim` -> classes: shares of attention exclude each other, so those of a class add up."""
+        if self.trivial:
+            return attention
+        parts = [attention.narrow(dim, i, j - i).sum(dim) for i, j in zip(self.starts, self.ends, strict=True)]
+        return torch.stack(parts, dim=dim)
+
+    def first(self, features: DecoderFeatures) -> DecoderFeatures:
+        """Of a class's embeddings, the one of its first word stands for it."""
+        return replace(
+            features,
+            classes_before=features.classes_before[self.starts],
+            classes_after=features.classes_after[self.starts],
         )
 
 

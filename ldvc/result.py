@@ -32,7 +32,8 @@ class DecoderFeatures:
 
     Attributes:
         patches_before, patches_after: (N, d), float32.
-        classes_before, classes_after: (C, d), float32; before is what the text adapter made of the names for this photo.
+        classes_before, classes_after: (C, d), float32; before is what the text adapter made of the names for this photo. Of
+            synonyms, the first.
     """
 
     patches_before: Tensor
@@ -119,7 +120,8 @@ class Segmentation:
     """The answer to `Predictor.segment`.
 
     Attributes:
-        names: the cleaned class names; label i means names[i].
+        names: the class names; label i means names[i]. Of synonyms, the first.
+        synonyms: for each class its words; one, mostly.
         seen: for each name, whether the checkpoint saw masks of it in training.
         arm: which arm answered.
         picture: uint8 (H, W, 3), the photo.
@@ -140,8 +142,10 @@ class Segmentation:
         calibration: tuple[float, float] = (1.0, 0.0),
         background: float | None = None,
         refine: bool = False,
+        synonyms: list[list[str]] | None = None,
     ) -> None:
         self.names = names
+        self.synonyms = [[name] for name in names] if synonyms is None else synonyms
         self.seen = seen
         self.arm = arm
         self.picture = picture

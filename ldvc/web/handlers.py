@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ldvc.errors import InvalidImageError, InvalidNamesError
-from ldvc.names import clean_names
+from ldvc.names import clean_names, synonyms_of
 from ldvc.pictures import load_picture
 from ldvc.predictor import ImageState
 from ldvc.result import Segmentation
@@ -106,14 +106,16 @@ class Handlers:
             raise Problem("photo", str(error)) from error
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
+        titles = [synonyms_of(name)[0] for name in cleaned]
         after = replace(
             visit,
             model=key,
             fingerprint=fingerprint,
-            names=cleaned,
+            asked=cleaned,
+            names=titles,
             background=float(threshold) if use_background else None,
             results={},
-            chosen=visit.chosen if visit.chosen in cleaned else cleaned[0],
+            chosen=visit.chosen if visit.chosen in titles else titles[0],
             context_added=context_added,
             context_declined=declined,
             version=visit.version + 1,
@@ -138,7 +140,7 @@ class Handlers:
         """
         missing = tuple(arm for arm in arms if arm not in visit.results)
         if missing:
-            visit.image, found = self.compute(visit, answer, visit.image, visit.names, missing)
+            visit.image, found = self.compute(visit, answer, visit.image, visit.asked, missing)
             visit.results.update(found)
         results = [visit.results[arm] for arm in arms]
         for result in results:
@@ -188,7 +190,7 @@ def answer(
         predictor = models.other(MAIN_ARM if arm == LCSA_OFF else arm)
         found[arm] = None
         if predictor is not None:
-            found[arm] = predictor.segment(names, image=state, skip_lcsa=arm == LCSA_OFF)
+            found[arm] = predictor.segment(names, image=state, features=True, skip_lcsa=arm == LCSA_OFF)
     return state, found
 
 
@@ -209,7 +211,7 @@ def with_context(names: list[str], visit: Visit) -> tuple[list[str], bool, str]:
     if len(names) > 1:
         return names, False, ""
     name = names[0].casefold()
-    shown_last = [each.casefold() for each in visit.names]
+    shown_last = [each.casefold() for each in visit.asked]
     # Whoever deletes the word from the list by hand and asks again has declined it, too.
     deleted = shown_last == [name, texts.CONTEXT_WORD]
     if name in (texts.CONTEXT_WORD, visit.context_declined) or deleted:

@@ -91,7 +91,7 @@ class Question:
     def answered(self, visit: Visit) -> dict:
         """Updates after a question that was answered."""
         return {
-            self.names: ", ".join(visit.names),
+            self.names: ", ".join(visit.asked),
             self.context_row: gr.Column(visible=visit.context_added),
             **self.no_problems(),
         }

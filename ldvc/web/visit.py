@@ -29,7 +29,9 @@ class Visit:
         model: key of the model choice; empty = the page's own.
         fingerprint: of the photo that `image` encodes.
         image: the encoded photo: new names do not encode it again.
-        names: the cleaned class names of the question, synonyms joined by " | "; empty before the first question.
+        asked: the cleaned class names of the question, synonyms joined by " | "; what a model is asked.
+        names: one title per class, the first of its synonyms, the same as `names` of every result; empty before the first
+            question.
         background: threshold of "none of these", or None.
         results: by arm, filled when first asked for; see `Handlers.results`.
         chosen: the class that the tabs show, one of `names`; shared by them.
@@ -44,6 +46,7 @@ class Visit:
     model: str = ""
     fingerprint: str = ""
     image: ImageState | None = None
+    asked: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     background: float | None = None
     results: dict[str, Segmentation] = field(default_factory=dict)
