@@ -277,7 +277,7 @@ class Predictor:
                         join.best(decoded.mask_logits[0].float().cpu()),
                         [join.total(layer[0].float().cpu(), dim=1) for layer in decoded.cross_attention or ()],
                         [routing_to_cpu(layer) for layer in decoded.routing or ()],
-                        join.first(decoder_features(decoded)) if features else None,
+                        decoder_features(decoded) if features else None,
                     )
                 )
         return Segmentation(
@@ -315,14 +315,6 @@ class Synonyms:
             return attention
         parts = [attention.narrow(dim, i, j - i).sum(dim) for i, j in zip(self.starts, self.ends, strict=True)]
         return torch.stack(parts, dim=dim)
-
-    def first(self, features: DecoderFeatures) -> DecoderFeatures:
-        """Of a class's embeddings, the one of its first word stands for it."""
-        return replace(
-            features,
-            classes_before=features.classes_before[self.starts],
-            classes_after=features.classes_after[self.starts],
-        )
 
 
 def decoder_features(decoded: DecoderOutput) -> DecoderFeatures:

@@ -348,7 +348,8 @@ def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, arm: st
     if arm != "clip":
         apart, together = words.cross_attention(), joined.cross_attention()
         assert np.allclose(together, np.stack([apart[group].sum(axis=0) for group in groups]), atol=1e-6)
-        assert joined.features[0].classes_after.equal(words.features[0].classes_after[[0, 2, 3]])
+        assert joined.features[0].classes_after.equal(words.features[0].classes_after)
+        assert joined.embedding_classes == [0, 0, 1, 2, 2, 2]
     titles = np.array([0, 0, 1, 2, 2, 2])
     word_labels = words._outputs[0].logits.argmax(dim=0).numpy()
     assert np.array_equal(joined._outputs[0].logits.argmax(dim=0).numpy(), titles[word_labels])
@@ -390,6 +391,21 @@ def test_long_lists_are_worked_on_in_parts(
     whole = predictor.segment(names).labels
     monkeypatch.setattr("ldvc.result.CHUNK", photo.shape[0] * photo.shape[1] * 7)
     assert np.array_equal(predictor.segment(names).labels, whole)
+
+
+@pytest.mark.parametrize("size", [(150, 230), (20, 31), (400, 300), (1, 1)])
+def test_label_maps_made_of_tiles(predictor: Predictor, photo: np.ndarray, size: tuple[int, int]) -> None:
+    """Label maps leave out names that cannot win somewhere; the reference draws every name everywhere."""
+    result = predictor.segment([f"thing {i}" for i in range(60)], image=predictor.encode_image(photo))
+    scores = result.scores_at(size)
+    assert scores.shape == (60, *size)
+    best, labels = scores.max(axis=0), result.labels_at(size)
+    assert np.allclose(result.best_scores_at(size), best, atol=1e-6)
+    assert np.allclose(np.take_along_axis(scores, labels[None], axis=0)[0], best, atol=1e-6)  # ties may fall either way
+    assert (labels == scores.argmax(axis=0)).mean() > 0.999
+    result.background = float(np.median(best)) - 1e-4
+    far = np.abs(best - result.background) > 1e-5
+    assert np.array_equal(result.labels_at(size)[far], np.where(best >= result.background, labels, -1)[far])
 
 
 def test_one_name_works(predictor: Predictor, photo: np.ndarray) -> None:
