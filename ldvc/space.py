@@ -87,10 +87,7 @@ def movement_of(result: Segmentation) -> Movement:
     patches = [[unit(each.patches_before), unit(each.patches_after)] for each in windows]
     embeddings = [[unit(each.classes_before), unit(each.classes_after)] for each in windows]
     similarity = [
-        [
-            similarity_to_class(patches[i][moment], embeddings[i][moment], labels[i], groups)
-            for i in range(len(windows))
-        ]
+        [similarity_to_class(patches[i][moment], embeddings[i][moment], labels[i], groups) for i in range(len(windows))]
         for moment in (0, 1)
     ]
     return Movement(

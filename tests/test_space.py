@@ -118,6 +118,18 @@ def test_several_windows(checkpoint: str) -> None:
     assert np.allclose(found.embedding_drift, by_hand)
 
 
+def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
+    main = Predictor.from_pretrained(checkpoint, arm="zegclip", device="cpu")
+    image = main.encode_image(np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    result = main.segment(["sofa | couch", "grass"], image=image, features=True)
+    found = movement_of(result)
+    assert found.class_of_embedding.tolist() == [0, 0, 1] and len(found.embedding_drift) == 3
+    (features,) = result.features
+    cosine = unit(features.patches_after) @ unit(features.classes_after).T
+    expected = np.where(result.patch_labels[0] == 0, cosine[:, :2].max(axis=1), cosine[:, 2])
+    assert np.allclose(found.similarity_after, expected)
+
+
 def test_features_are_kept_on_request_only(checkpoint: str, tmp_path: Path) -> None:
     main = Predictor.from_pretrained(checkpoint, arm="ldvc", device="cpu")
     image = main.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))

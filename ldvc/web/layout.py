@@ -23,7 +23,7 @@ from ldvc.web.visit import Problem, Visit
 log = logging.getLogger(__name__)
 
 TABS: tuple[type[Tab], ...] = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
-STYLE = Path(__file__).with_name("style.css")
+STYLES = [Path(__file__).with_name(name) for name in ("style.css", "tabs.css")]
 VISIT_SECONDS = 3600  # an encoded photo is forgotten after an hour without use
 MAX_VISITS = 200  # each keeps a photo of up to 6 MB and its features
 
@@ -60,7 +60,7 @@ def launch_options() -> dict[str, Any]:
     """What `Blocks.launch` needs to show the page as it is meant."""
     return {
         "theme": theme(),
-        "css": STYLE.read_text(encoding="utf-8"),
+        "css": "\n".join(path.read_text(encoding="utf-8") for path in STYLES),
         "footer_links": ["api"],
         "state_session_capacity": MAX_VISITS,
         "allowed_paths": [str(EXAMPLES_FOLDER)],  # wherever the page was started from

@@ -41,6 +41,7 @@ class Visit:
         open_tab: key of the tab that is open.
         drawn: by tab, the stamp of what it shows.
         kept: whatever a tab wants to remember until the next question; keys start with the tab's own.
+        settings: by tab, what the visitor set there; stays from one question to the next.
     """
 
     model: str = ""
@@ -57,6 +58,7 @@ class Visit:
     open_tab: str = "segment"
     drawn: dict[str, tuple] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
