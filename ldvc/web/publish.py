@@ -172,9 +172,9 @@ def publish(
         )
     # The Hub's client raises errors of its own, of Python, and of an HTTP library whose name changes with its version.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         raise PublishError(
-            f"The Hub did not take the Space {repo_id}: {reason} See that there is a network, that the token may write, "
+            f"The Hub did not take the Space {repo_id} ({reason}): see that there is a network, that the token may write, "
             "and that the name is yours; then run the same command again."
         ) from error
     return f"https://huggingface.co/spaces/{repo_id}"
