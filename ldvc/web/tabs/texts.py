@@ -91,7 +91,20 @@ SPACE_HELP = (
 SPACE_SLIDER = "From before the decoder (0) to after it (100)"
 SPACE_BEFORE = "before the decoder"
 SPACE_AFTER = "after"
+SPACE_PLAY = "Play"
+SPACE_MOVED = {"patches": "the patches moved", "names": "the names moved"}
+SPACE_TABLE = ("", "names moved by", "patches moved by", "patch and its class: before → after")
 SPACE_EXACTLY = "How this was measured"
+SPACE_EXACTLY_TEXT = (
+    "<p><b>Moved by</b> is the mean of 1 − cos between what went into the decoder and what came out, over all names or all "
+    "patches, in CLIP’s full joint space and not in the plane. Before is after the text adapter: the names as this "
+    "photo’s decoder gets them. 0 means bit for bit the same.</p>"
+    "<p><b>Patch and its class</b> is the mean cosine of a patch and the class that this decoder gave it, both before or "
+    "both after. ZegCLIP’s masks additionally pass through a query and a key projection, which are left out here.</p>"
+    "<p><b>The plane</b> is fitted once to the points of both decoders, before and after together, each counting once. "
+    "Colours are the classes that a decoder gave its patches. Two names that look close here may be far apart in the "
+    "dimensions that the plane does not show.</p>"
+)
 
 # ---- compare ----
 
@@ -104,3 +117,8 @@ COMPARE_ARMS = {
     "ldvc_without_lcsa": "Patches move towards the names, each for itself.",
     "ldvc": "Patches agree with their look-alikes, then move towards the names.",
 }
+COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
+COMPARE_FOOTNOTE = (
+    "Marked and striped: the decoders never saw a mask of this name. The frozen CLIP saw no masks at all."
+)
+NONE = "none of these"
