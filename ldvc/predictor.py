@@ -13,10 +13,12 @@ call at once.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,18 @@ class Predictor:
             return self
         assert self.source is not None, "only a predictor made by from_pretrained knows where its siblings are"
         return type(self).from_pretrained(self.source, arm=arm, device=self.device, _sibling=self)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) of all weights that answer, towers included: of every tensor in order of its name, the name in UTF-8
+        and the values as little-endian float32 (integers as they are). The same on every machine and in every file format."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            values = tensor.detach().cpu()
+            values = values.float() if values.is_floating_point() else values
+            digest.update(name.encode())
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     # ---- photo ----------------------------------------------------------------------------------------------------
 

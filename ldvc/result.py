@@ -149,11 +149,15 @@ class Segmentation:
 
     def labels_at(self, size: tuple[int, int]) -> np.ndarray:
         """Label map (height, width) at another size of the same photo."""
-        best, labels = self._best_at(size)
-        if self.background is not None:
-            best = best if self._averages_scores else torch.sigmoid(best)
-            labels[best < self.background] = -1
-        return labels.numpy()
+        return self.labels_with_best(size)[0]
+
+    def labels_with_best(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Label map at a size, and what it would be if every pixel had to be one of the names."""
+        best, names = self._best_at(size)
+        if self.background is None:
+            return names.numpy(), names.numpy()
+        best = best if self._averages_scores else torch.sigmoid(best)
+        return torch.where(best < self.background, -1, names).numpy(), names.numpy()
 
     def best_scores_at(self, size: tuple[int, int]) -> np.ndarray:
         """The score (height, width) of the best name of each pixel: what `background` is compared with."""

@@ -111,6 +111,7 @@ class Handlers:
             visit,
             model=key,
             fingerprint=fingerprint,
+            photo_name=Path(photo).name,
             asked=cleaned,
             names=titles,
             background=float(threshold) if use_background else None,
@@ -162,9 +163,14 @@ class Handlers:
         return self.segment(photo, ", ".join(kept), use_background, threshold, visit, **options)
 
     @staticmethod
-    def rethreshold(use_background: bool, threshold: float, visit: Visit) -> bool:
-        """Set another threshold, in place; False if it is the same as before. Nothing is computed by a model."""
-        background = float(threshold) if use_background else None
+    def rethreshold(background: float | None, visit: Visit) -> bool:
+        """Set another threshold of "none of these" (None = do not allow it), in place; no model computes anything.
+
+        Returns:
+            False if there is nothing to draw anew.
+        """
+        if background is not None:
+            background = min(max(float(background), 0.0), 1.0)
         if visit.empty or background == visit.background:
             return False
         visit.background = background
@@ -192,6 +198,11 @@ def answer(
         if predictor is not None:
             found[arm] = predictor.segment(names, image=state, features=True, skip_lcsa=arm == LCSA_OFF)
     return state, found
+
+
+def weights_digest(models: Models, arm: str) -> str:
+    """See `Predictor.weights_digest`; for `Handlers.compute`."""
+    return models.other(arm).weights_digest
 
 
 def cleaned_names(names: str | None) -> list[str]:

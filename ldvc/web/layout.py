@@ -79,7 +79,7 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
         title=f"{texts.TITLE}: segment a photo by any names", analytics_enabled=False, delete_cache=(3600, 7200)
     ) as page:
         visit = gr.State(Visit(), time_to_live=VISIT_SECONDS)
-        gr.HTML(html.header(catalogue.default))
+        gr.HTML(html.header())
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
             with gr.Column(scale=4, min_width=320, elem_classes="ldvc-question"):
                 question = Question(handlers, visit)
@@ -101,12 +101,10 @@ def wire(
     """Connect the question with the tabs."""
     drawn = [component for tab in tabs.values() for component in tab.outputs]
 
-    def answer(
-        action: Any, photo: str | None, names: str, use_background: bool, threshold: float, before: Visit
-    ) -> dict:
+    def answer(action: Any, photo: str | None, names: str, model: str, before: Visit) -> dict:
         """Run an action that segments; a problem becomes a sentence beside its field and changes nothing else."""
         try:
-            after = action(photo, names, use_background, threshold, before)
+            after = action(photo, names, before.background is not None, before.background or 0.0, before, model=model)
             return {visit: after, **question.answered(after), **tabs[after.open_tab].draw(after)}
         except Problem as problem:
             return question.refused(problem)
@@ -120,11 +118,12 @@ def wire(
     def press_remove(*asked: Any) -> dict:
         return answer(handlers.remove_context, *asked)
 
-    def move_threshold(use_background: bool, value: float, present: Visit) -> dict:
-        changes = {question.threshold: gr.Slider(visible=use_background)}
-        if handlers.rethreshold(use_background, value, present):
-            changes |= tabs[present.open_tab].draw(present)
-        return changes
+    segment_tab = tabs["segment"]
+
+    def move_threshold(present: Visit, event: gr.EventData) -> dict:
+        if not handlers.rethreshold(event.value, present):
+            return gr.skip()
+        return segment_tab.repaint(present)
 
     private = {"api_visibility": "private"}
     asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
@@ -137,13 +136,8 @@ def wire(
         **private,
     )
     question.remove_context.click(press_remove, asked, changed, show_progress_on=[question.remove_context], **private)
-    gr.on(
-        [question.use_background.input, question.threshold.release],
-        move_threshold,
-        [question.use_background, question.threshold, visit],
-        [question.threshold, *drawn],
-        show_progress="hidden",
-        **private,
+    segment_tab.viewer.threshold(
+        move_threshold, visit, segment_tab.outputs, show_progress="hidden", trigger_mode="always_last", **private
     )
     for key, tab in tabs.items():
         places[key].select(tab.open, visit, tab.outputs, show_progress="minimal", **private)

@@ -11,12 +11,17 @@ PHOTO_LABEL = "Photo"
 PHOTO_HINT = "Drop a photo here, paste one, or click to choose"
 EXAMPLES_LABEL = "Or take an example"
 NAMES_LABEL = "Class names"
-NAMES_INFO = "Separated by commas. Any noun will do."
+NAMES_INFO = "Separated by commas; “sofa | couch” are two words for one class."
 NAMES_PLACEHOLDER = "dog, grass, cat"
-BACKGROUND_LABEL = "Allow “none of these”"
-BACKGROUND_INFO = "Pixels that no name fits well enough stay grey."
-THRESHOLD_LABEL = "Threshold"
 RUN = "Segment"
+CHIPS_LABEL = "Classes that will be asked for"
+CHIPS_COUNT = "{all} classes, of which the model saw masks of {seen} in training."
+REMOVE = "Remove {name}"
+VOCABULARY_LABEL = "Ready vocabularies"
+OWN_NAMES = "My own names"
+MODEL_LABEL = "Model"
+PAPER = "https://arxiv.org/abs/2403.08426"
+PAPER_LABEL = "The paper"
 
 NO_PHOTO = "Choose a photo first, or take one of the examples."
 ONE_NAME_ADDED = (
@@ -44,7 +49,16 @@ UNSEEN = "unseen"
 SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
 NONE_OF_THESE = "none of these"
 
+DOWNLOADS_TITLE = "Take it home"
+DOWNLOADS = {
+    "overlay": "Overlay (PNG)",
+    "mask": "Mask (indexed PNG)",
+    "masks": "Mask per class (ZIP)",
+    "data": "Data (JSON)",
+}
+
 MAPS_TITLE = "One map per class"
+MAPS_LEFT_OUT = "Of this long list, the {shown} classes that cover most are shown."
 MAPS_HELP = (
     "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
 )

@@ -28,6 +28,7 @@ class Visit:
     Attributes:
         model: key of the model choice; empty = the page's own.
         fingerprint: of the photo that `image` encodes.
+        photo_name: the name of its file.
         image: the encoded photo: new names do not encode it again.
         asked: the cleaned class names of the question, synonyms joined by " | "; what a model is asked.
         names: one title per class, the first of its synonyms, the same as `names` of every result; empty before the first
@@ -46,6 +47,7 @@ class Visit:
 
     model: str = ""
     fingerprint: str = ""
+    photo_name: str = ""
     image: ImageState | None = None
     asked: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)

@@ -51,7 +51,9 @@ def viewer_data(result: Segmentation, *, photo: str, opacity: float = OPACITY, o
         "scores": png_uri((scores * 255).round().astype(np.uint8)),
         "width": width,
         "height": height,
-        "classes": [{"name": name, "title": title, "seen": seen, "colour": colour} for name, title, seen, colour in rows],
+        "classes": [
+            {"name": name, "title": title, "seen": seen, "colour": colour} for name, title, seen, colour in rows
+        ],
         "threshold": result.background,
         "opacity": opacity,
         "outline": outline,
@@ -90,6 +92,4 @@ def class_maps(result: Segmentation) -> str:
     left_out = len(result.names) - len(order)
     note = f'<p class="ldvc-footnote">{texts.MAPS_LEFT_OUT.format(shown=len(order))}</p>' if left_out else ""
     height, width = result.size
-    return (
-        f'<div class="ldvc-classmaps" style="--photo:url({photo});--aspect:{width}/{height}">{"".join(figures)}</div>{note}'
-    )
+    return f'<div class="ldvc-classmaps" style="--photo:url({photo});--aspect:{width}/{height}">{"".join(figures)}</div>{note}'
