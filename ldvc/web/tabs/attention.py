@@ -7,14 +7,15 @@ from typing import Any
 
 import gradio as gr
 
-from ldvc.visualize import colours_for
+from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
 from ldvc.web import html
 from ldvc.web.handlers import LCSA_OFF, Handlers
-from ldvc.web.tabs import Tab, texts
+from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
 from ldvc.web.visit import Visit
 
 ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip")
+PICTURE_SIDE = 896  # of the pictures that programs get
 SHOWN = 8  # names at a time, so that the table is drawn at once
 
 # gr.ImageSlider cannot be moved with the keyboard; a range input can. The line's place is kept on the element itself, which
@@ -228,4 +229,64 @@ class AttentionTab(Tab):
             [self.left, self.right, *self.pictures],
             trigger_mode="always_last",
             **self.quiet,
+        )
+
+    def endpoints(self) -> None:
+        """/attention."""
+
+        def attention(
+            photo: str | None, names: str, name: str, layer: float | None, head: float | None, visit: Visit | None
+        ) -> tuple:
+            """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
+
+            name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. Returns three
+            heat maps over the photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint
+            has no such decoder) and the data: for each of these decoders, and for LDVC with LCSA switched off in the same
+            weights (an intervention), the share of attention of every patch, row by row. ZegCLIP's is the softmax over names
+            of its own scores.
+            """
+            visit = program.ask(self, photo, names, visit)
+            title = next((each for each in visit.names if each.casefold() == (name or "").strip().casefold()), None)
+            if title is None:
+                raise program.refusal(texts.NOT_ASKED_FOR.format(name=name))
+            arms = (*ARMS, LCSA_OFF)
+            results = dict(zip(arms, self.handlers.results(visit, *arms), strict=True))
+            main = results["ldvc"]
+            at, which = program.layer_and_head(main, layer, head)
+            index = visit.names.index(title)
+            columns = {arm: Column.of(arm, results[arm], layer=at, head=which) for arm in arms}
+            size = fit_size(*main.size, long_side=PICTURE_SIDE)
+            picture = resize_picture(main.picture, size)
+            maps = [
+                None if column.maps is None else heat_map(column.enlarged(index, PICTURE_SIDE), picture)
+                for column in (columns[arm] for arm in ARMS)
+            ]
+            data = {
+                "name": title,
+                "layer": at + 1,
+                "head": "mean" if which is None else which + 1,
+                "grid": {"rows": main.grid[0], "columns": main.grid[1]},
+                "attention": {
+                    arm: program.rounded(column.maps[index])
+                    for arm, column in columns.items()
+                    if column.maps is not None
+                },
+            }
+            return *maps, data, visit
+
+        program.declare(
+            self,
+            attention,
+            [
+                lambda: gr.Textbox(label="One of the class names"),
+                lambda: gr.Number(0, precision=0, label="Layer from 1; 0 = last"),
+                lambda: gr.Number(0, precision=0, label="Head from 1; 0 = mean"),
+            ],
+            [
+                lambda: gr.Image(label="LDVC with LCSA", format="png"),
+                lambda: gr.Image(label="LDVC without LCSA", format="png"),
+                lambda: gr.Image(label="ZegCLIP's decoder", format="png"),
+                lambda: gr.JSON(label="Data"),
+            ],
+            "attention",
         )

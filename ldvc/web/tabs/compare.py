@@ -7,7 +7,7 @@ import gradio as gr
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
-from ldvc.web.tabs import Tab, texts
+from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.compare import Painted, compare_view
 from ldvc.web.visit import Visit
 
@@ -51,3 +51,41 @@ class CompareTab(Tab):
             for arm, result in zip(ARMS, results, strict=True)
         ]
         return painted, results[-1].seen
+
+    def endpoints(self) -> None:
+        """/compare."""
+
+        def compare(
+            photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None
+        ) -> tuple:
+            """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
+
+            With use_background, pixels where no name's score reaches the threshold are none of these. Returns the painted
+            photos, captioned, and the data: for each of the four the area share of every name and the share of the photo
+            on which it differs from LDVC with LCSA; and which names are seen. What the checkpoint does not have is left out.
+            """
+            visit = program.ask(self, photo, names, visit, use_background=use_background, threshold=threshold)
+            pictures, seen = self.pictures(visit)
+            painted = [each for each in pictures if isinstance(each, Painted)]
+            data = {
+                "seen": dict(zip(visit.names, seen, strict=True)),
+                "decoders": {
+                    each.arm: {
+                        "area": {name: round(share, 4) for name, share in zip(visit.names, each.shares, strict=True)},
+                        "differs_from_ldvc": round(float((each.labels != painted[-1].labels).mean()), 4),
+                    }
+                    for each in painted
+                },
+            }
+            return [(each.overlay, texts.ARM_TITLES[each.arm]) for each in painted], data, visit
+
+        program.declare(
+            self,
+            compare,
+            [
+                lambda: gr.Checkbox(label="Allow none of these"),
+                lambda: gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"),
+            ],
+            [lambda: gr.Gallery(label="Painted photos", format="png"), lambda: gr.JSON(label="Data")],
+            "compare",
+        )

@@ -10,7 +10,7 @@ import gradio as gr
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
-from ldvc.web.tabs import Tab, texts
+from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.routing import Spot, route
 from ldvc.web.visit import Visit
@@ -162,3 +162,73 @@ class RoutingTab(Tab):
         self.view.pick(pick, self.visit, self.pictures, **options)
         changes = [self.layer.input, self.head.input, self.row.input, self.column.input]
         gr.on(changes, change, [*self.controls, self.visit], self.pictures, **options)
+
+    def endpoints(self) -> None:
+        """/routing."""
+
+        def routing(
+            photo: str | None,
+            names: str,
+            row: float | None,
+            column: float | None,
+            layer: float | None,
+            head: float | None,
+            visit: Visit | None,
+        ) -> tuple:
+            """Where local-consensus self-attention (LCSA) routed one patch of the photo, and what the patch drew from there.
+
+            row and column count patches from 1, 0 is the middle; layer counts from 1, 0 is the last; head counts from 1, 0
+            is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
+            its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
+            share of the token attention that falls into it), the affinity of all regions row by row, the token attention
+            of all patches row by row (0 outside those regions), and the patch's softmax over the names.
+            """
+            visit = program.ask(self, photo, names, visit)
+            (result,) = self.handlers.results(visit, "ldvc")
+            if not result.has_routing:
+                raise program.refusal(texts.ROUTING_MISSING)
+            at, which = program.layer_and_head(result, layer, head)
+            rows, columns = result.grid
+            row, column = int(row or rows // 2 + 1), int(column or columns // 2 + 1)
+            if not (1 <= row <= rows and 1 <= column <= columns):
+                raise program.refusal(texts.NO_SUCH_PATCH.format(row=row, column=column, rows=rows, columns=columns))
+            spot = Spot.of(result, row - 1, column - 1, layer=at, head=which)
+            return spot_data(spot, result.names) | {
+                "layer": at + 1,
+                "head": "mean" if which is None else which + 1,
+            }, visit
+
+        program.declare(
+            self,
+            routing,
+            [
+                lambda: gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle"),
+                lambda: gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle"),
+                lambda: gr.Number(0, precision=0, label="Layer from 1; 0 = last"),
+                lambda: gr.Number(0, precision=0, label="Head from 1; 0 = mean"),
+            ],
+            [lambda: gr.JSON(label="Data")],
+            "routing",
+        )
+
+
+def spot_data(spot: Spot, names: list[str]) -> dict[str, Any]:
+    """A spot as numbers; see the endpoint."""
+    regions = zip(spot.boxes, spot.routing.affinity, spot.inside, strict=True)
+    return {
+        "patch": {"row": spot.row + 1, "column": spot.column + 1},
+        "grid": {"rows": spot.grid[0], "columns": spot.grid[1]},
+        "class": {"name": names[spot.label], "score": round(spot.score, 4)},
+        "own_region": [round(side, 4) for side in spot.own_box],
+        "regions": [
+            {
+                "box": [round(side, 4) for side in box],
+                "affinity": round(float(affinity), 4),
+                "attention": round(share, 4),
+            }
+            for box, affinity, share in regions
+        ],
+        "affinities": program.rounded(spot.routing.all_affinities.reshape(spot.routing.region_grid)),
+        "token_attention": program.rounded(spot.attention, 5),
+        "softmax": dict(zip(names, program.rounded(spot.shares), strict=True)),
+    }

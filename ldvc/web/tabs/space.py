@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from ldvc.space import Space, movement_of, shared_space
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
-from ldvc.web.tabs import Tab, texts
+from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.space import space_view
 from ldvc.web.visit import Visit
 
@@ -77,3 +79,47 @@ class SpaceTab(Tab):
         words = [word for group in there["ldvc"].synonyms for word in group]
         space = shared_space({arm: movement_of(result) for arm, result in there.items()})
         return space, words, [arm for arm in ARMS if arm not in there]
+
+    def endpoints(self) -> None:
+        """/space."""
+
+        def space(photo: str | None, names: str, visit: Visit | None) -> tuple:
+            """Which of the two a decoder moved, patches or class names: for LDVC and for ZegCLIP's decoder.
+
+            Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
+            the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
+            classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
+            the points of the class names (with the drift of each) and of the patches (with the class that each got).
+            """
+            visit = program.ask(self, photo, names, visit)
+            found, words, _ = self.space(visit)
+            return space_data(found, words, visit.names), visit
+
+        program.declare(self, space, [], [lambda: gr.JSON(label="Data")], "space")
+
+
+def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
+    """The plane and the arms as numbers; see the endpoint."""
+    arms = {}
+    for arm, part in space.arms.items():
+        moved = part.movement
+        arms[arm] = {
+            "drift": part.drift,
+            "similarity": part.similarity,
+            "names": [
+                {
+                    "name": word,
+                    "class": names[moved.class_of_embedding[index]],
+                    "before": program.rounded(part.embeddings_before[index]),
+                    "after": program.rounded(part.embeddings_after[index]),
+                    "drift": float(moved.embedding_drift[index]),
+                }
+                for index, word in enumerate(words)
+            ],
+            "patches": {
+                "class": [names[label] for label in moved.class_of_patch],
+                "before": program.rounded(part.patches_before),
+                "after": program.rounded(part.patches_after),
+            },
+        }
+    return {"explained_variance": list(space.plane.explained), "decoders": arms}

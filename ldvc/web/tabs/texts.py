@@ -114,11 +114,18 @@ COMPARE_HELP = "Same photo, same names, same colours. Names that the model never
 COMPARE_ARMS = {
     "clip": "No decoder: cosine of patch and name in the frozen CLIP.",
     "zegclip": "Names are queries and move; patches stay.",
-    "ldvc_without_lcsa": "Patches move towards the names, each for itself.",
-    "ldvc": "Patches agree with their look-alikes, then move towards the names.",
+    "ldvc_without_lcsa": "Patches move to the names, each for itself.",
+    "ldvc": "Patches agree with look-alikes, then move to the names.",
 }
 COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
 COMPARE_FOOTNOTE = (
     "Marked and striped: the decoders never saw a mask of this name. The frozen CLIP saw no masks at all."
 )
 NONE = "none of these"
+
+# ---- programs ----
+
+NO_SUCH_LAYER = "There is no layer {layer}; ask for 1 to {layers}, or 0 for the last."
+NO_SUCH_HEAD = "There is no head {head}; ask for 1 to {heads}, or 0 for the mean of all."
+NO_SUCH_PATCH = "There is no patch in row {row}, column {column}; the photo has {rows} rows and {columns} columns."
+NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."

@@ -15,7 +15,8 @@ WIDTH = 480.0  # of a plot, in its own units; letters are made for it
 MARGIN = 34.0
 PATCHES = 260  # drawn in each plot; all are measured
 LINE = 17.0  # between two labels
-LONGEST = 20  # letters of a label
+LONGEST = 18  # letters of a label
+LETTER = 8.6  # wide, about
 
 
 class Frame:
@@ -114,7 +115,8 @@ def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence
     for index, word in enumerate(words):
         (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
         short = word if len(word) <= LONGEST else word[: LONGEST - 1] + "…"
-        left = after[index, 0] > 0.62 * WIDTH
+        room = LETTER * len(short) + 16
+        left = after[index, 0] + room > WIDTH and after[index, 0] - room > 0
         label_x = x - 12 if left else x + 12
         label_y = y + heights[index] - after[index, 1] + 5
         far = abs(heights[index] - after[index, 1]) > LINE / 2
