@@ -2,6 +2,7 @@
 
 Environment variables:
     LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"
+    LDVC_FULL            decoder checkpoint (folder or Hub id) for the choice "full"
     GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
 """
 
@@ -15,8 +16,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import ldvc.web.gpu  # noqa: F401  before torch
 from ldvc.errors import LdvcError
-from ldvc.web.handlers import Models
 from ldvc.web.layout import build_page, launch_options
+from ldvc.web.models import Catalogue
 
 
 def main() -> None:
@@ -24,10 +25,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        models = Models(os.environ.get("LDVC_MODEL", "lite"))
+        catalogue = Catalogue.from_environment()
     except LdvcError as error:
         sys.exit(f"The model could not be loaded. {error}")
-    build_page(models).launch(**launch_options())
+    build_page(catalogue).launch(**launch_options())
 
 
 if __name__ == "__main__":

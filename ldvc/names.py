@@ -1,4 +1,8 @@
-"""Class names in: cleaned, counted, and compared with the names that a checkpoint saw in training."""
+"""Class names in: cleaned, counted, and compared with the names that a checkpoint saw in training.
+
+A class may be given by several words for the same thing, "sofa | couch". Each word is encoded by itself, so that none blurs
+the other; the class fits a pixel as well as the best of its words does, and is called by the first.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from ldvc.errors import InvalidNamesError
 
 MAX_NAMES = 200
 MAX_NAME_LENGTH = 80
+SYNONYM_MARK = "|"
 
 # Nouns of everyday class lists whose plural is not made with an "s".
 IRREGULAR = {
@@ -30,32 +35,58 @@ IRREGULAR = {
 def clean_names(names: str | Sequence[str]) -> list[str]:
     """Strip names, drop empty ones and repetitions (whatever their case), keep the order.
 
+    A word that was there before is dropped from later classes: of "sofa | couch, couch | bench" remain "sofa | couch" and
+    "bench".
+
     Args:
-        names: a list of names, or one text with names separated by commas, semicolons or line breaks.
+        names: a list of names, or one text with names separated by commas, semicolons or line breaks. "|" stands between
+            synonyms.
+
+    Returns:
+        One text for each class, its synonyms joined by " | "; see `synonyms_of`.
 
     Raises:
-        InvalidNamesError: nothing is left, there are more than `MAX_NAMES`, or one is longer than `MAX_NAME_LENGTH`.
+        InvalidNamesError: nothing is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
     """
     if isinstance(names, str):
         names = re.split(r"[,;\n\r\u3001\uff0c]", names)
-    kept: dict[str, str] = {}
+    classes: list[str] = []
+    known: set[str] = set()
     for name in names:
         if not isinstance(name, str):
             raise InvalidNamesError(f"A class name must be text, not {type(name).__name__}: {name!r}.")
-        # Control characters are neither letters nor blanks, and nobody types them on purpose.
-        name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-        if len(name) > MAX_NAME_LENGTH:
-            raise InvalidNamesError(
-                f"The name “{name[:40]}…” has {len(name)} characters; a name may have {MAX_NAME_LENGTH}. "
-                "Separate names with commas."
-            )
-        if name:
-            kept.setdefault(name.casefold(), name)
-    if not kept:
+        kept = []
+        for word in map(_clean_word, name.split(SYNONYM_MARK)):
+            if word and word.casefold() not in known:
+                known.add(word.casefold())
+                kept.append(word)
+        if kept:
+            classes.append(f" {SYNONYM_MARK} ".join(kept))
+    if not classes:
         raise InvalidNamesError("Type at least one class name, for example: dog, grass, sky.")
-    if len(kept) > MAX_NAMES:
-        raise InvalidNamesError(f"These are {len(kept)} names; at most {MAX_NAMES} can be compared at once.")
-    return list(kept.values())
+    if len(known) > MAX_NAMES:
+        raise InvalidNamesError(f"These are {len(known)} names; at most {MAX_NAMES} can be compared at once.")
+    return classes
+
+
+def _clean_word(word: str) -> str:
+    """Single blanks, no control characters: they are neither letters nor blanks, and nobody types them on purpose.
+
+    Raises:
+        InvalidNamesError: it is longer than `MAX_NAME_LENGTH`.
+    """
+    word = " ".join("".join(letter if letter.isprintable() else " " for letter in word).split())
+    if len(word) > MAX_NAME_LENGTH:
+        raise InvalidNamesError(
+            f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
+            "Separate names with commas."
+        )
+    return word
+
+
+def synonyms_of(name: str) -> list[str]:
+    """The words of a cleaned class: "sofa | couch" -> ["sofa", "couch"]; the first is its title."""
+    return name.split(f" {SYNONYM_MARK} ")
 
 
 def singular_forms(name: str) -> set[str]:
@@ -77,7 +108,7 @@ def singular_forms(name: str) -> set[str]:
 
 
 class SeenNames:
-    """The names that a checkpoint saw masks of, ready to be asked."""
+    """The names that a checkpoint saw masks of, ready to be asked; a class with synonyms counts if one of them does."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._forms: set[str] = set()
@@ -85,4 +116,4 @@ class SeenNames:
             self._forms |= singular_forms(name)
 
     def __contains__(self, name: str) -> bool:
-        return not self._forms.isdisjoint(singular_forms(name))
+        return any(not self._forms.isdisjoint(singular_forms(word)) for word in name.split(SYNONYM_MARK))

@@ -13,10 +13,12 @@ call at once.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,12 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
 from ldvc.errors import InvalidImageError
 from ldvc.modeling.attention import Routing
+from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import SeenNames, clean_names
+from ldvc.names import SeenNames, clean_names, synonyms_of
 from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
-from ldvc.result import Segmentation, WindowOutput
+from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
 PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)
@@ -141,6 +144,18 @@ class Predictor:
         assert self.source is not None, "only a predictor made by from_pretrained knows where its siblings are"
         return type(self).from_pretrained(self.source, arm=arm, device=self.device, _sibling=self)
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) of all weights that answer, towers included: of every tensor in order of its name, the name in UTF-8
+        and the values as little-endian float32 (integers as they are). The same on every machine and in every file format."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            values = tensor.detach().cpu()
+            values = values.float() if values.is_floating_point() else values
+            digest.update(name.encode())
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     # ---- photo ----------------------------------------------------------------------------------------------------
 
     def set_image(self, image: Source) -> ImageState:
@@ -225,16 +240,22 @@ class Predictor:
         background: float | None = None,
         image: ImageState | None = None,
         attention: bool = True,
+        features: bool = False,
+        skip_lcsa: bool = False,
         refine: bool = False,
     ) -> Segmentation:
         """Segment the photo into the named classes.
 
         Args:
             names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
+                "sofa | couch" is one class with two words: each is encoded by itself, the class's score is the higher of
+                theirs (patch by patch), its attention the sum of theirs, and it counts as seen if one of them does.
             background: None = the best name everywhere; a number t in 0..1 = pixels where no score reaches t are -1,
                 "none of these".
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
             attention: keep cross-attention and routing, readable from the result.
+            features: keep patch features and class embeddings before and after the decoder.
+            skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the arm without LCSA.
             refine: let the edges of the score maps follow the photo's (guided filter).
 
         Raises:
@@ -249,28 +270,34 @@ class Predictor:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
         if state.family != self.family:  # encoded by other towers
             state = self.encode_image(state.picture)
-        names = clean_names(names)
-        embeddings = self.encode_names(names)
+        classes = clean_names(names)
+        words = [synonyms_of(name) for name in classes]
+        embeddings = self.encode_names([word for group in words for word in group])
+        join = Synonyms([len(group) for group in words])
         outputs = []
-        for features, window in zip(self._features(state), state.windows, strict=True):
-            features = move(features, self.device)
+        for encoded, window in zip(self._features(state), state.windows, strict=True):
+            encoded = move(encoded, self.device)
             if self.arm == PLAIN_CLIP:
                 clip = self.model.clip
-                logits = similarity_logits(features.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
-                outputs.append(WindowOutput(window, logits[0].unflatten(-1, features.grid).cpu()))
+                logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
+                outputs.append(WindowOutput(window, join.best(logits[0].unflatten(-1, encoded.grid).cpu())))
             else:
-                decoded = self.model.decode(features, embeddings, return_attention=attention)
+                decoded = self.model.decode(
+                    encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa
+                )
                 outputs.append(
                     WindowOutput(
                         window,
-                        decoded.mask_logits[0].float().cpu(),
-                        [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
+                        join.best(decoded.mask_logits[0].float().cpu()),
+                        [join.total(layer[0].float().cpu(), dim=1) for layer in decoded.cross_attention or ()],
                         [routing_to_cpu(layer) for layer in decoded.routing or ()],
+                        decoder_features(decoded) if features else None,
                     )
                 )
         return Segmentation(
-            names=names,
-            seen=[name in self.seen_names for name in names],
+            names=[group[0] for group in words],
+            synonyms=words,
+            seen=[name in self.seen_names for name in classes],
             arm=self.arm,
             picture=state.picture,
             canvas=state.canvas,
@@ -280,6 +307,34 @@ class Predictor:
             background=background,
             refine=refine,
         )
+
+
+class Synonyms:
+    """Joins what was computed word by word into classes; `counts` has the number of words of each class."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.starts = [sum(counts[:i]) for i in range(len(counts))]
+        self.ends = [start + count for start, count in zip(self.starts, counts, strict=True)]
+        self.trivial = all(count == 1 for count in counts)
+
+    def best(self, logits: Tensor) -> Tensor:
+        """(words, ...) -> (classes, ...): a class fits as well as the best of its words."""
+        if self.trivial:
+            return logits
+        return torch.stack([logits[i:j].amax(dim=0) for i, j in zip(self.starts, self.ends, strict=True)])
+
+    def total(self, attention: Tensor, *, dim: int) -> Tensor:
+        """Words along `dim` -> classes: shares of attention exclude each other, so those of a class add up."""
+        if self.trivial:
+            return attention
+        parts = [attention.narrow(dim, i, j - i).sum(dim) for i, j in zip(self.starts, self.ends, strict=True)]
+        return torch.stack(parts, dim=dim)
+
+
+def decoder_features(decoded: DecoderOutput) -> DecoderFeatures:
+    """Before and after the decoder, for the first picture of the batch, on the CPU."""
+    names = ("patch_features_before", "patch_features", "class_embeddings_before", "class_embeddings")
+    return DecoderFeatures(*(getattr(decoded, name)[0].float().cpu() for name in names))
 
 
 def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldvc.enlarge import best_of, resampling_matrix
 from ldvc.errors import LdvcError
 from ldvc.pictures import Window
 from ldvc.refine import guided_upsample
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
     from ldvc.modeling.attention import Routing
 
 CHUNK = 32_000_000  # values of score maps that are worked on at once
+
+
+@dataclass(frozen=True)
+class DecoderFeatures:
+    """What went into the decoder and what came out, of one window; d is CLIP's joint width.
+
+    Attributes:
+        patches_before, patches_after: (N, d), float32.
+        classes_before, classes_after: (E, d), float32, one for each word (a class may have several, see
+            `Segmentation.embedding_classes`); before is what the text adapter made of the words for this photo.
+    """
+
+    patches_before: Tensor
+    patches_after: Tensor
+    classes_before: Tensor
+    classes_after: Tensor
 
 
 @dataclass
@@ -35,12 +52,14 @@ class WindowOutput:
         logits: (C, h, w), one value per patch, padding included.
         cross_attention: for each layer (heads, C, h, w), softmax over the names.
         routing: for each layer; empty without LCSA.
+        features: before and after the decoder, or None if not asked for.
     """
 
     window: Window
     logits: Tensor
     cross_attention: list[Tensor] = field(default_factory=list)
     routing: list[Routing] = field(default_factory=list)
+    features: DecoderFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,7 @@ class PatchRouting:
         own_region: number of the region that holds the patch.
         boxes: {region: (top, left, bottom, right)} for the chosen ones and the patch's own; bottom and right exclusive.
         token_attention: (heads, h, w), zero outside the chosen regions; sums to 1 per head.
+        region_grid: (rows, columns) of regions, numbered row by row.
     """
 
     grid: tuple[int, int]
@@ -68,41 +88,15 @@ class PatchRouting:
     own_region: int
     boxes: dict[int, tuple[int, int, int, int]]
     token_attention: np.ndarray
-
-
-def resampling_matrix(length: int, *, canvas: int, start: int, cells: int, patch: int) -> tuple[Tensor, Tensor]:
-    """Linear interpolation from patches to `length` pixels that span the canvas.
-
-    Pixel i lies at (i + 0.5) * canvas / length on the canvas, patch j of the window at start + (j + 0.5) * patch. Beyond
-    the first and last patch the nearest value holds. Both axes being independent, an image is enlarged by two of these.
-
-    Args:
-        length: pixels along this axis of the output.
-        canvas: its length in canvas pixels.
-        start: first canvas pixel of the window.
-        cells: patches of the window along this axis.
-        patch: canvas pixels per patch.
-
-    Returns:
-        matrix (length, cells) whose rows sum to 1, and positions (length,) on the canvas.
-    """
-    position = (torch.arange(length, dtype=torch.float32) + 0.5) * (canvas / length)
-    coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
-    lower = coordinate.floor().clamp(max=max(cells - 2, 0))
-    weight = coordinate - lower
-    matrix = torch.zeros(length, cells)
-    rows = torch.arange(length)
-    matrix[rows, lower.long()] = 1 - weight
-    if cells > 1:
-        matrix[rows, lower.long() + 1] = weight
-    return matrix, position
+    region_grid: tuple[int, int]
 
 
 class Segmentation:
     """The answer to `Predictor.segment`.
 
     Attributes:
-        names: the cleaned class names; label i means names[i].
+        names: the class names; label i means names[i]. Of synonyms, the first.
+        synonyms: for each class its words; one, mostly.
         seen: for each name, whether the checkpoint saw masks of it in training.
         arm: which arm answered.
         picture: uint8 (H, W, 3), the photo.
@@ -123,8 +117,10 @@ class Segmentation:
         calibration: tuple[float, float] = (1.0, 0.0),
         background: float | None = None,
         refine: bool = False,
+        synonyms: list[list[str]] | None = None,
     ) -> None:
         self.names = names
+        self.synonyms = [[name] for name in names] if synonyms is None else synonyms
         self.seen = seen
         self.arm = arm
         self.picture = picture
@@ -153,17 +149,20 @@ class Segmentation:
 
     def labels_at(self, size: tuple[int, int]) -> np.ndarray:
         """Label map (height, width) at another size of the same photo."""
-        best = torch.full(size, -torch.inf)
-        labels = torch.zeros(size, dtype=torch.int64)
-        for start, evidence in self._chunks(size, as_scores=False):
-            top, index = evidence.max(dim=0)
-            better = top > best
-            labels[better] = index[better] + start
-            best = torch.maximum(best, top)
-        if self.background is not None:
-            best = best if self._averages_scores else torch.sigmoid(best)
-            labels[best < self.background] = -1
-        return labels.numpy()
+        return self.labels_with_best(size)[0]
+
+    def labels_with_best(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Label map at a size, and what it would be if every pixel had to be one of the names."""
+        best, names = self._best_at(size)
+        if self.background is None:
+            return names.numpy(), names.numpy()
+        best = best if self._averages_scores else torch.sigmoid(best)
+        return torch.where(best < self.background, -1, names).numpy(), names.numpy()
+
+    def best_scores_at(self, size: tuple[int, int]) -> np.ndarray:
+        """The score (height, width) of the best name of each pixel: what `background` is compared with."""
+        best, _ = self._best_at(size)
+        return (best if self._averages_scores else torch.sigmoid(best)).numpy()
 
     def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
         """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of name `index`."""
@@ -175,6 +174,29 @@ class Segmentation:
         """Share of the photo that each name covers in a label map; what remains is none of these."""
         counts = np.bincount(labels.ravel() + 1, minlength=len(self.names) + 1)[1:]
         return (counts / max(labels.size, 1)).tolist()
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels of the canvas, in which windows are given."""
+        return self._patch
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """(height, width) of the photo in patches; less than `grid` where the last patches are partly padding."""
+        return self._canvas[0] / self._patch, self._canvas[1] / self._patch
+
+    def patch_scores(self, y: int, x: int) -> np.ndarray:
+        """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
+        scale, bias = self._calibration
+        logits = [scale * output.logits + bias for output in self._outputs]
+        maps = self._stitch(logits, self.grid, after=torch.sigmoid, grid=True)[:, y, x]
+        return (maps if self._averages_scores else torch.sigmoid(maps)).numpy()
+
+    @property
+    def attention_shape(self) -> tuple[int, int]:
+        """(layers, heads) that `cross_attention` may be asked for; (0, 0) if this result has no attention."""
+        layers = self._outputs[0].cross_attention
+        return len(layers), len(layers[0]) if layers else 0
 
     def cross_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
         """How much of each patch's attention goes to each name.
@@ -190,12 +212,19 @@ class Segmentation:
             LdvcError: this result has no attention (plain similarity, or `attention=False`).
         """
         if not self._outputs[0].cross_attention:
-            raise LdvcError("This result holds no attention: segment with attention=True and an arm that has a decoder.")
+            raise LdvcError(
+                "This result holds no attention: segment with attention=True and an arm that has a decoder."
+            )
         layers = [output.cross_attention[layer] for output in self._outputs]
         maps = [weights.mean(dim=0) if head is None else weights[head] for weights in layers]
         if len(maps) == 1:
             return maps[0].numpy()
         return self._stitch(maps, self.grid, grid=True).numpy()
+
+    @property
+    def has_routing(self) -> bool:
+        """Whether `routing` has an answer."""
+        return bool(self._outputs[0].routing)
 
     def routing(self, y: int, x: int, layer: int = -1) -> PatchRouting:
         """Where the patch in row `y`, column `x` of `grid` was routed by LCSA (see `patch_at` for photo pixels).
@@ -213,6 +242,27 @@ class Segmentation:
         column = min(max(int((at[1] - output.window.left) // self._patch), 0), grid[1] - 1)
         return patch_routing(output.routing[layer], row=row, column=column, grid=grid, window=output.window)
 
+    @property
+    def features(self) -> list[DecoderFeatures]:
+        """Patch features and class embeddings before and after the decoder, window by window.
+
+        Raises:
+            LdvcError: this result has none (plain similarity, or `features=False`).
+        """
+        if self._outputs[0].features is None:
+            raise LdvcError("This result holds no features: segment with features=True and an arm that has a decoder.")
+        return [output.features for output in self._outputs]
+
+    @property
+    def embedding_classes(self) -> list[int]:
+        """For each class embedding of `features`, the index of its class: the words of `synonyms`, class by class."""
+        return [index for index, words in enumerate(self.synonyms) for _ in words]
+
+    @property
+    def patch_labels(self) -> list[np.ndarray]:
+        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part."""
+        return [output.logits.argmax(dim=0).flatten().numpy() for output in self._outputs]
+
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
         height, width = self.size
@@ -224,7 +274,9 @@ class Segmentation:
         """Enlarge maps on `grid` (..., h, w) to a size of the photo, the padding of the last patches cut off."""
         maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
         rows, columns = (
-            resampling_matrix(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)[0]
+            resampling_matrix(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)[
+                0
+            ]
             for axis in (0, 1)
         )
         return (rows @ maps @ columns.T).numpy()
@@ -235,6 +287,22 @@ class Segmentation:
     def _averages_scores(self) -> bool:
         """Several windows are averaged after the sigmoid, as in the evaluation protocol."""
         return len(self._outputs) > 1
+
+    def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Of each pixel (height, width) the highest evidence, in the sense of `_maps`, and the index of its name."""
+        if not self._averages_scores and not self.refine:
+            scale, bias = self._calibration
+            output = self._outputs[0]
+            return best_of(
+                scale * output.logits + bias, size, canvas=self._canvas, window=output.window, patch=self._patch
+            )
+        best = torch.full(size, -torch.inf)
+        labels = torch.zeros(size, dtype=torch.int64)
+        for start, evidence in self._chunks(size, as_scores=False):
+            top, index = evidence.max(dim=0)
+            labels = torch.where(top > best, index + start, labels)
+            best = torch.maximum(best, top)
+        return best, labels
 
     def _chunks(self, size: tuple[int, int], *, as_scores: bool = True) -> Iterator[tuple[int, Tensor]]:
         """Maps of a few names at a time: (index of the first, (names, height, width))."""
@@ -308,9 +376,7 @@ def _distance_to_centre(window: Window, at: tuple[float, float]) -> float:
     )
 
 
-def patch_routing(
-    routing: Routing, *, row: int, column: int, grid: tuple[int, int], window: Window
-) -> PatchRouting:
+def patch_routing(routing: Routing, *, row: int, column: int, grid: tuple[int, int], window: Window) -> PatchRouting:
     """Read the routing of one patch; see `PatchRouting`."""
     own = routing.layout.region_of(row, column)
     regions = routing.chosen(row, column)
@@ -325,4 +391,5 @@ def patch_routing(
         own_region=own,
         boxes={region: routing.layout.box(region) for region in (*regions, own)},
         token_attention=routing.token_attention(row, column).numpy(),
+        region_grid=routing.layout.count,
     )

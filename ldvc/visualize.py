@@ -29,6 +29,7 @@ DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0
 PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
 
 NONE_COLOUR = "#8a8a8a"
+OPACITY = 0.55  # of the paint over the photo, unless told otherwise
 
 
 # ---- colours ----------------------------------------------------------------------------------------------------------
@@ -155,7 +156,9 @@ def overlay(
     colours: Sequence[str],
     *,
     striped: Sequence[bool] | None = None,
-    opacity: float = 0.55,
+    opacity: float = OPACITY,
+    outline: bool = True,
+    only: int | None = None,
 ) -> np.ndarray:
     """Paint a label map over a photo.
 
@@ -165,16 +168,21 @@ def overlay(
         colours: "#rrggbb" for each class.
         striped: classes that are drawn with diagonal stripes (names never seen in training), so that colour is not the
             only sign.
-        opacity: of the paint, 0..1.
+        opacity: of the paint, 0..1; 0 leaves the photo as it is.
+        outline: draw a white line between areas.
+        only: paint this class alone, all others like none of these.
 
     Returns:
         uint8 (H, W, 3).
     """
     assert picture.shape[:2] == labels.shape, "picture and labels must have one size"
+    if only is not None:
+        labels = np.where(labels == only, only, -1)
     table = np.array([rgb(NONE_COLOUR), *(rgb(colour) for colour in colours)], dtype=np.float32)  # -1 is row 0
     grey = grey_version(picture)
-    # Half of the photo's colour is taken out first, or the paint mixes with it to hues that the legend does not show.
-    base = 0.5 * picture.astype(np.float32) + 0.5 * grey
+    # Up to half of the photo's colour is taken out first, or the paint mixes with it to hues that the legend does not show.
+    muted = 0.5 * min(1.0, opacity / OPACITY)
+    base = (1 - muted) * picture.astype(np.float32) + muted * grey
     paint = table[labels + 1]
     strength = np.full(labels.shape, opacity, dtype=np.float32)
     if striped is not None and any(striped):
@@ -187,8 +195,9 @@ def overlay(
     none = labels < 0
     if none.any():
         mixed[none] = 0.5 * grey[none] + 40
-    edge = outlines(labels)
-    mixed[edge] = 0.25 * mixed[edge] + 0.75 * 255
+    if outline:
+        edge = outlines(labels)
+        mixed[edge] = 0.25 * mixed[edge] + 0.75 * 255
     return mixed.clip(0, 255).astype(np.uint8)
 
 

@@ -22,7 +22,7 @@ from ldvc import Predictor
 from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import MAX_NAMES, SeenNames, clean_names
+from ldvc.names import MAX_NAMES, SeenNames, clean_names, synonyms_of
 from ldvc.pictures import Window, canvas_size, load_picture, sliding_windows
 from ldvc.refine import symmetric_inverse
 from ldvc.result import Segmentation, WindowOutput
@@ -60,7 +60,7 @@ class ColourModel:
         self.encoded_names += names
         return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
 
-    def decode(self, features, embeddings, *, return_attention=False):
+    def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
         distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
         logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
         attention = [logits.softmax(dim=1)[:, None]] if return_attention else None
@@ -295,6 +295,14 @@ def test_names_are_cleaned() -> None:
     assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
 
 
+def test_synonyms_are_cleaned() -> None:
+    assert clean_names("sofa|couch, dog | Dog |, couch | bench, |") == ["sofa | couch", "dog", "bench"]
+    assert clean_names([" tv |  tv  monitor", "TV"]) == ["tv | tv monitor"]
+    assert synonyms_of("sofa | couch") == ["sofa", "couch"] and synonyms_of("dog") == ["dog"]
+    with pytest.raises(InvalidNamesError, match="201 names"):
+        clean_names(" | ".join(f"word {i}" for i in range(201)))
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [("", "at least one"), (" , ;", "at least one"), ("x" * 81, "commas"), ([f"name {i}" for i in range(201)], "at most")],
@@ -311,8 +319,9 @@ def test_seen_names() -> None:
     for name in ("Dog", "dogs", "people", "potted plants", "potted_plant", "buses", "wine glasses", "curtain"):
         assert name in seen, name
     assert "strawberries" in seen
-    for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine"):
+    for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine", "cat | plant"):
         assert name not in seen, name
+    assert "hound | dogs" in seen
 
 
 def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarray) -> None:
@@ -320,6 +329,30 @@ def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarr
     result = predictor.segment(["Dogs", "zebra", " grass ", "dogs", "people"])
     assert result.names == ["Dogs", "zebra", "grass", "people"]
     assert result.seen == [True, False, True, True]
+
+
+@pytest.mark.parametrize("arm", ["ldvc", "zegclip", "clip"])
+def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, arm: str) -> None:
+    """The reference asks the same words as classes of their own and joins what it reads there."""
+    asked = predictor.sibling(arm)
+    state = predictor.encode_image(photo)
+    joined = asked.segment(["sofa | dog", "cat", "tv | tv monitor|telly"], image=state, features=True)
+    words = asked.segment(["sofa", "dog", "cat", "tv", "tv monitor", "telly"], image=state, features=True)
+    assert joined.names == ["sofa", "cat", "tv"]
+    assert joined.synonyms == [["sofa", "dog"], ["cat"], ["tv", "tv monitor", "telly"]]
+    assert joined.seen == [True, False, False]
+    groups = [[0, 1], [2], [3, 4, 5]]
+    for index, group in enumerate(groups):
+        best = words._outputs[0].logits[group].max(dim=0).values
+        assert torch.equal(joined._outputs[0].logits[index], best)
+    if arm != "clip":
+        apart, together = words.cross_attention(), joined.cross_attention()
+        assert np.allclose(together, np.stack([apart[group].sum(axis=0) for group in groups]), atol=1e-6)
+        assert joined.features[0].classes_after.equal(words.features[0].classes_after)
+        assert joined.embedding_classes == [0, 0, 1, 2, 2, 2]
+    titles = np.array([0, 0, 1, 2, 2, 2])
+    word_labels = words._outputs[0].logits.argmax(dim=0).numpy()
+    assert np.array_equal(joined._outputs[0].logits.argmax(dim=0).numpy(), titles[word_labels])
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------------
@@ -358,6 +391,21 @@ def test_long_lists_are_worked_on_in_parts(
     whole = predictor.segment(names).labels
     monkeypatch.setattr("ldvc.result.CHUNK", photo.shape[0] * photo.shape[1] * 7)
     assert np.array_equal(predictor.segment(names).labels, whole)
+
+
+@pytest.mark.parametrize("size", [(150, 230), (20, 31), (400, 300), (1, 1)])
+def test_label_maps_made_of_tiles(predictor: Predictor, photo: np.ndarray, size: tuple[int, int]) -> None:
+    """Label maps leave out names that cannot win somewhere; the reference draws every name everywhere."""
+    result = predictor.segment([f"thing {i}" for i in range(60)], image=predictor.encode_image(photo))
+    scores = result.scores_at(size)
+    assert scores.shape == (60, *size)
+    best, labels = scores.max(axis=0), result.labels_at(size)
+    assert np.allclose(result.best_scores_at(size), best, atol=1e-6)
+    assert np.allclose(np.take_along_axis(scores, labels[None], axis=0)[0], best, atol=1e-6)  # ties may fall either way
+    assert (labels == scores.argmax(axis=0)).mean() > 0.999
+    result.background = float(np.median(best)) - 1e-4
+    far = np.abs(best - result.background) > 1e-5
+    assert np.array_equal(result.labels_at(size)[far], np.where(best >= result.background, labels, -1)[far])
 
 
 def test_one_name_works(predictor: Predictor, photo: np.ndarray) -> None:

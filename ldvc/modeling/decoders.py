@@ -31,6 +31,8 @@ class DecoderOutput:
             is the softmax over names of the same scores.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
         patch_attention: only `zegclip`: for each layer (B, heads, C, h, w), softmax over the patches.
+        patch_features_before, class_embeddings_before: the same two as they came in, so that one sees which of them a
+            decoder moves. References, not copies.
     """
 
     mask_logits: Tensor
@@ -39,6 +41,8 @@ class DecoderOutput:
     cross_attention: list[Tensor] | None = None
     routing: list[Routing] | None = None
     patch_attention: list[Tensor] | None = None
+    patch_features_before: Tensor | None = None
+    class_embeddings_before: Tensor | None = None
 
 
 def build_decoder(config: ModelConfig, width: int, *, scale: float, bias: float) -> nn.Module:
@@ -173,6 +177,8 @@ class LocalConsensusDecoder(nn.Module):
             class_embeddings=class_embeddings,
             cross_attention=attentions if return_attention else None,
             routing=routings or None,
+            patch_features_before=patch_features,
+            class_embeddings_before=class_embeddings,
         )
 
 
@@ -261,4 +267,6 @@ class ZegClipDecoder(nn.Module):
             class_embeddings=classes / unit,
             cross_attention=over_names,
             patch_attention=over_patches,
+            patch_features_before=patch_features,
+            class_embeddings_before=class_embeddings,
         )

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-from ldvc.visualize import NONE_COLOUR, heat_gradient
+from ldvc.visualize import heat_gradient
 from ldvc.web import texts
 
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """One line of the legend; `share` of the picture's area in 0..1."""
-
-    name: str
-    seen: bool
-    colour: str
-    share: float
+MANY_CHIPS = 12  # from here on, a line says how many there are
 
 
-def header(model: str) -> str:
-    """Title, what the page is for, and which model answers."""
+def header() -> str:
+    """Title and what the page is for."""
     return (
         f'<header class="ldvc-header"><div><h1>{texts.TITLE}</h1><p class="ldvc-tagline">{texts.TAGLINE}</p></div>'
-        f'<span class="ldvc-model" title="The checkpoint that answers">model: {escape(model)}</span></header>'
+        f'<a class="ldvc-paper" href="{texts.PAPER}" target="_blank" rel="noopener">{texts.PAPER_LABEL}</a></header>'
     )
 
 
@@ -49,9 +40,14 @@ def notice(sentence: str) -> str:
     return f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
 
 
+def empty(sentence: str) -> str:
+    """What stands where a result will be, and how to get it."""
+    return f'<p class="ldvc-empty">{escape(sentence)}</p>'
+
+
 def empty_result() -> str:
-    """What stands where results will be."""
-    return f'<p class="ldvc-empty">{texts.RESULT_EMPTY}</p>'
+    """What stands where the painted photo will be."""
+    return empty(texts.RESULT_EMPTY)
 
 
 def percent(share: float) -> str:
@@ -61,27 +57,23 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f}&#8239;%"
 
 
-def legend(entries: Sequence[LegendEntry], none_share: float | None) -> str:
-    """Colour, name, seen or unseen, and share of the area of every class."""
-    lines = [_legend_line(entry.name, entry.colour, entry.share, entry.seen) for entry in entries]
-    if none_share is not None:
-        lines.append(_legend_line(texts.NONE_OF_THESE, NONE_COLOUR, none_share, None))
-    return (
-        f'<ul class="ldvc-legend" aria-label="Legend">{"".join(lines)}</ul>'
-        f'<p class="ldvc-footnote">{texts.SEEN_HELP}</p>'
-    )
-
-
-def _legend_line(name: str, colour: str, share: float, seen: bool | None) -> str:
-    kind = {True: texts.SEEN, False: texts.UNSEEN, None: ""}[seen]
-    tag = f'<span class="ldvc-tag ldvc-{kind}">{kind}</span>' if kind else "<span></span>"
-    stripes = " ldvc-striped" if seen is False else ""
-    return (
-        f'<li><span class="ldvc-swatch{stripes}" style="--c:{colour}"></span>'
-        f'<span class="ldvc-name" title="{escape(name)}">{escape(name)}</span>{tag}'
-        f'<span class="ldvc-bar"><i style="width:{min(max(share, 0), 1) * 100:.1f}%;--c:{colour}"></i></span>'
-        f'<span class="ldvc-share">{percent(share)}</span></li>'
-    )
+def chips(entries: Sequence[tuple[str, bool]]) -> str:
+    """One chip per class (name, seen), each with a button to remove it, and how many were seen where there are many."""
+    if not entries:
+        return ""
+    items = []
+    for index, (name, seen) in enumerate(entries):
+        kind = texts.SEEN if seen else texts.UNSEEN
+        items.append(
+            f'<li class="ldvc-chip"><span class="ldvc-name">{escape(name)}</span>'
+            f'<span class="ldvc-tag ldvc-{kind}">{kind}</span>'
+            f'<button type="button" data-index="{index}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button></li>'
+        )
+    count = sum(seen for _, seen in entries)
+    summary = ""
+    if len(entries) > MANY_CHIPS:
+        summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(entries), seen=count)}</p>'
+    return f'{summary}<ul class="ldvc-chips" aria-label="{texts.CHIPS_LABEL}">{"".join(items)}</ul>'
 
 
 def scale_bar() -> str:

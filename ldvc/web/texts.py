@@ -11,12 +11,17 @@ PHOTO_LABEL = "Photo"
 PHOTO_HINT = "Drop a photo here, paste one, or click to choose"
 EXAMPLES_LABEL = "Or take an example"
 NAMES_LABEL = "Class names"
-NAMES_INFO = "Separated by commas. Any noun will do."
+NAMES_INFO = "Separated by commas; “sofa | couch” are two words for one class."
 NAMES_PLACEHOLDER = "dog, grass, cat"
-BACKGROUND_LABEL = "Allow “none of these”"
-BACKGROUND_INFO = "Pixels that no name fits well enough stay grey."
-THRESHOLD_LABEL = "Threshold"
 RUN = "Segment"
+CHIPS_LABEL = "Classes that will be asked for"
+CHIPS_COUNT = "{all} classes, of which the model saw masks of {seen} in training."
+REMOVE = "Remove {name}"
+VOCABULARY_LABEL = "Ready vocabularies"
+OWN_NAMES = "My own names"
+MODEL_LABEL = "Model"
+PAPER = "https://arxiv.org/abs/2403.08426"
+PAPER_LABEL = "The paper"
 
 NO_PHOTO = "Choose a photo first, or take one of the examples."
 ONE_NAME_ADDED = (
@@ -25,8 +30,16 @@ ONE_NAME_ADDED = (
 )
 REMOVE_CONTEXT = "Remove “background”"
 CONTEXT_WORD = "background"
+NO_SUCH_MODEL = "There is no such model; choose one of {names}."
+FULL_MISSING = (
+    "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here: train one "
+    "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Lite answers meanwhile."
+)
+FULL_FAILED = "The full model could not be loaded."
 NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
-UNEXPECTED = "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
+UNEXPECTED = (
+    "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
+)
 
 RESULT_TITLE = "Segmentation"
 RESULT_EMPTY = "Your photo will appear here, painted by class name."
@@ -36,8 +49,19 @@ UNSEEN = "unseen"
 SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
 NONE_OF_THESE = "none of these"
 
+DOWNLOADS_TITLE = "Take it home"
+DOWNLOADS = {
+    "overlay": "Overlay (PNG)",
+    "mask": "Mask (indexed PNG)",
+    "masks": "Mask per class (ZIP)",
+    "data": "Data (JSON)",
+}
+
 MAPS_TITLE = "One map per class"
-MAPS_HELP = "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
+MAPS_LEFT_OUT = "Of this long list, the {shown} classes that cover most are shown."
+MAPS_HELP = (
+    "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
+)
 
 ATTENTION_TITLE = "Cross-attention, with and without LCSA"
 ATTENTION_HELP = (

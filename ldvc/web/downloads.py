@@ -1,0 +1,161 @@
+"""Files to take home: the overlay, the masks, and what they mean. Pure functions of a result."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldvc import __version__
+from ldvc.result import Segmentation
+from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, overlay, rgb
+
+KINDS = {
+    "overlay": "overlay.png",
+    "mask": "mask.png",
+    "masks": "masks.zip",
+    "data": "segmentation.json",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the overlay is painted: opacity 0..1, with outlines or without, `alone` the one class that is painted, or None."""
+
+    opacity: float = OPACITY
+    outline: bool = True
+    alone: str | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model answered: name of the checkpoint, and the SHA-256 of its weights (`Predictor.weights_digest`)."""
+
+    checkpoint: str
+    weights: str
+
+
+def safe_name(text: str, *, default: str = "class") -> str:
+    """Letters, digits, "-" and "_" of any script, at most 40: fit for a file name on every system."""
+    text = unicodedata.normalize("NFKC", text)
+    return re.sub(r"[^\w-]+", "_", text).strip("_-")[:40].rstrip("_-") or default
+
+
+def make_file(
+    kind: str, result: Segmentation, *, look: Look, identity: Identity, photo: str = "photo"
+) -> tuple[str, bytes]:
+    """A file's name and its content.
+
+    Args:
+        kind: one of `KINDS`.
+        result: the segmentation, with its threshold.
+        look: of the overlay.
+        identity: of the model.
+        photo: the photo's file name; only its stem is used.
+    """
+    stem = safe_name(re.sub(r"\.[^.]*$", "", photo), default="photo")
+    makers = {
+        "overlay": lambda: overlay_png(result, look),
+        "mask": lambda: mask_png(result),
+        "masks": lambda: masks_zip(result, identity, photo),
+        "data": lambda: as_json(description(result, identity, photo)),
+    }
+    return f"{stem}-{KINDS[kind]}", makers[kind]()
+
+
+def overlay_png(result: Segmentation, look: Look) -> bytes:
+    """The painted photo at its own size."""
+    only = result.names.index(look.alone) if look.alone in result.names else None
+    painted = overlay(
+        result.picture,
+        result.labels,
+        colours_for(result.names),
+        striped=[not seen for seen in result.seen],
+        opacity=look.opacity,
+        outline=look.outline,
+        only=only,
+    )
+    return _png(Image.fromarray(painted))
+
+
+def mask_png(result: Segmentation) -> bytes:
+    """Label map as a palette picture: 0 is none of these, i is the class with "index" i; colours as on the page."""
+    mask = Image.fromarray((result.labels + 1).astype(np.uint8)).convert("P")
+    palette = [rgb(NONE_COLOUR), *(rgb(colour) for colour in colours_for(result.names))]
+    mask.putpalette([value for colour in palette for value in colour])
+    return _png(mask)
+
+
+def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
+    """One black-and-white mask (0 or 255) per class, numbered by index, and classes.json."""
+    buffer = io.BytesIO()
+    labels = result.labels
+    listed = list(enumerate(result.names, start=1))
+    if result.background is not None:
+        listed.insert(0, (0, "none of these"))
+    digits = len(str(len(result.names)))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index, name in listed:
+            mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
+            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask))
+        archive.writestr("classes.json", as_json(description(result, identity, photo)))
+    return buffer.getvalue()
+
+
+def description(result: Segmentation, identity: Identity, photo: str) -> dict[str, Any]:
+    """What the masks mean, and which model made them.
+
+    Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "area" as share of the photo,
+    "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none).
+    """
+    labels = result.labels
+    shares = result.area_shares(labels)
+    classes = []
+    for index, (name, colour) in enumerate(zip(result.names, colours_for(result.names), strict=True)):
+        scores = result.scores_at(result.size, index)
+        inside = labels == index
+        mean = round(float(scores[inside].mean()), 4) if inside.any() else None
+        classes.append(
+            {
+                "index": index + 1,
+                "name": name,
+                "synonyms": result.synonyms[index][1:],
+                "seen": result.seen[index],
+                "colour": colour,
+                "area": round(shares[index], 6),
+                "pixels": int(inside.sum()),
+                "score": {"highest": round(float(scores.max()), 4), "mean": mean},
+            }
+        )
+    none = labels < 0
+    return {
+        "photo": photo,
+        "size": {"width": result.size[1], "height": result.size[0]},
+        "classes": classes,
+        "threshold": result.background,
+        "none_of_these": {"index": 0, "area": round(float(none.mean()), 6), "pixels": int(none.sum())},
+        "model": {
+            "checkpoint": identity.checkpoint,
+            "arm": result.arm,
+            "weights_sha256": identity.weights,
+            "software": f"ldvc {__version__}",
+        },
+    }
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """Readable JSON, names in their own script."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,194 @@
+"""The left column: photo, class names with their chips, ready vocabularies, the choice of model, and the button."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ldvc.errors import InvalidNamesError
+from ldvc.names import clean_names
+from ldvc.web import html, texts
+from ldvc.web.handlers import Handlers
+from ldvc.web.visit import Problem, Visit
+from ldvc.web.vocabularies import vocabularies
+
+EXAMPLES_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
+OWN = "own"  # key of the visitor's own names among the vocabularies
+
+# A chip's button says which name goes; the list is redrawn by the server.
+CHIPS_JS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-index]");
+  if (button) trigger("remove", { index: Number(button.dataset.index) });
+});
+"""
+
+
+def uploaded_file(payload: Any) -> str | None:
+    """The path of what was uploaded, unopened.
+
+    Gradio's own preprocessing opens the file, so that one which is no picture ends in an error before any of our code runs.
+    """
+    return None if payload is None or not payload.path else str(payload.path)
+
+
+def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[tuple[str, str, str]]:
+    """(path, title, fitting names) of each example photo, from the folder's examples.json."""
+    entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    return [(str(folder / entry["file"]), entry["title"], ", ".join(entry["names"])) for entry in entries]
+
+
+class Question:
+    """Declares the column; `asked` are the inputs of every action that segments, `outputs` what it may change."""
+
+    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
+        self.handlers, self.visit = handlers, visit
+        self.examples = read_examples()
+        self.own_names = gr.State("")  # what the visitor had typed before taking a vocabulary
+        gr.HTML(html.section(texts.PHOTO_LABEL))
+        self.photo = gr.Image(
+            label=texts.PHOTO_LABEL,
+            show_label=False,
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard", "webcam"],
+            height=220,
+            placeholder=texts.PHOTO_HINT,
+            buttons=["fullscreen"],
+            elem_id="photo",
+        )
+        self.photo.preprocess = uploaded_file
+        photo_problem = gr.HTML(visible=False, elem_id="photo-problem")
+        gr.HTML(html.caption(texts.EXAMPLES_LABEL))
+        self.gallery = gr.Gallery(
+            [(path, title) for path, title, _ in self.examples],
+            label=texts.EXAMPLES_LABEL,
+            show_label=False,
+            container=False,
+            columns=4,
+            object_fit="cover",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="examples",
+            elem_classes="ldvc-examples",
+        )
+        with gr.Group(elem_classes="ldvc-names"):
+            self.names = gr.Textbox(
+                label=texts.NAMES_LABEL,
+                info=texts.NAMES_INFO,
+                placeholder=texts.NAMES_PLACEHOLDER,
+                lines=1,
+                max_lines=5,
+                elem_id="names",
+            )
+            self.chips = gr.HTML(js_on_load=CHIPS_JS, apply_default_css=False, elem_id="chips")
+        names_problem = gr.HTML(visible=False, elem_id="names-problem")
+        with gr.Column(visible=False, elem_classes="ldvc-context") as self.context_row:
+            gr.HTML(html.notice(texts.ONE_NAME_ADDED))
+            self.remove_context = gr.Button(texts.REMOVE_CONTEXT, size="sm", elem_id="remove-context")
+        self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
+        run_problem = gr.HTML(visible=False, elem_id="run-problem")
+        with gr.Row(elem_classes="ldvc-choices"):
+            lists = [(each.title, key) for key, each in vocabularies().items()]
+            self.vocabulary = gr.Dropdown(
+                [(texts.OWN_NAMES, OWN), *lists],
+                value=OWN,
+                label=texts.VOCABULARY_LABEL,
+                min_width=150,
+                scale=3,
+                elem_id="vocabulary",
+            )
+            choices = handlers.catalogue.choices
+            self.model = gr.Dropdown(
+                choices, value=choices[0], label=texts.MODEL_LABEL, min_width=90, scale=2, elem_id="model"
+            )
+        model_problem = gr.HTML(visible=False, elem_id="model-problem")
+
+        self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
+        self.asked = [self.photo, self.names, self.model]
+        self.outputs = [self.names, self.chips, self.context_row, *self.problems.values()]
+
+    def answered(self, visit: Visit) -> dict:
+        """Updates after a question that was answered."""
+        return {
+            self.names: ", ".join(visit.asked),
+            self.context_row: gr.Column(visible=visit.context_added),
+            **self.no_problems(),
+        }
+
+    def no_problems(self) -> dict:
+        """Take all sentences away."""
+        return {component: gr.HTML("", visible=False) for component in self.problems.values()}
+
+    def refused(self, problem: Problem) -> dict:
+        """A sentence beside its field; all else stays as it is."""
+        place = self.problems.get(problem.field, self.problems["run"])
+        return {
+            **self.no_problems(),
+            place: gr.HTML(html.problem(str(problem)), visible=True),
+            self.context_row: gr.Column(visible=False),
+        }
+
+    def chips_for(self, names: str, model: str | None) -> str:
+        """A chip for each class: seen or unseen by the model, and a button that removes it."""
+        try:
+            seen = self.handlers.catalogue.get(model).main.seen_names
+        except Problem:  # said where the model is chosen
+            seen = self.handlers.catalogue.get(None).main.seen_names
+        try:
+            cleaned = clean_names(names or "")
+        except InvalidNamesError:  # said when the button is pressed: while one types, a list is rarely complete
+            return ""
+        return html.chips([(name, name in seen) for name in cleaned])
+
+    def wire(self) -> None:
+        """Events that need no computing."""
+        light = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+
+        def take_example(event: gr.SelectData) -> dict:
+            path, _, fitting = self.examples[event.index]
+            return {
+                self.photo: path,
+                self.names: fitting,
+                self.vocabulary: OWN,
+                **self.no_problems(),
+                self.context_row: gr.Column(visible=False),
+            }
+
+        def take_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
+            """A list replaces the names; one's own come back when they are chosen again."""
+            lists = {", ".join(each.classes) for each in vocabularies().values()}
+            own = own if names in lists else names
+            return (own if key == OWN else ", ".join(vocabularies()[key].classes)), own
+
+        def remove(names: str, event: gr.EventData) -> str:
+            try:
+                cleaned = clean_names(names or "")
+            except InvalidNamesError:
+                return names
+            return ", ".join(name for index, name in enumerate(cleaned) if index != event.index)
+
+        def choose_model(key: str, names: str) -> tuple[Any, str]:
+            try:
+                self.handlers.catalogue.get(key)
+            except Problem as problem:
+                return gr.HTML(html.notice(str(problem)), visible=True), self.chips_for(names, None)
+            return gr.HTML("", visible=False), self.chips_for(names, key)
+
+        self.gallery.select(take_example, None, [self.photo, self.vocabulary, *self.outputs], **light)
+        self.vocabulary.input(
+            take_vocabulary, [self.vocabulary, self.names, self.own_names], [self.names, self.own_names], **light
+        )
+        self.names.change(self.chips_for, [self.names, self.model], self.chips, trigger_mode="always_last", **light)
+        self.chips.remove(remove, self.names, self.names, **light)
+        self.model.input(
+            choose_model,
+            [self.model, self.names],
+            [self.problems["model"], self.chips],
+            show_progress="minimal",
+            api_visibility="private",
+        )

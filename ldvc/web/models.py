@@ -1,0 +1,93 @@
+"""The checkpoints of the page, their arms loaded when first needed and shared by all visitors."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.predictor import PREDICTOR_ARMS, Predictor
+from ldvc.web import texts
+from ldvc.web.visit import Problem
+
+MAIN_ARM = "ldvc"
+
+
+class Models:
+    """The arms of one checkpoint."""
+
+    def __init__(self, source: str = "lite", *, load: Callable[..., Predictor] = Predictor.from_pretrained) -> None:
+        self.source = source
+        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # of a path, its last part: visitors need not know folders
+        self._lock = threading.Lock()
+        self.main = load(source, arm=MAIN_ARM)
+        self._others: dict[str, Predictor | None] = {MAIN_ARM: self.main}
+
+    def other(self, arm: str) -> Predictor | None:
+        """An arm of the checkpoint, or None if the checkpoint has no such arm."""
+        with self._lock:
+            if arm not in self._others:
+                try:
+                    self._others[arm] = self.main.sibling(arm)
+                except (CheckpointError, WeightsNotFoundError):
+                    self._others[arm] = None
+            return self._others[arm]
+
+    def arms(self) -> list[str]:
+        """The arms that there are, in the order of `PREDICTOR_ARMS`."""
+        return [arm for arm in PREDICTOR_ARMS if self.other(arm) is not None]
+
+
+class Catalogue:
+    """The model choice of the page.
+
+    Args:
+        main: source of the checkpoint that the page opens with.
+        full: source of a decoder checkpoint for the full CLIP, or None: then choosing it says what to do.
+    """
+
+    FULL = "full"
+
+    def __init__(self, main: str | Models = "lite", full: str | None = None) -> None:
+        first = main if isinstance(main, Models) else Models(main)
+        self.default = first.name
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Models] = {first.name: first}
+        self._full = full
+
+    @classmethod
+    def from_environment(cls) -> Catalogue:
+        """`LDVC_MODEL` is the main checkpoint, `LDVC_FULL` (or the folder assets/full) the full model's.
+
+        Raises:
+            LdvcError: the main checkpoint cannot be loaded.
+        """
+        beside = Path(__file__).resolve().parents[2] / "assets" / "full"
+        full = os.environ.get("LDVC_FULL") or (str(beside) if beside.is_dir() else None)
+        return cls(os.environ.get("LDVC_MODEL", "lite"), full)
+
+    @property
+    def choices(self) -> list[str]:
+        """Keys of the choice."""
+        return [self.default, *([self.FULL] if self.default != self.FULL else [])]
+
+    def get(self, key: str | None) -> Models:
+        """The models of a choice.
+
+        Raises:
+            Problem: it is not here; the sentence says what to do.
+        """
+        key = key or self.default
+        with self._lock:
+            if key not in self._loaded:
+                if key != self.FULL:
+                    raise Problem("model", texts.NO_SUCH_MODEL.format(names=", ".join(self.choices)))
+                if self._full is None:
+                    raise Problem("model", texts.FULL_MISSING)
+                try:
+                    self._loaded[key] = Models(self._full)
+                except LdvcError as error:
+                    raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
+            return self._loaded[key]

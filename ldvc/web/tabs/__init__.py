@@ -1,0 +1,85 @@
+"""The tabs of the answer, one module each. How a tab is written:
+
+    class AttentionTab(Tab):
+        key, title = "attention", "Attention"
+
+        def __init__(self, handlers: Handlers, visit: gr.State) -> None:
+            super().__init__(handlers, visit)
+            ...            # declare components here: it runs inside the tab's `gr.Tab` context
+            self.outputs = [...]                    # everything that `update` may change
+
+        def update(self, visit: Visit) -> dict:     # {component: its update}: draw this tab for the visit
+            if visit.empty:                         # nothing segmented yet: one friendly sentence
+                ...
+            result, = self.handlers.results(visit, "ldvc")
+            ...
+
+        def wire(self) -> None:                     # events of the tab's own; called once, when the whole page is declared
+            self.layer.input(self.redraw, [self.layer, self.visit], self.outputs, **self.quiet)
+
+        def stamp(self, visit: Visit) -> tuple:     # what the drawing depends on; redrawn on opening when it has changed
+            return visit.version, visit.chosen
+
+Only the open tab is drawn when a visitor presses Segment; the others are drawn when they are opened (`Tab.open`), so that the
+first overlay never waits for them.
+
+What a visitor looks at is the `Visit` in `gr.State`: their own, never shared. Events may change it in place (the chosen class,
+results that are kept, `visit.kept` for whatever a tab wants to remember until the next question); do not return it as an
+output, or a slow event would overwrite a newer question. Everything that needs the model goes through `handlers.results` or,
+for other computations, `handlers.compute(function, ...)` with a function of a module's top level that gets the `Models` of
+the visit first: on ZeroGPU it runs in another process, so values go in and come out, and changes in place stay there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ldvc.web.handlers import Handlers
+from ldvc.web.visit import Visit
+
+
+class Tab:
+    """What the page asks of a tab.
+
+    Attributes:
+        key, title: identifier ("segment") and what is written on the tab.
+        handlers: the actions that need a model.
+        visit: the `gr.State` with the visitor's `Visit`.
+        outputs: the components that `update` may change.
+        quiet: options for events that answer at once: no progress bars, no entry among the documented endpoints.
+    """
+
+    key = ""
+    title = ""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
+        self.handlers = handlers
+        self.visit = visit
+        self.outputs: list[Any] = []
+
+    def update(self, visit: Visit) -> dict[Any, Any]:
+        """Draw the tab: {component: update} for components of `outputs`."""
+        raise NotImplementedError
+
+    def wire(self) -> None:
+        """Connect the tab's own events."""
+
+    def endpoints(self) -> None:
+        """Declare the tab's documented API endpoints with `gr.api(function, api_name=...)`; called after `wire`."""
+
+    def stamp(self, visit: Visit) -> tuple:
+        """What the drawing depends on."""
+        return visit.version, visit.chosen
+
+    def draw(self, visit: Visit) -> dict[Any, Any]:
+        """`update`, remembering what was drawn."""
+        visit.drawn[self.key] = self.stamp(visit)
+        return self.update(visit)
+
+    def open(self, visit: Visit) -> dict[Any, Any]:
+        """The visitor opened the tab: draw it unless it shows the present state already."""
+        visit.open_tab = self.key
+        return gr.skip() if visit.drawn.get(self.key) == self.stamp(visit) else self.draw(visit)

@@ -1,0 +1,185 @@
+"""The Space tab's picture: patches and class names before and after two decoders, in one plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ldvc.space import ArmSpace, Space
+from ldvc.web.html import escape, percent
+from ldvc.web.tabs import texts
+from ldvc.web.views.inline import number
+
+WIDTH = 480.0  # of a plot, in its own units; letters are made for it
+MARGIN = 34.0
+PATCHES = 260  # drawn in each plot; all are measured
+LINE = 17.0  # between two labels
+LONGEST = 18  # letters of a label
+LETTER = 8.6  # wide, about
+
+
+class Frame:
+    """From the plane to a plot. Both axes have one scale, so that distances look what they are."""
+
+    def __init__(self, space: Space) -> None:
+        left, low, right, high = space.bounds
+        spans = max(right - left, 1e-9), max(high - low, 1e-9)
+        self.height = float(np.clip(WIDTH * spans[1] / spans[0], 0.6 * WIDTH, 0.95 * WIDTH))
+        self.scale = min((WIDTH - 2 * MARGIN) / spans[0], (self.height - 2 * MARGIN) / spans[1])
+        self.middle = (left + right) / 2, (low + high) / 2
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) -> (n, 2) in units of the plot, y downwards."""
+        x = WIDTH / 2 + (points[:, 0] - self.middle[0]) * self.scale
+        y = self.height / 2 - (points[:, 1] - self.middle[1]) * self.scale
+        return np.stack([x, y], axis=1)
+
+
+def space_view(space: Space, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> str:
+    """One plot for each arm, a slider from before to after, and what was measured.
+
+    Args:
+        space: of the arms to show.
+        words: one for each class embedding.
+        classes, colours: of the names, for the summary.
+    """
+    frame = Frame(space)
+    plots = "".join(_plot(arm, part, frame, words, classes, colours) for arm, part in space.arms.items())
+    across, up = space.plane.explained
+    count = len(next(iter(space.arms.values())).patches_before)
+    drawn = f"{min(PATCHES, count)} of {count} patches are drawn, all are measured." if count > PATCHES else ""
+    return (
+        f'<div class="ldvc-space">{_slider()}<div class="ldvc-plots">{plots}</div>'
+        f'<p class="ldvc-footnote">One principal component analysis of all points of both plots, before and after, all of '
+        f"length 1: the axes show {percent(across)} (across) and {percent(up)} (up) of their variance. {drawn}</p>"
+        f"{_table(space)}</div>"
+    )
+
+
+def _slider() -> str:
+    return (
+        f'<div class="ldvc-space-slider"><span aria-hidden="true">{texts.SPACE_BEFORE}</span>'
+        f'<input type="range" min="0" max="100" step="1" value="100" aria-label="{texts.SPACE_SLIDER}">'
+        f'<span aria-hidden="true">{texts.SPACE_AFTER}</span>'
+        f'<button type="button" class="ldvc-play">{texts.SPACE_PLAY}</button></div>'
+    )
+
+
+def _plot(
+    arm: str, part: ArmSpace, frame: Frame, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]
+) -> str:
+    before, after = frame(part.patches_before), frame(part.patches_after)
+    labels = part.movement.class_of_patch
+    # The same patches in every plot and at every visit; chosen at random, or they would line up with the grid.
+    drawn = np.sort(np.random.default_rng(0).permutation(len(before))[:PATCHES])
+    trails = "".join(
+        f'<path class="ldvc-trail" style="--c:{colours[label]}" d="'
+        + "".join(
+            f"M{before[i, 0]:.1f} {before[i, 1]:.1f}L{after[i, 0]:.1f} {after[i, 1]:.1f}"
+            for i in drawn
+            if labels[i] == label and np.abs(after[i] - before[i]).max() >= 0.05
+        )
+        + '"/>'
+        for label in np.unique(labels[drawn])
+    )
+    dots = "".join(
+        f'<circle cx="{before[i, 0]:.1f}" cy="{before[i, 1]:.1f}" r="3" '
+        f'style="--c:{colours[labels[i]]};{_step(before[i], after[i])}"/>'
+        for i in drawn
+    )
+    names = _names(part, frame, words, colours)
+    drift, similarity = part.drift, part.similarity
+    summary = (
+        f"{texts.ARM_TITLES[arm]}: class names moved by {number(drift['classes'], 3)}, patches by "
+        f"{number(drift['patches'], 3)}; similarity of a patch and its class {number(similarity['before'])} before, "
+        f"{number(similarity['after'])} after. Classes: {', '.join(classes)}"
+    )
+    moved = "patches" if drift["patches"] > drift["classes"] else "names"
+    return (
+        f'<figure class="ldvc-plot"><figcaption><b>{texts.ARM_TITLES[arm]}</b><small>{texts.SPACE_MOVED[moved]}</small>'
+        f'</figcaption><svg viewBox="0 0 {WIDTH:.0f} {frame.height:.0f}" role="img" aria-label="{escape(summary)}">'
+        f"{trails}{dots}{names}</svg></figure>"
+    )
+
+
+def _step(start: np.ndarray, end: np.ndarray) -> str:
+    return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
+
+
+def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence[str]) -> str:
+    """A hollow diamond where a name was, a full one that moves, and its word beside it."""
+    before, after = frame(part.embeddings_before), frame(part.embeddings_after)
+    heights = spread(after[:, 1], after[:, 0], low=LINE, high=frame.height - 6)
+    pieces = []
+    for index, word in enumerate(words):
+        (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
+        short = word if len(word) <= LONGEST else word[: LONGEST - 1] + "…"
+        room = LETTER * len(short) + 16
+        left = after[index, 0] + room > WIDTH and after[index, 0] - room > 0
+        label_x = x - 12 if left else x + 12
+        label_y = y + heights[index] - after[index, 1] + 5
+        far = abs(heights[index] - after[index, 1]) > LINE / 2
+        leader = f'<path class="ldvc-leader" d="M{x:.1f} {y:.1f}L{label_x:.1f} {label_y - 5:.1f}"/>' if far else ""
+        distance = part.movement.embedding_drift[index]
+        pieces.append(
+            f'<path class="ldvc-diamond-before" d="{_diamond(x, y)}"/>'
+            f'<path class="ldvc-name-trail" d="M{x:.1f} {y:.1f}L{after[index, 0]:.1f} {after[index, 1]:.1f}"/>'
+            f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
+            f"<title>{escape(word)}: moved by {number(float(distance), 3)}</title>{leader}"
+            f'<path class="ldvc-diamond" d="{_diamond(x, y)}"/>'
+            f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{"end" if left else "start"}">{escape(short)}</text></g>'
+        )
+    return "".join(pieces)
+
+
+def _diamond(x: float, y: float, radius: float = 8.0) -> str:
+    return f"M{x:.1f} {y - radius:.1f}l{radius} {radius}l{-radius} {radius}l{-radius} {-radius}z"
+
+
+def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, near: float = 150.0) -> np.ndarray:
+    """Move labels up and down until none covers another.
+
+    Args:
+        heights: (n,) where each would like to be.
+        places: (n,) their x; labels further apart than `near` cannot cover each other.
+        low, high: between which they must stay.
+
+    Returns:
+        (n,) heights; those close in x are at least `LINE` apart, as far as there is room.
+    """
+    found = np.clip(np.asarray(heights, dtype=float), low, high)
+    for _ in range(80):
+        moved = False
+        order = np.argsort(found, kind="stable")
+        for position, first in enumerate(order):
+            for second in order[position + 1 :]:
+                gap = found[second] - found[first]
+                if gap < LINE - 0.01 and abs(places[first] - places[second]) < near:
+                    push = (LINE - gap) / 2
+                    found[first], found[second] = found[first] - push, found[second] + push
+                    moved = True
+        found = np.clip(found, low, high)
+        if not moved:
+            break
+    return found
+
+
+def _table(space: Space) -> str:
+    rows = []
+    for arm, part in space.arms.items():
+        drift, similarity = part.drift, part.similarity
+        gain = similarity["after"] - similarity["before"]
+        rows.append(
+            f'<tr><th scope="row">{texts.ARM_TITLES[arm]}</th>{_moved(drift["classes"])}{_moved(drift["patches"])}'
+            f"<td>{number(similarity['before'])} → <b>{number(similarity['after'])}</b> "
+            f'<span class="ldvc-subdued">({"+" if gain >= 0 else ""}{number(gain)})</span></td></tr>'
+        )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in texts.SPACE_TABLE)
+    return f'<table class="ldvc-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _moved(distance: float) -> str:
+    """Exactly 0 is said in words: it was measured, not rounded."""
+    said = "0 (stayed)" if distance == 0 else number(distance, 3)
+    return f'<td class="{"ldvc-still" if distance == 0 else "ldvc-moved"}">{said}</td>'

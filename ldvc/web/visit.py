@@ -1,0 +1,68 @@
+"""What one visitor is looking at, and problems as sentences. No widgets and no models here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldvc.errors import LdvcError
+from ldvc.predictor import ImageState
+from ldvc.result import Segmentation
+
+
+class Problem(LdvcError):
+    """A sentence for the visitor and the field beside which it belongs: "photo", "names", "model" or "run"."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(field, sentence)  # both, or it could not be handed to another process
+        self.field, self.sentence = field, sentence
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass
+class Visit:
+    """What one visitor is looking at; lives in their own session and is never shared.
+
+    Attributes:
+        model: key of the model choice; empty = the page's own.
+        fingerprint: of the photo that `image` encodes.
+        photo_name: the name of its file.
+        image: the encoded photo: new names do not encode it again.
+        asked: the cleaned class names of the question, synonyms joined by " | "; what a model is asked.
+        names: one title per class, the first of its synonyms, the same as `names` of every result; empty before the first
+            question.
+        background: threshold of "none of these", or None.
+        results: by arm, filled when first asked for; see `Handlers.results`.
+        chosen: the class that the tabs show, one of `names`; shared by them.
+        context_added: the page gave a single name the context word for company.
+        context_declined: the single name for which the visitor removed the context word, in lower case.
+        version: grows with every question and every new threshold; what was drawn for an older one is stale.
+        open_tab: key of the tab that is open.
+        drawn: by tab, the stamp of what it shows.
+        kept: whatever a tab wants to remember until the next question; keys start with the tab's own.
+        settings: by tab, what the visitor set there; stays from one question to the next.
+    """
+
+    model: str = ""
+    fingerprint: str = ""
+    photo_name: str = ""
+    image: ImageState | None = None
+    asked: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    background: float | None = None
+    results: dict[str, Segmentation] = field(default_factory=dict)
+    chosen: str = ""
+    context_added: bool = False
+    context_declined: str = ""
+    version: int = 0
+    open_tab: str = "segment"
+    drawn: dict[str, tuple] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been segmented yet."""
+        return self.image is None or not self.names

@@ -1,0 +1,152 @@
+"""Which of the two moved: the plane against numpy's SVD, distances by hand, and on models that do and do not move names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldvc.errors import LdvcError
+from ldvc.predictor import Predictor
+from ldvc.space import cosine_distance, fit_plane, movement_of, shared_space, similarity_to_class, unit
+from tests.tiny import save_tiny_checkpoint
+
+NAMES = ["dog", "grass", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint: str) -> dict:
+    main = Predictor.from_pretrained(checkpoint, arm="ldvc", device="cpu")
+    photo = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
+    image = main.encode_image(photo)
+    return {arm: main.sibling(arm).segment(NAMES, image=image, features=True) for arm in ("ldvc", "zegclip")}
+
+
+def test_cosine_distance_by_hand() -> None:
+    first = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [0.3, 0.7]])
+    second = np.array([[0.0, 5.0], [7.0, 0.0], [-1.0, -1.0], [0.3, 0.7]])
+    assert np.allclose(cosine_distance(first, second), [1, 0, 2, 0])
+    assert cosine_distance(first, first).tolist() == [0, 0, 0, 0]  # exactly, not to rounding
+
+
+def test_plane_is_that_of_numpys_svd() -> None:
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(200, 6)) * [5, 3, 1, 0.5, 0.2, 0.1] + 4
+    plane = fit_plane(points)
+    centred = points - points.mean(axis=0)
+    _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+    assert np.allclose(plane.explained, (singular**2 / (singular**2).sum())[:2])
+    for own, reference in zip(plane.axes, rows[:2], strict=True):
+        assert abs(own @ reference) == pytest.approx(1)
+        assert own[np.abs(own).argmax()] > 0  # so that the picture does not flip from one machine to the next
+    assert np.allclose(np.abs(plane.project(points)), np.abs(centred @ rows[:2].T))
+
+
+def test_plane_of_points_that_hardly_differ() -> None:
+    same = fit_plane(np.ones((4, 3)))
+    assert same.explained == (0, 0) and np.allclose(same.project(np.ones((4, 3))), 0)
+    line = fit_plane(np.outer(np.arange(5.0), [1, 1, 0]))
+    assert line.explained == pytest.approx((1, 0)) and np.isfinite(line.axes).all()
+
+
+def test_similarity_takes_the_closest_synonym() -> None:
+    patches = unit(np.array([[1, 0], [1, 1], [0, 1]]))
+    embeddings = np.array([[1.0, 0], [0, 2], [-1, 0]])  # class 0 has two: the first and the third
+    found = similarity_to_class(patches, embeddings, np.array([0, 0, 1]), np.array([0, 1, 0]))
+    assert np.allclose(found, [1, np.sqrt(0.5), 1])
+
+
+def test_ldvc_keeps_the_names_and_zegclip_the_patches(results: dict) -> None:
+    """Computed from what went in and came out; the reference is torch's own cosine similarity."""
+    for arm, result in results.items():
+        (features,) = result.features
+        found = movement_of(result)
+        count = result.grid[0] * result.grid[1]
+        assert found.patches_after.shape == (count, 32) and found.embeddings_after.shape == (3, 32)
+        for drift, before, after in (
+            (found.embedding_drift, features.classes_before, features.classes_after),
+            (found.patch_drift, features.patches_before, features.patches_after),
+        ):
+            reference = 1 - torch.nn.functional.cosine_similarity(before.double(), after.double())
+            assert np.allclose(drift, reference.numpy(), atol=1e-9)
+        labels = result.patch_labels[0]
+        reference = torch.nn.functional.cosine_similarity(features.patches_after, features.classes_after[labels])
+        assert np.allclose(found.similarity_after, reference.numpy(), atol=1e-5)
+        moved, still = ("patches", "classes") if arm == "ldvc" else ("classes", "patches")
+        drift = shared_space({arm: found}).arms[arm].drift
+        assert drift[still] == 0 and drift[moved] > 1e-4, arm
+
+
+def test_both_arms_share_one_plane(results: dict) -> None:
+    movements = {arm: movement_of(result) for arm, result in results.items()}
+    space = shared_space(movements)
+    everything = np.concatenate(
+        [
+            part
+            for each in movements.values()
+            for part in (each.patches_before, each.patches_after, each.embeddings_before, each.embeddings_after)
+        ]
+    )
+    assert np.allclose(space.plane.mean, everything.mean(axis=0))
+    for arm, movement in movements.items():
+        expected = (movement.patches_after - everything.mean(axis=0)) @ space.plane.axes.T
+        assert np.allclose(space.arms[arm].patches_after, expected)
+    left, low, right, high = space.bounds
+    projected = space.plane.project(everything)
+    assert (left, right) == pytest.approx((projected[:, 0].min(), projected[:, 0].max()))
+    assert (low, high) == pytest.approx((projected[:, 1].min(), projected[:, 1].max()))
+
+
+def test_several_windows(checkpoint: str) -> None:
+    """Patches of all windows count; what a name is in them is averaged."""
+    main = Predictor.from_pretrained(checkpoint, arm="zegclip", device="cpu")
+    main.inference = {"short_side": 64, "window": 64, "stride": 48}
+    photo = np.random.default_rng(2).integers(0, 255, (64, 128, 3), dtype=np.uint8)
+    result = main.segment(NAMES, image=main.encode_image(photo), features=True)
+    assert len(result.features) == 3
+    found = movement_of(result)
+    assert len(found.patches_before) == 3 * 16 == len(found.class_of_patch)
+    by_hand = np.mean([cosine_distance(each.classes_before, each.classes_after) for each in result.features], axis=0)
+    assert np.allclose(found.embedding_drift, by_hand)
+
+
+def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
+    main = Predictor.from_pretrained(checkpoint, arm="zegclip", device="cpu")
+    image = main.encode_image(np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    result = main.segment(["sofa | couch", "grass"], image=image, features=True)
+    found = movement_of(result)
+    assert found.class_of_embedding.tolist() == [0, 0, 1] and len(found.embedding_drift) == 3
+    (features,) = result.features
+    cosine = unit(features.patches_after) @ unit(features.classes_after).T
+    expected = np.where(result.patch_labels[0] == 0, cosine[:, :2].max(axis=1), cosine[:, 2])
+    assert np.allclose(found.similarity_after, expected)
+
+
+def test_features_are_kept_on_request_only(checkpoint: str, tmp_path: Path) -> None:
+    main = Predictor.from_pretrained(checkpoint, arm="ldvc", device="cpu")
+    image = main.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))
+    with pytest.raises(LdvcError, match="features=True"):
+        movement_of(main.segment(NAMES, image=image))
+    with pytest.raises(LdvcError, match="features=True"):
+        movement_of(main.sibling("clip").segment(NAMES, image=image, features=True))
+
+
+def test_drift_is_measured_not_assumed(results: dict) -> None:
+    """ZegCLIP's names drift 0 as soon as its output says that they stayed."""
+    result = results["zegclip"]
+    (features,) = result.features
+    result._outputs[0].features = replace(features, classes_after=features.classes_before)
+    try:
+        space = shared_space({"zegclip": movement_of(result)})
+    finally:
+        result._outputs[0].features = features
+    assert space.arms["zegclip"].drift == {"classes": 0, "patches": 0}
+    assert space.arms["zegclip"].similarity["before"] == space.arms["zegclip"].similarity["after"]

@@ -1,0 +1,391 @@
+"""Hosting on Hugging Face Spaces: what is pushed, whether Spaces accepts it, and whether the page runs there.
+
+The last part starts the page as a Space does: a fresh folder with exactly the files that would be pushed, the variables of a
+Space, and no network; and once more with a stand-in for ZeroGPU's package, which runs functions in another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import HfApi, SpaceHardware
+from packaging.requirements import Requirement
+from PIL import Image
+
+from ldvc.web import publish as publishing
+from ldvc.web.publish import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
+from ldvc.web.remote import Served, Visitor, serve
+from tests.tiny import save_tiny_checkpoint
+
+HOSTING = Path(__file__).with_name("hosting")
+DOG = ROOT / "assets" / "examples" / "dog.jpg"
+STAYS_HOME = ("tests", "train", "data", "work", "runs", "shared", "pyproject.toml", "requirements-dev.txt")
+
+# ---- what is pushed ----------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_lists_every_file_with_its_size(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--dry_run"]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    listed = {name: int(size.replace(",", "")) for size, name in (line.split(maxsplit=1) for line in lines)}
+
+    for name, size in listed.items():
+        assert size == (ROOT / name).stat().st_size
+        assert size <= 10_000_000, f"{name} is too large"
+        parts = name.split("/")
+        assert parts[0] not in STAYS_HOME and not any(part.startswith((".", "__pycache__")) for part in parts), name
+    assert int(total.split()[0].replace(",", "")) == sum(listed.values())
+
+    # Nothing is forgotten either: all of the library, the weights and the examples go.
+    there = [path for folder in ("ldvc", "assets") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    expected = {path.relative_to(ROOT).as_posix() for path in there if "__pycache__" not in path.parts}
+    assert set(listed) == expected | {"app.py", "README.md", "requirements.txt", "LICENSE"}
+    ignored = subprocess.run(["git", "check-ignore", *listed], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not ignored
+
+
+def test_pictures_of_the_readme_are_pushed() -> None:
+    shown = re.findall(r"!\[[^]]*]\(([^)]+)\)|<img[^>]+src=\"([^\"]+)\"", (ROOT / "README.md").read_text("utf-8"))
+    local = [path for pair in shown for path in pair if path and not path.startswith("http")]
+    assert local and set(local) <= set(space_files())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project in miniature: what the Space needs, as empty as may be, and what should stay at home."""
+    card = "---\nsdk: gradio\napp_file: app.py\n---\n"
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+    goes = dict.fromkeys([*publishing.SINGLE_FILES, *publishing.NEEDED], "")
+    goes |= {
+        "README.md": card,
+        "assets/examples/examples.json": '[{"file": "dog.jpg"}]',
+        "assets/examples/dog.jpg": "",
+        "assets/lite/clip/model.safetensors.index.json": index,
+        "assets/lite/clip/model-1.safetensors": "",
+        "assets/lite/clip/model-2.safetensors": "",
+        "assets/lite/[odd] name.png": "",
+    }
+    stays = [
+        "ldvc/__pycache__/x.py",
+        "ldvc/notes.ipynb",
+        "ldvc/.hidden.py",
+        "assets/.cache/photo.jpg",
+        "assets/photos.zip",
+        "assets/ignored/photo.jpg",
+        "tests/test_x.py",
+        "train/train.py",
+        ".ci/run",
+        ".env",
+        "data/photo.jpg",
+    ]
+    root = tmp_path / "project"
+    for name, text in {**goes, **dict.fromkeys(stays, ""), ".gitignore": "/assets/ignored/\n"}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.py").write_text("")
+    (root / "ldvc" / "linked.py").symlink_to(tmp_path / "elsewhere" / "secret.py")
+    (root / "ldvc" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    return root
+
+
+STAND_INS = {"assets/lite/[odd] name.png"}
+
+
+def test_only_what_the_page_needs_is_chosen(project: Path) -> None:
+    expected = {*publishing.SINGLE_FILES, *publishing.NEEDED, *STAND_INS, "assets/examples/dog.jpg"}
+    expected |= {
+        f"assets/lite/clip/model{end}" for end in (".safetensors.index.json", "-1.safetensors", "-2.safetensors")
+    }
+    assert set(space_files(project)) == expected
+    publishing.check_files(space_files(project), project)
+
+    shutil.rmtree(project / ".git")  # a downloaded archive: all but what only git knows stays as it was
+    assert set(space_files(project)) == expected | {"assets/ignored/photo.jpg"}
+
+
+class Recorder(HfApi):
+    """The Hub's own client, its last step recorded instead of sent."""
+
+    def __init__(self, there: list[str] | None = None) -> None:
+        super().__init__(token="hf_test")
+        self.there, self.created, self.commits = there or [], [], []
+
+    def create_repo(self, *arguments: Any, **options: Any) -> None:
+        self.created.append((arguments, options))
+
+    def _validate_yaml(self, content: str, **options: Any) -> None:
+        self.validated = content  # the Hub is asked about the README before anything is pushed
+
+    def list_repo_files(self, *arguments: Any, **options: Any) -> list[str]:
+        return self.there
+
+    def create_commit(self, **options: Any) -> None:
+        self.commits.append(options)
+
+
+def test_push(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the Hub's real client, so that patterns and exclusions are its own: exactly the files of the list arrive."""
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: False)
+    api = Recorder(there=["ldvc/old.py", "app.py", "notes.md", "assets/old/a.jpg", ".gitattributes"])
+    assert publish("ann/ldvc", root=project, api=api, private=True) == "https://huggingface.co/spaces/ann/ldvc"
+
+    ((arguments, options),) = api.created
+    assert arguments == ("ann/ldvc",)
+    assert (options["repo_type"], options["space_sdk"], options["exist_ok"]) == ("space", "gradio", True)
+    assert options["private"] is True
+    assert api.validated == (project / "README.md").read_text()
+    (commit,) = api.commits
+    assert (commit["repo_id"], commit["repo_type"]) == ("ann/ldvc", "space")
+    operations = {type(each).__name__: set() for each in commit["operations"]}
+    for each in commit["operations"]:
+        operations[type(each).__name__].add(each.path_in_repo)
+    assert operations["CommitOperationAdd"] == set(space_files(project))
+    assert operations["CommitOperationDelete"] == {"ldvc/old.py", "assets/old/a.jpg"}  # and nothing that is not ours
+
+
+def spoil_with_a_large_file(project: Path) -> None:
+    with (project / "assets" / "lite" / "clip" / "model-1.safetensors").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (spoil_with_a_large_file, "Nothing above 10 MB is pushed, and that is assets/lite/clip/model-1.safetensors"),
+        (lambda project: (project / "app.py").unlink(), "cannot start without app.py"),
+        (lambda project: (project / "assets/lite/clip/model-2.safetensors").unlink(), "without .*model-2.safetensors"),
+        (lambda project: (project / "assets/examples/dog.jpg").unlink(), "without assets/examples/dog.jpg"),
+        (lambda project: (project / "README.md").write_text("# LDVC\n"), "README.md does not begin with"),
+    ],
+)
+def test_refusals(project: Path, spoil: Any, sentence: str) -> None:
+    spoil(project)
+    api = Recorder()
+    with pytest.raises(PublishError, match=sentence):
+        publish("ann/ldvc", root=project, api=api)
+    assert not api.created and not api.commits
+
+
+@pytest.mark.parametrize(
+    "name", ["", "ldvc", "ann/", "ann/ld vc", "ann/ldvc/page", "https://huggingface.co/ann/ldvc", "a--b/c"]
+)
+def test_malformed_names_are_refused(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--repo_id", name]) == 1
+    assert "is not the name of a Space" in capsys.readouterr().err
+
+
+def test_no_token_no_name_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(publishing, "get_token", lambda: None)
+    assert main(["--repo_id", "ann/ldvc"]) == 1
+    assert "no Hugging Face token" in capsys.readouterr().err
+    assert main([]) == 1
+    assert "--repo_id user/space" in capsys.readouterr().err
+
+    class Unreachable(Recorder):
+        def create_repo(self, *arguments: Any, **options: Any) -> None:
+            raise ConnectionError("Connection refused")
+
+    with pytest.raises(PublishError, match=r"did not take the Space ann/ldvc \(Connection refused\)"):
+        publish("ann/ldvc", api=Unreachable())
+
+
+# ---- what Spaces accepts ---------------------------------------------------------------------------------------------
+
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # as its own error message lists them
+
+
+def requirements() -> dict[str, Requirement]:
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {each.name: each for each in found}
+
+
+def test_front_matter() -> None:
+    """Fields and values as the configuration reference of Spaces has them."""
+    _, block, _ = (ROOT / "README.md").read_text("utf-8").split("---\n", 2)
+    card = yaml.safe_load(block)
+    accepted = "title emoji colorFrom colorTo sdk sdk_version python_version app_file pinned license short_description"
+    assert set(card) <= {*accepted.split(), "suggested_hardware", "tags"}
+    assert card["sdk"] == "gradio" and card["app_file"] in space_files()
+    assert card["colorFrom"] in COLOURS and card["colorTo"] in COLOURS
+    assert len(card["emoji"]) <= 2 and not card["emoji"].isascii()
+    assert 0 < len(card["short_description"]) <= 60
+    assert isinstance(card["python_version"], str) and card["python_version"] in ("3.10", "3.11", "3.12")
+    assert card["license"] in {"apache-2.0", "other"}
+    assert card["suggested_hardware"] in {each.value for each in SpaceHardware}
+    assert isinstance(card["pinned"], bool)
+    # Spaces installs this version of Gradio together with requirements.txt, so the two must agree.
+    assert requirements()["gradio"].specifier.contains(card["sdk_version"])
+
+
+def test_requirements_have_room_for_zerogpu() -> None:
+    """Every torch that ZeroGPU supports, the torchvision that belongs to it, and what the tests ran with."""
+    torch, torchvision = (requirements()[name].specifier for name in ("torch", "torchvision"))
+    for version in ZEROGPU_TORCH:
+        minor = int(version.split(".")[1])
+        assert torch.contains(version) and torchvision.contains(f"0.{minor + 15}.0")
+    assert not torch.contains("2.7.1")
+    import torch as installed
+
+    assert torch.contains(installed.__version__.split("+")[0])
+
+
+# ---- the page on a Space ---------------------------------------------------------------------------------------------
+
+
+def space_variables(scratch: Path) -> dict[str, str]:
+    """The environment of a Space, and nothing of ours but the guard that is its missing network."""
+    home = scratch / "home"
+    home.mkdir()
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "SYSTEM": "spaces",
+        "SPACE_ID": "ann/ldvc",
+        "SPACE_AUTHOR_NAME": "ann",
+        "SPACE_REPO_NAME": "ldvc",
+        "SPACE_TITLE": "LDVC",
+        "SPACE_HOST": "ann-ldvc.hf.space",
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_NUM_PORTS": "1",
+        "GRADIO_THEME": "huggingface",
+        "GRADIO_ALLOW_FLAGGING": "never",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(copy_packages(scratch)),
+        "LDVC_SPACES_RECORD": str(scratch / "spaces.txt"),
+        "LDVC_GUARD_RECORD": str(scratch / "guard.txt"),
+        "LDVC_GUARD_FOLDER": str(ROOT),
+        **{name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"},
+    }
+
+
+def copy_packages(scratch: Path) -> Path:
+    """The guard and the stand-in for `spaces`, in a folder of their own: the served process must open nothing of ours."""
+    folder = scratch / "packages"
+    shutil.copytree(HOSTING / "packages", folder)
+    information = folder / "spaces-0.51.3.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: spaces\nVersion: 0.51.3\n")
+    return folder
+
+
+def copy_space(folder: Path) -> set[str]:
+    """Exactly what would be pushed."""
+    names = space_files()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (os.link if name.endswith(".safetensors") else shutil.copy)(ROOT / name, folder / name)  # weights are only read
+    return set(names)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    scratch = tmp_path_factory.mktemp("space")
+    pushed = copy_space(scratch / "app")
+    variables = space_variables(scratch)
+    with serve(scratch, folder=scratch / "app", environment=variables, patience=300) as served:
+        yield served
+        record = scratch / "guard.txt"
+        assert not record.exists(), f"the page reached for what a Space does not have:\n{record.read_text()}"
+        assert "Traceback" not in served.log.read_text(), served.log.read_text()
+    after = {path.relative_to(scratch / "app").as_posix() for path in (scratch / "app").rglob("*") if path.is_file()}
+    assert after == pushed, "the page wrote into its own folder"
+
+
+def test_the_guard_guards(tmp_path: Path) -> None:
+    """Otherwise the tests below would say nothing."""
+    variables = space_variables(tmp_path)
+    program = f"""
+import socket, urllib.request
+open({str(ROOT / "LICENSE")!r}).close()
+socket.create_server(("127.0.0.1", 0)).close()
+for attempt in (lambda: urllib.request.urlopen("http://huggingface.co"), lambda: socket.create_connection(("8.8.8.8", 53))):
+    try:
+        attempt()
+    except Exception as error:
+        print(type(getattr(error, "reason", error)).__name__)
+"""
+    run = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["PermissionError", "PermissionError"]
+    record = (tmp_path / "guard.txt").read_text().splitlines()
+    assert record[0] == f"opened {ROOT / 'LICENSE'}"
+    assert record[1].endswith("huggingface.co") and record[2].endswith("8.8.8.8")
+
+
+def test_space_serves_its_first_page(space: Served) -> None:
+    assert space.seconds - space.waited < 60
+    visitor = Visitor(space.address)
+    assert {"photo", "names", "run", "overlay"} <= set(visitor.ids)
+    visitor.close()
+
+
+def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(space.address, verbose=False)
+    answer = client.predict(
+        photo=handle_file(str(DOG)), names="dog, grass", use_background=False, threshold=0.5, api_name="/segment"
+    )
+    labels = np.asarray(Image.open(answer[1]).convert("L"))
+    assert labels.shape == Image.open(DOG).size[::-1]
+    assert (labels[240:420, 320:700] == 1).mean() > 0.9  # its flank
+    assert (labels[680:768, 0:1024] == 2).mean() > 0.9  # the meadow before it
+    client.close()
+
+
+# ---- ZeroGPU ---------------------------------------------------------------------------------------------------------
+
+
+def test_zerogpu_borrows_a_gpu_for_each_computation(tmp_path: Path) -> None:
+    """Functions that need the model run in another process, and the page is none the worse for it."""
+    pushed = tmp_path / "app"
+    copy_space(pushed)
+    variables = space_variables(tmp_path)
+    variables |= {"SPACES_ZERO_GPU": "true", "LDVC_MODEL": str(save_tiny_checkpoint(tmp_path / "tiny"))}
+    with serve(tmp_path, folder=pushed, environment=variables, patience=300) as served:
+        visitor = Visitor(served.address)
+        visitor.set("photo", visitor.upload(DOG))
+        visitor.set("names", "dog, grass, sky")
+        assert visitor.trigger("run", "click").errors == []
+        first = visitor.fetch(visitor.value("overlay"))
+        for tab in [name for name in visitor.ids if name.startswith("tab-")]:
+            assert visitor.trigger(tab, "select").errors == []
+        visitor.set("names", "cup, spoon")
+        assert visitor.trigger("run", "click").errors == []
+        assert visitor.trigger("tab-segment", "select").errors == []
+        assert visitor.fetch(visitor.value("overlay")) != first
+        assert not visitor.value("run-problem")
+        visitor.close()
+        assert "Traceback" not in served.log.read_text(), served.log.read_text()
+    imported, *calls = [json.loads(line) for line in (tmp_path / "spaces.txt").read_text().splitlines()]
+    assert imported == {"event": "imported", "torch_was_there": False}, "spaces must be imported before torch"
+    assert calls and all(call["process"] != call["main"] and call["duration"] <= 60 for call in calls)
+
+
+def test_without_zerogpu_functions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldvc.web import gpu
+
+    def double(value: int) -> int:
+        return 2 * value
+
+    monkeypatch.setattr(gpu, "spaces", None)
+    assert gpu.on_gpu(double) is double
+    monkeypatch.setattr(gpu, "spaces", object())  # installed, as on a Space with other hardware
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert gpu.on_gpu(double) is double

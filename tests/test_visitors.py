@@ -1,0 +1,213 @@
+"""Visitors who are there at once: each gets what they would get alone, and nobody's photo outlives their session."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldvc.predictor import ImageState, Predictor
+from ldvc.result import Segmentation
+from ldvc.web.handlers import Handlers
+from ldvc.web.layout import build_page, launch_options
+from ldvc.web.models import Catalogue
+from ldvc.web.publish import ROOT
+from ldvc.web.remote import Visitor
+from ldvc.web.visit import Visit
+from tests.tiny import save_tiny_checkpoint
+
+EXAMPLES = ROOT / "assets" / "examples"
+ROUNDS = 4
+SIZES = {
+    "dog": (151, 113),
+    "street": (127, 169),
+    "coffee": (167, 109),
+}  # no two alike, and like nothing else on the page
+NAMES = {
+    "dog": ("dog, grass, fence", "wolf, meadow"),
+    "street": ("building, sky, car", "tower, cloud, road, person"),
+    "coffee": ("cup, spoon, table", "mug, saucer, plate, napkin"),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small photos that differ in content and size."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, size in SIZES.items():
+        Image.open(EXAMPLES / f"{name}.jpg").convert("RGB").resize(size).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in SIZES}
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")))
+
+
+@pytest.fixture(scope="module")
+def page(catalogue: Catalogue) -> Iterator[gr.Blocks]:
+    """The page, served by this process so that its memory can be looked into."""
+    page = build_page(catalogue)
+    page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield page
+    page.close()
+
+
+def seen(visitor: Visitor, value: Any) -> Any:
+    """A value as the visitor sees it: files by their content, not by where they lie."""
+    if isinstance(value, dict):
+        if value.get("url") and value.get("path"):
+            return hashlib.sha256(visitor.fetch(value)).hexdigest()
+        return {key: seen(visitor, each) for key, each in value.items()}
+    return [seen(visitor, each) for each in value] if isinstance(value, list) else value
+
+
+def act(address: str, name: str, photo: Path) -> list[str]:
+    """One visitor's way over the page: everything that they were shown, step by step."""
+    visitor = Visitor(address)
+    shown = []
+
+    def note(elem_id: str, event: str) -> None:
+        answer = visitor.trigger(elem_id, event)
+        assert answer.errors == []
+        outputs = {str(component): seen(visitor, output) for component, output in answer.outputs.items()}
+        shown.append(json.dumps(outputs, sort_keys=True))
+
+    visitor.set("photo", visitor.upload(photo))
+    for names in NAMES[name]:
+        visitor.set("names", names)
+        note("run", "click")
+        visitor.set("background", True)
+        visitor.set("threshold", 0.4)
+        note("threshold", "release")
+        for tab in ("attention", "compare", "segment"):
+            note(f"tab-{tab}", "select")
+        visitor.set("background", False)
+        note("background", "input")
+    visitor.close()
+    return shown
+
+
+def test_visitors_at_once_see_what_they_see_alone(page: gr.Blocks, photos: dict[str, Path]) -> None:
+    """Three visitors with different photos and names, all at the same time and again and again."""
+    alone = {name: act(page.local_url, name, photos[name]) for name in photos}
+    for name, steps in alone.items():  # each sees their own names, and the answers differ, so a mix-up would show
+        others = [each for other in NAMES if other != name for names in NAMES[other] for each in names.split(", ")]
+        everything = " ".join(steps)
+        assert all(each in everything for names in NAMES[name] for each in names.split(", "))
+        assert not any(f'"{other}"' in everything or f">{other}<" in everything for other in others)
+    assert len({steps[0] for steps in alone.values()}) == len(alone)
+
+    together: list[tuple[str, list[str]]] = []
+    failures: list[BaseException] = []
+    start = threading.Barrier(len(photos))
+
+    def visit(name: str) -> None:
+        try:
+            for _ in range(ROUNDS):
+                start.wait(timeout=120)
+                together.append((name, act(page.local_url, name, photos[name])))
+        except BaseException as error:
+            failures.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=visit, args=(name,)) for name in photos]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    assert len(together) == ROUNDS * len(photos)
+    for name, steps in together:
+        assert steps == alone[name], f"{name} was shown something else than alone"
+
+
+def predictors(catalogue: Catalogue) -> list[Predictor]:
+    models = catalogue.get(None)
+    return [models.other(arm) for arm in models.arms()]
+
+
+def foreign(each: Any) -> bool:
+    """Whether something is another library's module, function or class: from there one reaches everything."""
+    if isinstance(each, ModuleType):
+        return not each.__name__.startswith("ldvc")
+    return isinstance(each, (FunctionType, type)) and not (each.__module__ or "").startswith("ldvc")
+
+
+def photos_within(roots: list[Any]) -> list[str]:
+    """Photos and what was computed from them that can be reached from some objects, without looking into other libraries.
+
+    A photo is anything with the height and width of one of `SIZES`, or the state or result of one.
+    """
+    shapes = {size[::-1] for size in SIZES.values()}
+    found, todo, known = [], list(roots), set()
+    while todo:
+        each = todo.pop()
+        if id(each) in known:
+            continue
+        known.add(id(each))
+        if isinstance(each, (ImageState, Segmentation)):
+            found.append(type(each).__name__)
+        elif isinstance(each, (np.ndarray, torch.Tensor)) and any(
+            tuple(each.shape[start : start + 2]) in shapes for start in range(max(1, each.ndim - 1))
+        ):
+            found.append(f"{type(each).__name__} {tuple(each.shape)}")
+        elif isinstance(each, Image.Image) and each.size[::-1] in shapes:
+            found.append(f"picture {each.size}")
+        elif not foreign(each):
+            todo += gc.get_referents(each)
+    return found
+
+
+def shared_objects(catalogue: Catalogue) -> list[Any]:
+    """What all visitors share: our modules with their globals, and the models."""
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "ldvc"]
+    return [*modules, catalogue, *predictors(catalogue)]
+
+
+def test_nothing_shared_holds_a_photo(catalogue: Catalogue, photos: dict[str, Path]) -> None:
+    handlers = Handlers(catalogue)
+    visits = [handlers.segment(str(photos[name]), NAMES[name][0], True, 0.4, Visit()) for name in photos]
+    for visit in visits:
+        handlers.results(visit, *catalogue.get(None).arms())
+    assert all(predictor._image is None for predictor in predictors(catalogue))
+    assert photos_within(shared_objects(catalogue)) == []
+    # The search would find one: in a visit, and in a predictor that was given a photo to keep.
+    assert "ImageState" in photos_within([visits[0]])
+    catalogue.get(None).main.set_image(photos["dog"])
+    try:
+        assert "ImageState" in photos_within(shared_objects(catalogue))
+    finally:
+        catalogue.get(None).main._image = None
+
+    states = [weakref.ref(visit.image) for visit in visits]
+    del visits, visit
+    gc.collect()
+    assert [state() for state in states] == [None] * len(states), "something keeps the photo of a visitor who left"
+
+
+def test_sessions_forget(page: gr.Blocks, photos: dict[str, Path]) -> None:
+    """What the server knows of a photo is in its visitor's session, and is gone with it."""
+    for name in photos:
+        act(page.local_url, name, photos[name])
+    sessions = page.app.state_holder.session_data
+    kept = [value for session in sessions.values() for value in session.state_data.values()]
+    assert sum(isinstance(value, Visit) and not value.empty for value in kept) >= len(photos)
+    del kept
+    sessions.clear()
+    gc.collect()
+    left = [each for each in gc.get_objects() if type(each) in (ImageState, Segmentation)]
+    assert not left, f"{len(left)} photos or results are kept outside the sessions"
