@@ -48,7 +48,6 @@ from ldvc.data import (
 )
 from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.model import LDVC
-from train.cpu_attention import fast_attention
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import ConfigError, TrainConfig, load_config
 
@@ -163,7 +162,6 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     return Path(wanted)
 
 
-@fast_attention()
 def train(
     config: TrainConfig, *, resume: str | None = None, prepare_only: bool = False, on_step: Callable | None = None
 ) -> Path:
