@@ -42,7 +42,6 @@ from ldvc.data import (
     ViewCache,
     Vocabulary,
     build_caches,
-    load_split,
     open_sets,
     weights_digest,
 )
@@ -188,9 +187,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
 
-    hidden = load_split(config.unseen)
+    hidden = config.held_out()
     datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
-    vocabulary = Vocabulary(datasets, hidden)
+    vocabulary = Vocabulary(datasets, hidden, transductive=config.transductive)
     model = LDVC(config.model_config())
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
@@ -217,6 +216,8 @@ def train(
         preserve=config.preserve_names,
         full_probability=config.full_vocabulary,
         seed=config.seed,
+        unseen=vocabulary.unseen,
+        self_training_from=config.self_training_from,
     )
     loader = DataLoader(
         views,
@@ -322,6 +323,7 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
             "seed": config.seed,
             "sets": config.sets,
             "unseen": config.unseen,
+            "setting": config.setting,
         },
     }
     dtype = torch.float16 if config.half_precision_checkpoint else None

@@ -5,10 +5,11 @@ from ldvc.data.folder import FolderDataset, open_sets
 from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews
 from ldvc.data.transforms import Augmentation, random_view
 from ldvc.data.views import ViewCache, build_caches, normalise, weights_digest
-from ldvc.data.vocabulary import BACKGROUND, VOID, Vocabulary
+from ldvc.data.vocabulary import BACKGROUND, HIDDEN, VOID, Vocabulary
 
 __all__ = [
     "BACKGROUND",
+    "HIDDEN",
     "VOID",
     "Augmentation",
     "DrawSchedule",

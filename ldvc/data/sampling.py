@@ -116,10 +116,24 @@ class NameSampler:
         preserve: how many of those join each step.
         full_probability: how often the list is the full one.
         seed: of the run.
+        unseen: (names,) bool; held-out names, which are in no list before the step `self_training_from` and in every list
+            from then on. None: there are none.
     """
 
-    def __init__(self, names: int, concepts: int, *, preserve: int, full_probability: float, seed: int) -> None:
+    def __init__(
+        self,
+        names: int,
+        concepts: int,
+        *,
+        preserve: int,
+        full_probability: float,
+        seed: int,
+        unseen: Tensor | None = None,
+        self_training_from: int = 0,
+    ) -> None:
         self.names, self.concepts, self.seed = names, concepts, seed
+        self.unseen = torch.zeros(names, dtype=torch.bool) if unseen is None else unseen
+        self.self_training_from = self_training_from
         self.preserve = min(preserve, concepts)
         self.full_probability = full_probability
 
@@ -143,4 +157,5 @@ class NameSampler:
         )
         chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
+        chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)
