@@ -84,6 +84,8 @@ def check_ranges(config: TrainConfig) -> None:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(config, name)}.")
     if config.learning_rate <= 0:
         raise ConfigError(f"learning_rate must be more than 0, not {config.learning_rate}.")
+    if len(config.scale) != 2 or not 0 < config.scale[0] <= config.scale[1]:
+        raise ConfigError(f"scale is two numbers, smallest and largest, more than 0; not {config.scale}.")
     if not 0 <= config.full_vocabulary <= 1:
         raise ConfigError(f"full_vocabulary is a probability from 0 to 1, not {config.full_vocabulary}.")
 
@@ -260,11 +262,14 @@ class TrainConfig:
 
 _MODEL_FIELDS = frozenset(field.name for field in fields(ModelConfig))
 _TRAIN_FIELDS = frozenset(field.name for field in fields(TrainConfig))
+_TEXT = frozenset(field.name for field in fields(TrainConfig) if "str" in field.type.split(" | "))  # a folder "2026" is one
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         if key == "model":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"'model' must be a mapping of fields of the model, not {value!r}.")
             _merge(values, value)
         elif key in _TRAIN_FIELDS:
             values[key] = value
@@ -326,6 +331,8 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
         values["mixed_precision"] = "no"
     try:
-        return TrainConfig(**{key: _number_if_text(value) for key, value in values.items()})
+        return TrainConfig(
+            **{key: str(value) if key in _TEXT and value is not None else _number_if_text(value) for key, value in values.items()}
+        )
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from None
