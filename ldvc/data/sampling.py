@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
 from ldvc.data.transforms import Augmentation
 from ldvc.data.views import ViewCache, fresh_view, normalise
 from ldvc.data.vocabulary import Vocabulary
@@ -75,7 +75,7 @@ class TrainingViews(Dataset):
 
     def __init__(
         self,
-        datasets: Sequence[FolderDataset],
+        datasets: Sequence[SegmentationDataset],
         vocabulary: Vocabulary,
         schedule: DrawSchedule,
         *,

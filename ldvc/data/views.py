@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
 from ldvc.data.transforms import Augmentation, random_view
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[
 
 
 def fresh_view(
-    dataset: FolderDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
+    dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
 
@@ -72,7 +72,7 @@ class ViewCache:
     def __init__(
         self,
         folder: str | Path,
-        dataset: FolderDataset,
+        dataset: SegmentationDataset,
         *,
         augmentation: Augmentation,
         views: int,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldvc.data.class_names import canonical, plain
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
 
 VOID = -1  # counts nowhere
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
@@ -41,7 +41,7 @@ class Vocabulary:
     """
 
     def __init__(
-        self, datasets: Sequence[FolderDataset], hidden: Collection[str] = (), *, transductive: bool = False
+        self, datasets: Sequence[SegmentationDataset], hidden: Collection[str] = (), *, transductive: bool = False
     ) -> None:
         seen: dict[str, str] = {}  # name -> text
         unseen: dict[str, str] = {}
