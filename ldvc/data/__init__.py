@@ -5,6 +5,7 @@ from ldvc.data.folder import FolderDataset
 from ldvc.data.layouts import LAYOUTS, open_set, open_sets
 from ldvc.data.reader import SegmentationDataset
 from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews
+from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation, random_view
 from ldvc.data.views import ViewCache, build_caches, normalise, weights_digest
 from ldvc.data.vocabulary import BACKGROUND, HIDDEN, VOID, Vocabulary
@@ -19,6 +20,7 @@ __all__ = [
     "FolderDataset",
     "NameSampler",
     "SegmentationDataset",
+    "SkippedPhotos",
     "TrainingViews",
     "ViewCache",
     "Vocabulary",

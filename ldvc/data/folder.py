@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ldvc.data.reader import SegmentationDataset
 
@@ -51,11 +52,9 @@ class FolderDataset(SegmentationDataset):
         self._require(self.folder / "images", self.folder / "masks")
         self._keep(stems, every)
 
-    def _describe(
-        self, classes: list[str], ignore_index: int | None = 255, background_index: int | None = None
-    ) -> None:
+    def _describe(self, classes: Any, ignore_index: Any, background_index: Any) -> None:
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
-            raise ValueError("'classes' is a list of names")
+            raise ValueError("'classes' must be a list of names")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
         ignore_index = 255 if ignore_index is None else ignore_index
@@ -64,7 +63,7 @@ class FolderDataset(SegmentationDataset):
             ("background_index", background_index, len(classes)),
         ):
             if value is not None and (type(value) is not int or not 0 <= value < end):
-                raise ValueError(f"'{key}' is a number from 0 to {end - 1}, not {value!r}")
+                raise ValueError(f"'{key}' must be a number from 0 to {end - 1}, not {value!r}")
         self.classes, self.ignore_index, self.background_index = classes, ignore_index, background_index
         self._numbers_mean(ignored=[ignore_index])
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldvc.data.reader import SegmentationDataset
+from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation
-from ldvc.data.views import ViewCache, fresh_view, normalise
+from ldvc.data.views import ViewCache, normalise, readable_view
 from ldvc.data.vocabulary import Vocabulary
 
 _SETS, _ORDER, _VIEW, _NAMES = 1, 2, 3, 4  # streams of random numbers that must not coincide
@@ -71,6 +72,7 @@ class TrainingViews(Dataset):
         draws: length.
         augmentation, mean, std, seed: for views that are made afresh.
         caches: one per data set, complete; None makes every view afresh.
+        skipped: where photos that cannot be used are listed; another photo takes their place, see `readable_view`.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class TrainingViews(Dataset):
         std: Sequence[float],
         seed: int,
         caches: Sequence[ViewCache] | None = None,
+        skipped: SkippedPhotos | None = None,
     ) -> None:
         self.datasets, self.vocabulary, self.schedule, self.draws = datasets, vocabulary, schedule, draws
         self.augmentation, self.mean, self.std, self.seed, self.caches = augmentation, mean, std, seed, caches
+        self.skipped = SkippedPhotos() if skipped is None else skipped
         self.tables = [torch.from_numpy(table) for table in vocabulary.tables]
 
     def __len__(self) -> int:
@@ -96,7 +100,8 @@ class TrainingViews(Dataset):
     def __getitem__(self, draw: int) -> dict[str, Tensor | int]:
         index, photo, turn = self.schedule[draw]
         if self.caches is None:
-            pixels, raw = fresh_view(self.datasets[index], photo, self.augmentation, (self.seed, _VIEW, draw))
+            seed = (self.seed, _VIEW, draw)
+            pixels, raw = readable_view(self.datasets[index], photo, self.augmentation, seed, self.skipped)
             labels = self.tables[index][torch.from_numpy(raw).int()]
             return {"images": normalise(pixels, self.mean, self.std), "labels": labels, "set": index}
         cache = self.caches[index]

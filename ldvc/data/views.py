@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ldvc.data.reader import SegmentationDataset
+from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation, random_view
+from ldvc.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +42,35 @@ def fresh_view(
     """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
 
     Everything random comes from `seed`, so the same numbers give the same view in any process and after any resume.
+
+    Raises:
+        DataError: the photo or its mask cannot be used.
     """
     generator = np.random.default_rng(seed)
-    return random_view(dataset.image(photo), dataset.mask(photo), augmentation, generator, void=dataset.ignore_index)
+    return random_view(*dataset.pair(photo), augmentation, generator, void=dataset.ignore_index)
+
+
+def readable_view(
+    dataset: SegmentationDataset,
+    photo: int,
+    augmentation: Augmentation,
+    seed: Sequence[int],
+    skipped: SkippedPhotos,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of a photo or, if that cannot be used, of the next one in the list that can.
+
+    Which one that is depends on the files alone, so a resumed run takes the same.
+
+    Raises:
+        DataError: no photo of the data set can be used.
+    """
+    for step in range(len(dataset)):
+        index = (photo + step) % len(dataset)
+        try:
+            return fresh_view(dataset, index, augmentation, seed)
+        except DataError as error:
+            skipped.add(dataset, index, error)
+    raise DataError(f"None of the {len(dataset)} photos of {dataset.name} can be used. {skipped.summary()}")
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -67,6 +95,7 @@ class ViewCache:
         seed: of the views.
         towers: hash of the frozen image tower, see `weights_digest`.
         stem_shape: (width, h, w). feature_shape: (h * w, d).
+        skipped: where photos that cannot be used are listed.
     """
 
     def __init__(
@@ -80,8 +109,10 @@ class ViewCache:
         towers: str,
         stem_shape: tuple[int, int, int],
         feature_shape: tuple[int, int],
+        skipped: SkippedPhotos | None = None,
     ) -> None:
         assert views > 0, "a cache holds at least one view of each photo"
+        self.skipped = SkippedPhotos() if skipped is None else skipped
         self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
         key = {
             "stems": dataset.stems,
@@ -137,8 +168,12 @@ class ViewCache:
             for start in range(first, len(self), batch):
                 numbers = range(start, min(start + batch, len(self)))
                 views = [
-                    fresh_view(
-                        self.dataset, n // self.views, self.augmentation, (self.seed, n // self.views, n % self.views)
+                    readable_view(
+                        self.dataset,
+                        n // self.views,
+                        self.augmentation,
+                        (self.seed, n // self.views, n % self.views),
+                        self.skipped,
                     )
                     for n in numbers
                 ]
