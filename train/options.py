@@ -97,7 +97,8 @@ class TrainConfig:
 
     Attributes:
         model: fields of ModelConfig that differ from its defaults.
-        data: folder that holds the data sets. sets: data set -> probability that a draw comes from it.
+        data: folder that holds the data sets. sets: data set -> probability that a draw comes from it; layouts: data set ->
+            layout, where it shall not be found out (see `ldvc.data.open_set`).
         unseen: split of held-out classes (`ldvc/data/splits`), or null: all are seen.
         setting: what training may know of those classes. inductive: nothing, their pixels are void and their names unknown;
             transductive: their names, with self-training from `self_training_start` on; fully_supervised: everything (the
@@ -105,7 +106,7 @@ class TrainConfig:
         self_training_start: share of max_train_steps. ZegCLIP starts a second run, with its own warm-up, from the checkpoint
             of half-way; here it is one run with one schedule.
         self_training_threshold: see `ldvc.losses.pseudo_labels`; 0 = ZegCLIP's, every held-out pixel gets a label.
-        crop, long_side, short_side, scale, aspect, photometric: see `Augmentation`.
+        crop, long_side, short_side, scale, aspect, uniform_scale, photometric, hue, largest_class: see `Augmentation`.
         loss_stride: pixels per cell of the mask loss; 1 = full resolution.
         views_per_photo: stored views of each photo, one number or data set -> number; 0 = augment afresh for every step.
         photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
@@ -134,6 +135,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     data: str = "../shared/data"
     sets: dict[str, float] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
     unseen: str | None = None
     setting: str = "inductive"
     self_training_start: float = 0.5
@@ -143,7 +145,10 @@ class TrainConfig:
     short_side: int | None = 512
     scale: tuple[float, float] = (0.5, 2.0)
     aspect: float = 1.0
+    uniform_scale: bool = True
     photometric: float = 0.5
+    hue: float = 36.0
+    largest_class: float = 0.75
     loss_stride: int = 1
     views_per_photo: int | dict[str, int] = 0
     photos_every: dict[str, int] = field(default_factory=dict)
@@ -251,7 +256,10 @@ class TrainConfig:
             short_side=self.short_side,
             scale=(float(self.scale[0]), float(self.scale[1])),
             aspect=self.aspect,
+            uniform_scale=self.uniform_scale,
             photometric=self.photometric,
+            hue=self.hue,
+            largest_class=self.largest_class,
             stride=self.loss_stride,
         )
 
@@ -262,7 +270,9 @@ class TrainConfig:
 
 _MODEL_FIELDS = frozenset(field.name for field in fields(ModelConfig))
 _TRAIN_FIELDS = frozenset(field.name for field in fields(TrainConfig))
-_TEXT = frozenset(field.name for field in fields(TrainConfig) if "str" in field.type.split(" | "))  # a folder "2026" is one
+_TEXT = frozenset(
+    field.name for field in fields(TrainConfig) if "str" in field.type.split(" | ")
+)  # a folder "2026" is one
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -330,9 +340,9 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     _merge(values, {key: value for key, value in overrides.items() if value is not None})
     if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
         values["mixed_precision"] = "no"
+    for key, value in values.items():
+        values[key] = str(value) if key in _TEXT and value is not None else _number_if_text(value)
     try:
-        return TrainConfig(
-            **{key: str(value) if key in _TEXT and value is not None else _number_if_text(value) for key, value in values.items()}
-        )
+        return TrainConfig(**values)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from None
