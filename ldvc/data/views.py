@@ -82,6 +82,12 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _key(augmentation: Augmentation) -> dict[str, object]:
+    """What names a cache. Choices that came later are left out at their first value: older caches stay good."""
+    first = {"uniform_scale": False, "hue": 18.0, "largest_class": 1.0}
+    return {name: value for name, value in asdict(augmentation).items() if first.get(name, ...) != value}
+
+
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
@@ -117,7 +123,7 @@ class ViewCache:
         key = {
             "stems": dataset.stems,
             "classes": dataset.classes,
-            "augmentation": asdict(augmentation),
+            "augmentation": _key(augmentation),
             "seed": seed,
             "views": views,
             "towers": towers,
