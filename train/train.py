@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 from ldvc.config import ARMS
 from ldvc.data import (
     DrawSchedule,
-    FolderDataset,
     NameSampler,
+    SegmentationDataset,
+    SkippedPhotos,
     TrainingViews,
     ViewCache,
     Vocabulary,
@@ -72,7 +73,11 @@ def read_concepts(path: str) -> list[str]:
 
 
 def view_caches(
-    config: TrainConfig, datasets: list[FolderDataset], model: LDVC, accelerator: Accelerator
+    config: TrainConfig,
+    datasets: list[SegmentationDataset],
+    model: LDVC,
+    accelerator: Accelerator,
+    skipped: SkippedPhotos,
 ) -> list[ViewCache]:
     """The stored views of every data set; the main process computes what is missing."""
     clip, device = model.clip, accelerator.device
@@ -101,6 +106,8 @@ def view_caches(
 
     with accelerator.main_process_first():
         build_caches(caches, encode, mean=clip.mean, std=clip.std)
+        for cache in caches:
+            skipped.merge(cache.skipped)
     return caches
 
 
@@ -134,13 +141,16 @@ def train(
     set_seed(config.seed)
 
     hidden = config.held_out()
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
+    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
+    skipped = SkippedPhotos(folder / "skipped.txt")
+    if main and not checkpoint:
+        skipped.forget()  # what an earlier run in this folder found
     vocabulary = Vocabulary(datasets, hidden, transductive=config.transductive)
     validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = LDVC(config.model_config())
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
-    caches = view_caches(config, datasets, model, accelerator) if config.views_per_photo else None
+    caches = view_caches(config, datasets, model, accelerator, skipped) if config.views_per_photo else None
     if prepare_only:
         return folder
 
@@ -155,6 +165,7 @@ def train(
         std=model.clip.std,
         seed=config.seed,
         caches=caches,
+        skipped=skipped,
     )
     sampler = NameSampler(
         len(vocabulary),
@@ -233,6 +244,8 @@ def train(
     finished = whole_model(accelerator, objective, model)
     if main:
         export(finished, folder, vocabulary, config)
+        if skipped:
+            progress.say(skipped.summary())
         progress.say(f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
         if config.push_to_hub:
             progress.say(f"uploaded: {hub.push(folder, repository, config)}")

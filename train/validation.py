@@ -54,7 +54,7 @@ class Validation:
         self.config, self.accelerator = config, accelerator
         names = config.validation_sets or list(config.sets)
         every = dict.fromkeys(names, config.validation_every)
-        self.datasets = open_sets(config.data, names, config.validation_split, every=every)
+        self.datasets = open_sets(config.data, names, config.validation_split, every=every, layouts=config.layouts)
         self.photos = fixed_photos(self.datasets, config.sheet_photos)
         self._learned = canonical_set(vocabulary.spellings)
 

@@ -27,11 +27,24 @@ class SkippedPhotos:
 
     def add(self, dataset: SegmentationDataset, index: int, error: DataError) -> None:
         """Notes that photo `index` of a data set was left out."""
-        stem, reason = dataset.stems[index], " ".join(str(error).split())
-        if (dataset.name, stem) in self._own:
+        self._note(dataset.name, dataset.stems[index], " ".join(str(error).split()))
+
+    def merge(self, other: SkippedPhotos) -> None:
+        """Takes over what another list holds."""
+        for (name, stem), reason in other.found().items():
+            self._note(name, stem, reason)
+
+    def forget(self) -> None:
+        """Empties the list."""
+        self._own.clear()
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def _note(self, name: str, stem: str, reason: str) -> None:
+        if (name, stem) in self._own:
             return
-        new = (dataset.name, stem) not in self.found()
-        self._own[dataset.name, stem] = reason
+        new = (name, stem) not in self.found()
+        self._own[name, stem] = reason
         if new:
             logger.warning("skipped: %s", reason)
             if self.file is not None:
@@ -39,7 +52,7 @@ class SkippedPhotos:
                 with open(
                     self.file, "a", encoding="utf-8"
                 ) as file:  # one short write: processes cannot mix their lines
-                    file.write(f"{dataset.name}\t{stem}\t{reason}\n")
+                    file.write(f"{name}\t{stem}\t{reason}\n")
 
     def found(self) -> dict[tuple[str, str], str]:
         """(Data set, stem) -> reason, of every process that shares the file."""

@@ -91,7 +91,8 @@ def _key(augmentation: Augmentation) -> dict[str, object]:
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
-    View v of photo i has number i * views + v. Files: `stem.bf16`, `features.bf16`, `labels.u8`, `progress.json`.
+    View v of photo i has number i * views + v. Files: `stem.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
+    and `skipped.txt` if photos could not be used.
 
     Args:
         folder: where the files of all caches lie; each cache has a sub-folder named by data set and key.
@@ -101,7 +102,6 @@ class ViewCache:
         seed: of the views.
         towers: hash of the frozen image tower, see `weights_digest`.
         stem_shape: (width, h, w). feature_shape: (h * w, d).
-        skipped: where photos that cannot be used are listed.
     """
 
     def __init__(
@@ -115,10 +115,8 @@ class ViewCache:
         towers: str,
         stem_shape: tuple[int, int, int],
         feature_shape: tuple[int, int],
-        skipped: SkippedPhotos | None = None,
     ) -> None:
         assert views > 0, "a cache holds at least one view of each photo"
-        self.skipped = SkippedPhotos() if skipped is None else skipped
         self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
         key = {
             "stems": dataset.stems,
@@ -132,6 +130,7 @@ class ViewCache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.name}-{dataset.split}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.skipped = SkippedPhotos(self.folder / "skipped.txt")
         side = augmentation.crop // augmentation.stride
         self.stem = self._map("stem.bf16", stem_shape, torch.bfloat16)
         self.features = self._map("features.bf16", feature_shape, torch.bfloat16)
