@@ -31,7 +31,7 @@ import yaml
 
 from ldvc.config import ARMS
 from ldvc.errors import LdvcError
-from train.evaluate import show, write_json
+from train.tables import show, write_json
 from train.options import CONFIG_FOLDER, ConfigError, load_config
 
 logger = logging.getLogger("experiment")
