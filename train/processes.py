@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -18,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -112,16 +113,15 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     if config.mixed_precision == "fp16" and on_cpu:
         raise ConfigError("mixed_precision fp16 needs a GPU; on a CPU take bf16 or no.")
+    # Of the depthwise convolution in LCSA, whose gradient comes in another memory layout; the values are right.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # all buffers are frozen
-            InitProcessGroupKwargs(timeout=_PATIENCE),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
 
 

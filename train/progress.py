@@ -56,7 +56,8 @@ class Progress:
         self._started, self._refreshed = time.monotonic(), 0.0
         if config.report_to:
             options = {"tensorboard": {"purge_step": self.first + 1}} if self.first else {}
-            accelerator.init_trackers(self.folder.name, init_kwargs=options)
+            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # its folder; a name elsewhere
+            accelerator.init_trackers(project, init_kwargs=options)
         if self.main:
             self._forget_after(self.first)
         # disable=None: no bar where the output is no terminal; the log lines below stay
