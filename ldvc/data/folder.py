@@ -43,10 +43,10 @@ class FolderDataset(SegmentationDataset):
         self._require(self.folder)
         try:
             facts = json.loads(self._text(description))
-            self._describe(
-                **{key: facts[key] for key in ("classes", "ignore_index", "background_index") if key in facts}
-            )
-        except (ValueError, TypeError) as error:
+            if not isinstance(facts, dict):
+                raise ValueError("it holds no object with a list 'classes'")
+            self._describe(facts.get("classes"), facts.get("ignore_index"), facts.get("background_index"))
+        except ValueError as error:
             raise self._missing(description, f"cannot be used ({error})") from None
         stems = self._read_list(self.folder / f"{split}.txt")
         self._require(self.folder / "images", self.folder / "masks")

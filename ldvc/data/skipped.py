@@ -49,17 +49,15 @@ class SkippedPhotos:
             logger.warning("skipped: %s", reason)
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with open(
-                    self.file, "a", encoding="utf-8"
-                ) as file:  # one short write: processes cannot mix their lines
-                    file.write(f"{name}\t{stem}\t{reason}\n")
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write: processes cannot mix their lines
 
     def found(self) -> dict[tuple[str, str], str]:
         """(Data set, stem) -> reason, of every process that shares the file."""
         if self.file is None or not self.file.is_file():
             return dict(self._own)
         lines = [line.split("\t", 2) for line in self.file.read_text(encoding="utf-8").splitlines()]
-        return {(name, stem): reason for name, stem, reason in lines} | self._own
+        return {(line[0], line[1]): line[2] for line in lines if len(line) == 3} | self._own
 
     def __len__(self) -> int:
         return len(self.found())
