@@ -65,6 +65,7 @@ def _work(function: Callable, arguments: tuple, rank: int, count: int, port: int
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for workers of a loader, as in a process of one's own
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if count > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
