@@ -38,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+import open_clip
 import torch
 from accelerate import PartialState
 
@@ -161,7 +162,7 @@ def evaluate(
     """Evaluates one checkpoint, or plain similarity, on some data sets; every process of a run calls it.
 
     Args:
-        source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers (as `ModelConfig.clip`).
+        source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers ("lite", a folder, or architecture:weights).
         arm: which arm, where the source holds several; "clip" needs no checkpoint.
         unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
         calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json.
@@ -178,7 +179,10 @@ def evaluate(
     state = PartialState()
     calibration = {"scale": 1.0, "bias": 0.0}
     if arm == "clip":
-        model = LDVC(ModelConfig(clip=source, pretrained=None, visual_prompts=0), clip=clip)
+        towers, _, weights = source.partition(":")
+        if clip is None and towers in open_clip.list_models() and not weights:
+            raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
+        model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0), clip=clip)
         metadata: dict[str, Any] = {}
     else:
         model, metadata = load_checkpoint(source, arm=arm, clip=clip)
@@ -264,7 +268,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
     parser.add_argument("--arm", help="which arm, where a checkpoint holds several")
     parser.add_argument(
-        "--clip_arm", metavar="CLIP", help="also evaluate plain similarity of these towers ('lite' or a folder)"
+        "--clip_arm",
+        metavar="CLIP",
+        help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
     )
     parser.add_argument("--data", default="../shared/data", help="folder that holds the data sets")
     parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"])
