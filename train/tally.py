@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldvc.data import BACKGROUND, VOID, normalise, weights_digest
+from ldvc.data.class_names import plain
 from ldvc.errors import DataError
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve
 from ldvc.modeling.model import LDVC, similarity_logits
@@ -279,7 +280,7 @@ def tally_set(
     tally = Tally.empty(len(names))
 
     with torch.inference_mode(), torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=bf16):
-        start = decoder_of(model, arm, names)
+        start = decoder_of(model, arm, [plain(name) for name in names])  # the words that training would use
         for photo in DataLoader(reader, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is):
             if isinstance(photo, str):
                 logger.warning("skipped: %s", photo)
