@@ -170,6 +170,8 @@ def test_an_unknown_set_is_answered_with_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds meadow, pets") as caught:
         open_set(tmp_path, "medow", "train")
     assert "voc2012" in str(caught.value) and "dataset.json" in str(caught.value)
+    with pytest.raises(DataError, match="at least 1"):
+        open_sets(tmp_path, ["pets"], "train", every={"pets": 0})
 
 
 @pytest.mark.parametrize(

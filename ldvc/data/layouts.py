@@ -39,8 +39,10 @@ def _find(root: Path, name: str, layout: str) -> Path:
     if layout != "folder":
         places += [root / place for place in _PLACES[layout]]
     marked = [place for place in places if (place / _MARKS[layout]).exists()]
-    usual = root / name if layout == "folder" or (root / name).is_dir() else root / _PLACES[layout][0]
-    return marked[0] if marked else next((place for place in places[:-1] if place.is_dir()), usual)
+    if marked:
+        return marked[0]
+    usual = root / name if layout == "folder" else root / _PLACES[layout][0]
+    return next((place for place in places if place.is_dir() and place != root), usual)
 
 
 def _layout_of(root: Path, name: str) -> str:
@@ -73,6 +75,8 @@ def open_set(
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"'{layout}' is no layout of data sets; known ones: {', '.join(LAYOUTS)}.")
+    if every < 1:
+        raise DataError(f"Every {every}-th photo of {name} cannot be taken; give a number of at least 1.")
     layout = layout or _layout_of(root, name)
     if layout == "folder" and not (root / name).is_dir():
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"
