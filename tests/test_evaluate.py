@@ -27,7 +27,7 @@ from ldvc.modeling.model import LDVC
 from ldvc.pictures import cut_windows
 from ldvc.result import resampling_matrix
 from tests import forked
-from tests.tiny_data import make_set, make_sets
+from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
 from train import experiment, tables, tally
 from train import train as trainer
@@ -311,6 +311,35 @@ def test_command_line_in_one_and_two_processes(
     assert table.startswith(capsys.readouterr().out.rstrip("\n")) and "class by class" in table
     assert "short side 60, windows of 32 every 24 pixels" in table and f"- {sentence}" in table
     assert Image.open(tmp_path / "out" / "one-ldvc-meadow.png").width > 4 * 24
+
+
+def test_trained_on_coco_stuff_tested_on_voc_and_context(
+    tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, capsys: pytest.CaptureFixture
+) -> None:
+    """Cross-dataset: official layouts, one table each, and what counts as seen follows from COCO-Stuff's names."""
+    make_benchmarks(tmp_path / "data")
+    seen = [name for name in load_classes("coco_stuff171") if name not in load_split("coco_stuff")]
+    for arm in ("ldvc", "zegclip"):
+        model = LDVC(replace(tiny_config, arm=arm), tiny_clip)
+        metadata = {"seen_names": seen, "inference": {"short_side": 48, "window": 48, "stride": 40}}
+        save_checkpoint(model, tmp_path / arm, metadata=metadata)
+    words = ["--checkpoint", str(tmp_path / "ldvc"), str(tmp_path / "zegclip"), "--data", str(tmp_path / "data")]
+    words += ["--sets", "voc2012", "pascal_context59", "coco_stuff164k", "--joint_only"]
+    evaluator.main([*words, "--output", str(tmp_path / "cross")])
+    table, results = capsys.readouterr().out, json.loads((tmp_path / "cross.json").read_text())
+    assert "### voc2012 val, 2 photos; unseen: cow" in table and table.count("| zegclip |") == 3
+    assert "quoted" not in table, "two photos are no benchmark"
+    voc, context, coco = (results[0]["sets"][name] for name in ("voc2012", "pascal_context59", "coco_stuff164k"))
+    assert set(coco["unseen"]) == load_split("coco_stuff")
+    rows = {row["name"]: row for row in voc["classes"]}
+    assert rows["tv monitor"]["seen_as"] == "tv" and rows["cow"]["seen_as"] is None
+    assert rows["person"]["pixels"] == 48 * 36 and rows["cat"]["iou"] is None, "no cat in the truth"
+    assert voc["mIoU_S"] is not None and voc["mIoU_U"] is None, "no cow in the truth"
+    grass = next(row for row in context["classes"] if row["name"] == "grass")
+    assert not grass["seen"] and context["mIoU_U"] == pytest.approx(grass["iou"])
+    assert {path.name for path in tmp_path.glob("cross-2-*.png")} == {
+        f"cross-2-zegclip-{name}.png" for name in words[6:9]
+    }
 
 
 def test_mistakes_on_the_command_line_are_sentences(root: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--sets", nargs="+", help="data sets to evaluate on; default: the configuration's validation sets"
     )
     parser.add_argument("--processes", type=int, default=1, help="of each training and evaluation")
-    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--data", help="folder that holds the data sets; default: the configuration's")
     parser.add_argument("--cache_dir", default="runs/cache")
     parser.add_argument("--clip", help="towers, if not those of the configuration")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the cores are shared out among them")
@@ -254,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = load_config(options.config, options.set)
         options.unseen = config.unseen or "none"
         options.sets = options.sets or config.validation_sets or list(config.sets)
+        options.data = options.data or config.data
         model = config.model_config()
         options.towers = options.clip or (f"{model.clip}:{model.pretrained}" if model.pretrained else model.clip)
         options.shown = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
