@@ -4,6 +4,7 @@ The element-wise parts are written as autograd functions that compute value and 
 on a CPU the mask loss of a hundred names would otherwise cost as much as the model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ldvc.data.vocabulary import VOID
+from ldvc.data.vocabulary import HIDDEN, VOID
 
 _ROWS = 32  # masks per slice: a slice and its temporaries stay inside a core's cache
 
@@ -96,6 +97,30 @@ def dice_per_mask(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """How the processes of a run share one loss.
+
+    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Each process knows its own photos only,
+    and gradients are averaged over processes; so each divides its own sum by the *mean* count of all. The result is the loss
+    of one process with all the photos, however unevenly masks lie on them.
+
+    Attributes:
+        total: scalar tensor of this process -> its sum over all processes, no gradient.
+        count: number of processes.
+    """
+
+    total: Callable[[Tensor], Tensor] = lambda value: value
+    count: int = 1
+
+    def share(self, value: Tensor) -> Tensor:
+        """The mean over processes of a count, where a count of zero everywhere reads as one."""
+        return self.total(value.float()).clamp(min=1) / self.count
+
+
+ONE_PROCESS = Processes()
+
+
+@dataclass(frozen=True)
 class MaskLoss:
     """The two parts of the mask loss, not yet weighted."""
 
@@ -112,6 +137,7 @@ def mask_loss(
     gamma: float = 2.0,
     void_is_negative: bool = False,
     normalise: str = "masks",
+    processes: Processes = ONE_PROCESS,
 ) -> MaskLoss:
     """Focal and dice loss of the (photo, name) pairs that have a label.
 
@@ -119,11 +145,13 @@ def mask_loss(
 
     Args:
         mask_logits: (B, C, h, w), patch resolution.
-        labels: (B, H, W) integer: index of the C names, VOID, or another negative number for "none of them".
+        labels: (B, H, W) integer: index of the C names, VOID, HIDDEN, or another negative number for "none of them". HIDDEN
+            pixels (of a held-out class, in self-training) count nowhere.
         known: (B, C) bool: the photo's data set labels this name.
         void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
         normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present (ZegCLIP's code: the
             more names, the larger the loss); "pairs": the mean over all pixels of all known pairs.
+        processes: with whom this process shares the loss.
 
     Returns:
         MaskLoss of two scalars; both zero when nothing is known.
@@ -135,24 +163,54 @@ def mask_loss(
     size = labels.shape[-2:]
     if pairs.shape[-2:] != size:
         pairs = F.interpolate(pairs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]  # (P, H, W)
-    if flat.numel() == 0:
-        return MaskLoss(focal=pairs.sum(), dice=pairs.sum())
-
     target = labels[photo] == name[:, None, None]  # (P, H, W)
-    valid = torch.ones_like(labels, dtype=torch.bool) if void_is_negative else labels != VOID  # (B, H, W)
+    valid = labels != HIDDEN  # (B, H, W)
+    if not void_is_negative:
+        valid = valid & (labels != VOID)
     pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
     present = target.flatten(1).any(dim=1)  # (P,)
-    masks = present.sum().clamp(min=1)
+    masks = processes.share(present.sum())
     if normalise == "masks":
-        share = 1 / (pixels.clamp(min=1) * masks)
+        share = 1 / (pixels.clamp(min=1) * masks)  # (B,)
     else:
-        share = torch.ones_like(pixels) / pixels[photo].sum().clamp(min=1)
+        share = (1 / processes.share(pixels[photo].sum())).expand_as(pixels)
     weight = valid * share[:, None, None]  # (B, H, W)
     focal = focal_sum(pairs, target, weight[photo], alpha=alpha, gamma=gamma)
 
     chosen = present.nonzero(as_tuple=True)[0]
     dice = dice_per_mask(pairs.index_select(0, chosen), target[chosen], valid[photo[chosen]]).sum() / masks
     return MaskLoss(focal=focal, dice=dice)
+
+
+@torch.no_grad()
+def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Self-training of the transductive setting: held-out pixels get the held-out name that the model itself finds likeliest.
+
+        y(p) = argmax_{c in U} sigmoid(S_c(p))     where labels(p) is HIDDEN and the maximum is at least `threshold`
+
+    with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code: a seen name is never a
+    pseudo-label, only pixels of held-out classes are relabelled (which of them are, the setting gives away; background and
+    border stay void), and every one of them is (threshold 0). The gradient does not pass through the labels. They are a
+    function of the weights and the batch alone, so a resumed run computes the same ones.
+
+    Args:
+        mask_logits: (B, C, h, w). labels: (B, H, W) integer.
+        candidates: (B, C) bool: U, as far as the photo's data set has these classes.
+        threshold: 0..1; pixels of which the model is less sure stay HIDDEN and count nowhere.
+
+    Returns:
+        (B, H, W), a copy of the labels.
+    """
+    columns = candidates.any(dim=0).nonzero(as_tuple=True)[0]  # (U,)
+    hidden = labels == HIDDEN
+    if not len(columns):
+        return labels.clone()
+    # Not -inf, which times an interpolation weight of zero would be NaN.
+    logits = mask_logits.index_select(1, columns).float().masked_fill(~candidates[:, columns, None, None], -1e4)
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    best, place = logits.max(dim=1)  # (B, H, W)
+    sure = hidden & (torch.sigmoid(best) >= threshold)
+    return torch.where(sure, columns[place].to(labels.dtype), labels)
 
 
 def preservation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,9 @@
-"""Measures of segmentation: the literature's (confusion matrix) and a visitor's (one name at a time)."""
+"""Measures of segmentation: the literature's (confusion matrix) and a visitor's (one name at a time).
+
+Both kinds are sums over photos, so that processes which saw different photos can add up what they found (`merge`).
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -27,7 +32,11 @@ class ConfusionMatrix:
         classes = self.counts.shape[0]
         kept = target >= 0
         joint = target[kept].long() * classes + prediction[kept].long()
-        self.counts += torch.bincount(joint.cpu(), minlength=classes * classes).view(classes, classes)
+        self.counts += torch.bincount(joint, minlength=classes * classes).view(classes, classes).cpu()
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Adds the counts of other photos."""
+        self.counts += other.counts
 
     def iou(self) -> Tensor:
         """Intersection over union of each class, (C,) float64; NaN for a class that no pixel of the truth carries.
@@ -39,9 +48,13 @@ class ConfusionMatrix:
         truth, predicted = self.counts.sum(dim=1).double(), self.counts.sum(dim=0).double()
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
 
+    def accuracy(self) -> Tensor:
+        """Share of each class's pixels that are right, (C,) float64; NaN for a class without ground truth."""
+        return self.counts.diag().double() / self.counts.sum(dim=1).double()
+
     def pixel_accuracy(self) -> float:
-        """Share of the pixels that are right."""
-        return float(self.counts.diag().sum() / self.counts.sum().clamp(min=1))
+        """pAcc: share of the pixels that are right; NaN when there are none."""
+        return float(self.counts.diag().sum().double() / self.counts.sum().double())
 
 
 def mean_iou(iou: Tensor, classes: Sequence[bool] | None = None) -> float:
@@ -52,7 +65,7 @@ def mean_iou(iou: Tensor, classes: Sequence[bool] | None = None) -> float:
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:
-    """hIoU = 2 S U / (S + U); 0 when both are 0."""
+    """hIoU = 2 S U / (S + U); 0 when both are 0, NaN when one of them does not exist."""
     return 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0
 
 
@@ -61,7 +74,7 @@ class ThresholdCurve:
 
     For each (photo, name) pair the logits of the pixels inside and outside the true mask are counted in bins; cumulative sums
     of the two histograms give the IoU at every bin edge. So the threshold can be chosen after one pass over the photos, and
-    nothing per pixel is kept.
+    only sums over pairs are kept, whatever their number.
 
     Args:
         low, high: range of the logits; beyond it they fall into the outermost bins.
@@ -71,11 +84,14 @@ class ThresholdCurve:
     def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 800) -> None:
         self.low, self.high, self.bins = low, high, bins
         self.edges = np.linspace(low, high, bins + 1)
-        self._inside: list[np.ndarray] = []
-        self._outside: list[np.ndarray] = []
+        self._pairs = 0
+        self._iou = np.zeros(bins)  # sum over pairs of the IoU from each bin's lower edge on
+        self._inside = np.zeros(bins)  # sum over pairs of the share of pixels that are inside the mask and in the bin
+        self._outside = np.zeros(bins)
 
     def __len__(self) -> int:
-        return len(self._inside)
+        """Number of (photo, name) pairs."""
+        return self._pairs
 
     def update(self, logits: Tensor, truth: Tensor, valid: Tensor) -> None:
         """Adds the masks of one photo.
@@ -89,36 +105,38 @@ class ThresholdCurve:
         bins = ((logits - self.low) / step).floor().clamp(0, self.bins - 1).long()  # (P, H, W)
         pairs = logits.shape[0]
         key = (torch.arange(pairs, device=logits.device)[:, None, None] * 2 + truth.long()) * self.bins + bins
-        counts = torch.bincount(key[:, valid].flatten().cpu(), minlength=pairs * 2 * self.bins).view(
-            pairs, 2, self.bins
-        )
-        self._outside.extend(counts[:, 0].numpy().astype(np.float64))
-        self._inside.extend(counts[:, 1].numpy().astype(np.float64))
-
-    def _stack(self) -> tuple[np.ndarray, np.ndarray]:
-        empty = np.zeros((0, self.bins))
-        return (np.stack(self._inside), np.stack(self._outside)) if self._inside else (empty, empty)
-
-    def iou(self) -> np.ndarray:
-        """(pairs, bins) IoU of each pair when a pixel belongs to the mask from each bin's lower edge on."""
-        inside, outside = self._stack()
+        counts = torch.bincount(key[:, valid].flatten(), minlength=pairs * 2 * self.bins).view(pairs, 2, self.bins)
+        outside, inside = counts.cpu().numpy().astype(np.float64).transpose(1, 0, 2)  # (P, bins) each
         hit = inside[:, ::-1].cumsum(axis=1)[:, ::-1]
         false = outside[:, ::-1].cumsum(axis=1)[:, ::-1]
-        return hit / np.maximum(inside.sum(axis=1, keepdims=True) + false, 1)
+        area = inside.sum(axis=1, keepdims=True)
+        pixels = np.maximum(area + outside.sum(axis=1, keepdims=True), 1)
+        self._iou += (hit / np.maximum(area + false, 1)).sum(axis=0)
+        self._inside += (inside / pixels).sum(axis=0)
+        self._outside += (outside / pixels).sum(axis=0)
+        self._pairs += pairs
+
+    def merge(self, other: ThresholdCurve) -> None:
+        """Adds the pairs of other photos; both curves must have the same bins."""
+        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
+        self._iou += other._iou
+        self._inside += other._inside
+        self._outside += other._outside
+        self._pairs += other._pairs
+
+    def mean_iou(self) -> np.ndarray:
+        """(bins,) mean IoU over pairs when a pixel belongs to the mask from each bin's lower edge on; NaN without pairs."""
+        return self._iou / self._pairs if self._pairs else np.full(self.bins, np.nan)
 
     def mean_iou_at(self, threshold: float) -> float:
         """Mean over pairs at the bin edge nearest to a threshold of the logit; NaN without pairs."""
-        if not self._inside:
-            return float("nan")
         edge = int(np.clip(round((threshold - self.low) / (self.high - self.low) * self.bins), 0, self.bins - 1))
-        return float(self.iou()[:, edge].mean())
+        return float(self.mean_iou()[edge])
 
     def log_loss(self, scale: float, bias: float) -> float:
         """Mean over pairs of the pixel-mean log loss of sigmoid(scale * logit + bias), with logits at the bin centres."""
-        inside, outside = self._stack()
         x = scale * (self.edges[:-1] + self.edges[1:]) / 2 + bias
-        total = inside @ np.logaddexp(0, -x) + outside @ np.logaddexp(0, x)
-        return float((total / np.maximum(inside.sum(axis=1) + outside.sum(axis=1), 1)).mean())
+        return float((self._inside @ np.logaddexp(0, -x) + self._outside @ np.logaddexp(0, x)) / max(1, self._pairs))
 
 
 def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
@@ -135,7 +153,7 @@ def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
     """
     filled = [curve for curve in curves if len(curve)]
     assert filled, "no masks to calibrate on"
-    mean = sum(curve.iou().mean(axis=0) for curve in filled) / len(filled)
+    mean = sum(curve.mean_iou() for curve in filled) / len(filled)
     threshold = float(filled[0].edges[int(mean.argmax())])
     scales = np.geomspace(0.1, 4.0, 60)
     losses = [sum(curve.log_loss(scale, -scale * threshold) for curve in filled) for scale in scales]

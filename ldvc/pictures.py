@@ -117,9 +117,9 @@ class Window:
 def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
     """Size at which a picture is shown to the tower, before padding.
 
-    `inference` holds either `long_side` (the whole picture at once) or `short_side`, `window` and `stride` (sliding
-    window). Small pictures are enlarged at most twice, or up to `SMALL_LONG_SIDE`. No side is shorter than one patch:
-    only then (a strip of few pixels) is the aspect changed.
+    `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
+    (sliding window). Small pictures are enlarged at most twice (`enlarge`, if `inference` holds it), or up to
+    `SMALL_LONG_SIDE`. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
 
     Returns:
         (height, width) of the canvas in pixels.
@@ -129,8 +129,9 @@ def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: in
         scale = inference["long_side"] / longest
     else:
         scale = inference["short_side"] / shortest
-        scale = min(scale, 4 * inference["window"] / longest)  # a panorama would need windows without end
-    scale = min(scale, max(2.0, SMALL_LONG_SIDE / longest))
+        longest_allowed = 4 * inference.get("window", inference["short_side"])
+        scale = min(scale, longest_allowed / longest)  # a panorama would need windows without end
+    scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE / longest))
     return max(patch, round(height * scale)), max(patch, round(width * scale))
 
 
@@ -151,3 +152,25 @@ def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> li
     return [
         Window(top, left, min(window, height), min(window, width)) for top in starts(height) for left in starts(width)
     ]
+
+
+def cut_windows(
+    image: Image.Image, *, inference: dict[str, Any], patch: int
+) -> tuple[tuple[int, int], list[Window], np.ndarray]:
+    """The picture as the image tower sees it: resized to its canvas, cut into windows, padded to whole patches.
+
+    Args:
+        image: RGB.
+        inference: see `canvas_size`.
+        patch: pixels per patch side.
+
+    Returns:
+        The canvas (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding repeats the
+        last row and column, so that convolutions see no artificial edge.
+    """
+    size = canvas_size(image.height, image.width, inference=inference, patch=patch)
+    windows = sliding_windows(*size, inference=inference)
+    shown = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
+    padding = ((0, -windows[0].height % patch), (0, -windows[0].width % patch), (0, 0))
+    crops = [shown[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
+    return size, windows, np.stack([np.pad(crop, padding, mode="edge") for crop in crops])

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
@@ -35,7 +34,7 @@ from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import SeenNames, clean_names, synonyms_of
-from ldvc.pictures import Source, Window, canvas_size, load_picture, sliding_windows
+from ldvc.pictures import Source, Window, cut_windows, load_picture
 from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
@@ -175,18 +174,12 @@ class Predictor:
         """Encode a photo without keeping it: the state belongs to the caller."""
         picture = load_picture(image)
         patch = self.model.clip.patch_size
-        canvas = canvas_size(*picture.shape[:2], inference=self.inference, patch=patch)
-        windows = sliding_windows(*canvas, inference=self.inference)
-        shown = Image.fromarray(picture).resize(canvas[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
-        pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+        canvas, windows, pieces = cut_windows(Image.fromarray(picture), inference=self.inference, patch=patch)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.model.clip.mean, self.model.clip.std))
-        pixels = (pixels - mean) / std
         stems = []
-        for window in windows:
-            crop = pixels[:, :, window.top : window.top + window.height, window.left : window.left + window.width]
-            # Repeating the last row and column gives convolutions no artificial edge to see.
-            crop = F.pad(crop, (0, -window.width % patch, 0, -window.height % patch), mode="replicate")
-            stems.append(self.model.image_tower.stem(crop.to(self.device)).cpu())
+        for piece in pieces:
+            pixels = torch.from_numpy(piece).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+            stems.append(self.model.image_tower.stem(((pixels - mean) / std).to(self.device)).cpu())
         state = ImageState(picture=picture, canvas=canvas, windows=windows, family=self.family, stems=stems)
         self._features(state)
         return state

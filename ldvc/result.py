@@ -6,7 +6,7 @@ score maps are drawn from them at the size that is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -89,6 +89,56 @@ class PatchRouting:
     boxes: dict[int, tuple[int, int, int, int]]
     token_attention: np.ndarray
     region_grid: tuple[int, int]
+
+
+def stitch(
+    maps: Sequence[Tensor],
+    windows: Sequence[Window],
+    size: tuple[int, int],
+    *,
+    canvas: tuple[int, int],
+    patch: int,
+    after: Callable[[Tensor], Tensor] | None = None,
+    grid: bool = False,
+) -> Tensor:
+    """Maps on the patches of each window (C, h, w) -> one map of the whole photo (C, height, width).
+
+    Args:
+        maps: one for each window.
+        windows: where they are on the canvas.
+        size: pixels (or patches) of the result.
+        canvas: (height, width) of the canvas in its pixels.
+        patch: canvas pixels per patch.
+        after: applied to each enlarged map before overlapping windows are averaged; a single window stays as it is.
+        grid: `size` spans whole patches, padding included.
+    """
+    whole = tuple(-(-side // patch) * patch for side in canvas) if grid else canvas
+    device = maps[0].device
+
+    def enlargement(axis: int, window: Window, cells: int) -> tuple[Tensor, Tensor]:
+        start = (window.top, window.left)[axis]
+        return resampling_matrix(size[axis], canvas=whole[axis], start=start, cells=cells, patch=patch)
+
+    if len(maps) == 1:
+        rows, columns = (enlargement(axis, windows[0], maps[0].shape[1 + axis])[0].to(device) for axis in (0, 1))
+        return rows @ maps[0] @ columns.T
+    total = torch.zeros(maps[0].shape[0], *size, device=device)
+    count = torch.zeros(size, device=device)
+    for window, values in zip(windows, maps, strict=True):
+        rows, at_rows = enlargement(0, window, values.shape[1])
+        columns, at_columns = enlargement(1, window, values.shape[2])
+        rows, columns = rows.to(device), columns.to(device)
+        # Pixels beyond the canvas (padding, where `grid`) belong to the windows at the border.
+        at_rows, at_columns = at_rows.clamp(max=canvas[0] - 0.5), at_columns.clamp(max=canvas[1] - 0.5)
+        down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
+        along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
+        if not len(down) or not len(along):  # the result is coarser than the windows
+            continue
+        box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
+        part = rows[box[0]] @ values @ columns[box[1]].T
+        total[:, box[0], box[1]] += part if after is None else after(part)
+        count[box] += 1
+    return total / count
 
 
 class Segmentation:
@@ -326,40 +376,12 @@ class Segmentation:
         guide, guide_full = (_as_guide(self.picture, at) for at in (self._canvas, size))
         return guided_upsample(maps, guide=guide, guide_full=guide_full, radius=self._patch)
 
-    def _stitch(self, maps: list[Tensor], size: tuple[int, int], *, after=None, grid: bool = False) -> Tensor:
-        """Maps on the patches of each window (C, h, w) -> one map of the whole photo (C, height, width).
-
-        Args:
-            maps: one for each window.
-            size: pixels (or patches) of the result.
-            after: applied to each enlarged map before windows are averaged.
-            grid: `size` spans whole patches, padding included.
-        """
-        canvas = tuple(cells * self._patch for cells in self.grid) if grid else self._canvas
-        single = len(maps) == 1
-        total = torch.zeros(maps[0].shape[0], *size)
-        count = torch.zeros(size)
-        for output, values in zip(self._outputs, maps, strict=True):
-            window = output.window
-            rows, at_rows = resampling_matrix(
-                size[0], canvas=canvas[0], start=window.top, cells=values.shape[1], patch=self._patch
-            )
-            columns, at_columns = resampling_matrix(
-                size[1], canvas=canvas[1], start=window.left, cells=values.shape[2], patch=self._patch
-            )
-            if single:
-                return rows @ values @ columns.T
-            # Pixels beyond the canvas (padding, where `grid`) belong to the windows at the border.
-            at_rows, at_columns = at_rows.clamp(max=self._canvas[0] - 0.5), at_columns.clamp(max=self._canvas[1] - 0.5)
-            down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
-            along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
-            if not len(down) or not len(along):  # the result is coarser than the windows
-                continue
-            box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
-            part = rows[box[0]] @ values @ columns[box[1]].T
-            total[:, box[0], box[1]] += part if after is None else after(part)
-            count[box] += 1
-        return total / count
+    def _stitch(
+        self, maps: list[Tensor], size: tuple[int, int], *, after: Callable | None = None, grid: bool = False
+    ) -> Tensor:
+        """`stitch` for the windows of this photo."""
+        windows = [output.window for output in self._outputs]
+        return stitch(maps, windows, size, canvas=self._canvas, patch=self._patch, after=after, grid=grid)
 
 
 def _as_guide(picture: np.ndarray, size: tuple[int, int]) -> Tensor:

@@ -219,6 +219,23 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
     assert stored["labels"].shape == fresh["labels"].shape == (8, 8) and stored["labels"].dtype == torch.int16
 
 
+def test_choices_of_augmentation_that_came_later_leave_older_caches_valid(root: Path, tmp_path: Path) -> None:
+    def folder(**choices: float) -> str:
+        (dataset,) = open_sets(root, ["pets"], "train")
+        shapes = {"stem_shape": (3, 2, 2), "feature_shape": (4, 3)}
+        augmentation = Augmentation(crop=32, **choices)
+        return ViewCache(
+            tmp_path, dataset, augmentation=augmentation, views=1, seed=0, towers="a", **shapes
+        ).folder.name
+
+    first = folder()
+    assert first == "pets-train-9ebc8622c854"  # as before those choices existed
+    assert folder(uniform_scale=False, hue=18.0, largest_class=1.0) == first
+    assert (
+        len({first, folder(uniform_scale=True), folder(hue=36.0), folder(largest_class=0.75), folder(aspect=1.1)}) == 5
+    )
+
+
 def test_digest_sees_every_weight() -> None:
     layer = torch.nn.Linear(3, 2)
     before = weights_digest(layer)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldvc.data.vocabulary import BACKGROUND, VOID
-from ldvc.losses import dice_per_mask, focal_sum, mask_loss, preservation_loss
+from ldvc.data.vocabulary import BACKGROUND, HIDDEN, VOID
+from ldvc.losses import Processes, dice_per_mask, focal_sum, mask_loss, preservation_loss
 
 
 def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -112,3 +112,44 @@ def test_preservation_is_cross_entropy_less_entropy() -> None:
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, expected_gradient)
     assert preservation_loss(reference, reference, weight).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("normalise", ["masks", "pairs"])
+@pytest.mark.parametrize("share", [1, 3])
+def test_processes_that_share_photos_have_the_loss_of_one(normalise: str, share: int) -> None:
+    """Photos with many masks on one process, with few or none on the other; gradients are averaged as DDP does."""
+    labels = torch.randint(-2, 4, (4, 8, 8))
+    labels[share:] = BACKGROUND  # the second process has no mask at all
+    known = torch.rand(4, 4) < 0.7
+    known[:, 0] = True
+    logits = torch.randn(4, 4, 8, 8, requires_grad=True)
+    rows = [slice(0, share), slice(share, 4)]
+    options = {"normalise": normalise, "void_is_negative": True}
+
+    # What each process would put into a sum over processes, recorded in the order of its calls.
+    asked: list[list[Tensor]] = [[], []]
+    for part, given in zip(rows, asked, strict=True):
+        alone = Processes(total=lambda value, given=given: given.append(value) or value, count=2)
+        mask_loss(logits[part], labels[part], known[part], processes=alone, **options)
+    sums = [sum(values) for values in zip(*asked, strict=True)]  # both ask equally often, or a real run would hang
+    parts = []
+    for part in rows:
+        answers = iter(sums)
+        joined = Processes(total=lambda value, answers=answers: next(answers), count=2)
+        loss = mask_loss(logits[part], labels[part], known[part], processes=joined, **options)
+        parts.append((loss.focal + loss.dice) / 2)
+    (found,) = torch.autograd.grad(sum(parts), logits)
+    whole = mask_loss(logits, labels, known, **options)
+    (expected,) = torch.autograd.grad(whole.focal + whole.dice, logits)
+    torch.testing.assert_close(sum(parts), whole.focal + whole.dice)
+    torch.testing.assert_close(found, expected)
+
+
+def test_hidden_pixels_count_nowhere() -> None:
+    labels, logits = torch.randint(0, 2, (2, 6, 6)), torch.randn(2, 2, 6, 6)
+    known = torch.ones(2, 2, dtype=torch.bool)
+    labels[:, 2:4] = HIDDEN
+    loss = mask_loss(logits, labels, known, void_is_negative=True)
+    rest = torch.cat([torch.arange(2), torch.arange(4, 6)])
+    expected = mask_loss(logits[:, :, rest], labels[:, rest], known, void_is_negative=True)
+    torch.testing.assert_close((loss.focal, loss.dice), (expected.focal, expected.dice))

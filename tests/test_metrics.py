@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, log_loss, recall_score
 
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve, fit_calibration, harmonic_mean, mean_iou
 
@@ -43,7 +44,63 @@ def test_a_class_without_ground_truth_stays_out_of_the_mean() -> None:
     assert iou[:2].tolist() == [0.5, 1.0] and math.isnan(iou[2])
     assert mean_iou(iou) == 0.75
     assert math.isnan(mean_iou(iou, [False, False, True])) and math.isnan(mean_iou(iou, [False] * 3))
-    assert ConfusionMatrix(2).pixel_accuracy() == 0
+    assert math.isnan(ConfusionMatrix(2).pixel_accuracy())
+
+
+def by_sklearn(target: np.ndarray, prediction: np.ndarray, classes: int) -> dict[str, np.ndarray | float]:
+    """The same measures from scikit-learn, void left out; classes without ground truth are NaN, as we define it."""
+    truth, guess = target[target >= 0], prediction[target >= 0]
+    labels = list(range(classes))
+    if not truth.size:  # scikit-learn refuses to speak about nothing
+        nothing = np.full(classes, np.nan)
+        return {"counts": np.zeros((classes, classes)), "iou": nothing, "accuracy": nothing, "pAcc": math.nan}
+    there = np.isin(labels, truth)
+    options = {"labels": labels, "average": None, "zero_division": 0}
+    return {
+        "counts": confusion_matrix(truth, guess, labels=labels),
+        "iou": np.where(there, jaccard_score(truth, guess, **options), np.nan),
+        "accuracy": np.where(there, recall_score(truth, guess, **options), np.nan),
+        "pAcc": accuracy_score(truth, guess),
+    }
+
+
+EDGE_CASES = {
+    "random": (5, lambda t, p: (t, p)),
+    "half right": (5, lambda t, p: (t, torch.where(torch.rand(t.shape) < 0.5, t.clamp(min=0), p))),
+    "perfect": (5, lambda t, p: (t, t.clamp(min=0))),
+    "a class absent in the truth": (5, lambda t, p: (t.where(t != 2, torch.tensor(1)), p)),
+    "a class absent in the prediction": (5, lambda t, p: (t, p.where(p != 3, torch.tensor(0)))),
+    "a class absent in both": (5, lambda t, p: (t.where(t != 4, torch.tensor(0)), p.where(p != 4, torch.tensor(0)))),
+    "all void": (5, lambda t, p: (torch.full_like(t, -1), p)),
+    "one class": (1, lambda t, p: (t, p)),
+    "one class in the truth": (5, lambda t, p: (torch.full_like(t, 3), p)),
+    "never right": (2, lambda t, p: (t, 1 - t.clamp(min=0))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("case", EDGE_CASES)
+@pytest.mark.parametrize("photos", [1, 4])
+def test_all_measures_equal_those_of_scikit_learn(case: str, photos: int) -> None:
+    classes, change = EDGE_CASES[case]
+    target, prediction = change(
+        torch.randint(-2, classes, (photos, 13, 17)), torch.randint(0, classes, (photos, 13, 17))
+    )
+    matrix, halves = ConfusionMatrix(classes), [ConfusionMatrix(classes), ConfusionMatrix(classes)]
+    for photo in range(photos):
+        matrix.update(target[photo], prediction[photo])
+        halves[photo % 2].update(target[photo], prediction[photo])
+    halves[0].merge(halves[1])
+    assert torch.equal(halves[0].counts, matrix.counts), "shares of several processes add up"
+    expected = by_sklearn(target.numpy(), prediction.numpy(), classes)
+    np.testing.assert_array_equal(matrix.counts.numpy(), expected["counts"])
+    np.testing.assert_allclose(matrix.iou().numpy(), expected["iou"])
+    np.testing.assert_allclose(matrix.accuracy().numpy(), expected["accuracy"])
+    np.testing.assert_allclose(matrix.pixel_accuracy(), expected["pAcc"])
+    for seen in ([True] * classes, [False] * classes, [index % 2 == 0 for index in range(classes)]):
+        of_seen = expected["iou"][seen][~np.isnan(expected["iou"][seen])]
+        found = mean_iou(matrix.iou(), seen)
+        assert math.isnan(found) if not of_seen.size else found == pytest.approx(of_seen.mean())
 
 
 def test_harmonic_mean() -> None:
@@ -65,6 +122,35 @@ def test_threshold_curve_equals_brute_force() -> None:
     x = torch.tensor(curve.edges[:-1] + 0.05)[((logits - curve.low) / 0.1).floor().long()]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(0.7 * x - 0.2, truth.double(), reduction="none")
     assert curve.log_loss(0.7, -0.2) == pytest.approx(expected[:, valid].mean().item(), rel=1e-6)
+
+
+def test_threshold_curves_of_several_processes_add_up() -> None:
+    logits, truth, valid = torch.randn(6, 9, 13) * 6, torch.rand(6, 9, 13) < 0.3, torch.rand(9, 13) < 0.8
+    whole, parts = ThresholdCurve(), [ThresholdCurve(), ThresholdCurve(), ThresholdCurve()]
+    whole.update(logits, truth, valid)
+    parts[0].update(logits[:1], truth[:1], valid)
+    parts[1].update(logits[1:], truth[1:], valid)
+    for part in parts[1:]:  # the last one saw nothing
+        parts[0].merge(part)
+    assert len(parts[0]) == len(whole) == 6
+    np.testing.assert_allclose(parts[0].mean_iou(), whole.mean_iou(), rtol=1e-12)
+    assert parts[0].log_loss(0.7, -0.2) == pytest.approx(whole.log_loss(0.7, -0.2), rel=1e-12)
+    with pytest.raises(AssertionError, match="bins"):
+        whole.merge(ThresholdCurve(bins=10))
+
+
+def test_threshold_curve_equals_scikit_learn() -> None:
+    curve, valid = ThresholdCurve(), torch.rand(9, 13) < 0.8
+    logits, truth = torch.randn(3, 9, 13) * 6, torch.rand(3, 9, 13) < 0.3
+    truth[2] = False  # a mask without pixels: its IoU is 0 whatever is predicted
+    curve.update(logits, truth, valid)
+    flat = [(truth[pair][valid].numpy(), logits[pair][valid].numpy()) for pair in range(3)]
+    for threshold in (-6.0, 0.0, 3.0, 39.0):
+        scores = [jaccard_score(inside, values >= threshold, zero_division=0) for inside, values in flat]
+        assert curve.mean_iou_at(threshold) == pytest.approx(np.mean(scores), abs=1e-9)
+    centre = [(inside, curve.edges[:-1][((values - curve.low) / 0.1).astype(int)] + 0.05) for inside, values in flat]
+    losses = [log_loss(inside, 1 / (1 + np.exp(0.2 - 0.7 * x)), labels=[False, True]) for inside, x in centre]
+    assert curve.log_loss(0.7, -0.2) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_calibration_finds_threshold_and_scale() -> None:

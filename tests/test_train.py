@@ -15,6 +15,7 @@ from ldvc.data import Vocabulary, load_split, open_sets
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_data import make_sets
+from train.checkpoints import checkpoints_of, find_checkpoint
 from train.cpu_attention import fast_attention, plain_attention
 from train.objective import (
     Objective,
@@ -24,7 +25,7 @@ from train.objective import (
     usable_concepts,
 )
 from train.options import ConfigError, TrainConfig, load_config
-from train.train import checkpoints_of, find_checkpoint, train
+from train.train import train
 
 CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
 

@@ -1,4 +1,4 @@
-"""Data sets of a few generated photos, in the layout of a plain folder."""
+"""Data sets of a few generated photos: plain folders, and the benchmarks in their official layouts and naming."""
 
 from __future__ import annotations
 
@@ -54,4 +54,82 @@ def make_sets(root: Path) -> Path:
     """Two data sets side by side: one without and one with a background index."""
     make_set(root / "meadow", ["grass", "sky", "aeroplane", "dog"])
     make_set(root / "pets", ["background", "dog", "cat"], background=0)
+    return root
+
+
+def write_pair(photo: Path, mask: Path, numbers: list[int], *, size: tuple[int, int] = (48, 72)) -> None:
+    """A photo of upright stripes, one for each number of the mask file, each in a colour of its own.
+
+    The mask is a palette picture, as VOC's are, which readers must take for the numbers and not for the colours.
+    """
+    height, width = size
+    stripes = np.repeat(np.array(numbers, dtype=np.uint8), -(-width // len(numbers)))[:width]
+    values = np.broadcast_to(stripes, size)
+    colours = np.random.default_rng(5).integers(0, 255, (256, 3), dtype=np.uint8)
+    for path in (photo, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colours[values]).save(photo, quality=95)
+    picture = Image.fromarray(values.copy())
+    picture.putpalette(colours.tobytes())
+    picture.save(mask)
+
+
+def make_voc(root: Path) -> Path:
+    """VOCdevkit/VOC2012: two photos with official masks, two of SBD's, two for validation. Returns .../VOC2012."""
+    kit = root / "VOCdevkit" / "VOC2012"
+    # number in the file: 0 background, 1 aeroplane, 15 person, 16 potted plant, 18 sofa, 20 tv monitor, 255 border
+    for stem, numbers, part in (
+        ("2007_000032", [0, 1, 255, 15], "SegmentationClass"),
+        ("2007_000039", [20, 0, 255, 12], "SegmentationClass"),
+        ("2008_000002", [15, 18, 0], "SegmentationClassAug"),
+        ("2008_000007", [0, 4, 9], "SegmentationClassAug"),
+        ("2007_000033", [0, 1, 255, 16], "SegmentationClass"),
+        ("2007_000042", [19, 15], "SegmentationClass"),
+    ):
+        write_pair(kit / "JPEGImages" / f"{stem}.jpg", kit / part / f"{stem}.png", numbers)
+    lists = kit / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000032\n2007_000039\n")
+    (lists / "aug.txt").write_text("2008_000002\n2008_000007\n")
+    (lists / "trainaug.txt").write_text("2007_000032\n2008_000002\n2007_000039\n2008_000007\n")
+    (lists / "val.txt").write_text("2007_000033\n2007_000042\n")
+    return kit
+
+
+def make_coco_stuff(root: Path) -> Path:
+    """coco_stuff164k with mmsegmentation's `_labelTrainIds` masks. Returns the folder."""
+    folder = root / "coco_stuff164k"
+    # 0 person, 19 cow, 76 scissors, 112 grass, 133 river, 145 sky-other, 157 tree, 170 wood, 255 unlabelled
+    for split, stem, numbers in (
+        ("train2017", "000000000009", [0, 157, 255]),
+        ("train2017", "000000000025", [145, 19, 112]),
+        ("train2017", "000000000030", [170, 0]),
+        ("val2017", "000000000139", [0, 19, 157, 170]),
+        ("val2017", "000000000285", [255, 145, 112]),
+    ):
+        mask = folder / "annotations" / split / f"{stem}_labelTrainIds.png"
+        write_pair(folder / "images" / split / f"{stem}.jpg", mask, numbers)
+    return folder
+
+
+def make_context(root: Path) -> Path:
+    """VOCdevkit/VOC2010 with mmsegmentation's SegmentationClassContext. Returns .../VOC2010."""
+    kit = root / "VOCdevkit" / "VOC2010"
+    lists = kit / "ImageSets" / "SegmentationContext"
+    lists.mkdir(parents=True)
+    # 0 background, 1 aeroplane, 3 bird, 15 person, 36 grass, 38 keyboard, 50 sky, 59 wood
+    for split, photos in (
+        ("train", {"2008_000002": [59, 15, 0], "2008_000003": [50, 1, 36], "2008_000008": [36, 15]}),
+        ("val", {"2008_000009": [36, 3, 0], "2008_000016": [15, 38, 59]}),
+    ):
+        (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in photos))
+        for stem, numbers in photos.items():
+            mask = kit / "SegmentationClassContext" / f"{stem}.png"
+            write_pair(kit / "JPEGImages" / f"{stem}.jpg", mask, numbers)
+    return kit
+
+
+def make_benchmarks(root: Path) -> Path:
+    """All three side by side, as mmsegmentation's `data` folder holds them."""
+    make_voc(root), make_coco_stuff(root), make_context(root)
     return root

@@ -1,8 +1,9 @@
-"""Faster attention for training on a CPU.
+"""Faster attention for training open_clip's own modules on a CPU (the towers of lite; see train/lite).
 
 PyTorch's fused `scaled_dot_product_attention` saves memory, but on a CPU its backward pass in bfloat16 is about ten times
 slower than the three plain operations it stands for (measured with torch 2.14 for the shapes of lite: 424 against 27 ms for
-401 x 401 tokens, 201 against 18 ms for LCSA's windows). Memory is no concern at these sizes.
+401 x 401 tokens, 201 against 18 ms for LCSA's windows). Memory is no concern at these sizes. The project's own modules choose
+by themselves (`ldvc.modeling.attention.attend`) and need none of this.
 """
 
 from __future__ import annotations

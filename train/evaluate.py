@@ -1,18 +1,27 @@
 """Evaluates checkpoints on photos with masks.
 
     python train/evaluate.py --checkpoint runs/a/ldvc runs/a/zegclip --clip_arm lite --unseen lite_experiment
-    python train/evaluate.py --checkpoint assets/lite/ldvc --sets msrc coco-mini --split train --calibrate
+    python train/evaluate.py --checkpoint runs/coco/ldvc --data /data --sets voc2012 pascal_context59 --mode slide
+    torchrun --nproc_per_node 2 train/evaluate.py --checkpoint assets/lite/ldvc --sets msrc --output runs/msrc
 
-Every photo is decoded in one joint pass over all names of its data set, and once more with only the names it carries.
+Every photo is decoded in one joint pass over all names of its data set, and once more with only the names it carries. With
+several processes each photo is decoded by one of them. Photos that cannot be read are skipped, counted and listed.
+
+How large a photo is shown to the model, and whether in sliding windows, is what the checkpoint says, or --mode. The protocol
+of ZegCLIP and its followers is --mode slide: short side 512, windows of 512 every 426 pixels, sigmoids averaged.
 
 Measures of the literature (pixels of none of the classes, and void, are left out):
-  pAcc, mIoU(S), mIoU(U), hIoU    argmax over the sigmoid scores; "offset": 0.1 subtracted from the scores of seen classes
+  pAcc, mIoU(S), mIoU(U), hIoU    argmax over the sigmoid scores; "offset": --offset subtracted from the scores of seen classes
 Measures of a visitor of the page:
   present_accuracy                share of pixels right when only the names in the photo are given
   single_iou                      IoU of "score > 0.5" of one present class against everything else, background
                                   included, decoded with all names; mean over (photo, class); `_present`: decoded with
                                   the names in the photo; `_alone`: decoded with that one name
 Numbers are shares, 0..1.
+
+A class is seen if the checkpoint saw masks of it under this name, a synonym of it (ldvc/data/synonyms.json), its singular or
+plural, or as a kind of it in COCO-Stuff's manner ("sky-other", "wall-brick" are sky and wall); so "sofa" of VOC is seen after
+training on "couch". --unseen names a split instead.
 """
 
 from __future__ import annotations
@@ -20,36 +29,63 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+import open_clip
+import torch
+from accelerate import PartialState
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
-from ldvc.data import (
-    FolderDataset,
-    canonical,
-    canonical_set,
-    load_split,
-    open_sets,
-)
-from ldvc.errors import LdvcError
+from ldvc.data import canonical, load_split, open_sets
+from ldvc.errors import DataError, LdvcError
 from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from train.tally import Tally, tally_set
+from ldvc.names import singular_forms
+from train.processes import start_processes
+from train.tables import markdown, quoted_benchmark, write_tables
+from train.tally import DEFAULT_INFERENCE, OFFSET, Tally, gather, tally_set
 
 logger = logging.getLogger("evaluate")
+PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
 
 
-def measures(tally: Tally, seen: Sequence[bool], calibration: dict[str, float]) -> dict[str, float]:
+# ---- what is seen -------------------------------------------------------------------------------------------------------
+
+
+def _forms(name: str) -> set[str]:
+    """A name's canonical spellings: as it is, and in the singular."""
+    return {canonical(form) for form in {name, *singular_forms(name)}}
+
+
+def learned_forms(names: Iterable[str]) -> dict[str, str]:
+    """Every form under which the learned names count as seen -> the learned name."""
+    found: dict[str, str] = {}
+    for name in names:
+        kind, hyphen, _ = name.partition("-")  # "wall-brick" is a wall
+        for form in _forms(name) | (_forms(kind) if hyphen else set()):
+            found.setdefault(form, name)
+    return {form: name for form, name in found.items() if form}
+
+
+def seen_as(name: str, learned: Mapping[str, str]) -> str | None:
+    """The learned name that makes a class seen, or None: unseen. An exact match is preferred."""
+    exact = learned.get(canonical(name))
+    return exact or next((learned[form] for form in sorted(_forms(name)) if form in learned), None)
+
+
+# ---- one checkpoint -----------------------------------------------------------------------------------------------------
+
+
+def measures(tally: Tally, seen: Sequence[bool], calibration: Mapping[str, float]) -> dict[str, float]:
     """All measures of one data set; NaN where a measure does not exist (mIoU(U) when every class is seen)."""
     unseen = [not flag for flag in seen]
     result: dict[str, float] = {}
@@ -71,67 +107,136 @@ def measures(tally: Tally, seen: Sequence[bool], calibration: dict[str, float]) 
     return result
 
 
+def class_table(tally: Tally, names: Sequence[str], sources: Sequence[str | None]) -> list[dict[str, Any]]:
+    """One line per class: IoU, accuracy, true and predicted pixels, and the learned name that makes it seen (or null)."""
+    counts = tally.joint.counts
+    columns = (tally.joint.iou(), tally.joint.accuracy(), counts.sum(dim=1), counts.sum(dim=0))
+    keys = ("iou", "accuracy", "pixels", "predicted_pixels")
+    return [
+        {"name": name, "seen": source is not None, "seen_as": source, **dict(zip(keys, values, strict=True))}
+        for name, source, *values in zip(names, sources, *(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """How large photos are shown: the checkpoint's way, changed by --mode, --long_side, --short_side, --window, --stride.
+
+    Raises:
+        LdvcError: the options contradict each other.
+    """
+    given = {key: options.get(key) for key in ("long_side", "short_side", "window", "stride") if options.get(key)}
+    mode = options.get("mode")
+    if mode == "whole" and given.keys() & {"window", "stride"}:
+        raise LdvcError("--window and --stride belong to --mode slide, not to --mode whole.")
+    if "long_side" in given and len(given) > 1:
+        raise LdvcError("Give --long_side alone, or --short_side (with --window and --stride for --mode slide).")
+    if mode == "slide" or given.keys() & {"window", "stride"}:
+        if "long_side" in given:
+            raise LdvcError("--mode slide takes --short_side, --window and --stride, not --long_side.")
+        own = metadata.get("inference") or {}
+        result = PROTOCOL | (own if "window" in own else {}) | given
+        if result["stride"] > result["window"]:
+            raise LdvcError(
+                f"A stride of {result['stride']} leaves gaps between windows of {result['window']} pixels; take a smaller one."
+            )
+    elif given:
+        result = given
+    else:
+        result = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+        if mode == "whole":
+            result = {key: value for key, value in result.items() if key in ("long_side", "short_side")}
+    return result
+
+
 def evaluate(
     source: str,
-    datasets: Sequence[FolderDataset],
+    datasets: Sequence[Any],
     *,
     arm: str | None = None,
     clip: str | FrozenClip | None = None,
     unseen: frozenset[str] | None = None,
     calibrate: bool = False,
-    cache_dir: str | None = None,
-    long_side: int | None = None,
-    bf16: bool = True,
-    alone: bool = True,
+    options: Mapping[str, Any] | None = None,
+    **tallying: Any,
 ) -> dict[str, Any]:
-    """Evaluates one checkpoint, or plain similarity, on some data sets.
+    """Evaluates one checkpoint, or plain similarity, on some data sets; every process of a run calls it.
 
     Args:
-        source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers (as `ModelConfig.clip`).
+        source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers ("lite", a folder, or architecture:weights).
         arm: which arm, where the source holds several; "clip" needs no checkpoint.
         unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
         calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json.
+        options: see `chosen_inference`.
+        tallying: offset, bf16, cache_dir, joint_only, alone and num_workers of `train.tally.tally_set`.
 
     Returns:
-        {"source", "arm", "calibration", "sets": {set: {measure: value, "iou": {class: value}, "seen": ..., "seconds": ...}}}.
+        {"source", "arm", "calibration", "inference", "offset", "sets": {set: {measure: value, "classes": [...],
+        "confusion": [[...]], "broken": [...], ...}}}.
+
+    Raises:
+        LdvcError: the checkpoint cannot be used, or not one photo of a set can be read.
     """
+    state = PartialState()
     calibration = {"scale": 1.0, "bias": 0.0}
     if arm == "clip":
-        model = LDVC(ModelConfig(clip=source, pretrained=None, visual_prompts=0), clip=clip)
+        towers, _, weights = source.partition(":")
+        if clip is None and towers in open_clip.list_models() and not weights:
+            raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
+        model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0), clip=clip)
         metadata: dict[str, Any] = {}
     else:
         model, metadata = load_checkpoint(source, arm=arm, clip=clip)
         arm = model.config.arm
         calibration |= metadata.get("calibration") or {}
-    learned = canonical_set(metadata.get("seen_names", []))
-    long_side = long_side or metadata.get("inference", {}).get("long_side") or 448
+    model.to(state.device)
+    learned = learned_forms(metadata.get("seen_names") or ())
+    inference = chosen_inference(metadata, options or {})
 
-    def seen(name: str) -> bool:
-        return canonical(name) not in unseen if unseen is not None else canonical(name) in learned
+    def learned_name(name: str) -> str | None:
+        if unseen is not None:
+            return None if canonical(name) in unseen else name
+        return seen_as(name, learned)
 
     tallies, seconds = {}, {}
     for dataset in datasets:
         started = time.monotonic()
-        tallies[dataset.name] = tally_set(
-            model, arm, dataset, seen=seen, long_side=long_side, bf16=bf16, cache_dir=cache_dir, alone=alone
+        tally = tally_set(
+            model,
+            arm,
+            dataset,
+            seen=lambda name: learned_name(name) is not None,
+            inference=inference,
+            process=state.process_index,
+            processes=state.num_processes,
+            **tallying,
         )
+        tally = tallies[dataset.name] = gather(tally)
         seconds[dataset.name] = time.monotonic() - started
-        logger.info("%s %s on %s: %.2f s a photo", arm, source, dataset.name, seconds[dataset.name] / len(dataset))
+        if not tally.photos and not tally.blank:
+            raise DataError(f"Not one photo of {dataset.name} can be read. The first: {tally.broken[0]}")
+        if state.is_main_process:
+            logger.info("%s %s on %s: %.2f s a photo", arm, source, dataset.name, seconds[dataset.name] / len(dataset))
     if calibrate:
         scale, bias = fit_calibration([curve for tally in tallies.values() for curve in tally.curves.values()])
         calibration = {"scale": scale, "bias": bias}
-        if arm != "clip":
+        if arm != "clip" and state.is_main_process:
             write_calibration(source, arm, calibration)
-    result: dict[str, Any] = {"source": str(source), "arm": arm, "calibration": calibration, "sets": {}}
+    result: dict[str, Any] = {"source": str(source), "arm": arm, "calibration": calibration, "inference": inference}
+    result |= {"offset": tallying.get("offset", OFFSET), "sets": {}}
     for dataset in datasets:
         tally, names = tallies[dataset.name], dataset.names()
-        flags = [seen(name) for name in names]
-        result["sets"][dataset.name] = measures(tally, flags, calibration) | {
+        sources = [learned_name(name) for name in names]
+        unseen_names = [name for name, by in zip(names, sources, strict=True) if by is None]
+        result["sets"][dataset.name] = measures(tally, [by is not None for by in sources], calibration) | {
             "split": dataset.split,
-            "photos": len(dataset),
+            "photos": len(tally.photos) + len(tally.blank),
+            "broken": tally.broken,
             "seconds": seconds[dataset.name],
             "iou": dict(zip(names, tally.joint.iou().tolist(), strict=True)),
-            "unseen": [name for name, flag in zip(names, flags, strict=True) if not flag],
+            "unseen": unseen_names,
+            "classes": class_table(tally, names, sources),
+            "confusion": tally.joint.counts.tolist(),
+            "benchmark": quoted_benchmark(dataset, unseen_names),
         }
     return result
 
@@ -154,79 +259,52 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float], *, k
     raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
 
 
-COLUMNS = {
-    "pAcc": "pAcc",
-    "mIoU_S": "mIoU(S)",
-    "mIoU_U": "mIoU(U)",
-    "hIoU": "hIoU",
-    "mIoU_S_offset": "S, offset",
-    "mIoU_U_offset": "U, offset",
-    "hIoU_offset": "hIoU, offset",
-    "present_accuracy": "acc, present names",
-    "single_iou": "single IoU, all names",
-    "single_iou_present": "single IoU, present names",
-    "single_iou_alone": "single IoU, one name",
-}
+# ---- command line -------------------------------------------------------------------------------------------------------
 
 
-def show(value: float) -> str:
-    """Three decimals, or a dash for what does not exist."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """One table per data set, one line per checkpoint."""
-    lines = []
-    for name in dict.fromkeys(name for result in results for name in result["sets"]):
-        facts = next(result["sets"][name] for result in results if name in result["sets"])
-        unseen = ", ".join(facts["unseen"]) or "none"
-        lines += [f"### {name} {facts['split']}, {facts['photos']} photos; unseen: {unseen}", ""]
-        lines += ["| arm | checkpoint | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
-        for result in results:
-            if name in result["sets"]:
-                values = " | ".join(show(result["sets"][name][key]) for key in COLUMNS)
-                lines.append(f"| {result['arm']} | {result['source']} | {values} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def for_json(value: Any) -> Any:
-    """NaN has no place in JSON; it becomes null."""
-    if isinstance(value, dict):
-        return {key: for_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [for_json(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(for_json(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
     parser.add_argument("--arm", help="which arm, where a checkpoint holds several")
     parser.add_argument(
-        "--clip_arm", metavar="CLIP", help="also evaluate plain similarity of these towers ('lite' or a folder)"
+        "--clip_arm",
+        metavar="CLIP",
+        help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
     )
     parser.add_argument("--data", default="../shared/data", help="folder that holds the data sets")
     parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"])
     parser.add_argument("--split", default="val")
     parser.add_argument("--unseen", help="split of unseen classes; default: what the checkpoint has not seen")
-    parser.add_argument("--long_side", type=int, help="of the photo in pixels; default: what the checkpoint says")
+    parser.add_argument("--mode", choices=("whole", "slide"), help="default: what the checkpoint says")
+    parser.add_argument("--long_side", type=int, help="of the whole photo in pixels")
+    parser.add_argument("--short_side", type=int, help="of the photo in pixels, whole or under sliding windows")
+    parser.add_argument("--window", type=int, help="side of a sliding window in pixels")
+    parser.add_argument("--stride", type=int, help="step of a sliding window in pixels")
+    parser.add_argument("--offset", type=float, default=OFFSET, help="gamma, off the scores of seen classes")
     parser.add_argument(
         "--calibrate", action="store_true", help="fit score calibration here and write it into the checkpoint"
     )
-    parser.add_argument("--cache_dir", default="runs/cache", help="where the frozen stem's outputs are kept")
+    parser.add_argument(
+        "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
+    )
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
     parser.add_argument("--full_precision", action="store_true", help="no bfloat16")
+    parser.add_argument(
+        "--joint_only", action="store_true", help="the literature's measures only: one decoding per photo"
+    )
     parser.add_argument("--not_alone", action="store_true", help="leave out single_iou_alone")
-    parser.add_argument("--output", help="writes OUTPUT.json and OUTPUT.md")
+    parser.add_argument("--output", help="writes OUTPUT.json, OUTPUT.md and OUTPUT-*.png (confusion matrices)")
     options = parser.parse_args(arguments)
+    for name in ("long_side", "short_side", "window", "stride"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is a number of pixels of at least 1, not {value}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         datasets = open_sets(options.data, options.sets, options.split)
@@ -235,6 +313,10 @@ def main(arguments: list[str] | None = None) -> None:
         jobs += [(source, options.arm) for source in options.checkpoint]
         if not jobs:
             raise LdvcError("Nothing to evaluate: give --checkpoint or --clip_arm.")
+        if options.calibrate and options.joint_only:
+            raise LdvcError("--calibrate needs the masks that --joint_only leaves out; give only one of them.")
+        start_processes(__file__, sys.argv[1:])
+        state = PartialState(cpu=not torch.cuda.is_available())
         results = [
             evaluate(
                 source,
@@ -242,23 +324,30 @@ def main(arguments: list[str] | None = None) -> None:
                 arm=arm,
                 unseen=frozenset() if arm == "clip" and unseen is None else unseen,
                 calibrate=options.calibrate,
+                options=vars(options),
+                offset=options.offset,
                 cache_dir=options.cache_dir,
-                long_side=options.long_side,
                 bf16=not options.full_precision,
+                joint_only=options.joint_only,
                 alone=not options.not_alone,
+                num_workers=options.num_workers,
             )
             for source, arm in jobs
         ]
-        if options.calibrate and options.clip_arm:
-            for result in results[1:]:
-                write_calibration(result["source"], result["arm"], results[0]["calibration"], key="clip_calibration")
+        if state.is_main_process:
+            if options.calibrate and options.clip_arm:
+                for result in results[1:]:
+                    write_calibration(
+                        result["source"], result["arm"], results[0]["calibration"], key="clip_calibration"
+                    )
+            print(markdown(results))
+            if options.output:
+                write_tables(results, options.output)
     except LdvcError as error:
         sys.exit(f"error: {error}")
-    table = markdown(results)
-    print(table)
-    if options.output:
-        write_json(Path(f"{options.output}.json"), results)
-        Path(f"{options.output}.md").write_text(table, encoding="utf-8")
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 if __name__ == "__main__":

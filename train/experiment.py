@@ -3,6 +3,11 @@
     python train/experiment.py --output_dir runs/lite_experiment --jobs 2
     python train/experiment.py --output_dir runs/lite_experiment --ablations all --ablation_seeds 0
     python train/experiment.py --output_dir runs/lite_experiment --collect
+    python train/experiment.py --config voc12_inductive --arms all --seeds 0 --data /data --output_dir runs/voc12
+    python train/experiment.py --config msrc --arms all --seeds 0 --processes 2 --output_dir runs/msrc
+
+--arms all is the paper's comparison: ZegCLIP, LDVC, and LDVC trained without LCSA. Published numbers are printed below, marked
+as quoted, where the evaluation is one of the published benchmarks. --ablations leaves out or changes one part at a time.
 
 Each run is a call of train/train.py and then of the evaluator. Interrupted runs continue at their last checkpoint, finished
 ones are not repeated, and several of these commands may share one output folder: a run that another is working on is skipped.
@@ -27,12 +32,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+import torch
 import yaml
 
 from ldvc.config import ARMS
 from ldvc.errors import LdvcError
-from train.evaluate import show, write_json
 from train.options import CONFIG_FOLDER, ConfigError, load_config
+from train.tables import quoted_note, quoted_rows, show, write_json
 
 logger = logging.getLogger("experiment")
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,41 +95,50 @@ def plan(
     runs += [Run(arm, arm, seed, tuple(changes), root / arm / f"seed{seed}") for seed in seeds for arm in arms]
     for seed in ablation_seeds:
         for name, own in ablations.items():
-            runs.append(Run(f"ldvc, {name}", "ldvc", seed, (*changes, *own), root / "ablations" / name / f"seed{seed}"))
+            arms = [change.removeprefix("arm=") for change in own if change.startswith("arm=")]
+            rest = [change for change in own if not change.startswith("arm=")]
+            folder = root / "ablations" / name / f"seed{seed}"
+            runs.append(Run(f"ldvc, {name}", arms[-1] if arms else "ldvc", seed, (*changes, *rest), folder))
     return runs
+
+
+def launch(processes: int) -> list[str]:
+    """How accelerate starts a script; precision is the configuration's affair, the rest silences questions."""
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+    ]
+    if processes > 1 and not torch.accelerator.is_available():
+        words.append("--cpu")
+    return [*words, "--dynamo_backend", "no", "--mixed_precision", "no"]
 
 
 def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
     """The commands that finish a run."""
-    shared = ["--data", options.data, "--cache_dir", options.cache_dir]
-    commands = []
+    shared, commands = ["--data", options.data], []
     if run.arm != CLIP and not run.trained:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-        launch += [
-            "--dynamo_backend",
-            "no",
-            "--mixed_precision",
-            "no",
-        ]  # the configuration decides; this silences questions
-        train = [
-            *launch,
-            str(ROOT / "train" / "train.py"),
-            "--config",
-            options.config,
-            "--arm",
-            run.arm,
-            "--seed",
-            str(run.seed),
-        ]
-        train += [*shared, "--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
+        train = [*launch(options.processes), str(ROOT / "train" / "train.py"), "--config", options.config]
+        train += ["--arm", run.arm, "--seed", str(run.seed), *shared, "--cache_dir", options.cache_dir]
+        train += ["--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
         if options.clip:
             train += ["--clip", options.clip]
         if run.changes:
             train += ["--set", *run.changes]
         commands.append(train)
-    evaluate = [sys.executable, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets, "--not_alone"]
+    start = launch(options.processes) if options.processes > 1 else [sys.executable]
+    evaluate = [*start, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets, "--not_alone"]
     evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
-    evaluate += ["--clip_arm", options.clip or "lite"] if run.arm == CLIP else ["--checkpoint", str(run.folder)]
+    if options.keep_stems:
+        evaluate += ["--cache_dir", options.cache_dir]
+    if run.arm == CLIP:
+        evaluate += ["--clip_arm", options.towers, *options.shown]
+    else:
+        evaluate += ["--checkpoint", str(run.folder)]
     commands.append(evaluate)
     return commands
 
@@ -133,7 +148,9 @@ def finish(run: Run, options: argparse.Namespace) -> None:
     if run.evaluation.is_file():
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (options.jobs * options.processes)))
+    }
     with open(run.folder / "lock", "w") as lock, open(run.folder / "output.txt", "a") as output:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,10 +178,12 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "seeds": {line: [seed for seed, _ in found] for line, found in lines.items()},
         "sets": {},
+        "benchmarks": {},
     }
     for line, found in lines.items():
-        for name in found[0][1]:
+        for name, numbers in found[0][1].items():
             table = content["sets"].setdefault(name, {})
+            content["benchmarks"][name] = numbers.get("benchmark")
             table[line] = {}
             for measure in COLUMNS:
                 values = [sets[name][measure] for _, sets in found if sets[name][measure] is not None]
@@ -189,7 +208,8 @@ def markdown(content: dict[str, Any], about: str) -> str:
                 spread = "" if value["spread"] is None else f" ± {value['spread']:.3f}"
                 cells.append(show(value["mean"]) + spread)
             text.append(f"| {line} | {len(content['seeds'][line])} | " + " | ".join(cells) + " |")
-        text.append("")
+        benchmark = content["benchmarks"].get(name)
+        text += [*quoted_rows(benchmark, list(COLUMNS), before=2), *quoted_note(benchmark), ""]
     return "\n".join(text)
 
 
@@ -212,12 +232,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_experiment")
     parser.add_argument("--output_dir", default="runs/lite_experiment")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="*", default=["all"], choices=[*ARMS, "all"], help="default: all three")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ablations", nargs="+", default=[], help="names of lite_ablations.yaml, or all")
     parser.add_argument("--ablation_seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"], help="data sets to evaluate on")
-    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument(
+        "--sets", nargs="+", help="data sets to evaluate on; default: the configuration's validation sets"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="of each training and evaluation")
+    parser.add_argument("--data", help="folder that holds the data sets; default: the configuration's")
     parser.add_argument("--cache_dir", default="runs/cache")
     parser.add_argument("--clip", help="towers, if not those of the configuration")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the cores are shared out among them")
@@ -230,6 +253,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = load_config(options.config, options.set)
         options.unseen = config.unseen or "none"
+        options.sets = options.sets or config.validation_sets or list(config.sets)
+        options.data = options.data or config.data
+        model = config.model_config()
+        options.towers = options.clip or (f"{model.clip}:{model.pretrained}" if model.pretrained else model.clip)
+        options.shown = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
+        options.keep_stems = bool(config.views_per_photo)
+        options.arms = list(ARMS) if "all" in options.arms else options.arms
         root = Path(options.output_dir)
         ablations = read_ablations(options.ablations)
         runs = plan(root, options.arms, options.seeds, ablations, options.ablation_seeds, options.set)

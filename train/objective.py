@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldvc.data import BACKGROUND, VOID, Vocabulary, canonical_set
-from ldvc.losses import mask_loss, preservation_loss
+from ldvc.data import BACKGROUND, HIDDEN, VOID, Vocabulary, canonical_set
+from ldvc.losses import ONE_PROCESS, Processes, mask_loss, preservation_loss, pseudo_labels
 from ldvc.modeling.model import LDVC, similarity_logits
 from train.options import TrainConfig
 
@@ -29,13 +29,22 @@ class Objective(nn.Module):
         vocabulary: names to learn.
         concepts: names to preserve; the index spaces of both are joined, concepts after names.
         config: weights of the losses.
+        processes: with whom this process shares a step; the default is nobody.
     """
 
-    def __init__(self, model: LDVC, vocabulary: Vocabulary, concepts: Sequence[str], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: LDVC,
+        vocabulary: Vocabulary,
+        concepts: Sequence[str],
+        config: TrainConfig,
+        *,
+        processes: Processes = ONE_PROCESS,
+    ) -> None:
         super().__init__()
-        self.model, self.config = model, config
-        self.known = vocabulary.known
-        tokens = model.text_tower.tokenize([*vocabulary.names, *concepts])
+        self.model, self.config, self.processes = model, config, processes
+        self.known, self.unseen = vocabulary.known, vocabulary.unseen
+        tokens = model.text_tower.tokenize([*vocabulary.texts, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
 
@@ -48,7 +57,8 @@ class Objective(nn.Module):
 
         Args:
             batch: `images` or `stem` (and `features`), `labels` (B, H, W), `set` (B,).
-            names: (C,) indices of the names to learn in this step. concepts: (K,) indices of concepts to preserve.
+            names: (C,) indices of the names to learn in this step; held-out ones among them mean self-training.
+            concepts: (K,) indices of concepts to preserve.
 
         Returns:
             "loss" with gradient; "focal", "dice", "preserve", "preserve_unknown" weighted and detached.
@@ -62,12 +72,18 @@ class Objective(nn.Module):
         class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)
         mask_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
 
-        # Vocabulary index -> place in this step's list; two further cells serve VOID (-1) and BACKGROUND (-2).
-        place = torch.full((count + 2,), BACKGROUND, dtype=torch.int16, device=names.device)
+        unseen = self.unseen.to(names.device)[names]  # (C,)
+        self_training = bool(unseen.any())
+        # Vocabulary index -> place in this step's list; three further cells serve VOID (-1), BACKGROUND (-2) and HIDDEN (-3).
+        place = torch.full((count + 3,), BACKGROUND, dtype=torch.int16, device=names.device)
         place[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
-        place[VOID] = VOID
+        place[VOID], place[HIDDEN] = VOID, HIDDEN if self_training else VOID
         labels = place[labels.int()]
         known = self.known.to(names.device)[batch["set"]][:, names]  # (B, C)
+        if self_training:
+            labels = pseudo_labels(
+                mask_logits[:, : len(names)], labels, known & unseen, threshold=config.self_training_threshold
+            )
         masks = mask_loss(
             mask_logits[:, : len(names)],
             labels,
@@ -76,6 +92,7 @@ class Objective(nn.Module):
             gamma=config.focal_gamma,
             void_is_negative=config.ignore_as_negative,
             normalise=config.focal_normalise,
+            processes=self.processes,
         )
         parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}
 
@@ -90,7 +107,7 @@ class Objective(nn.Module):
                 )
                 reference = rearrange(reference, "b c (h w) -> b c h w", h=mask_logits.shape[-2])
             unknown = (~known).float()  # (B, C)
-            of_unknown = config.preserve_unknown_weight * unknown / unknown.sum().clamp(min=1)
+            of_unknown = config.preserve_unknown_weight * unknown / self.processes.share(unknown.sum())
             of_concepts = unknown.new_full(
                 (len(unknown), len(concepts)), keep_concepts / max(1, len(concepts) * len(unknown))
             )

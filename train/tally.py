@@ -4,103 +4,156 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from ldvc.data import FolderDataset, Vocabulary, normalise, weights_digest
+from ldvc.data import BACKGROUND, VOID, normalise, weights_digest
+from ldvc.data.class_names import plain
+from ldvc.errors import DataError
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve
 from ldvc.modeling.model import LDVC, similarity_logits
-from ldvc.pictures import canvas_size
+from ldvc.pictures import Window, cut_windows, sliding_windows
+from ldvc.result import stitch
+
+logger = logging.getLogger("evaluate")
 
 OFFSET = 0.1  # gamma of ZegCLIP and its followers
+DEFAULT_INFERENCE = {"long_side": 448}
+UNLIMITED = 1e9  # the protocol's short side holds for small photos too; the page enlarges them at most twice
+_STEM_BATCH = 4  # windows
 Decode = Callable[[Tensor], Tensor]
-"""Indices of names (C,) -> mask logits (C, h, w) of the photo at hand."""
+"""Indices of names (C,) -> mask logits (W, C, h, w) of the windows of the photo at hand."""
 
 
-@dataclass
-class Stems:
-    """What the frozen first stage makes of the photos of a data set: computed once, shared by all checkpoints on these towers.
+# ---- photos in ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo, ready for the tower.
 
     Attributes:
-        stems: per photo (width, h, w), bfloat16.
-        inner: per photo the (height, width) in pixels that the photo itself covers of the padded input.
+        index: in the data set.
+        target: (H, W) int64: number of the name, VOID or BACKGROUND.
+        canvas: (height, width) in pixels at which the tower sees it, without padding.
+        windows: W of them, all of one size.
+        pixels: (W, H', W', 3) uint8, or None where `stems` are known.
+        stems: (W, width, h, w), what the frozen first stage makes of the pixels, or None.
     """
 
-    stems: list[Tensor] = field(default_factory=list)
-    inner: list[tuple[int, int]] = field(default_factory=list)
+    index: int
+    target: Tensor
+    canvas: tuple[int, int]
+    windows: list[Window]
+    pixels: np.ndarray | None = None
+    stems: Tensor | None = None
 
 
-def resized(image: Image.Image, long_side: int, patch: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The photo as the predictor shows it to the tower: long side limited, padded right and below to whole patches.
+@dataclass(frozen=True)
+class StemCache:
+    """Stems of photos in files of their own, shared by all checkpoints on the same frozen towers.
 
-    Returns:
-        (H, W, 3) uint8 and the (height, width) that is photo. The padding repeats the last row and column.
+    It pays where the first stage is a network of its own, as in lite; a plain patch embedding is faster than the disk.
+
+    Attributes:
+        folder: of the data set, the inference settings and the towers' weights.
     """
-    height, width = canvas_size(image.height, image.width, inference={"long_side": long_side}, patch=patch)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
-    padding = ((0, -height % patch), (0, -width % patch), (0, 0))
-    return np.pad(pixels, padding, mode="edge"), (height, width)
 
+    folder: Path
 
-def interpolation_matrix(size: int, cells: int, inner: float) -> Tensor:
-    """(size, cells) weights of linear interpolation: `size` pixels spread over the first `inner` of `cells` cells.
+    @classmethod
+    def of(
+        cls, root: str, dataset: Any, clip: Any, inference: Mapping[str, Any], dtype: torch.dtype, digest: str
+    ) -> StemCache:
+        """The cache below `root` for these photos at this size and these towers (`digest` of their weights)."""
+        key = json.dumps([list(dataset.stems), sorted(inference.items()), clip.patch_size, digest, str(dtype)])
+        folder = Path(root) / f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder)
 
-    The same as bilinear upsampling to the padded input (align_corners=False), cutting the padding off and resizing, in
-    one step: two small matrix products instead of two passes over every name's full-size map.
-    """
-    centre = ((torch.arange(size) + 0.5) * inner / size - 0.5).clamp(0, cells - 1)
-    low = centre.floor().long().clamp(max=max(cells - 2, 0))
-    share = centre - low
-    matrix = torch.zeros(size, cells)
-    rows = torch.arange(size)
-    matrix[rows, low] = 1 - share
-    matrix[rows, (low + 1).clamp(max=cells - 1)] += share
-    return matrix
-
-
-def stems_of(
-    dataset: FolderDataset, model: LDVC, *, long_side: int, autocast: Callable, cache_dir: str | None, batch: int = 4
-) -> Stems:
-    """Stems of a data set, from the cache if they are there."""
-    clip, device = model.clip, next(model.parameters()).device
-    key = json.dumps([dataset.stems, long_side, weights_digest(clip.visual), 2])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    path = Path(cache_dir) / f"stems-{dataset.name}-{dataset.split}-{digest}.pt" if cache_dir else None
-    if path is not None and path.is_file():
+    def read(self, index: int) -> tuple[tuple[int, int], Tensor] | None:
+        """Canvas and stems of a photo, or None."""
+        path = self.folder / f"{index:06d}.pt"
+        if not path.is_file():
+            return None
         content = torch.load(path, weights_only=True)
-        return Stems(stems=content["stems"], inner=[tuple(size) for size in content["inner"]])
-    result = Stems()
-    photos = [resized(dataset.image(index), long_side, clip.patch_size) for index in range(len(dataset))]
-    result.inner = [inner for _, inner in photos]
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for index, (pixels, _) in enumerate(photos):
-        by_size.setdefault(pixels.shape, []).append(index)
-    stems: dict[int, Tensor] = {}
-    with torch.inference_mode(), autocast():
-        for same in by_size.values():
-            for start in range(0, len(same), batch):
-                part = same[start : start + batch]
-                images = normalise(np.stack([photos[index][0] for index in part]), clip.mean, clip.std).to(device)
-                for index, stem in zip(part, model.image_tower.stem(images).to(torch.bfloat16).cpu(), strict=True):
-                    stems[index] = stem.clone()
-    result.stems = [stems[index] for index in range(len(dataset))]
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.new")
-        torch.save({"stems": result.stems, "inner": result.inner}, temporary)
-        os.replace(temporary, path)
-    return result
+        return tuple(content["canvas"]), content["stems"]
+
+    def write(self, photo: Photo, stems: Tensor) -> None:
+        """Stores a photo's stems; a kill in the middle leaves nothing."""
+        temporary = self.folder / f"{photo.index:06d}.{os.getpid()}.new"
+        torch.save({"canvas": list(photo.canvas), "stems": stems.cpu().clone()}, temporary)
+        os.replace(temporary, self.folder / f"{photo.index:06d}.pt")
+
+
+class PhotoReader(Dataset):
+    """Photos of a data set as the predictor would show them to the tower; a broken one is a sentence instead.
+
+    Args:
+        dataset: photos and masks.
+        indices: which of them.
+        inference: see `ldvc.pictures.canvas_size`.
+        patch: pixels per patch side.
+        cache: where stems may lie already.
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Sequence[int], inference: Mapping[str, Any], patch: int, cache: StemCache | None
+    ) -> None:
+        self.dataset, self.indices, self.inference = dataset, indices, dict(inference)
+        self.patch, self.cache = patch, cache
+        self.table = torch.full((256,), VOID, dtype=torch.int64)
+        for number, index in enumerate(dataset.class_indices()):
+            self.table[index] = number
+        if dataset.background_index is not None:
+            self.table[dataset.background_index] = BACKGROUND
+        self.table[dataset.ignore_index] = VOID
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Photo | str:
+        index = self.indices[place]
+        try:
+            stored = self.cache.read(index) if self.cache else None
+            if stored is not None:
+                canvas, stems = stored
+                target = self.table[torch.from_numpy(self.dataset.mask(index)).int()]
+                return Photo(index, target, canvas, sliding_windows(*canvas, inference=self.inference), stems=stems)
+            image, mask = self.dataset.pair(index)
+        except DataError as error:
+            return str(error)
+        canvas, windows, pixels = cut_windows(image, inference=self.inference, patch=self.patch)
+        return Photo(index, self.table[torch.from_numpy(mask).int()], canvas, windows, pixels=pixels)
+
+
+def _as_it_is(item: Photo | str) -> Photo | str:
+    return item
+
+
+# ---- one photo ------------------------------------------------------------------------------------------------------------
+
+
+def stems_of(model: LDVC, pixels: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """(W, H', W', 3) uint8 -> (W, width, h, w) on the model's device."""
+    device = next(model.parameters()).device
+    images = normalise(pixels, model.clip.mean, model.clip.std)  # (W, 3, H', W')
+    return torch.cat([model.image_tower.stem(part.to(device)).to(dtype) for part in images.split(_STEM_BATCH)])
 
 
 def decoder_of(model: LDVC, arm: str, names: Sequence[str]) -> Callable[[Tensor], Decode]:
-    """A function of a photo's stem (width, h, w) that gives its `Decode`; class embeddings are computed once.
+    """A function of a photo's stems (W, width, h, w) that gives its `Decode`; class embeddings are computed once.
 
     Args:
         arm: "clip" is plain similarity; anything else is the model's own decoder.
@@ -109,30 +162,37 @@ def decoder_of(model: LDVC, arm: str, names: Sequence[str]) -> Callable[[Tensor]
     if arm == "clip":
         embeddings = model.text_tower(tokens, prompted=False)
 
-        def start(stem: Tensor) -> Decode:
-            features = model.image_tower(stem=stem[None], prompted=False)
+        def start(stems: Tensor) -> Decode:
+            features = model.image_tower(stem=stems, prompted=False)
 
             def decode(which: Tensor) -> Tensor:
                 logits = similarity_logits(
                     features.patch_features, embeddings[which], scale=model.clip.scale, bias=model.clip.bias
                 )
-                return logits[0].unflatten(-1, features.grid)
+                return logits.unflatten(-1, features.grid)
 
             return decode
 
         return start
     embeddings = model.encode_names(tokens)
 
-    def start(stem: Tensor) -> Decode:
-        features = model.encode_image(stem=stem[None])
-        return lambda which: model.decode(features, embeddings[which]).mask_logits[0].float()
+    def start(stems: Tensor) -> Decode:
+        features = model.encode_image(stem=stems)
+        return lambda which: model.decode(features, embeddings[which]).mask_logits.float()
 
     return start
 
 
 @dataclass
 class Tally:
-    """Counts over the photos of one data set."""
+    """Counts over photos of one data set.
+
+    Attributes:
+        joint, offset, present: confusion matrices of the three ways to ask, see `train.evaluate`.
+        curves: IoU of single masks, one curve for each way to ask.
+        photos: indices of the photos that were decoded. blank: of those without a labelled pixel.
+        broken: one sentence for each photo that could not be read.
+    """
 
     joint: ConfusionMatrix
     offset: ConfusionMatrix
@@ -140,88 +200,142 @@ class Tally:
     curves: dict[str, ThresholdCurve] = field(
         default_factory=lambda: {way: ThresholdCurve() for way in ("joint", "present", "alone")}
     )
+    photos: list[int] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, classes: int) -> Tally:
+        """No photos yet."""
+        return cls(*(ConfusionMatrix(classes) for _ in range(3)))
+
+    def merge(self, other: Tally) -> None:
+        """Adds what was counted on other photos."""
+        for way in ("joint", "offset", "present"):
+            getattr(self, way).merge(getattr(other, way))
+        for way, curve in self.curves.items():
+            curve.merge(other.curves[way])
+        self.photos += other.photos
+        self.blank += other.blank
+        self.broken += other.broken
 
 
-@torch.inference_mode()
+def gather(tally: Tally) -> Tally:
+    """What all processes counted; each must call it. Without several processes the tally comes back as it is.
+
+    Photos are dealt out by `tally_set` without padding, so that none is counted twice; the assertion says so.
+    """
+    found = gather_object([tally])
+    total = Tally.empty(len(tally.joint.counts))
+    for part in found:
+        total.merge(part)
+    seen = total.photos + total.blank
+    assert len(seen) == len(set(seen)), "a photo was counted twice"
+    return total
+
+
 def tally_set(
     model: LDVC,
     arm: str,
-    dataset: FolderDataset,
+    dataset: Any,
     *,
     seen: Callable[[str], bool],
-    long_side: int = 448,
+    inference: Mapping[str, Any] | None = None,
+    offset: float = OFFSET,
     bf16: bool = True,
     cache_dir: str | None = None,
+    joint_only: bool = False,
     alone: bool = True,
+    process: int = 0,
+    processes: int = 1,
+    num_workers: int = 0,
 ) -> Tally:
-    """Decodes every photo of a data set and counts.
+    """Decodes every photo of a data set, or one process's share of them, and counts.
 
     Args:
-        model: its decoder, or only its towers when `arm` is "clip".
+        model: its decoder, or only its towers when `arm` is "clip". Stays in evaluation mode.
         seen: whether a name has been learned; decides which scores the offset lowers.
-        long_side: of the photo as the model sees it, pixels.
+        inference: {"long_side"}, {"short_side"} or {"short_side", "window", "stride"}; see `ldvc.pictures.canvas_size`.
+        offset: subtracted from the scores of seen classes in one of the confusion matrices.
         bf16: autocast.
         cache_dir: where stems are kept; None computes them anew.
+        joint_only: only the literature's measures: decode each photo once, with all names.
         alone: also decode each present name by itself.
+        process, processes: take photos process, process + processes, ...; `gather` adds the shares up.
+        num_workers: processes that read photos ahead.
     """
     model.eval()
     device = next(model.parameters()).device
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=bf16)
-
+    inference = dict(inference or DEFAULT_INFERENCE)
+    if "short_side" in inference:
+        inference.setdefault("enlarge", UNLIMITED)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     names = dataset.names()
-    table = torch.from_numpy(Vocabulary([dataset]).tables[0])
-    assert len(Vocabulary([dataset])) == len(names), f"{dataset.name} has two classes with the same name"
-    lowered = OFFSET * torch.tensor([float(seen(name)) for name in names])[:, None, None]
-    tally = Tally(ConfusionMatrix(len(names)), ConfusionMatrix(len(names)), ConfusionMatrix(len(names)))
-    stems = stems_of(dataset, model, long_side=long_side, autocast=autocast, cache_dir=cache_dir)
-    with autocast():
-        start = decoder_of(model, arm, names)
-        for index in range(len(dataset)):
-            target = table[torch.from_numpy(dataset.mask(index)).int()].long()  # (H, W): name, VOID or BACKGROUND
-            present = torch.unique(target[target >= 0])
-            if not len(present):
+    lowered = offset * torch.tensor([float(seen(name)) for name in names], device=device)
+    cache = None
+    if cache_dir:
+        digest = weights_digest(model.clip.visual)
+        cache = StemCache.of(cache_dir, dataset, model.clip, inference, dtype, digest)
+    reader = PhotoReader(dataset, range(process, len(dataset), processes), inference, model.clip.patch_size, cache)
+    tally = Tally.empty(len(names))
+
+    with torch.inference_mode(), torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=bf16):
+        start = decoder_of(model, arm, [plain(name) for name in names])  # the words that training would use
+        for photo in DataLoader(reader, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is):
+            if isinstance(photo, str):
+                logger.warning("skipped: %s", photo)
+                tally.broken.append(photo)
                 continue
-            decode = start(stems.stems[index].to(device))
-            _count_photo(tally, decode, target, present, stems.inner[index], model.clip.patch_size, lowered, alone)
+            stems = photo.stems
+            if stems is None:
+                stems = stems_of(model, photo.pixels, dtype)
+                if cache is not None:
+                    cache.write(photo, stems)
+            if not bool((photo.target >= 0).any()):
+                tally.blank.append(photo.index)
+                continue
+            decode = start(stems.to(device))
+            _count_photo(
+                tally,
+                decode,
+                photo,
+                model.clip.patch_size,
+                lowered,
+                single=not joint_only,
+                alone=alone and not joint_only,
+            )
+            tally.photos.append(photo.index)
     return tally
 
 
 def _count_photo(
-    tally: Tally,
-    decode: Decode,
-    target: Tensor,
-    present: Tensor,
-    inner: tuple[int, int],
-    patch: int,
-    lowered: Tensor,
-    alone: bool,
+    tally: Tally, decode: Decode, photo: Photo, patch: int, lowered: Tensor, *, single: bool, alone: bool
 ) -> None:
-    height, width = target.shape
-    everything = decode(torch.arange(lowered.shape[0]))
-    with torch.autocast(device_type="cpu", enabled=False):
-        rows = interpolation_matrix(height, everything.shape[-2], inner[0] / patch)
-        columns = interpolation_matrix(width, everything.shape[-1], inner[1] / patch)
+    device = lowered.device
+    target = photo.target.to(device)
+    labelled, valid = target >= 0, target != VOID
 
-    def full_size(logits: Tensor) -> Tensor:  # (C, h, w) -> (C, H, W)
-        with torch.autocast(device_type="cpu", enabled=False):
-            return rows @ (logits.float().cpu() @ columns.T)
+    def full_size(logits: Tensor) -> Tensor:
+        """(W, C, h, w) -> (C, H, W). Overlapping windows average sigmoids, whose logit is what comes back."""
+        with torch.autocast(device_type=device.type, enabled=False):
+            whole = partial(stitch, windows=photo.windows, size=tuple(target.shape), canvas=photo.canvas, patch=patch)
+            if len(logits) == 1:
+                return whole(logits.float())
+            return torch.logit(whole(logits.float(), after=torch.sigmoid))
 
-    joint = full_size(everything)
-    labelled = target >= 0
+    joint = full_size(decode(torch.arange(len(lowered), device=device)))
     # Only labelled pixels are scored, with the names in the last axis: argmax is then several times faster on a CPU.
-    pixels = joint[:, labelled].T.contiguous()  # (pixels, C)
-    tally.joint.update(target[labelled], pixels.argmax(dim=1))
-    tally.offset.update(target[labelled], (pixels.sigmoid() - lowered.flatten()).argmax(dim=1))
-
+    pixels, truth = joint[:, labelled].T.contiguous(), target[labelled]  # (pixels, C), (pixels,)
+    tally.joint.update(truth, pixels.argmax(dim=1))
+    tally.offset.update(truth, (pixels.sigmoid() - lowered).argmax(dim=1))
+    if not single:
+        return
+    present = torch.unique(truth)
     given = full_size(decode(present))  # (P, H, W)
-    tally.present.update(target[labelled], present[given[:, labelled].argmax(dim=0)])
-
-    truth = target == present[:, None, None]
-    valid = target != -1
-    tally.curves["joint"].update(joint[present], truth, valid)
-    tally.curves["present"].update(given, truth, valid)
+    tally.present.update(truth, present[given[:, labelled].argmax(dim=0)])
+    masks = target == present[:, None, None]
+    tally.curves["joint"].update(joint[present], masks, valid)
+    tally.curves["present"].update(given, masks, valid)
     if alone:
-        single = torch.cat([decode(name[None]) for name in present])
-        tally.curves["alone"].update(full_size(single), truth, valid)
+        one_by_one = torch.cat([decode(name[None]) for name in present], dim=1)
+        tally.curves["alone"].update(full_size(one_by_one), masks, valid)

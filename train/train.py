@@ -1,11 +1,12 @@
 """Trains a decoder (and the prompts) on frozen CLIP towers.
 
-    accelerate launch train/train.py --config train/configs/lite_release.yaml --arm ldvc --output_dir runs/release/ldvc
-    accelerate launch train/train.py --config lite_experiment --arm zegclip --seed 1 --set preserve_weight=0
+    accelerate launch train/train.py --config lite_release --arm ldvc --output_dir runs/release/ldvc
+    accelerate launch --cpu --num_processes 2 train/train.py --config lite_experiment --arm zegclip --validation_steps 100
     accelerate launch train/train.py --config lite_release --output_dir runs/release/ldvc --resume_from_checkpoint latest
 
-The output folder is the trained checkpoint itself (config.json, model.safetensors) with, beside it, `log.txt`, `train.json`
-(the configuration) and `checkpoint-N` folders to resume from.
+The output folder is the trained checkpoint itself (config.json, model.safetensors) with, beside it, `train.json` (the
+configuration), `log.txt`, `history.jsonl` (the loss curve), `sheets/` (pictures of validation) and `checkpoint-N` folders to
+resume from.
 """
 
 from __future__ import annotations
@@ -14,13 +15,9 @@ import argparse
 import json
 import logging
 import os
-import re
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
@@ -28,33 +25,41 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldvc.checkpoint import save_checkpoint
 from ldvc.config import ARMS
 from ldvc.data import (
     DrawSchedule,
-    FolderDataset,
     NameSampler,
+    SegmentationDataset,
+    SkippedPhotos,
     TrainingViews,
     ViewCache,
     Vocabulary,
     build_caches,
-    load_split,
     open_sets,
     weights_digest,
 )
 from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.model import LDVC
-from train.cpu_attention import fast_attention
+from train import hub
+from train.checkpoints import (
+    clean_up,
+    export,
+    find_checkpoint,
+    read_state,
+    register_trainable_only,
+    whole_model,
+    write_checkpoint,
+)
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
-from train.options import ConfigError, TrainConfig, load_config
+from train.options import TRACKERS, ConfigError, TrainConfig, load_config
+from train.processes import SharedDropout, build_accelerator, shared_loss, start_processes
+from train.progress import Progress, check_trackers
+from train.validation import Validation
 
 logger = logging.getLogger("train")
-_WEIGHTS = "trainable.safetensors"
-_STATE = "step.json"
 
 
 def read_concepts(path: str) -> list[str]:
@@ -68,7 +73,11 @@ def read_concepts(path: str) -> list[str]:
 
 
 def view_caches(
-    config: TrainConfig, datasets: list[FolderDataset], model: LDVC, accelerator: Accelerator
+    config: TrainConfig,
+    datasets: list[SegmentationDataset],
+    model: LDVC,
+    accelerator: Accelerator,
+    skipped: SkippedPhotos,
 ) -> list[ViewCache]:
     """The stored views of every data set; the main process computes what is missing."""
     clip, device = model.clip, accelerator.device
@@ -97,73 +106,11 @@ def view_caches(
 
     with accelerator.main_process_first():
         build_caches(caches, encode, mean=clip.mean, std=clip.std)
+        for cache in caches:
+            skipped.merge(cache.skipped)
     return caches
 
 
-def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
-    """Checkpoints hold the trainable tensors; the frozen towers are named in the configuration, not stored."""
-
-    def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
-        weights.clear()  # nothing is left for accelerate to write
-        if accelerator.is_main_process:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in model.trainable_state_dict().items()},
-                Path(folder) / _WEIGHTS,
-            )
-
-    def load(models: list[torch.nn.Module], folder: str) -> None:
-        models.clear()
-        model.load_trainable_state_dict(load_file(Path(folder) / _WEIGHTS))
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def write_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: int) -> None:
-    """Saves all state under another name first, so that a kill never leaves half a checkpoint under its final name."""
-    target, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
-    if accelerator.is_main_process and partial.exists():
-        shutil.rmtree(partial)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (partial / _STATE).write_text(json.dumps({"step": step}))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-        for old in checkpoints_of(folder)[: -max(1, limit)]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
-    """The checkpoint to resume from: a path, or "latest" (None when there is none yet).
-
-    Raises:
-        ConfigError: the given folder is no checkpoint.
-    """
-    if wanted is None:
-        return None
-    if wanted == "latest":
-        found = checkpoints_of(folder)
-        return found[-1] if found else None
-    if not (Path(wanted) / _STATE).is_file():
-        raise ConfigError(f"{wanted} is no checkpoint to resume from; give a folder checkpoint-N or 'latest'.")
-    return Path(wanted)
-
-
-@fast_attention()
 def train(
     config: TrainConfig, *, resume: str | None = None, prepare_only: bool = False, on_step: Callable | None = None
 ) -> Path:
@@ -173,34 +120,40 @@ def train(
         config: everything that the run depends on.
         resume: None, "latest" or a checkpoint folder.
         prepare_only: stop when the stored views are complete.
-        on_step: called with (step, parts of the loss) after every optimiser step; for tests and callers in Python.
+        on_step: called with (step, parts of this process's loss) after every optimiser step; for callers in Python.
 
     Returns:
         The output folder, which then is a checkpoint that `ldvc.checkpoint.load_checkpoint` reads.
     """
-    folder = Path(config.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
-        project_dir=folder,
-        step_scheduler_with_optimizer=False,
-    )
-    main = accelerator.is_main_process
-    folder.mkdir(parents=True, exist_ok=True)
+    check_trackers(config.report_to)
+    accelerator = build_accelerator(config)
+    main, folder = accelerator.is_main_process, Path(config.output_dir)
+    with accelerator.main_process_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The output folder {folder} cannot be made: {error.strerror}.") from None
+        if main:
+            clean_up(folder)
+    checkpoint = find_checkpoint(folder, resume)
+    state = read_state(checkpoint) if checkpoint else {}
+    repository = hub.open_repository(config) if config.push_to_hub and main else ""
     set_seed(config.seed)
 
-    hidden = load_split(config.unseen)
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
-    vocabulary = Vocabulary(datasets, hidden)
+    hidden = config.held_out()
+    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
+    skipped = SkippedPhotos(folder / "skipped.txt")
+    if main and not checkpoint:
+        skipped.forget()  # what an earlier run in this folder found
+    vocabulary = Vocabulary(datasets, hidden, transductive=config.transductive)
+    validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = LDVC(config.model_config())
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
-    caches = view_caches(config, datasets, model, accelerator) if config.views_per_photo else None
+    caches = view_caches(config, datasets, model, accelerator, skipped) if config.views_per_photo else None
     if prepare_only:
         return folder
 
-    objective = Objective(model, vocabulary, concepts, config)
     per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     views = TrainingViews(
         datasets,
@@ -212,6 +165,7 @@ def train(
         std=model.clip.std,
         seed=config.seed,
         caches=caches,
+        skipped=skipped,
     )
     sampler = NameSampler(
         len(vocabulary),
@@ -219,6 +173,8 @@ def train(
         preserve=config.preserve_names,
         full_probability=config.full_vocabulary,
         seed=config.seed,
+        unseen=vocabulary.unseen,
+        self_training_from=config.self_training_from,
     )
     loader = DataLoader(
         views,
@@ -227,38 +183,39 @@ def train(
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
     )
+    objective = Objective(model, vocabulary, concepts, config, processes=shared_loss(accelerator))
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, fused=True)
+    if accelerator.num_processes > 1 and config.model_config().visual_prompts:
+        process, count = accelerator.process_index, accelerator.num_processes
+        rate = model.image_tower.prompt_dropout.p
+        model.image_tower.prompt_dropout = SharedDropout(rate, dim=1, process=process, count=count)
     register_trainable_only(accelerator, model)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
-    if config.report_to:
-        accelerator.init_trackers(folder.name)
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
 
     if main:
         (folder / "train.json").write_text(json.dumps(config.to_dict(), indent=2))
-        parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
-        say(folder, f"{model.config.arm}: learnable parameters: {parts}")
-        say(folder, f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve, {per_step} photos a step")
+    progress = Progress(accelerator, config, photos=per_step, state=state)
+    parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
+    progress.say(f"{model.config.arm}: learnable parameters: {parts}")
+    progress.say(
+        f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve; a step takes {per_step} photos: "
+        f"{accelerator.num_processes} processes x {config.train_batch_size} x {config.gradient_accumulation_steps} "
+        f"(accumulated); device {accelerator.device.type}"
+    )
+    if checkpoint:
+        progress.say(f"resumed from {checkpoint} at step {progress.step}")
 
-    step = 0
-    checkpoint = find_checkpoint(folder, resume)
-    if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-        step = json.loads((checkpoint / _STATE).read_text())["step"]
-        if main:
-            say(folder, f"resumed from {checkpoint} at step {step}")
-    first, started = step, time.monotonic()
-    micro = step * config.gradient_accumulation_steps
+    micro = progress.step * config.gradient_accumulation_steps
     batches = accelerator.skip_first_batches(loader, micro) if micro else loader
-    sums: dict[str, Tensor] = {}
-    since = 0
-
     objective.train()
     for batch in batches:
-        if step >= config.max_train_steps:
+        if progress.step >= config.max_train_steps:
             break
         with accelerator.accumulate(objective):
             present = accelerator.reduce(vocabulary.present(batch["labels"]).float(), "sum").cpu() > 0
-            torch.manual_seed(dropout_seed(config.seed, micro, accelerator.process_index))
+            torch.manual_seed(dropout_seed(config.seed, micro))
             names, concept_ids = (ids.to(accelerator.device) for ids in sampler.sample(micro, present))
             losses = objective(batch, names, concept_ids)
             accelerator.backward(losses["loss"])
@@ -267,74 +224,38 @@ def train(
                     accelerator.clip_grad_norm_(
                         [p for p in model.parameters() if p.requires_grad], config.clip_gradient
                     )
-                rate = set_learning_rate(optimizer, step, config)
+                learning_rate = set_learning_rate(optimizer, progress.step, config)
             optimizer.step()
             optimizer.zero_grad()
         micro += 1
-        since += 1
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + value.detach()
+        progress.add(losses)
         if not accelerator.sync_gradients:
             continue
-        step += 1
+        progress.advance(learning_rate)
         if on_step is not None:
-            on_step(step, {name: float(value.detach()) for name, value in losses.items()})
-        if step % config.log_steps == 0 or step == config.max_train_steps:
-            means = {name: float(accelerator.reduce(value / since, "mean")) for name, value in sums.items()}
-            seconds = (time.monotonic() - started) / (step - first)
-            if main:
-                parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-                left = seconds * (config.max_train_steps - step) / 60
-                say(
-                    folder,
-                    f"step {step}/{config.max_train_steps} {parts} lr {rate:.2e} "
-                    f"{per_step / seconds:.1f} photos/s {seconds:.2f} s/step {left:.1f} min left",
-                )
-            if config.report_to:
-                accelerator.log({**means, "lr": rate}, step=step)
-            sums, since = {}, 0
-        if config.checkpointing_steps and step % config.checkpointing_steps == 0 and step < config.max_train_steps:
-            write_checkpoint(accelerator, folder, step, config.checkpoints_total_limit)
+            on_step(progress.step, {name: float(value.detach()) for name, value in losses.items()})
+        last = progress.step == config.max_train_steps
+        with progress.pause():
+            if validation and (last or progress.step % config.validation_steps == 0):
+                progress.report_validation(*validation(model, progress.step))
+            if last or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
+                write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
 
-    write_checkpoint(accelerator, folder, step, config.checkpoints_total_limit)
+    finished = whole_model(accelerator, objective, model)
     if main:
-        export(model, folder, vocabulary, config)
-        say(folder, f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
-    accelerator.end_training()
+        export(finished, folder, vocabulary, config)
+        if skipped:
+            progress.say(skipped.summary())
+        progress.say(f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
+        if config.push_to_hub:
+            progress.say(f"uploaded: {hub.push(folder, repository, config)}")
+    progress.close()
     return folder
 
 
-def dropout_seed(seed: int, micro: int, process: int) -> int:
+def dropout_seed(seed: int, micro: int) -> int:
     """Dropout, too, is a function of the step alone: whatever else drew random numbers, a resumed step draws the same."""
-    return int(np.random.SeedSequence((seed, 5, micro, process)).generate_state(1, dtype=np.uint64)[0] >> 1)
-
-
-def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfig) -> None:
-    """Writes the finished checkpoint; a CLIP folder is named relative to it, so that both may move together."""
-    clip = model.config.clip
-    if Path(clip).is_dir():
-        clip = os.path.relpath(clip, folder)
-        clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
-    metadata = {
-        "seen_names": vocabulary.spellings,
-        "calibration": {"scale": 1.0, "bias": 0.0},
-        "inference": config.inference,
-        "training": {
-            "steps": config.max_train_steps,
-            "seed": config.seed,
-            "sets": config.sets,
-            "unseen": config.unseen,
-        },
-    }
-    dtype = torch.float16 if config.half_precision_checkpoint else None
-    save_checkpoint(model, folder, metadata=metadata, clip=clip, dtype=dtype)
-
-
-def say(folder: Path, line: str) -> None:
-    """One line to the screen and to log.txt."""
-    print(line, flush=True)
-    with open(folder / "log.txt", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    return int(np.random.SeedSequence((seed, 5, micro, 0)).generate_state(1, dtype=np.uint64)[0] >> 1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -350,18 +271,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest' (starts anew if there is none)"
     )
     parser.add_argument("--prepare_cache", action="store_true", help="compute the stored views and stop")
-    for name, kind in (
-        ("seed", int),
-        ("max_train_steps", int),
-        ("train_batch_size", int),
-        ("gradient_accumulation_steps", int),
-        ("learning_rate", float),
-        ("checkpointing_steps", int),
-        ("checkpoints_total_limit", int),
-        ("mixed_precision", str),
-        ("report_to", str),
+    parser.add_argument("--push_to_hub", action="store_true", default=None, help="upload the result; needs HF_TOKEN")
+    parser.add_argument("--hub_model_id", metavar="OWNER/NAME")
+    parser.add_argument("--report_to", metavar="|".join(TRACKERS))
+    parser.add_argument("--mixed_precision", metavar="no|bf16|fp16")
+    parser.add_argument("--learning_rate", type=float)
+    parser.add_argument("--validation_sets", nargs="+", metavar="SET", help="default: the sets of training")
+    for name, text in (
+        ("seed", "of everything random"),
+        ("max_train_steps", "optimiser steps"),
+        ("train_batch_size", "photos per process and micro step"),
+        ("gradient_accumulation_steps", "micro steps per optimiser step"),
+        ("checkpointing_steps", "0 = at the end only"),
+        ("checkpoints_total_limit", "older ones are deleted"),
+        ("validation_steps", "evaluate every so many steps; 0 = never"),
+        ("num_workers", "processes that prepare photos, for each process that trains"),
     ):
-        parser.add_argument(f"--{name}", type=kind)
+        parser.add_argument(f"--{name}", type=int, help=text, metavar="N")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any other field"
     )
@@ -369,15 +295,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(parse(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # one line for each file of each checkpoint otherwise
     path, changes = options.pop("config"), options.pop("set")
     resume, prepare_only = options.pop("resume_from_checkpoint"), options.pop("prepare_cache")
     try:
-        train(load_config(path, changes, **options), resume=resume, prepare_only=prepare_only)
+        config = load_config(path, changes, **options)
+        check_trackers(config.report_to)
+        start_processes(__file__, arguments)
+        train(config, resume=resume, prepare_only=prepare_only)
     except LdvcError as error:
-        sys.exit(f"error: {error}")
+        # every process finds the same mistake; one says it
+        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; continue with the same command and --resume_from_checkpoint latest")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Class names: one spelling for names that mean the same, and the splits into seen and unseen.
+"""Class names: one spelling for names that mean the same, class lists, and the splits into seen and unseen.
 
 Data sets disagree about spellings ("aeroplane" in MSRC and VOC, "airplane" in COCO). A name learned under one spelling must
 not be held out under another, so every comparison of names in training and evaluation goes through `canonical`.
@@ -45,6 +45,22 @@ def spellings(name: str) -> list[str]:
 def canonical_set(names: Iterable[str]) -> frozenset[str]:
     """The canonical spellings of some names, for membership tests."""
     return frozenset(canonical(name) for name in names)
+
+
+def load_classes(name: str) -> list[str]:
+    """The names of a class list in the order of its labels.
+
+    Args:
+        name: a file of `ldvc/data/classes` without ".json".
+
+    Raises:
+        DataError: no such list.
+    """
+    path = _FOLDER / "classes" / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json")))
+        raise DataError(f"There is no class list called '{name}'. Known lists: {known}.")
+    return json.loads(path.read_text(encoding="utf-8"))["classes"]
 
 
 def load_split(name: str | None) -> frozenset[str]:

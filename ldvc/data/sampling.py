@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
+from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation
-from ldvc.data.views import ViewCache, fresh_view, normalise
+from ldvc.data.views import ViewCache, normalise, readable_view
 from ldvc.data.vocabulary import Vocabulary
 
 _SETS, _ORDER, _VIEW, _NAMES = 1, 2, 3, 4  # streams of random numbers that must not coincide
@@ -71,11 +72,12 @@ class TrainingViews(Dataset):
         draws: length.
         augmentation, mean, std, seed: for views that are made afresh.
         caches: one per data set, complete; None makes every view afresh.
+        skipped: where photos that cannot be used are listed; another photo takes their place, see `readable_view`.
     """
 
     def __init__(
         self,
-        datasets: Sequence[FolderDataset],
+        datasets: Sequence[SegmentationDataset],
         vocabulary: Vocabulary,
         schedule: DrawSchedule,
         *,
@@ -85,9 +87,11 @@ class TrainingViews(Dataset):
         std: Sequence[float],
         seed: int,
         caches: Sequence[ViewCache] | None = None,
+        skipped: SkippedPhotos | None = None,
     ) -> None:
         self.datasets, self.vocabulary, self.schedule, self.draws = datasets, vocabulary, schedule, draws
         self.augmentation, self.mean, self.std, self.seed, self.caches = augmentation, mean, std, seed, caches
+        self.skipped = SkippedPhotos() if skipped is None else skipped
         self.tables = [torch.from_numpy(table) for table in vocabulary.tables]
 
     def __len__(self) -> int:
@@ -96,7 +100,8 @@ class TrainingViews(Dataset):
     def __getitem__(self, draw: int) -> dict[str, Tensor | int]:
         index, photo, turn = self.schedule[draw]
         if self.caches is None:
-            pixels, raw = fresh_view(self.datasets[index], photo, self.augmentation, (self.seed, _VIEW, draw))
+            seed = (self.seed, _VIEW, draw)
+            pixels, raw = readable_view(self.datasets[index], photo, self.augmentation, seed, self.skipped)
             labels = self.tables[index][torch.from_numpy(raw).int()]
             return {"images": normalise(pixels, self.mean, self.std), "labels": labels, "set": index}
         cache = self.caches[index]
@@ -116,10 +121,24 @@ class NameSampler:
         preserve: how many of those join each step.
         full_probability: how often the list is the full one.
         seed: of the run.
+        unseen: (names,) bool; held-out names, which are in no list before the step `self_training_from` and in every list
+            from then on. None: there are none.
     """
 
-    def __init__(self, names: int, concepts: int, *, preserve: int, full_probability: float, seed: int) -> None:
+    def __init__(
+        self,
+        names: int,
+        concepts: int,
+        *,
+        preserve: int,
+        full_probability: float,
+        seed: int,
+        unseen: Tensor | None = None,
+        self_training_from: int = 0,
+    ) -> None:
         self.names, self.concepts, self.seed = names, concepts, seed
+        self.unseen = torch.zeros(names, dtype=torch.bool) if unseen is None else unseen
+        self.self_training_from = self_training_from
         self.preserve = min(preserve, concepts)
         self.full_probability = full_probability
 
@@ -143,4 +162,5 @@ class NameSampler:
         )
         chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
+        chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)

@@ -13,6 +13,7 @@ from PIL import Image
 # RGB <-> YIQ, in which a hue shift is a rotation of the two colour axes.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _RGB = np.linalg.inv(_YIQ)
+_TRIES = 11  # a crop and up to ten others
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class Augmentation:
         crop: side of the square view, pixels.
         long_side, short_side: the photo's size at scale 1; exactly one is given. ZegCLIP: short side 512; lite: long side 448,
             the size it sees at inference.
-        scale: range of the random scale; drawn log-uniformly.
+        scale: range of the random scale.
+        uniform_scale: draw the scale uniformly, as mmsegmentation does, which favours large scales; otherwise its logarithm.
         aspect: largest stretch of width against height (1 = none).
         flip: probability of a mirror image.
         photometric: probability of each change of brightness, contrast, saturation and hue.
+        hue: largest change of hue, degrees. mmsegmentation's `hue_delta=18` counts in OpenCV's units of two degrees: 36.
+        largest_class: share of a crop's labelled pixels that one class may have; a crop in which one has more is drawn again,
+            up to ten times (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = any crop will do.
         stride: pixels per label cell.
     """
 
@@ -38,20 +43,26 @@ class Augmentation:
     flip: float = 0.5
     photometric: float = 0.5
     stride: int = 1
+    uniform_scale: bool = False
+    hue: float = 18.0
+    largest_class: float = 1.0
 
     def __post_init__(self) -> None:
         assert (self.long_side is None) != (self.short_side is None), "give either long_side or short_side"
         assert self.crop % self.stride == 0, f"crop {self.crop} does not divide by the loss stride {self.stride}"
 
 
-def colour_change(pixels: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
-    """Random brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue (+-18 degrees), each with a probability.
+def colour_change(
+    pixels: np.ndarray, probability: float, generator: np.random.Generator, *, hue: float = 18.0
+) -> np.ndarray:
+    """Random brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue, each with a probability.
 
-    The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with. All four are one affine map of
-    the colour, so the picture is touched once.
+    The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with; saturation and hue change in
+    YIQ rather than HSV, where they are linear. So all four are one affine map of the colour: the picture is touched once.
 
     Args:
         pixels: (H, W, 3) uint8.
+        hue: largest change, degrees.
     """
     draws = generator.random(8)
     on, strength = draws[:4] < probability, draws[4:] * 2 - 1  # strength in -1..1
@@ -65,11 +76,32 @@ def colour_change(pixels: np.ndarray, probability: float, generator: np.random.G
     if on[2]:
         matrix = _RGB @ np.diag([1.0, 1 + 0.5 * strength[2], 1 + 0.5 * strength[2]]) @ _YIQ @ matrix
     if on[3]:
-        angle = math.radians(18 * strength[3])
+        angle = math.radians(hue * strength[3])
         rotation = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
         matrix = _RGB @ rotation @ _YIQ @ matrix
     changed = pixels.astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32)
     return np.clip(changed + 0.5, 0, 255).astype(np.uint8)
+
+
+def _labels(
+    mask: np.ndarray, left: float, top: float, zooms: tuple[float, float], augmentation: Augmentation, void: int
+) -> np.ndarray:
+    """(crop / stride, crop / stride): the class at the centre of each cell of a window, void outside the photo."""
+    height, width = mask.shape
+    centres = (np.arange(augmentation.crop // augmentation.stride) + 0.5) * augmentation.stride
+    columns = np.floor(left + centres / zooms[0]).astype(np.int64)
+    rows = np.floor(top + centres / zooms[1]).astype(np.int64)
+    labels = mask[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    labels[(rows < 0) | (rows >= height), :] = void
+    labels[:, (columns < 0) | (columns >= width)] = void
+    return labels
+
+
+def _is_mixed(labels: np.ndarray, largest: float, void: int) -> bool:
+    """Whether at least two classes are there and none has more than its share of the labelled pixels."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    counts[void] = 0
+    return np.count_nonzero(counts) > 1 and counts.max() < largest * counts.sum()
 
 
 def random_view(
@@ -87,20 +119,26 @@ def random_view(
     """
     width, height = image.size
     assert mask.shape == (height, width), f"mask {mask.shape} does not fit the photo {(height, width)}"
-    crop, stride = augmentation.crop, augmentation.stride
+    crop = augmentation.crop
     if augmentation.long_side is not None:
         base = augmentation.long_side / max(width, height)
     else:
         base = augmentation.short_side / min(width, height)
-    low, high = (math.log(bound) for bound in augmentation.scale)
-    zoom = base * math.exp(generator.uniform(low, high))
+    if augmentation.uniform_scale:
+        zoom = base * generator.uniform(*augmentation.scale)
+    else:
+        zoom = base * math.exp(generator.uniform(*(math.log(bound) for bound in augmentation.scale)))
     stretch = math.exp(0.5 * math.log(augmentation.aspect) * generator.uniform(-1, 1))
     zooms = (zoom * stretch, zoom / stretch)
-    # The window in photo pixels. Where it is larger than the photo, the photo lies somewhere inside it.
-    left, top = (
-        generator.uniform(min(0.0, size - crop / z), max(0.0, size - crop / z))
-        for size, z in zip((width, height), zooms, strict=True)
-    )
+    for _ in range(_TRIES):
+        # The window in photo pixels. Where it is larger than the photo, the photo lies somewhere inside it.
+        left, top = (
+            generator.uniform(min(0.0, size - crop / z), max(0.0, size - crop / z))
+            for size, z in zip((width, height), zooms, strict=True)
+        )
+        labels = _labels(mask, left, top, zooms, augmentation, void)
+        if augmentation.largest_class >= 1 or _is_mixed(labels, augmentation.largest_class, void):
+            break
 
     box, place = [], []
     for start, size, z in ((left, width, zooms[0]), (top, height, zooms[1])):
@@ -112,16 +150,9 @@ def random_view(
     part = image.resize(
         (x1 - x0, y1 - y0), resample=Image.Resampling.BILINEAR, box=(box[0][0], box[1][0], box[0][1], box[1][1])
     )
-    part = colour_change(np.asarray(part), augmentation.photometric, generator)
+    part = colour_change(np.asarray(part), augmentation.photometric, generator, hue=augmentation.hue)
     view = np.full((crop, crop, 3), 127, dtype=np.uint8)
     view[y0:y1, x0:x1] = part[: crop - y0, : crop - x0]
-
-    centres = (np.arange(crop // stride) + 0.5) * stride
-    columns = np.floor(left + centres / zooms[0]).astype(np.int64)
-    rows = np.floor(top + centres / zooms[1]).astype(np.int64)
-    labels = mask[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
-    labels[(rows < 0) | (rows >= height), :] = void
-    labels[:, (columns < 0) | (columns >= width)] = void
 
     if generator.random() < augmentation.flip:
         view, labels = view[:, ::-1], labels[:, ::-1]

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
+from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation, random_view
+from ldvc.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +37,40 @@ def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[
 
 
 def fresh_view(
-    dataset: FolderDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
+    dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
 
     Everything random comes from `seed`, so the same numbers give the same view in any process and after any resume.
+
+    Raises:
+        DataError: the photo or its mask cannot be used.
     """
     generator = np.random.default_rng(seed)
-    return random_view(dataset.image(photo), dataset.mask(photo), augmentation, generator, void=dataset.ignore_index)
+    return random_view(*dataset.pair(photo), augmentation, generator, void=dataset.ignore_index)
+
+
+def readable_view(
+    dataset: SegmentationDataset,
+    photo: int,
+    augmentation: Augmentation,
+    seed: Sequence[int],
+    skipped: SkippedPhotos,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of a photo or, if that cannot be used, of the next one in the list that can.
+
+    Which one that is depends on the files alone, so a resumed run takes the same.
+
+    Raises:
+        DataError: no photo of the data set can be used.
+    """
+    for step in range(len(dataset)):
+        index = (photo + step) % len(dataset)
+        try:
+            return fresh_view(dataset, index, augmentation, seed)
+        except DataError as error:
+            skipped.add(dataset, index, error)
+    raise DataError(f"None of the {len(dataset)} photos of {dataset.name} can be used. {skipped.summary()}")
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -54,10 +82,17 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _key(augmentation: Augmentation) -> dict[str, object]:
+    """What names a cache. Choices that came later are left out at their first value: older caches stay good."""
+    first = {"uniform_scale": False, "hue": 18.0, "largest_class": 1.0}
+    return {name: value for name, value in asdict(augmentation).items() if first.get(name, ...) != value}
+
+
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
-    View v of photo i has number i * views + v. Files: `stem.bf16`, `features.bf16`, `labels.u8`, `progress.json`.
+    View v of photo i has number i * views + v. Files: `stem.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
+    and `skipped.txt` if photos could not be used.
 
     Args:
         folder: where the files of all caches lie; each cache has a sub-folder named by data set and key.
@@ -72,7 +107,7 @@ class ViewCache:
     def __init__(
         self,
         folder: str | Path,
-        dataset: FolderDataset,
+        dataset: SegmentationDataset,
         *,
         augmentation: Augmentation,
         views: int,
@@ -86,7 +121,7 @@ class ViewCache:
         key = {
             "stems": dataset.stems,
             "classes": dataset.classes,
-            "augmentation": asdict(augmentation),
+            "augmentation": _key(augmentation),
             "seed": seed,
             "views": views,
             "towers": towers,
@@ -95,6 +130,7 @@ class ViewCache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.name}-{dataset.split}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.skipped = SkippedPhotos(self.folder / "skipped.txt")
         side = augmentation.crop // augmentation.stride
         self.stem = self._map("stem.bf16", stem_shape, torch.bfloat16)
         self.features = self._map("features.bf16", feature_shape, torch.bfloat16)
@@ -137,8 +173,12 @@ class ViewCache:
             for start in range(first, len(self), batch):
                 numbers = range(start, min(start + batch, len(self)))
                 views = [
-                    fresh_view(
-                        self.dataset, n // self.views, self.augmentation, (self.seed, n // self.views, n % self.views)
+                    readable_view(
+                        self.dataset,
+                        n // self.views,
+                        self.augmentation,
+                        (self.seed, n // self.views, n % self.views),
+                        self.skipped,
                     )
                     for n in numbers
                 ]

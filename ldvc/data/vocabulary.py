@@ -2,6 +2,9 @@
 
 A photo is labelled with its own data set's classes only. A name from another data set may well be visible in it, so it is
 *unknown* there and earns no mask loss; a name of its own data set that no pixel carries is a true negative.
+
+Held-out classes: in the inductive setting nothing of them is left, neither pixels (VOID) nor names; in the transductive
+setting their names are known and their pixels are HIDDEN, which self-training later fills with labels of its own.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,46 +14,63 @@ import torch
 from torch import Tensor
 
 from ldvc.data.class_names import canonical, plain
-from ldvc.data.folder import FolderDataset
+from ldvc.data.reader import SegmentationDataset
 
 VOID = -1  # counts nowhere
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
+HIDDEN = -3  # of a held-out class whose name is known (transductive setting)
 
 
 class Vocabulary:
     """Names merged over data sets, with held-out classes removed.
 
     Attributes:
-        names: canonical spellings, in order of first appearance; these are learned.
-        spellings: every spelling that the data sets use for them, for "seen" flags.
-        known: (sets, names) bool; which data set labels which name.
-        tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID or BACKGROUND.
+        names: canonical spellings, in order of first appearance; these are learned. In the transductive setting the held-out
+            names stand behind all others.
+        texts: what the text tower reads for each of `names`: the spelling of the first data set that has it ("sofa" in VOC,
+            "couch" in COCO), so that training and evaluation on one data set use the same words.
+        spellings: every spelling that the data sets use for the names with masks, for "seen" flags.
+        unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
+        known: (sets, names) bool; which data set labels which name (or would, were it not held out).
+        tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HIDDEN.
 
     Args:
         datasets: the data sets, whose order the first axis of `known` and `tables` follows.
-        hidden: canonical names that are held out: their pixels become VOID and their names vanish.
+        hidden: canonical names that are held out.
+        transductive: held-out names are known, and their pixels become HIDDEN instead of VOID.
     """
 
-    def __init__(self, datasets: Sequence[FolderDataset], hidden: Collection[str] = ()) -> None:
-        index_of: dict[str, int] = {}
+    def __init__(
+        self, datasets: Sequence[SegmentationDataset], hidden: Collection[str] = (), *, transductive: bool = False
+    ) -> None:
+        seen: dict[str, str] = {}  # name -> text
+        unseen: dict[str, str] = {}
         used: dict[str, None] = {}
-        self.tables: list[np.ndarray] = []
         for dataset in datasets:
-            table = np.full(256, VOID, dtype=np.int16)
-            for index, spelling in enumerate(dataset.classes):
+            for spelling in dataset.names():
                 name = canonical(spelling)
-                if index == dataset.background_index:
-                    table[index] = BACKGROUND
-                elif name not in hidden:
-                    table[index] = index_of.setdefault(name, len(index_of))
+                if name not in hidden:
+                    seen.setdefault(name, plain(spelling))
                     used[name] = used[plain(spelling)] = None
+                elif transductive:
+                    unseen.setdefault(name, plain(spelling))
+        self.names, self.texts, self.spellings = [*seen, *unseen], [*seen.values(), *unseen.values()], list(used)
+        self.unseen = torch.tensor([name in unseen for name in self.names], dtype=torch.bool)
+        index_of = {name: index for index, name in enumerate(self.names)}
+
+        self.tables: list[np.ndarray] = []
+        self.known = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
+        for dataset, known in zip(datasets, self.known, strict=True):
+            table = np.full(256, VOID, dtype=np.int16)
+            for index in dataset.class_indices():
+                place = index_of.get(canonical(dataset.classes[index]))
+                if place is not None:
+                    table[index] = HIDDEN if self.unseen[place] else place
+                    known[place] = True
+            if dataset.background_index is not None:
+                table[dataset.background_index] = BACKGROUND
             table[dataset.ignore_index] = VOID
             self.tables.append(table)
-        self.names = list(index_of)
-        self.spellings = list(used)
-        self.known = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
-        for row, table in zip(self.known, self.tables, strict=True):
-            row[torch.from_numpy(table[table >= 0]).long()] = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,10 +79,11 @@ class Vocabulary:
         """Which names occur in a batch of label maps.
 
         Args:
-            labels: integer indices of `names`, VOID or BACKGROUND; any shape.
+            labels: integer indices of `names`, or the negative codes above; any shape.
 
         Returns:
             (names,) bool.
         """
-        counts = torch.bincount(labels.long().flatten() + 2, minlength=len(self) + 2)
-        return counts[2:] > 0
+        codes = -HIDDEN
+        counts = torch.bincount(labels.long().flatten() + codes, minlength=len(self) + codes)
+        return counts[codes:] > 0

@@ -1,0 +1,116 @@
+"""Two processes are one process with twice the batch, and `accelerate launch` really starts two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from torch.distributed.fsdp import ShardingStrategy, StateDictType
+
+from tests.forked import history, make_workplace, run, train_here
+from train.options import ConfigError
+from train.processes import SharedDropout, asked_for
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = REPOSITORY / "train" / "configs" / "accelerate"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("distributed"), tiny_clip_folder)
+
+
+@pytest.mark.parametrize("arm", ["ldvc", "zegclip"])
+def test_two_processes_learn_as_one_with_twice_the_batch(root: Path, arm: str) -> None:
+    """With dropout, augmentation and sampled names. Photos differ in how many masks and pixels they have, so a loss that
+    each process normalised for itself would differ; a parameter without gradient would stop the second step.
+    (Weights are not compared: where a gradient is zero but for rounding, Adam makes a whole step of the rounding.)"""
+    shared = (f"arm={arm}", "focal_normalise=masks", "validation_steps=4")
+    assert run(train_here, root, f"{arm}-one", (*shared, "train_batch_size=4")) == [0]
+    assert run(train_here, root, f"{arm}-two", (*shared, "train_batch_size=2"), processes=2) == [0, 0]
+    one, two = history(root / f"{arm}-one"), history(root / f"{arm}-two")
+    assert [entry["step"] for entry in two] == [1, 2, 3, 4]
+    for left, right in zip(one, two, strict=True):
+        assert left == pytest.approx(right, rel=1e-3)
+    assert one[0] == pytest.approx(two[0], rel=1e-5)
+
+    def validation(name: str) -> dict:
+        lines = (root / f"{arm}-{name}" / "history.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["validation"]
+
+    for name in ("meadow", "pets"):  # three photos each: the shares are uneven
+        assert validation("one")[name] == pytest.approx(validation("two")[name], abs=0.02)
+
+
+def test_shared_dropout_is_the_dropout_of_the_whole_batch() -> None:
+    x = torch.randn(3, 4, 2, 5)
+    torch.manual_seed(7)
+    whole = torch.nn.functional.dropout(x, 0.4)
+    for process, part in enumerate(x.split(2, dim=1)):
+        layer = SharedDropout(0.4, dim=1, process=process, count=2)
+        torch.manual_seed(7)
+        torch.testing.assert_close(layer(part), whole.split(2, dim=1)[process])
+        assert torch.equal(layer.eval()(part), part)
+
+
+def test_one_command_starts_two_processes(root: Path) -> None:
+    """The command of the README, word by word, in a process of its own."""
+    assert run(train_here, root, "forked", ("max_train_steps=2",), processes=2) == [0, 0]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train/train.py"]
+    command += ["--config", str(root / "tiny.yaml"), "--output_dir", str(root / "launched"), "--max_train_steps", "2"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 processes x 2 x 1") == 1  # said once, by the main process
+    assert history(root / "launched") == history(root / "forked")
+    assert (root / "launched" / "config.json").is_file()
+
+
+def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:
+    launch = ["python", "/venv/bin/accelerate", "launch"]
+    script = ["train/train.py", "--config", "lite", "--num_workers", "3"]
+    assert asked_for([*launch, "--cpu", "--num_processes", "2", *script]) == 2
+    assert asked_for([*launch, "--cpu", "--num-processes=4", *script]) == 4
+    assert asked_for(["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "3", *script]) == 3
+    assert asked_for(["/venv/bin/accelerate-launch", "--cpu", "--num_processes", "2", *script]) == 2
+    assert asked_for([*launch, "--config_file", str(CONFIGS / "cpu_2.yaml"), *script]) == 2
+    assert asked_for([*launch, "--config_file", str(CONFIGS / "cpu_2.yaml"), "--num_processes", "1", *script]) == 1
+    assert asked_for([*launch, "--cpu", *script]) == 1
+    assert asked_for(["bash", "-c", "python train/train.py"]) == 1 and asked_for([]) == 1
+    with pytest.raises(ConfigError, match="torchrun"):
+        asked_for([*launch, "--cpu", "--num_machines", "2", "--num_processes", "4", *script])
+
+
+def test_shipped_launch_configurations_parse() -> None:
+    """By accelerate's own classes; what a GPU machine would do with them was not run."""
+    expected = {"cpu_2": "MULTI_CPU", "ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(expected)
+    options = vars(launch_command_parser().parse_args(["train/train.py"]))
+    for name, kind in expected.items():
+        config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+        assert config.distributed_type == kind and config.num_processes >= 2 and config.mixed_precision == "no"
+        assert config.use_cpu == (name == "cpu_2")
+        raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        for key in raw.get("fsdp_config", {}):
+            assert key in options, f"accelerate launch knows no {key}"
+    sharded = load_config_from_file(str(CONFIGS / "fsdp.yaml")).fsdp_config
+    assert ShardingStrategy[sharded["fsdp_sharding_strategy"]] is ShardingStrategy.SHARD_GRAD_OP
+    assert StateDictType[sharded["fsdp_state_dict_type"]] is StateDictType.FULL_STATE_DICT
+    assert sharded["fsdp_use_orig_params"]  # frozen and learnable tensors in one unit
+    zero = load_config_from_file(str(CONFIGS / "deepspeed_zero2.yaml")).deepspeed_config
+    file = REPOSITORY / zero["deepspeed_config_file"]
+    assert file.is_file()
+    assert HfDeepSpeedConfig(str(file)).get_value("zero_optimization.stage") == 2
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
+        assert json.loads(file.read_text())[key] == "auto"  # accelerate fills in what the command line says

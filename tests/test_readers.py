@@ -1,0 +1,349 @@
+"""The readers: official layouts, what is said of wrong ones, and photos that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldvc.data import (
+    Augmentation,
+    DrawSchedule,
+    SegmentationDataset,
+    SkippedPhotos,
+    TrainingViews,
+    ViewCache,
+    Vocabulary,
+    load_classes,
+    open_set,
+    open_sets,
+)
+from ldvc.errors import DataError
+from tests.tiny_data import make_benchmarks, make_coco_stuff, make_context, make_set, make_sets, make_voc
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+def names_in(dataset: SegmentationDataset, index: int) -> list[str]:
+    """The classes of a mask's stripes from left to right, "-" where nothing counts."""
+    row = dataset.mask(index)[0]
+    values = row[np.insert(np.diff(row.astype(int)) != 0, 0, True)]
+    return ["-" if value == dataset.ignore_index else dataset.classes[value] for value in values]
+
+
+# ---- official layouts ---------------------------------------------------------------------------------------------------
+
+
+def test_voc(benchmarks: Path) -> None:
+    train, val = (open_set(benchmarks, "voc2012", split) for split in ("train", "val"))
+    assert train.stems == ["2007_000032", "2008_000002", "2007_000039", "2008_000007"] and train.name == "voc2012"
+    assert val.stems == ["2007_000033", "2007_000042"] and train.background_index is None
+    assert names_in(train, 0) == ["-", "aeroplane", "-", "person"]  # background and border count nowhere
+    assert names_in(train, 1) == ["person", "sofa", "-"]  # a mask of SegmentationClassAug
+    assert names_in(train, 2) == ["tv monitor", "-", "dog"] and names_in(train, 3) == ["-", "boat", "chair"]
+    assert names_in(val, 0) == ["-", "aeroplane", "-", "potted plant"] and names_in(val, 1) == ["train", "person"]
+    image, mask = train.pair(0)
+    assert image.mode == "RGB" and mask.shape == (48, 72) and mask.dtype == np.uint8
+
+
+def test_voc_takes_the_official_mask_and_any_list_of_additional_photos(tmp_path: Path) -> None:
+    kit = make_voc(tmp_path)
+    lists = kit / "ImageSets" / "Segmentation"
+    shutil.copy(kit / "SegmentationClass" / "2007_000039.png", kit / "SegmentationClassAug" / "2007_000032.png")
+    official = open_set(tmp_path, "voc2012", "train")
+    assert names_in(official, 0) == ["-", "aeroplane", "-", "person"]
+    (lists / "trainaug.txt").unlink()
+    assert open_set(tmp_path, "voc2012", "train").stems == ["2007_000032", "2007_000039", "2008_000002", "2008_000007"]
+    (lists / "train_aug.txt").write_text(
+        "/JPEGImages/2008_000007.jpg /SegmentationClassAug/2008_000007.png\n"
+        "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n"
+    )
+    assert open_set(tmp_path, "voc2012", "train").stems == ["2008_000007", "2007_000032"]
+    for file in ("train_aug.txt", "aug.txt"):
+        (lists / file).unlink()
+    shutil.rmtree(kit / "SegmentationClassAug")
+    alone = open_set(tmp_path, "voc2012", "train")
+    assert alone.stems == ["2007_000032", "2007_000039"] and names_in(alone, 1) == ["tv monitor", "-", "dog"]
+
+
+def test_coco_stuff(benchmarks: Path) -> None:
+    train, val = (open_set(benchmarks, "coco_stuff164k", split) for split in ("train", "val"))
+    assert train.stems == ["000000000009", "000000000025", "000000000030"] and len(val) == 2
+    assert names_in(train, 0) == ["person", "tree", "-"] and names_in(train, 1) == ["sky-other", "cow", "grass"]
+    assert names_in(train, 2) == ["wood", "person"] and len(train.names()) == 171
+
+
+def test_pascal_context(benchmarks: Path) -> None:
+    train, val = (open_set(benchmarks, "pascal_context59", split) for split in ("train", "val"))
+    assert train.stems == ["2008_000002", "2008_000003", "2008_000008"]
+    assert names_in(train, 0) == ["wood", "person", "-"] and names_in(train, 1) == ["sky", "aeroplane", "grass"]
+    assert names_in(val, 0) == ["grass", "bird", "-"] and names_in(val, 1) == ["person", "keyboard", "wood"]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "layout"),
+    [
+        (make_voc, "my_voc", "voc"),
+        (make_coco_stuff, "stuff", "coco_stuff"),
+        (make_context, "context", "pascal_context"),
+        (lambda folder: make_set(folder / "x", ["sky", "grass"]).rename(folder / "y"), "y", "folder"),
+    ],
+)
+def test_a_set_under_a_name_of_its_own_is_recognised(
+    tmp_path: Path, make: Callable[[Path], Path], name: str, layout: str
+) -> None:
+    made = make(tmp_path)
+    if made.name != name:
+        made.rename(tmp_path / name)
+    assert open_set(tmp_path, name, "train").layout == layout
+    (given,) = open_sets(tmp_path, [name], "train", layouts={name: layout}, every={name: 2})
+    assert given.name == name and len(given) == -(-len(open_set(tmp_path, name, "train")) // 2)
+    with pytest.raises(DataError, match="voc, coco_stuff, pascal_context, folder"):
+        open_set(tmp_path, name, "train", layout="cityscapes")
+
+
+def test_the_data_folder_may_be_the_kit_itself(benchmarks: Path) -> None:
+    kit = benchmarks / "VOCdevkit" / "VOC2012"
+    assert open_set(kit, "voc2012", "val").folder.samefile(kit)
+    assert open_set(kit.parent, "voc2012", "val").folder.samefile(kit)
+    assert open_set(benchmarks / "coco_stuff164k", "coco_stuff164k", "val").stems[0] == "000000000139"
+
+
+# ---- wrong layouts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "tree"),
+    [
+        ("voc2012", "VOCdevkit/VOC2012", "SegmentationClassAug/2008_000002.png"),
+        ("voc2012", "VOCdevkit/VOC2012/JPEGImages", "SegmentationClassAug/2008_000002.png"),
+        ("voc2012", "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", "ImageSets/Segmentation/val.txt"),
+        ("coco_stuff164k", "coco_stuff164k", "annotations/train2017/000000000009_labelTrainIds.png"),
+        ("coco_stuff164k", "coco_stuff164k/images/val2017", "annotations/train2017/000000000009_labelTrainIds.png"),
+        ("coco_stuff164k", "coco_stuff164k/annotations/val2017", "converters/coco_stuff164k.py"),
+        ("pascal_context59", "VOCdevkit/VOC2010/SegmentationClassContext", "ImageSets/SegmentationContext/train.txt"),
+        ("pascal_context59", "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt", "converters/pascal_context.py"),
+    ],
+)
+def test_the_first_missing_part_is_named_with_the_expected_tree(
+    tmp_path: Path, name: str, missing: str, tree: str
+) -> None:
+    make_benchmarks(tmp_path)
+    path = tmp_path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError) as caught:
+        open_set(tmp_path, name, "val")
+    sentence, _, rest = str(caught.value).partition(" is missing. ")
+    assert sentence == str(path) and tree in rest and " is expected as\n" in rest
+
+
+def test_files_that_lie_elsewhere_are_a_wrong_layout(tmp_path: Path) -> None:
+    folder = make_coco_stuff(tmp_path)
+    for path in (folder / "annotations" / "val2017").iterdir():  # masks that were never converted
+        path.rename(path.with_name(path.name.replace("_labelTrainIds", "")))
+    with pytest.raises(DataError, match="000000000139_labelTrainIds.png is missing"):
+        open_set(tmp_path, "coco_stuff164k", "val")
+    for path in (folder / "images" / "val2017").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="holds no photos"):
+        open_set(tmp_path, "coco_stuff164k", "val")
+    kit = make_voc(tmp_path)
+    (kit / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
+    with pytest.raises(DataError, match="lists no photos"):
+        open_set(tmp_path, "voc2012", "val")
+    (kit / "ImageSets" / "Segmentation" / "val.txt").write_text("2011_003145\n")
+    with pytest.raises(DataError, match=r"2011_003145.jpg is missing[^$]*JPEGImages/2007_000032.jpg"):
+        open_set(tmp_path, "voc2012", "val")
+
+
+def test_an_unknown_set_is_answered_with_what_is_there(tmp_path: Path) -> None:
+    make_sets(tmp_path)
+    with pytest.raises(DataError, match="holds meadow, pets") as caught:
+        open_set(tmp_path, "medow", "train")
+    assert "voc2012" in str(caught.value) and "dataset.json" in str(caught.value)
+    with pytest.raises(DataError, match="at least 1"):
+        open_sets(tmp_path, ["pets"], "train", every={"pets": 0})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1, 2]", "list 'classes'"),
+        ('{"classes": []}', "'classes' must be a list of names"),
+        ('{"classes": ["sky", 3]}', "'classes' must be a list of names"),
+        ('{"classes": ["sky"], "background_index": 4}', "'background_index' must be a number from 0 to 0, not 4"),
+        ('{"classes": ["sky"], "ignore_index": 999}', "'ignore_index' must be a number from 0 to 255, not 999"),
+        (json.dumps({"classes": [f"c{number}" for number in range(300)]}), "300 classes do not fit"),
+        ("\xff\xfe", "cannot be"),
+    ],
+)
+def test_a_bad_description_is_explained(tmp_path: Path, content: str, words: str) -> None:
+    folder = make_set(tmp_path / "mine", ["sky", "grass"])
+    (folder / "dataset.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=words) as caught:
+        open_set(tmp_path, "mine", "train")
+    assert "dataset.json" in str(caught.value) and "masks/NAME.png" in str(caught.value)
+
+
+# ---- a plain folder as people have them ---------------------------------------------------------------------------------
+
+
+def test_a_folder_takes_photos_as_cameras_write_them(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "mine", ["sky", "grass"], size=(40, 60))
+    pixels = np.zeros((60, 40, 3), dtype=np.uint8)
+    pixels[:10] = 255  # the sensor's top row; upright it is the right column
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
+    Image.fromarray(pixels).save(folder / "images" / "IMG 1.2.JPG", exif=exif)
+    Image.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(folder / "masks" / "IMG 1.2.png")
+    Image.fromarray(pixels.transpose(1, 0, 2)).save(folder / "images" / "drawn.webp")
+    Image.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(folder / "masks" / "drawn.png")
+    (folder / "train.txt").write_bytes("\ufeffIMG 1.2\r\ndrawn\r\nphoto0.jpg\r\n".encode())
+    dataset = open_set(tmp_path, "mine", "train")
+    assert dataset.stems == ["IMG 1.2", "drawn", "photo0"]
+    image, mask = dataset.pair(0)
+    assert image.size == (60, 40) and mask.shape == (40, 60)
+    assert np.asarray(image)[:, -8:].mean() > 240 and np.asarray(image)[:, :40].mean() < 15
+    assert dataset.pair(1)[0].size == dataset.pair(2)[0].size == (60, 40)
+
+
+# ---- photos that cannot be used -----------------------------------------------------------------------------------------
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "no photo": (lambda photo, mask: photo.unlink(), "no such file"),
+    "no mask": (lambda photo, mask: mask.unlink(), "no such file"),
+    "truncated photo": (lambda photo, mask: photo.write_bytes(photo.read_bytes()[:-300]), "truncated"),
+    "truncated mask": (lambda photo, mask: mask.write_bytes(mask.read_bytes()[:-30]), "cannot be read"),
+    "no picture": (lambda photo, mask: photo.write_text("hello"), "cannot identify"),
+    "empty mask": (lambda photo, mask: mask.write_bytes(b""), "cannot identify"),
+    "another size": (lambda photo, mask: Image.open(mask).resize((30, 20), 0).save(mask), "72 x 48 .* 30 x 20"),
+    "no class": (lambda photo, mask: Image.fromarray(np.full((48, 72), 200, np.uint8)).save(mask), "index 200"),
+    "colours": (lambda photo, mask: Image.new("RGB", (72, 48)).save(mask), "mode RGB"),
+    "16 bits": (lambda photo, mask: Image.fromarray(np.zeros((48, 72), np.uint16)).save(mask), "mode I;16"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    make_voc(tmp_path)
+    dataset = open_set(tmp_path, "voc2012", "train")
+    spoil, words = DAMAGE[damage]
+    spoil(dataset.photo_path(dataset.stems[2]), dataset.mask_path(dataset.stems[2]))
+    with pytest.raises(DataError, match=words) as caught:
+        dataset.pair(2)
+    assert "2007_000039" in str(caught.value) and "\n" not in str(caught.value)
+    dataset.pair(1)
+
+
+def _views(dataset: SegmentationDataset, draws: int, skipped: SkippedPhotos | None = None) -> TrainingViews:
+    return TrainingViews(
+        [dataset],
+        Vocabulary([dataset]),
+        DrawSchedule([len(dataset)], [1.0], seed=3),
+        draws=draws,
+        augmentation=Augmentation(crop=32, short_side=40),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        seed=3,
+        skipped=skipped,
+    )
+
+
+def test_what_cannot_be_used_is_replaced_counted_and_listed(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    dataset = open_set(tmp_path, "voc2012", "train")
+    whole = [_views(dataset, 12)[draw] for draw in range(12)]
+    dataset.photo_path("2007_000039").write_text("spoilt")  # number 2; 3 takes its place
+    dataset.mask_path("2007_000032").unlink()  # number 0; 1 takes its place
+    skipped = SkippedPhotos(tmp_path / "run" / "skipped.txt")
+    views = _views(dataset, 12, skipped)
+    found = [views[draw] for draw in range(12)]
+    schedule = DrawSchedule([4], [1.0], seed=3)
+    instead = {0: 1, 2: 3}
+    for draw, (old, new) in enumerate(zip(whole, found, strict=True)):
+        photo = schedule[draw][1]
+        same = torch.equal(old["images"], new["images"])
+        assert same == (photo not in instead), draw  # sound photos are drawn as if nothing had happened
+        names = {views.vocabulary.texts[index] for index in new["labels"].unique().tolist() if index >= 0}
+        allowed = {"-", *names_in(dataset, instead.get(photo, photo))}
+        assert names <= allowed
+    # the continuation of a run, in another process, draws the same and lists nothing twice
+    again = _views(dataset, 12, SkippedPhotos(tmp_path / "run" / "skipped.txt"))
+    assert all(torch.equal(again[draw]["images"], found[draw]["images"]) for draw in (11, 5, 8, 0, 1, 2, 3))
+    lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[1] for line in lines) == ["2007_000032", "2007_000039"] and len(skipped) == 2
+    assert skipped.summary() == (
+        f"skipped photos that cannot be used: 2 of voc2012; listed in {tmp_path / 'run' / 'skipped.txt'}"
+    )
+    skipped.forget()
+    assert not skipped and skipped.summary() == ""
+
+
+def test_loader_workers_share_one_list(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    dataset = open_set(tmp_path, "voc2012", "train")
+    dataset.photo_path("2007_000039").write_text("spoilt")
+    skipped = SkippedPhotos(tmp_path / "skipped.txt")
+    alone = [_views(dataset, 8)[draw]["images"] for draw in range(8)]
+    loader = torch.utils.data.DataLoader(_views(dataset, 8, skipped), batch_size=2, num_workers=2)
+    batches = torch.cat([batch["images"] for batch in loader])
+    assert torch.equal(batches, torch.stack(alone))
+    assert len(skipped) == 1 and "2007_000039" in skipped.file.read_text()
+
+
+def test_when_nothing_can_be_read_the_run_ends_with_a_sentence(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    dataset = open_set(tmp_path, "voc2012", "train")
+    for stem in dataset.stems:
+        dataset.photo_path(stem).write_text("spoilt")
+    with pytest.raises(
+        DataError, match="None of the 4 photos of voc2012 can be used.* 4 of voc2012; the first: The photo"
+    ):
+        _views(dataset, 4)[0]
+
+
+def test_stored_views_remember_what_was_skipped(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    dataset = open_set(tmp_path, "voc2012", "train")
+    dataset.photo_path("2007_000039").write_text("spoilt")
+
+    def cache() -> ViewCache:
+        return ViewCache(
+            tmp_path / "cache",
+            dataset,
+            augmentation=Augmentation(crop=32, short_side=40, stride=4),
+            views=2,
+            seed=0,
+            towers="x",
+            stem_shape=(3, 2, 2),
+            feature_shape=(4, 3),
+        )
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        stem = torch.nn.functional.avg_pool2d(images, 16)
+        return stem, stem.flatten(2).transpose(1, 2)
+
+    assert cache().build(encode, mean=(0.5,) * 3, std=(0.5,) * 3)
+    of_run = SkippedPhotos(tmp_path / "run" / "skipped.txt")
+    of_run.merge(cache().skipped)  # a later run reads the stored views only
+    assert "1 of voc2012" in of_run.summary() and "2007_000039" in of_run.file.read_text()
+
+
+def test_class_lists_of_the_readers_are_those_of_the_files(benchmarks: Path) -> None:
+    for name, classes in (
+        ("voc2012", "voc20"),
+        ("coco_stuff164k", "coco_stuff171"),
+        ("pascal_context59", "context59"),
+    ):
+        dataset = open_set(benchmarks, name, "val")
+        assert dataset.names() == load_classes(classes)
+        assert len(Vocabulary([dataset])) == len(dataset.names())  # no two of its names mean the same

@@ -1,0 +1,126 @@
+"""A run that is killed and resumed is the run that was not: to the last bit, wherever the kill hits."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldvc.errors import CheckpointError
+from ldvc.weights import load_tensors
+from tests.forked import history, make_workplace, run, train_here
+from train.checkpoints import checkpoints_of, find_checkpoint, read_state
+from train.options import ConfigError
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("resume"), tiny_clip_folder)
+
+
+def same_end(left: Path, right: Path) -> None:
+    """Two finished runs agree in weights, optimiser state and loss curve, bit by bit."""
+    first, second = (checkpoints_of(folder)[-1] for folder in (left, right))
+    assert first.name == second.name
+    for file in ("trainable.safetensors", "../model.safetensors"):
+        one, two = load_file(first / file), load_file(second / file)
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), file
+    one, two = (torch.load(path / "optimizer.bin", weights_only=True) for path in (first, second))
+    assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
+    assert all(
+        torch.equal(one["state"][index][key], two["state"][index][key])
+        for index in one["state"]
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    )
+    assert history(left) == history(right)
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes"),
+    [
+        (1, ("num_workers=1", "log_steps=4", "checkpointing_steps=1")),
+        (1, ("gradient_accumulation_steps=2", "arm=zegclip")),
+        (2, ("gradient_accumulation_steps=2", "checkpoints_total_limit=1")),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(root: Path, processes: int, changes: tuple[str, ...]) -> None:
+    name = f"run{processes}{len(changes)}"
+    assert run(train_here, root, f"{name}-whole", changes, processes=processes) == [0] * processes
+    codes = run(train_here, root, f"{name}-cut", changes, None, ("step", 3), processes=processes)
+    assert KILLED in codes and not (root / f"{name}-cut" / "config.json").exists()
+    assert checkpoints_of(root / f"{name}-cut")[-1].name == "checkpoint-2"
+    assert run(train_here, root, f"{name}-cut", changes, "latest", processes=processes) == [0] * processes
+    assert "resumed from" in (root / f"{name}-cut" / "log.txt").read_text()
+    same_end(root / f"{name}-whole", root / f"{name}-cut")
+
+
+# Where the second checkpoint is being written when the kill hits, and the checkpoint that a resumed run must start from.
+MOMENTS = {
+    "before anything is written": ("train.checkpoints.save_file", 2, 2),
+    "weights are there, the optimiser is not": ("accelerate.checkpointing.save", 2, 2),
+    "everything is there but the mark": ("train.checkpoints._reach_disk", 3, 2),
+    "marked as complete, but not yet renamed": ("train.checkpoints.finish_writing", 2, 4),
+    "renamed, the older one still there": ("train.checkpoints._delete", 1, 4),
+    "the older one out of the way, not yet deleted": ("shutil.rmtree", 1, 4),
+    "all steps done, the result not written": ("train.train.export", 1, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Path:
+    """A run without interruption, whose newest checkpoint alone is kept."""
+    assert run(train_here, root, "whole", ("checkpoints_total_limit=1",)) == [0]
+    assert [path.name for path in checkpoints_of(root / "whole")] == ["checkpoint-4"]
+    return root / "whole"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(root: Path, whole: Path, moment: str) -> None:
+    function, number, left = MOMENTS[moment]
+    changes = ("checkpoints_total_limit=1",)
+    name = moment.replace(" ", "-")
+    assert run(train_here, root, name, changes, None, ("call", function, number)) == [KILLED]
+    assert not (root / name / "config.json").exists()
+    assert run(train_here, root, name, changes, "latest") == [0]
+    assert f"resumed from {root / name / f'checkpoint-{left}'} at step {left}" in (root / name / "log.txt").read_text()
+    same_end(whole, root / name)
+    assert sorted(path.name for path in (root / name).glob("*checkpoint-*")) == ["checkpoint-4"]
+
+
+def test_only_what_learns_is_stored(whole: Path, tiny_clip_folder: Path) -> None:
+    """Names and sizes, file by file: prompts, adapter and decoder; the frozen towers are a path in train.json."""
+    stored = load_file(whole / "checkpoint-4" / "trainable.safetensors")
+    assert {name.split(".")[0] for name in stored} == {"image_tower", "text_tower", "adapter", "decoder"}
+    learnable = sum(tensor.numel() for tensor in stored.values())
+    frozen = sum(tensor.numel() for tensor in load_tensors(tiny_clip_folder).values())
+    assert learnable < frozen / 10
+    sizes = {path.name: path.stat().st_size for path in (whole / "checkpoint-4").iterdir()}
+    assert set(sizes) == {"trainable.safetensors", "optimizer.bin", "random_states_0.pkl", "step.json"}
+    assert 4 * learnable <= sizes["trainable.safetensors"] < 4 * learnable + 20_000
+    assert 8 * learnable <= sizes["optimizer.bin"] < 8 * learnable + 100_000  # two moments
+    assert json.loads((whole / "train.json").read_text())["model"]["clip"] == str(tiny_clip_folder)
+    assert read_state(whole / "checkpoint-4")["step"] == 4
+
+
+def test_a_folder_of_checkpoints_is_not_trained_over_by_mistake(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "step.json").write_text(json.dumps({"step": step}))
+    (tmp_path / "checkpoint-12").mkdir()  # by an older version, incomplete
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-10"
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
+    with pytest.raises(ConfigError, match="resume_from_checkpoint latest"):
+        find_checkpoint(tmp_path, None)
+    with pytest.raises(ConfigError, match="checkpoint-10, which is not"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
+    (tmp_path / "checkpoint-10" / "step.json").write_text('{"step"')
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        read_state(tmp_path / "checkpoint-10")

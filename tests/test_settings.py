@@ -1,0 +1,364 @@
+"""Class lists, splits, the three settings, and the shipped configurations against the published numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ldvc.checkpoint import load_checkpoint
+from ldvc.data import (
+    HIDDEN,
+    VOID,
+    NameSampler,
+    Vocabulary,
+    canonical_set,
+    load_classes,
+    load_split,
+    open_set,
+    open_sets,
+)
+from ldvc.errors import DataError
+from ldvc.losses import pseudo_labels
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.model import LDVC
+from tests.tiny_data import make_benchmarks, make_sets
+from train.evaluate import evaluate
+from train.objective import Objective
+from train.options import CONFIG_FOLDER, ConfigError, TrainConfig, load_config
+from train.train import train
+
+# ---- class lists and splits ---------------------------------------------------------------------------------------------
+
+# Numbers of the unseen classes in ZegCLIP's configurations (VOC, COCO-Stuff) and in ZS3Net's order of Context.
+UNSEEN = {
+    "voc12": ("voc20", [15, 16, 17, 18, 19]),
+    "coco_stuff": ("coco_stuff171", [19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160]),
+    "context": ("context59", [0, 2, 3, 7, 9, 13, 17, 19, 31, 37]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "places"),
+    [
+        ("voc20", 20, {0: "aeroplane", 10: "dining table", 14: "person", 15: "potted plant", 19: "tv monitor"}),
+        ("coco80", 80, {0: "person", 11: "stop sign", 60: "dining table", 79: "toothbrush"}),
+        (
+            "coco_stuff171",
+            171,
+            {0: "person", 79: "toothbrush", 80: "banner", 112: "grass", 137: "road", 145: "sky-other", 170: "wood"},
+        ),
+        ("context59", 59, {0: "aeroplane", 10: "table", 19: "tv monitor", 31: "fence", 49: "sky", 58: "wood"}),
+    ],
+)
+def test_class_lists_have_the_official_order(name: str, count: int, places: dict[int, str]) -> None:
+    classes = load_classes(name)
+    assert len(classes) == len(set(classes)) == count
+    assert {place: classes[place] for place in places} == places
+    with pytest.raises(DataError, match="voc20"):
+        load_classes("voc21")
+
+
+@pytest.mark.parametrize("split", UNSEEN)
+def test_splits_hold_out_the_published_classes(split: str) -> None:
+    classes, numbers = load_classes(UNSEEN[split][0]), UNSEEN[split][1]
+    assert load_split(split) == canonical_set(classes[number] for number in numbers)
+    assert len(load_split(split)) == len(numbers)
+
+
+# ---- what each setting knows --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("settings")
+    make_sets(folder)
+    return make_benchmarks(folder)
+
+
+def test_vocabularies_of_the_settings(root: Path) -> None:
+    voc = open_set(root, "voc2012", "train")
+    plant, sofa, person = (voc.classes.index(name) for name in ("potted plant", "sofa", "person"))
+    inductive = Vocabulary([voc], load_split("voc12"))
+    assert len(inductive) == 15 and not inductive.unseen.any()
+    assert [inductive.tables[0][number] for number in (plant, sofa)] == [VOID, VOID]
+    transductive = Vocabulary([voc], load_split("voc12"), transductive=True)
+    assert transductive.names[:15] == inductive.names and transductive.unseen.tolist() == [False] * 15 + [True] * 5
+    assert transductive.texts[15:] == ["potted plant", "sheep", "sofa", "train", "tv monitor"]
+    assert [transductive.tables[0][number] for number in (plant, sofa)] == [HIDDEN, HIDDEN]
+    assert transductive.tables[0][person] == inductive.tables[0][person] == 14
+    assert (
+        transductive.known.all() and transductive.spellings == inductive.spellings
+    )  # "seen" are those with masks only
+    everything = Vocabulary([voc])
+    assert len(everything) == 20 and (everything.tables[0][:20] == range(20)).all()
+
+
+def test_texts_are_the_words_of_the_data_set(root: Path) -> None:
+    voc, stuff = (open_set(root, name, "train") for name in ("voc2012", "coco_stuff164k"))
+    alone, both = Vocabulary([voc]), Vocabulary([stuff, voc])
+    assert alone.texts == voc.names() and "couch" in alone.names  # for comparisons; the text tower reads "sofa"
+    place = both.names.index("couch")
+    assert both.texts[place] == "couch" and both.known[:, place].all() and {"sofa", "couch"} <= set(both.spellings)
+
+
+def test_unseen_names_enter_at_half_way() -> None:
+    unseen = torch.tensor([False, False, False, True, True])
+    for full in (1.0, 0.0):
+        sampler = NameSampler(5, 0, preserve=0, full_probability=full, seed=1, unseen=unseen, self_training_from=4)
+        plain = NameSampler(3, 0, preserve=0, full_probability=full, seed=1)
+        for step in range(8):
+            names = sampler.sample(step, torch.tensor([False, True, False, False, False]))[0].tolist()
+            assert set(names) & {3, 4} == ({3, 4} if step >= 4 else set()) and 1 in names
+            if full:
+                assert names[:3] == plain.sample(step, torch.zeros(3, dtype=torch.bool))[0].tolist() == [0, 1, 2]
+
+
+# ---- pseudo-labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+def test_pseudo_labels_against_a_loop_over_pixels(threshold: float) -> None:
+    logits = torch.randn(2, 5, 3, 4) * 2
+    labels = torch.randint(-3, 3, (2, 6, 8), dtype=torch.int16)
+    candidates = torch.tensor([[False, False, False, True, True], [False, False, False, False, True]])
+    result = pseudo_labels(logits, labels, candidates, threshold=threshold)
+    large = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False)
+    relabelled = 0
+    for photo in range(2):
+        for y in range(6):
+            for x in range(8):
+                expected = int(labels[photo, y, x])
+                if expected == HIDDEN:
+                    scores = {
+                        name: float(large[photo, name, y, x].sigmoid()) for name in range(5) if candidates[photo, name]
+                    }
+                    best = max(scores, key=scores.get)
+                    expected = best if scores[best] >= threshold else HIDDEN
+                    relabelled += expected != HIDDEN
+                assert result[photo, y, x] == expected
+    hidden = int((labels == HIDDEN).sum())
+    assert relabelled == hidden if threshold == 0 else 0 < relabelled < hidden
+    assert torch.equal(pseudo_labels(logits, labels, torch.zeros(2, 5, dtype=torch.bool)), labels)
+
+
+def tiny(root: Path, clip: Path, config: str, name: str, *changes: str) -> TrainConfig:
+    """A shipped benchmark configuration, made small."""
+    small = ["pretrained=null", "visual_prompts=2", "decoder_layers=1", "decoder_heads=4", "regions=2", "topk=2"]
+    small += ["crop=32", "short_side=48", "max_train_steps=2", "train_batch_size=2", "num_workers=0", "warmup_steps=1"]
+    small += ["learning_rate=1e-4", "validation_steps=0", "checkpointing_steps=0", "inference={long_side: 64}"]
+    output = str(root / "runs" / name)
+    return load_config(config, [*small, *changes], clip=str(clip), data=str(root), output_dir=output)
+
+
+def _objective(config: TrainConfig, root: Path, clip: FrozenClip) -> Objective:
+    torch.manual_seed(1)
+    datasets = open_sets(root, list(config.sets), "train")
+    vocabulary = Vocabulary(datasets, config.held_out(), transductive=config.transductive)
+    return Objective(LDVC(config.model_config(), clip).eval(), vocabulary, [], config)
+
+
+def test_self_training_learns_the_models_own_labels(root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip) -> None:
+    transductive = _objective(tiny(root, tiny_clip_folder, "voc12_transductive", "x"), root, tiny_clip)
+    inductive = _objective(tiny(root, tiny_clip_folder, "voc12_inductive", "x"), root, tiny_clip)
+    images = torch.randn(2, 3, 32, 32)
+    labels = torch.full((2, 32, 32), VOID, dtype=torch.int16)
+    labels[:, :10], labels[:, 10:20] = 14, HIDDEN
+    batch = {"images": images, "labels": labels, "set": torch.tensor([0, 0])}
+    void = batch | {"labels": labels.masked_fill(labels == HIDDEN, VOID)}
+    none = torch.zeros(0, dtype=torch.int64)
+    seen, everything = torch.arange(15), torch.arange(20)
+    with torch.no_grad():
+        # before half-way the names are unknown, and hidden is void
+        before = transductive(batch, seen, none)
+        assert torch.equal(before["loss"], inductive(void, seen, none)["loss"])
+        # afterwards: the same loss as with the labels that the model gives
+        texts = transductive.tokens[everything]
+        logits = transductive.model(images, texts).mask_logits
+        own = F.interpolate(logits[:, 15:], size=(32, 32), mode="bilinear").argmax(dim=1).to(torch.int16) + 15
+        filled = torch.where(labels == HIDDEN, own, labels)
+        after = transductive(batch, everything, none)
+        given = transductive(batch | {"labels": filled}, everything, none)
+        assert torch.equal(after["loss"], given["loss"]) and not torch.equal(after["loss"], before["loss"])
+        # nothing is sure enough: hidden pixels count nowhere, unlike void ones, which are negatives
+        object.__setattr__(transductive.config, "self_training_threshold", 1.0)
+        unsure = transductive(batch, everything, none)["loss"]
+        assert not torch.equal(unsure, after["loss"])
+        assert not torch.equal(unsure, transductive(void, everything, none)["loss"])
+        changed = batch | {"labels": labels.clone()}
+        object.__setattr__(transductive.config, "ignore_as_negative", False)
+        changed["labels"][labels == HIDDEN] = VOID  # both count nowhere now
+        torch.testing.assert_close(
+            transductive(batch, everything, none)["loss"], transductive(changed, everything, none)["loss"]
+        )
+
+
+def test_transductive_training_resumes_to_the_bit_and_starts_as_the_inductive(
+    root: Path, tiny_clip_folder: Path
+) -> None:
+    losses: dict[str, dict[int, dict[str, float]]] = {}
+
+    def run(setting: str, name: str, **how: str) -> Path:
+        steps = losses.setdefault(name, {})
+        # a batch takes every photo of the set, so that each has unseen pixels
+        changes = ("max_train_steps=4", "train_batch_size=4", "checkpointing_steps=3")
+        config = tiny(root, tiny_clip_folder, f"voc12_{setting}", name.split("+")[0], *changes)
+        return train(config, on_step=lambda step, parts: steps.setdefault(step, parts), **how)
+
+    run("inductive", "inductive")
+    folder = run("transductive", "transductive")
+    assert [losses["transductive"][step] == losses["inductive"][step] for step in (1, 2, 3, 4)] == [True] * 2 + [
+        False
+    ] * 2
+    expected = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder / "checkpoint-4")
+    run("transductive", "transductive+resumed", resume="latest")
+    assert losses["transductive+resumed"] == {4: losses["transductive"][4]}
+    actual = load_file(folder / "model.safetensors")
+    assert expected.keys() == actual.keys() and all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+# ---- every benchmark, trained and evaluated -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "seen", "unseen"),
+    [
+        ("voc12_inductive", "voc2012", 15, 5),
+        ("coco_stuff_transductive", "coco_stuff164k", 156, 15),
+        ("context_fully_supervised", "pascal_context59", 59, 10),
+    ],
+)
+def test_each_layout_is_trained_and_evaluated(
+    root: Path, tiny_clip_folder: Path, config: str, name: str, seen: int, unseen: int
+) -> None:
+    steps = []
+    settings = tiny(root, tiny_clip_folder, config, config)
+    folder = train(settings, on_step=lambda step, parts: steps.append(parts["loss"]))
+    assert len(steps) == 2 and all(0 < loss < float("inf") for loss in steps)
+    assert not (folder / "skipped.txt").exists()
+    val = open_set(root, name, "val")
+    found = evaluate(str(folder), [val], unseen=load_split(settings.unseen), joint_only=True)["sets"][name]
+    assert found["photos"] == 2 and len(found["unseen"]) == unseen and len(found["iou"]) == len(val.names())
+    assert 0 <= found["pAcc"] <= 1 and 0 <= found["mIoU_U"] <= 1
+    assert len(canonical_set(load_checkpoint(folder)[1]["seen_names"])) == seen  # no more than it had masks of
+
+
+def test_training_on_broken_photos_goes_on_and_tells(
+    root: Path, tiny_clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make_benchmarks(tmp_path)
+    broken = tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    folder = train(
+        tiny(tmp_path, tiny_clip_folder, "voc12_inductive", "broken", "max_train_steps=1", "train_batch_size=4")
+    )
+    (line,) = (folder / "skipped.txt").read_text().splitlines()
+    assert line.startswith("voc2012\t2008_000002\tThe photo ") and "Truncated" in line
+    assert "1 of voc2012; listed in" in capsys.readouterr().out
+
+
+# ---- shipped configurations ---------------------------------------------------------------------------------------------
+
+# design.md, section 2 and section 1 ("decided here"), written down a second time.
+PUBLISHED = {
+    "learning_rate": 2e-5,
+    "prompt_multiplier": 10,
+    "head_multiplier": 10,
+    "weight_decay": 0.01,
+    "warmup_steps": 1500,
+    "power": 0.9,
+    "minimum_learning_rate": 1e-6,
+    "train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "crop": 512,
+    "short_side": 512,
+    "long_side": None,
+    "loss_stride": 1,
+    "views_per_photo": 0,
+    "focal_weight": 100,
+    "dice_weight": 1,
+    "focal_alpha": 0.25,
+    "focal_gamma": 2,
+    "ignore_as_negative": True,
+    "preserve_names": 0,
+    "preserve_unknown_weight": 0,
+    "photometric": 0.5,
+    "self_training_start": 0.5,
+    "inference": {"short_side": 512, "window": 512, "stride": 426},
+}
+MODEL = {
+    "clip": "ViT-B-16-quickgelu",
+    "pretrained": "openai",
+    "template": "a photo of a {}.",
+    "visual_prompt_dropout": 0.1,
+    "text_prompts": True,
+    "text_adapter": True,
+    "decoder_layers": 3,
+    "decoder_heads": 8,
+    "ffn_ratio": 4,
+    "regions": 8,
+    "topk": 4,
+    "local_conv": True,
+    "gate_init": None,
+    "start_at_clip": False,
+    "branch_init": "random",
+}
+BENCHMARKS = {  # steps, visual prompts (design.md; for Context our choice), held-out classes
+    "voc12": ("voc2012", 20_000, 10, 5),
+    "coco_stuff": ("coco_stuff164k", 80_000, 100, 15),
+    "context": ("pascal_context59", 40_000, 35, 10),
+}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("setting", ["inductive", "transductive", "fully_supervised"])
+def test_benchmark_configurations_are_the_published_ones(benchmark: str, setting: str) -> None:
+    name, steps, prompts, unseen = BENCHMARKS[benchmark]
+    config = load_config(f"{benchmark}_{setting}")
+    assert {key: getattr(config, key) for key in PUBLISHED} == PUBLISHED
+    model = config.model_config()
+    assert {key: getattr(model, key) for key in MODEL} == MODEL and model.visual_prompts == prompts
+    assert tuple(config.scale) == (0.5, 2.0) and config.augmentation().flip == 0.5
+    assert config.sets == {name: 1.0} and config.max_train_steps == steps and config.setting == setting
+    assert len(config.held_out()) == (0 if setting == "fully_supervised" else unseen)
+    assert len(load_split(config.unseen)) == unseen
+    assert config.transductive == (setting == "transductive") and config.self_training_from == steps // 2
+    assert config.output_dir == f"runs/{benchmark}_{setting}"
+
+
+def test_the_defaults_of_the_trainer_are_the_published_ones_too() -> None:
+    config = TrainConfig(sets={"voc2012": 1.0})
+    assert {key: getattr(config, key) for key in PUBLISHED} == PUBLISHED and config.setting == "inductive"
+    shipped = load_config("voc12_inductive")
+    for key in ("scale", "uniform_scale", "hue", "largest_class", "full_vocabulary", "max_train_steps", "aspect"):
+        assert getattr(config, key) == getattr(shipped, key) or list(getattr(config, key)) == getattr(shipped, key)
+
+
+def test_every_shipped_configuration_loads() -> None:
+    names = {path.stem for path in CONFIG_FOLDER.glob("*.yaml")} - {"lite_ablations"}  # which is a table of changes
+    assert names >= {f"{one}_{other}" for one in BENCHMARKS for other in ("inductive", "transductive")} | {
+        "msrc",
+        "lite",
+    }
+    for name in names:
+        config = load_config(name)
+        config.model_config(), config.augmentation(), config.held_out()
+    msrc = load_config("msrc")
+    assert msrc.sets == {"msrc": 1.0} and msrc.model["clip"] == "lite" and 100 <= msrc.max_train_steps <= 500
+
+
+def test_wrong_settings_are_sentences(root: Path, tiny_clip_folder: Path) -> None:
+    for changes, words in (
+        (["setting=zero_shot"], "inductive, transductive, fully_supervised"),
+        (["setting=transductive", "unseen=null"], "unseen: voc12"),
+        (["self_training_start=2"], "self_training_start"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_config("voc12_inductive", changes)
+    with pytest.raises(DataError, match="voc12"):
+        load_config("voc12_inductive", ["unseen=voc13"]).held_out()

@@ -1,0 +1,175 @@
+"""The arm `zegclip` against the published description of ZegCLIP (Zhou et al., CVPR 2023), number by number.
+
+Published: ViT-B/16 at 512 pixels, 10 visual prompts per layer for VOC, 3 decoder layers of 8 heads and width 512; 13.8M
+learnable parameters, of which 3.15M are never used; 100 * focal + dice. What is expected is derived here from shapes alone.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from ldvc.config import ModelConfig
+from ldvc.data import BACKGROUND, VOID
+from ldvc.losses import mask_loss
+from ldvc.modeling.clip import build_clip
+from ldvc.modeling.decoders import ZegClipDecoder
+from ldvc.modeling.model import LDVC
+from train.options import load_config
+
+TOWER, JOINT, LAYERS, HEADS, PROMPTS, VIT_LAYERS = 768, 512, 3, 8, 10, 12
+PUBLISHED = {"gate_init": None, "start_at_clip": False, "branch_init": "random", "text_prompts": False}
+
+
+def linear(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with bias."""
+    return inputs * outputs + outputs
+
+
+def norm(width: int) -> int:
+    """Parameters of a layer norm."""
+    return 2 * width
+
+
+@pytest.fixture(scope="module")
+def model() -> LDVC:
+    torch.manual_seed(0)
+    config = ModelConfig(pretrained=None, arm="zegclip", visual_prompts=PROMPTS, **PUBLISHED)
+    return LDVC(config, build_clip("ViT-B-16-quickgelu")).eval()
+
+
+# Part by part, as the paper and its appendix describe them.
+VISUAL_PROMPTS = VIT_LAYERS * PROMPTS * TOWER + linear(TOWER, TOWER) + norm(TOWER)
+RELATIONSHIP_DESCRIPTOR = linear(2 * JOINT, JOINT)
+ATTENTION = 4 * linear(JOINT, JOINT)  # query, key, value, output
+FEED_FORWARD = linear(JOINT, 4 * JOINT) + linear(4 * JOINT, JOINT)
+# A layer is made from PyTorch's TransformerDecoderLayer: self-attention and its norm are there and never called.
+NEVER_CALLED = LAYERS * (ATTENTION + norm(JOINT))
+LAYER = ATTENTION + FEED_FORWARD + 2 * norm(JOINT)
+# Of the last layer only the scores become masks; values, output, feed-forward network and norms are computed for nothing.
+REACHES_NO_MASK = 2 * linear(JOINT, JOINT) + FEED_FORWARD + 2 * norm(JOINT)
+
+
+def test_published_totals_follow_from_the_shapes() -> None:
+    total = VISUAL_PROMPTS + RELATIONSHIP_DESCRIPTOR + LAYERS * LAYER + NEVER_CALLED
+    assert total == 13_821_184 and round(total / 1e6, 1) == 13.8
+    assert NEVER_CALLED == 3_154_944 and round(NEVER_CALLED / 1e6, 2) == 3.15
+
+
+def test_the_arm_has_every_parameter_that_reaches_a_mask_and_no_other(model: LDVC) -> None:
+    def learnable(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    assert learnable(model.image_tower) == VISUAL_PROMPTS == 684_288
+    assert learnable(model.text_tower) == 0, "ZegCLIP learns no text prompts"
+    assert learnable(model.adapter) == RELATIONSHIP_DESCRIPTOR == 524_800
+    scale_and_bias = 2  # ours, on the scores; the published form starts them at 1 and 0 (see the next tests)
+    assert learnable(model.decoder) == LAYERS * LAYER - REACHES_NO_MASK + scale_and_bias
+    published = VISUAL_PROMPTS + RELATIONSHIP_DESCRIPTOR + LAYERS * LAYER + NEVER_CALLED
+    assert learnable(model) == published - NEVER_CALLED - REACHES_NO_MASK + scale_and_bias == 8_039_170
+    assert model.parameter_report()["total"] == 8_039_170
+    assert learnable(model.clip) == 0
+
+
+def test_shapes(model: LDVC) -> None:
+    decoder = model.decoder
+    assert isinstance(decoder, ZegClipDecoder) and len(decoder.blocks) + 1 == LAYERS and decoder.heads == HEADS
+    assert (decoder.log_scale.item(), decoder.bias.item()) == (0.0, 0.0), "bare scores"
+    assert model.image_tower.prompts.shape == (VIT_LAYERS, PROMPTS, TOWER) and model.image_tower.gate is None
+    shapes = {name: tuple(parameter.shape) for name, parameter in decoder.blocks[0].named_parameters()}
+    assert shapes["cross_attention.query.weight"] == (JOINT, JOINT)
+    assert shapes["cross_attention.key_value.weight"] == (2 * JOINT, JOINT)
+    assert shapes["ffn.0.weight"] == (4 * JOINT, JOINT) and shapes["ffn.2.weight"] == (JOINT, 4 * JOINT)
+    with torch.no_grad():
+        output = model(torch.randn(2, 3, 64, 96), [f"name {n}" for n in range(15)], return_attention=True)
+    assert output.mask_logits.shape == (2, 15, 4, 6)
+    assert output.class_embeddings.shape == (2, 15, JOINT) and output.patch_features.shape == (2, 24, JOINT)
+    assert [attention.shape for attention in output.patch_attention] == [(2, HEADS, 15, 4, 6)] * LAYERS
+
+
+@torch.no_grad()
+def test_masks_are_the_mean_over_heads_of_the_last_scores_before_the_softmax(model: LDVC) -> None:
+    """Read back from the attention: log softmax over patches is the score less one number per head and name."""
+    output = model(torch.randn(1, 3, 64, 64), ["dog", "grass"], return_attention=True)
+    scores = output.patch_attention[-1].log().mean(dim=1)  # (1, C, 4, 4), up to a constant per name
+    difference = output.mask_logits - scores
+    torch.testing.assert_close(difference, difference[..., :1, :1].expand_as(difference), atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_layer_normalises_after_adding(model: LDVC) -> None:
+    """Post-norm: what leaves a layer is the output of its second norm, whose statistics are those of a fresh LayerNorm."""
+    classes, patches = torch.randn(1, 3, JOINT), torch.randn(1, 7, JOINT)
+    block = model.decoder.blocks[0]
+    seen = []
+    handles = [
+        part.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+        for part in (block.cross_attention.out, block.cross_norm, block.ffn, block.ffn_norm)
+    ]
+    result, _ = block(classes, patches)
+    for handle in handles:
+        handle.remove()
+    (_, _, branch), (first, added, normed), (_, fed, feed_forward), (second, last, _) = seen
+    assert (first, second) == (block.cross_norm, block.ffn_norm)
+    torch.testing.assert_close(added, classes + branch)
+    torch.testing.assert_close(fed, normed, atol=1e-5, rtol=1e-5)  # the feed-forward network sees normalised tokens
+    torch.testing.assert_close(last, normed + feed_forward, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.mean(dim=-1), torch.zeros(1, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.var(dim=-1, unbiased=False), torch.ones(1, 3), atol=1e-3, rtol=0)
+
+
+def test_loss_of_fixed_tensors_by_hand() -> None:
+    """Four patches, two seen names, of which one is in the photo; the last pixel is void: a negative, as in ZegCLIP's code.
+
+    One decoder layer with identity projections, width 4 and 2 heads: the mask logit is the mean over heads of
+    (2 a_h) . (2 v_h) / sqrt(2), that is sqrt(2) * a . v. The patches are chosen so that sigmoids are 3/4, 1/4 and 1/2.
+    """
+    decoder = ZegClipDecoder(
+        ModelConfig(arm="zegclip", decoder_heads=2, decoder_layers=1, **PUBLISHED), 4, scale=9.0, bias=9.0
+    )
+    with torch.no_grad():
+        for projection in (decoder.query, decoder.key):
+            projection.weight.copy_(torch.eye(4))
+            projection.bias.zero_()
+    t = log(3) / 2**0.5  # sigmoid(sqrt(2) * t) = 3/4
+    patches = torch.tensor([[[t, -t, 0, 0], [-t, -t, 0, 0], [0, 0, 0, 0], [t, -t, 0, 0]]])
+    names = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
+    logits = decoder(patches, names, (2, 2)).mask_logits
+    torch.testing.assert_close(
+        logits.sigmoid(), torch.tensor([[[[0.75, 0.25], [0.5, 0.75]], [[0.25, 0.25], [0.5, 0.25]]]])
+    )
+
+    labels = torch.tensor([[[0, 0], [BACKGROUND, VOID]]])
+    found = mask_loss(logits, labels, torch.ones(1, 2, dtype=torch.bool), void_is_negative=True, normalise="masks")
+
+    # alpha_t (1 - p_t)^2 * -log p_t, alpha = 0.25 for positives and 0.75 for negatives, mean over pixels, sum over names
+    in_photo = (
+        0.25 * 0.25**2 * -log(0.75)  # positive, sigmoid 3/4
+        + 0.25 * 0.75**2 * -log(0.25)  # positive, sigmoid 1/4
+        + 0.75 * 0.50**2 * -log(0.50)  # negative, sigmoid 1/2
+        + 0.75 * 0.75**2 * -log(0.25)  # void, a negative with sigmoid 3/4
+    ) / 4
+    not_in_photo = (3 * 0.75 * 0.25**2 * -log(0.75) + 0.75 * 0.50**2 * -log(0.50)) / 4
+    focal = (in_photo + not_in_photo) / 1  # one mask is there
+    dice = 1 - (2 * (0.75 + 0.25) + 1) / ((0.75 + 0.25 + 0.5 + 0.75) + 2 + 1)
+    assert found.focal.item() == pytest.approx(focal, rel=1e-5) and focal == pytest.approx(0.271168, abs=1e-6)
+    assert found.dice.item() == pytest.approx(dice, rel=1e-5) and dice == pytest.approx(3 / 7, rel=1e-9)
+    config = load_config("voc12_inductive")
+    assert (config.focal_weight, config.dice_weight, config.focal_alpha, config.focal_gamma) == (100, 1, 0.25, 2)
+    assert config.ignore_as_negative and config.focal_normalise == "masks"
+    assert config.focal_weight * found.focal.item() + found.dice.item() == pytest.approx(27.5453, abs=1e-3)
+
+
+def test_the_recipe_is_the_published_one() -> None:
+    config = load_config("voc12_inductive")
+    model = config.model_config()
+    assert (model.clip, model.pretrained, model.visual_prompts) == ("ViT-B-16-quickgelu", "openai", PROMPTS)
+    assert (model.decoder_layers, model.decoder_heads, model.ffn_ratio) == (LAYERS, HEADS, 4)
+    assert (model.gate_init, model.start_at_clip, model.branch_init) == (None, False, "random")
+    assert (config.learning_rate, config.weight_decay, config.warmup_steps, config.power) == (2e-5, 0.01, 1500, 0.9)
+    assert (config.max_train_steps, config.train_batch_size, config.crop) == (20_000, 16, 512)
+    assert config.inference == {"short_side": 512, "window": 512, "stride": 426}
+    coco = load_config("coco_stuff_inductive")
+    assert coco.max_train_steps == 80_000 and coco.model_config().visual_prompts == 100

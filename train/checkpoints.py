@@ -1,0 +1,205 @@
+"""Checkpoints to resume from. A kill at any moment leaves the last complete one in its place.
+
+    output_dir/checkpoint-40/   trainable.safetensors   prompts, adapter and decoder; the frozen CLIP is named in train.json
+                                optimizer.bin, random_states_*.pkl, ...   what accelerate adds
+                                step.json               written last: its presence says that the folder is complete
+
+A folder is written under a hidden name and renamed when it is complete; old ones are renamed before they are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+
+from ldvc.checkpoint import save_checkpoint
+from ldvc.data import Vocabulary
+from ldvc.errors import CheckpointError
+from ldvc.modeling.model import LDVC
+from train.options import ConfigError, TrainConfig
+
+WEIGHTS = "trainable.safetensors"
+STATE = "step.json"
+_STEP = re.compile(r"checkpoint-(\d+)")
+_WRITING, _OLD = ".partial", ".old"
+
+
+def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
+    """Checkpoints hold the trainable tensors; the frozen towers are named in the configuration, not stored.
+
+    FSDP and DeepSpeed write the whole model in their own sharded way before these hooks are asked, and read it so.
+    """
+
+    def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
+        if not weights:
+            return
+        weights.clear()  # nothing is left for accelerate to write
+        if accelerator.is_main_process:
+            tensors = {name: tensor.contiguous() for name, tensor in model.trainable_state_dict().items()}
+            save_file(tensors, Path(folder) / WEIGHTS)
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        if (Path(folder) / WEIGHTS).is_file():
+            models.clear()
+            model.load_trainable_state_dict(load_file(Path(folder) / WEIGHTS))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / STATE).is_file()]
+
+
+def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any], limit: int) -> None:
+    """Saves everything that a run needs to go on.
+
+    Args:
+        accelerator: knows model, optimiser and random numbers.
+        folder: the run's output folder.
+        state: "step" and whatever else the trainer wants back, for JSON.
+        limit: how many checkpoints stay; older ones are deleted once this one is complete.
+    """
+    target = folder / f"checkpoint-{state['step']}"
+    partial = folder / f".{target.name}{_WRITING}"
+    if accelerator.is_main_process and partial.exists():
+        shutil.rmtree(partial)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _reach_disk(partial)
+        (partial / STATE).write_text(json.dumps(state))
+        _reach_disk(partial)
+        finish_writing(folder, partial)
+        for old in checkpoints_of(folder)[:-limit]:
+            _delete(old)
+    accelerator.wait_for_everyone()
+
+
+def finish_writing(folder: Path, partial: Path) -> None:
+    """Gives a complete checkpoint its final name, in the place of one of the same step, if there is one."""
+    target = folder / partial.name.removeprefix(".").removesuffix(_WRITING)
+    if target.exists():
+        _delete(target)
+    os.replace(partial, target)
+
+
+def clean_up(folder: Path) -> None:
+    """After a kill: a checkpoint that is complete but for its name gets it, unfinished ones and remains are deleted."""
+    for partial in folder.glob(f".checkpoint-*{_WRITING}"):
+        if (partial / STATE).is_file():
+            finish_writing(folder, partial)
+        else:
+            shutil.rmtree(partial)
+    for remains in folder.glob(f".checkpoint-*{_OLD}"):
+        shutil.rmtree(remains)
+
+
+def _delete(checkpoint: Path) -> None:
+    hidden = checkpoint.with_name(f".{checkpoint.name}{_OLD}")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden)
+
+
+def _reach_disk(folder: Path) -> None:
+    """Flushes files and folder, so that not even a power cut finds the last file without the others."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
+    """The checkpoint to resume from: a path, or "latest" (None when there is none yet).
+
+    Raises:
+        ConfigError: the given folder is no checkpoint, or the output folder holds checkpoints that would be overtaken.
+    """
+    there = checkpoints_of(folder)
+    if wanted == "latest":
+        return there[-1] if there else None
+    if wanted is None:
+        if there:
+            raise ConfigError(
+                f"{folder} holds checkpoints of an earlier run; add --resume_from_checkpoint latest to continue it, or give "
+                "another --output_dir."
+            )
+        return None
+    path = Path(wanted)
+    if not (path / STATE).is_file():
+        raise ConfigError(f"{wanted} is no checkpoint to resume from; give a folder checkpoint-N or 'latest'.")
+    if there and path.resolve() != there[-1].resolve():
+        raise ConfigError(
+            f"{folder} holds {there[-1].name}, which is not the checkpoint to resume from; delete it, or give another "
+            "--output_dir."
+        )
+    return path
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `write_checkpoint` was given.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+        return {**state, "step": int(state["step"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint.") from None
+
+
+def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDVC) -> LDVC:
+    """The model with all its tensors, where FSDP or DeepSpeed have spread them over processes; every process must call it.
+
+    Args:
+        objective: what was prepared; holds the model as `model`.
+    """
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return model
+    tensors = accelerator.get_state_dict(objective)  # empty on all processes but the main one
+    if not accelerator.is_main_process:
+        return model
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    whole = LDVC(model.config)
+    own = whole.trainable_state_dict()
+    whole.load_trainable_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
+    return whole
+
+
+def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfig) -> None:
+    """Writes the finished checkpoint; a CLIP folder is named relative to it, so that both may move together."""
+    clip = model.config.clip
+    if Path(clip).is_dir():
+        clip = os.path.relpath(clip, folder)
+        clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
+    metadata = {
+        "seen_names": vocabulary.spellings,
+        "calibration": {"scale": 1.0, "bias": 0.0},
+        "inference": config.inference,
+        "training": {
+            "steps": config.max_train_steps,
+            "seed": config.seed,
+            "sets": config.sets,
+            "unseen": config.unseen,
+            "setting": config.setting,
+        },
+    }
+    dtype = torch.float16 if config.half_precision_checkpoint else None
+    save_checkpoint(model, folder, metadata=metadata, clip=clip, dtype=dtype)

@@ -1,0 +1,106 @@
+"""Uploads a finished checkpoint to the Hugging Face Hub, without what only a resumed run needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ldvc.config import ModelConfig
+from ldvc.errors import LdvcError
+from train.options import TrainConfig
+
+KEEP_HERE = ["checkpoint-*/**", ".checkpoint-*/**", "*.new", "lock", "output.txt"]
+_CARD = """---
+library_name: ldvc
+pipeline_tag: image-segmentation
+tags: [open-vocabulary-segmentation, clip]
+---
+
+# {name}
+
+Prompts, adapter and decoder (arm `{arm}`) for the frozen CLIP `{clip}`, which is named here and not stored. Trained for {steps}
+steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
+
+```python
+from ldvc import Predictor
+
+predictor = Predictor.from_pretrained("{name}")
+```
+"""
+
+
+class HubError(LdvcError):
+    """The Hub refuses or cannot be reached."""
+
+
+def hub_token() -> str:
+    """
+    Raises:
+        HubError: none in the environment.
+    """
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if not token:
+        raise HubError("push_to_hub needs a token with write access in the environment variable HF_TOKEN.")
+    return token
+
+
+def open_repository(config: TrainConfig) -> str:
+    """Creates the repository, if need be, before training starts: a wrong token should not be found out after a day.
+
+    Returns:
+        Its full name.
+
+    Raises:
+        HubError: no token, no access, no network, or a CLIP that nobody else could load.
+    """
+    model: ModelConfig = config.model_config()
+    if Path(model.clip).is_dir() or (model.pretrained and Path(model.pretrained).exists()):
+        raise HubError(
+            f"The CLIP {model.clip} is a folder of this machine, so a checkpoint on the Hub could not find it; train on "
+            "'lite' or an open_clip architecture, or leave push_to_hub out."
+        )
+    token = hub_token()
+    try:
+        return HfApi(token=token).create_repo(config.hub_model_id, exist_ok=True).repo_id
+    except Exception as error:  # the client raises many kinds: HTTP errors, connection errors, wrong names
+        raise HubError(f"The repository {config.hub_model_id} cannot be used: {_first_line(error)}") from None
+
+
+def push(folder: Path, repository: str, config: TrainConfig) -> str:
+    """Uploads the finished checkpoint and returns its address.
+
+    Raises:
+        HubError: it failed; the checkpoint on this machine is complete.
+    """
+    model = config.model_config()
+    card = folder / "README.md"
+    if not card.exists():
+        text = _CARD.format(
+            name=repository,
+            arm=model.arm,
+            clip=model.clip,
+            steps=config.max_train_steps,
+            sets=", ".join(config.sets),
+            unseen=config.unseen or "none",
+        )
+        card.write_text(text, encoding="utf-8")
+    try:
+        commit = HfApi(token=hub_token()).upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            ignore_patterns=KEEP_HERE,
+            commit_message=f"Step {config.max_train_steps}",
+        )
+    except Exception as error:
+        raise HubError(
+            f"The upload to {repository} failed: {_first_line(error)} The checkpoint in {folder} is complete; run the same "
+            "command with --resume_from_checkpoint latest to try the upload again."
+        ) from None
+    return str(commit)
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else line + "."

@@ -1,0 +1,155 @@
+"""The processes of a run: how they are started, and what they share.
+
+`accelerate launch --cpu --num_processes 2 train/train.py` starts one process only (accelerate 1.15 leaves several processes on
+a CPU to MPI), so that process starts the two itself, with PyTorch's own launcher. With GPUs, accelerate starts them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn import functional as F
+
+from ldvc.losses import Processes
+from train.options import ConfigError, TrainConfig
+
+_RANKS = ("LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_PATIENCE = timedelta(hours=6)  # the others wait while one process builds a bank of views
+
+
+def asked_for(command: Sequence[str]) -> int:
+    """How many processes a command line of `accelerate launch` asks for on this machine; 1 if it is none.
+
+    Args:
+        command: the words of the command, such as ["python", "/bin/accelerate", "launch", "--num_processes", "2", ...].
+    """
+    for place, word in enumerate(command):
+        if word == "accelerate.commands.launch" or Path(word).name == "accelerate-launch":
+            start = place + 1
+            break
+        if Path(word).name == "accelerate" and command[place + 1 : place + 2] == ["launch"]:
+            start = place + 2
+            break
+    else:
+        return 1
+    options = launch_command_parser().parse_args(list(command[start:]))
+    file = options.config_file or (default_config_file if not options.cpu else None)
+    given = load_config_from_file(file) if file and Path(file).is_file() else None
+    count = options.num_processes or (given.num_processes if given else 1)
+    machines = options.num_machines or (given.num_machines if given else 1)
+    if machines > 1:
+        raise ConfigError(
+            "Several machines without GPUs need torchrun: torchrun --nnodes N --nproc_per_node M train/train.py ..."
+        )
+    return count or 1
+
+
+def start_processes(script: str, arguments: Sequence[str]) -> None:
+    """Makes sure that as many processes run as were asked for; call it first thing, once the arguments are known to be good.
+
+    In a process that already has its rank, or that was started alone on purpose, it returns. In the one process that
+    `accelerate launch --cpu --num_processes N` has started, it starts the N, waits for them and ends with their exit code.
+    """
+    ranked = any(name in os.environ for name in _RANKS)
+    if ranked:
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or accelerate takes torchrun's ranks for GPU ranks
+        return
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true" and torch.accelerator.is_available():
+        return
+    count = asked_for(_launcher_command())
+    if count < 2:
+        return
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port, so that two runs share a machine
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(launch, sys.executable)("-u", script, *arguments)
+    except ChildFailedError as error:  # the process itself has said why
+        codes = [failure.exitcode for failure in error.failures.values()]
+        sys.exit(next((code for code in codes if code > 0), 1))
+    sys.exit(0)
+
+
+def _launcher_command() -> list[str]:
+    """The command line of the process that started this one; empty where it cannot be known."""
+    import psutil  # comes with accelerate
+
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent else []
+    return []
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        ConfigError: the device cannot do what the configuration wants.
+    """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+    if config.mixed_precision == "fp16" and on_cpu:
+        raise ConfigError("mixed_precision fp16 needs a GPU; on a CPU take bf16 or no.")
+    # Of the depthwise convolution in LCSA, whose gradient comes in another memory layout; the values are right.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.report_to,
+        project_dir=config.output_dir,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+
+
+def shared_loss(accelerator: Accelerator) -> Processes:
+    """What the losses need to know of the other processes."""
+    return Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout of a batch that is spread over processes, equal to that of one process with the whole batch.
+
+    Every process draws the mask of the whole batch from the same seed and applies the rows of its own photos.
+
+    Args:
+        p: probability of a zero.
+        dim: axis of the photos.
+        process, count: which process this is, of how many.
+    """
+
+    def __init__(self, p: float, *, dim: int, process: int, count: int) -> None:
+        super().__init__(p)
+        self.dim, self.process, self.count = dim, process, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with the photos of this process along `dim` -> the same shape."""
+        if not self.training or self.p == 0:
+            return x
+        photos, shape = x.shape[self.dim], list(x.shape)
+        shape[self.dim] *= self.count
+        mask = F.dropout(x.new_ones(shape), self.p)
+        return x * mask.narrow(self.dim, self.process * photos, photos)

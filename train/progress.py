@@ -1,0 +1,180 @@
+"""What a run tells while it goes: a bar, log lines, a history file, trackers. Only the main process speaks.
+
+    log.txt         the lines of the screen
+    history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
+                    {"step", "validation": {set: {measure: value}}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import Tensor
+from tqdm import tqdm
+
+from train.options import ConfigError, TrainConfig
+
+
+def check_trackers(name: str | None) -> None:
+    """
+    Raises:
+        ConfigError: the tracker's package is not installed.
+    """
+    if name and name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
+        raise ConfigError(f"report_to {name} needs the package {name}: pip install {name}, or leave report_to out.")
+
+
+class Progress:
+    """See the head of this file.
+
+    Args:
+        accelerator: knows the main process, the trackers, and how to add over processes.
+        config: of the run.
+        photos: photos of an optimiser step, over all processes.
+        state: what `state` gave before an interruption, and "step"; {} at the start.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, *, photos: int, state: Mapping[str, Any]) -> None:
+        self.accelerator, self.config, self.photos = accelerator, config, photos
+        self.folder = Path(config.output_dir)
+        self.main = accelerator.is_main_process
+        self.first = self.step = state.get("step", 0)
+        # The parts of the loss, added up since the last line. Kept in checkpoints, so that a resumed run prints the same means.
+        self._names: list[str] = state.get("parts", [])
+        self._sums = torch.tensor(state["sums"], device=accelerator.device) if state.get("sums") else None
+        self._count: int = state.get("count", 0)
+        self._started, self._refreshed = time.monotonic(), 0.0
+        if config.report_to:
+            options = {"tensorboard": {"purge_step": self.first + 1}} if self.first else {}
+            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # its folder; a name elsewhere
+            accelerator.init_trackers(project, init_kwargs=options)
+        if self.main:
+            self._forget_after(self.first)
+        # disable=None: no bar where the output is no terminal; the log lines below stay
+        hidden = None if self.main else True
+        self.bar = tqdm(total=config.max_train_steps, initial=self.first, disable=hidden, unit="step", dynamic_ncols=True)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops what a killed run wrote after its last checkpoint; those steps come again."""
+        path = self.folder / "history.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # half a line
+                break
+        temporary = path.with_name("history.jsonl.new")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as plain numbers."""
+        return {
+            "step": self.step,
+            "parts": self._names,
+            "sums": None if self._sums is None else self._sums.tolist(),
+            "count": self._count,
+        }
+
+    def say(self, line: str) -> None:
+        """One line to the screen, above the bar, and to log.txt."""
+        if self.main:
+            if self.bar.disable:
+                print(line, flush=True)
+            else:
+                self.bar.write(line)
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Takes note of the loss of one micro step; its mean over processes is that of the whole batch."""
+        self._names = list(losses)
+        values = self.accelerator.reduce(torch.stack([value.detach().float() for value in losses.values()]), "mean")
+        self._sums = values if self._sums is None else self._sums + values
+        self._count += 1
+
+    def advance(self, learning_rate: float) -> None:
+        """An optimiser step is done."""
+        self.step += 1
+        seconds = (time.monotonic() - self._started) / (self.step - self.first)
+        if not self.bar.disable:
+            if time.monotonic() - self._refreshed > 0.5:  # reading the loss waits for a GPU
+                self._refreshed = time.monotonic()
+                loss = self._means()["loss"]
+                self.bar.set_postfix_str(
+                    f"loss {loss:.3f}, lr {learning_rate:.1e}, {self.photos / seconds:.1f} images/s", refresh=False
+                )
+            self.bar.update()
+        if self.step % self.config.log_steps and self.step != self.config.max_train_steps:
+            return
+        means = self._means()
+        parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        left = seconds * (self.config.max_train_steps - self.step) / 60
+        self.say(
+            f"step {self.step}/{self.config.max_train_steps} {parts} lr {learning_rate:.2e} "
+            f"{self.photos / seconds:.1f} images/s {seconds:.2f} s/step {left:.1f} min left"
+        )
+        self._record({"step": self.step, **means, "lr": learning_rate})
+        if self.config.report_to:
+            self.accelerator.log({**means, "lr": learning_rate}, step=self.step)
+        self._sums, self._count = None, 0
+
+    def _means(self) -> dict[str, float]:
+        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        if self.main:
+            with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time in here counts neither as training nor in what is left."""
+        begun = time.monotonic()
+        yield
+        self._started += time.monotonic() - begun
+
+    def report_validation(self, results: Mapping[str, Mapping[str, float]], sheet: np.ndarray | None) -> None:
+        """One line per data set, and the same for the trackers.
+
+        Args:
+            results: set -> measure -> value.
+            sheet: (H, W, 3) uint8, for trackers that take pictures.
+        """
+        for name, measures in results.items():
+            values = ", ".join(f"{measure} {value:.3f}" for measure, value in measures.items() if value == value)
+            self.say(f"validation at step {self.step}, {name}: {values}")
+        finite = {
+            name: {measure: value if value == value else None for measure, value in measures.items()}
+            for name, measures in results.items()
+        }
+        self._record({"step": self.step, "validation": finite})
+        if self.config.report_to:
+            flat = {
+                f"validation/{name}/{measure}": value
+                for name, measures in results.items()
+                for measure, value in measures.items()
+                if value == value
+            }
+            self.accelerator.log(flat, step=self.step)
+            if self.main and sheet is not None and self.config.report_to == "tensorboard":
+                tracker = self.accelerator.get_tracker("tensorboard")
+                tracker.log_images({"validation": sheet[None]}, step=self.step, dataformats="NHWC")
+
+    def close(self) -> None:
+        """Ends the bar and the trackers."""
+        self.bar.close()
+        self.accelerator.end_training()
