@@ -67,7 +67,9 @@ def test_one_command_starts_two_processes(root: Path) -> None:
     assert run(train_here, root, "forked", ("max_train_steps=2",), processes=2) == [0, 0]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train/train.py"]
     command += ["--config", str(root / "tiny.yaml"), "--output_dir", str(root / "launched"), "--max_train_steps", "2"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
     )

@@ -162,7 +162,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads((checkpoint / STATE).read_text())
         return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint.") from None
+        raise CheckpointError(
+            f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint."
+        ) from None
 
 
 def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDVC) -> LDVC:
