@@ -89,6 +89,7 @@ class Progress:
             "parts": self._names,
             "sums": None if self._sums is None else self._sums.tolist(),
             "count": self._count,
+            "photos": self.photos,
         }
 
     def say(self, line: str) -> None:
