@@ -78,7 +78,9 @@ def run(function: Callable, *arguments: Any, processes: int = 1, seconds: float 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = [CONTEXT.Process(target=_work, args=(function, arguments, rank, processes, port)) for rank in range(processes)]
+    group = [
+        CONTEXT.Process(target=_work, args=(function, arguments, rank, processes, port)) for rank in range(processes)
+    ]
     for process in group:
         process.start()
     end = time.monotonic() + seconds

@@ -14,6 +14,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from safetensors.torch import load_file
 from torch.distributed.fsdp import ShardingStrategy, StateDictType
 
 from tests.forked import history, make_workplace, run, train_here
@@ -67,7 +68,9 @@ def test_one_command_starts_two_processes(root: Path) -> None:
     assert run(train_here, root, "forked", ("max_train_steps=2",), processes=2) == [0, 0]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train/train.py"]
     command += ["--config", str(root / "tiny.yaml"), "--output_dir", str(root / "launched"), "--max_train_steps", "2"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
     )
@@ -75,6 +78,8 @@ def test_one_command_starts_two_processes(root: Path) -> None:
     assert done.stdout.count("2 processes x 2 x 1") == 1  # said once, by the main process
     assert history(root / "launched") == history(root / "forked")
     assert (root / "launched" / "config.json").is_file()
+    stored = load_file(root / "launched" / "checkpoint-2" / "trainable.safetensors")
+    assert {name.split(".")[0] for name in stored} == {"image_tower", "text_tower", "adapter", "decoder"}
 
 
 def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:

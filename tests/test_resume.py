@@ -56,7 +56,8 @@ def test_killed_and_resumed_equals_uninterrupted(root: Path, processes: int, cha
     assert KILLED in codes and not (root / f"{name}-cut" / "config.json").exists()
     assert checkpoints_of(root / f"{name}-cut")[-1].name == "checkpoint-2"
     assert run(train_here, root, f"{name}-cut", changes, "latest", processes=processes) == [0] * processes
-    assert "resumed from" in (root / f"{name}-cut" / "log.txt").read_text()
+    log = (root / f"{name}-cut" / "log.txt").read_text()
+    assert "resumed from" in log and "note:" not in log
     same_end(root / f"{name}-whole", root / f"{name}-cut")
 
 
@@ -124,3 +125,11 @@ def test_a_folder_of_checkpoints_is_not_trained_over_by_mistake(tmp_path: Path) 
     (tmp_path / "checkpoint-10" / "step.json").write_text('{"step"')
     with pytest.raises(CheckpointError, match="another checkpoint"):
         read_state(tmp_path / "checkpoint-10")
+
+
+def test_a_resumed_run_says_what_it_does_differently(root: Path, whole: Path) -> None:
+    changes = ("train_batch_size=1", "max_train_steps=5", "checkpoints_total_limit=1")
+    assert run(train_here, root, "whole", changes, "latest") == [0]
+    log = (whole / "log.txt").read_text()
+    assert "photos a step 2 -> 1" in log and "max_train_steps 4 -> 5" in log and "seed" not in log
+    assert [entry["step"] for entry in history(whole)] == [1, 2, 3, 4, 5]

@@ -254,9 +254,10 @@ def test_training_on_broken_photos_goes_on_and_tells(
     make_benchmarks(tmp_path)
     broken = tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000002.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
-    folder = train(
-        tiny(tmp_path, tiny_clip_folder, "voc12_inductive", "broken", "max_train_steps=1", "train_batch_size=4")
-    )
+    (tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000042.png").unlink()  # of validation
+    changes = ("max_train_steps=1", "train_batch_size=4", "validation_steps=1", "validation_every=1", "sheet_photos=2")
+    folder = train(tiny(tmp_path, tiny_clip_folder, "voc12_inductive", "broken", *changes))
+    assert len(list((folder / "sheets").glob("*.png"))) == 1
     (line,) = (folder / "skipped.txt").read_text().splitlines()
     assert line.startswith("voc2012\t2008_000002\tThe photo ") and "Truncated" in line
     assert "1 of voc2012; listed in" in capsys.readouterr().out

@@ -83,8 +83,7 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
         (partial / STATE).write_text(json.dumps(state))
         _reach_disk(partial)
         finish_writing(folder, partial)
-        for old in checkpoints_of(folder)[:-limit]:
-            _delete(old)
+        prune(folder, limit)
     accelerator.wait_for_everyone()
 
 
@@ -96,7 +95,13 @@ def finish_writing(folder: Path, partial: Path) -> None:
     os.replace(partial, target)
 
 
-def clean_up(folder: Path) -> None:
+def prune(folder: Path, limit: int) -> None:
+    """Deletes all checkpoints but the newest ones."""
+    for old in checkpoints_of(folder)[:-limit]:
+        _delete(old)
+
+
+def clean_up(folder: Path, limit: int) -> None:
     """After a kill: a checkpoint that is complete but for its name gets it, unfinished ones and remains are deleted."""
     for partial in folder.glob(f".checkpoint-*{_WRITING}"):
         if (partial / STATE).is_file():
@@ -105,6 +110,7 @@ def clean_up(folder: Path) -> None:
             shutil.rmtree(partial)
     for remains in folder.glob(f".checkpoint-*{_OLD}"):
         shutil.rmtree(remains)
+    prune(folder, limit)
 
 
 def _delete(checkpoint: Path) -> None:
@@ -162,7 +168,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads((checkpoint / STATE).read_text())
         return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint.") from None
+        raise CheckpointError(
+            f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint."
+        ) from None
+
+
+def changes_since(folder: Path, config: TrainConfig) -> str:
+    """What a resumed run does differently from the run that wrote `train.json`; "" when nothing."""
+    path = folder / "train.json"
+    if not path.is_file():
+        return ""
+    before, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+    return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key])
 
 
 def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDVC) -> LDVC:

@@ -269,9 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda run: finish(run, options), runs))
     content = collect(runs)
+    photos = config.train_batch_size * config.gradient_accumulation_steps * options.processes
     about = (
         f"`python train/experiment.py --config {options.config}`: "
-        f"{config.max_train_steps} steps of {config.train_batch_size} photos; "
+        f"{config.max_train_steps} steps of {photos} photos; "
         f"held out: split `{options.unseen}`. Mean ± sample standard deviation over seeds. "
         f'"offset": 0.1 subtracted from the scores of seen classes.'
     )

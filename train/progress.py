@@ -1,8 +1,8 @@
 """What a run tells while it goes: a bar, log lines, a history file, trackers. Only the main process speaks.
 
-    log.txt         the lines of the screen
-    history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
-                    {"step", "validation": {set: {measure: value}}}
+log.txt         the lines of the screen
+history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
+                {"step", "validation": {set: {measure: value}}}
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Progress:
             self._forget_after(self.first)
         # disable=None: no bar where the output is no terminal; the log lines below stay
         hidden = None if self.main else True
-        self.bar = tqdm(total=config.max_train_steps, initial=self.first, disable=hidden, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=config.max_train_steps, initial=self.first, disable=hidden, unit="step", dynamic_ncols=True
+        )
 
     def _forget_after(self, step: int) -> None:
         """Drops what a killed run wrote after its last checkpoint; those steps come again."""
@@ -87,6 +89,7 @@ class Progress:
             "parts": self._names,
             "sums": None if self._sums is None else self._sums.tolist(),
             "count": self._count,
+            "photos": self.photos,
         }
 
     def say(self, line: str) -> None:

@@ -7,6 +7,7 @@ each colour means; a name that was not learned is striped in the pictures and ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ldvc.data import SegmentationDataset, Vocabulary, normalise
+from ldvc.errors import DataError
 from ldvc.modeling.model import LDVC
 from ldvc.pictures import cut_windows
 from ldvc.result import stitch
@@ -44,13 +46,25 @@ class Example:
 
 
 def fixed_photos(datasets: Sequence[SegmentationDataset], count: int) -> list[tuple[int, int]]:
-    """(data set, photo) of a sheet: evenly over data sets and over the list of each, so that they never change."""
+    """(data set, photo) of a sheet: evenly over data sets and over the list of each, so that they never change.
+
+    A photo that cannot be used gives its place to the next that can.
+    """
     chosen: list[tuple[int, int]] = []
     for index, dataset in enumerate(datasets):
         share = count // len(datasets) + (index < count % len(datasets))
         share = min(share, len(dataset))
-        chosen += [(index, (2 * place + 1) * len(dataset) // (2 * share)) for place in range(share)]
-    return chosen
+        wanted = [(2 * place + 1) * len(dataset) // (2 * share) for place in range(share)]
+        chosen += [(index, photo) for first in wanted for photo in _first_usable(dataset, first)]
+    return list(dict.fromkeys(chosen))
+
+
+def _first_usable(dataset: SegmentationDataset, first: int) -> list[int]:
+    for photo in (*range(first, len(dataset)), *range(first)):
+        with suppress(DataError):
+            dataset.pair(photo)
+            return [photo]
+    return []
 
 
 @torch.inference_mode()

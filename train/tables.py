@@ -197,19 +197,22 @@ def confusion_picture(counts: np.ndarray, names: Sequence[str], unseen: Sequence
     shares = counts / np.maximum(total, 1)
     cell, size = (24, 14) if len(names) <= 40 else (12, 10)
     font = ImageFont.load_default(size)
-    margin = round(max(font.getlength(name) for name in names)) + 14
+    margin = round(max(font.getlength(name) for name in (*names, "column: guess"))) + 14
     side = cell * len(names)
     picture = Image.new("RGB", (margin + side + 8, margin + side + 8), "white")
     colours = heat_map(shares)
     colours[total[:, 0] == 0] = 225  # a class without ground truth has no shares
     picture.paste(Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST), (margin, margin))
 
-    labels = Image.new("RGB", (margin, side), "white")  # the labels of the rows; turned, those of the columns
-    draw = ImageDraw.Draw(labels)
-    for row, name in enumerate(names):
-        colour = "#b3261e" if name in unseen else "#202124"
-        draw.text((margin - 6, (row + 0.5) * cell), name, font=font, fill=colour, anchor="rm")
-    picture.paste(labels, (0, margin))
-    picture.paste(labels.transpose(Image.Transpose.ROTATE_270).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (margin, 0))
-    ImageDraw.Draw(picture).text((6, 6), "truth \u2193  guess \u2192", font=font, fill="#5f6368")
+    def labels(at: float, anchor: str) -> Image.Image:  # one name a row; turned, one a column
+        part = Image.new("RGB", (margin, side), "white")
+        draw = ImageDraw.Draw(part)
+        for row, name in enumerate(names):
+            colour = "#b3261e" if name in unseen else "#202124"
+            draw.text((at, (row + 0.5) * cell), name, font=font, fill=colour, anchor=anchor)
+        return part
+
+    picture.paste(labels(margin - 6, "rm"), (0, margin))
+    picture.paste(labels(6, "lm").transpose(Image.Transpose.ROTATE_90), (margin, 0))
+    ImageDraw.Draw(picture).text((6, 6), "row: truth\ncolumn: guess", font=font, fill="#5f6368")
     return picture

@@ -45,6 +45,7 @@ from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.model import LDVC
 from train import hub
 from train.checkpoints import (
+    changes_since,
     clean_up,
     export,
     find_checkpoint,
@@ -134,7 +135,7 @@ def train(
         except OSError as error:
             raise ConfigError(f"The output folder {folder} cannot be made: {error.strerror}.") from None
         if main:
-            clean_up(folder)
+            clean_up(folder, config.checkpoints_total_limit)
     checkpoint = find_checkpoint(folder, resume)
     state = read_state(checkpoint) if checkpoint else {}
     repository = hub.open_repository(config) if config.push_to_hub and main else ""
@@ -194,6 +195,7 @@ def train(
     if checkpoint:
         accelerator.load_state(str(checkpoint))
 
+    changed = changes_since(folder, config) if checkpoint else ""
     if main:
         (folder / "train.json").write_text(json.dumps(config.to_dict(), indent=2))
     progress = Progress(accelerator, config, photos=per_step, state=state)
@@ -201,11 +203,15 @@ def train(
     progress.say(f"{model.config.arm}: learnable parameters: {parts}")
     progress.say(
         f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve; a step takes {per_step} photos: "
-        f"{accelerator.num_processes} processes x {config.train_batch_size} x {config.gradient_accumulation_steps} "
-        f"(accumulated); device {accelerator.device.type}"
+        f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x {config.train_batch_size} x "
+        f"{config.gradient_accumulation_steps} (accumulated); device {accelerator.device.type}"
     )
     if checkpoint:
         progress.say(f"resumed from {checkpoint} at step {progress.step}")
+        if state.get("photos", per_step) != per_step:
+            changed = ", ".join(filter(None, [f"photos a step {state['photos']} -> {per_step}", changed]))
+        if changed:
+            progress.say(f"note: not the run that was interrupted: {changed}")
 
     micro = progress.step * config.gradient_accumulation_steps
     batches = accelerator.skip_first_batches(loader, micro) if micro else loader
