@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ldvc.web import html, texts
+from ldvc.web import api, html, texts
 from ldvc.web.handlers import Handlers
 from ldvc.web.inputs import EXAMPLES_FOLDER, Question
 from ldvc.web.models import Catalogue
@@ -144,5 +144,6 @@ def wire(
     question.wire()
     for tab in tabs.values():
         tab.wire()
+    api.declare(handlers, question, visit, segment_tab)
     for tab in tabs.values():
         tab.endpoints()
