@@ -1,4 +1,4 @@
-"""What programs can ask: every action of the page as a named endpoint (see "Use via API" on the page).
+"""What programs can ask about a segmentation: named endpoints (see "Use via API" on the page); the tabs declare their own.
 
 A client that asks again about the same photo does not wait for it to be encoded again: each has a session of its own.
 """
@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 
 from ldvc.result import Segmentation
-from ldvc.visualize import colours_for, fit_size, heat_map, overlay, resize_picture
+from ldvc.visualize import colours_for, fit_size, overlay, resize_picture
 from ldvc.web import texts
 from ldvc.web.downloads import KINDS, Look
 from ldvc.web.handlers import Handlers
@@ -22,7 +22,6 @@ from ldvc.web.visit import Problem, Visit
 from ldvc.web.vocabularies import vocabularies
 
 OVERLAY_SIDE = 1280
-ATTENTION_SIDE = 896
 
 
 def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab: SegmentTab) -> None:
@@ -53,29 +52,6 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         painted = overlay(picture, labels, colours, striped=[not seen for seen in result.seen])
         summary = summarise(result, labels, colours, model=handlers.models(visit).name)
         return painted, (labels + 1).astype(np.uint8), summary, visit
-
-    def api_attention(
-        photo: str | None, names: str, name: str, visit: Visit
-    ) -> tuple[np.ndarray, np.ndarray | None, Visit]:
-        """Cross-attention of the last decoder block to one of the names, mean of the heads, with and without LCSA.
-
-        "Without" is the decoder that was trained without it, null where the checkpoint has none. Colours are the page's heat
-        scale from 0 to 1, over the photo in grey. Of synonyms ("sofa | couch") give the first as name.
-        """
-        visit = ask(photo, names, False, 0.5, visit)
-        wanted = (name or "").strip()
-        if wanted not in visit.names:
-            raise gr.Error(texts.NOT_ASKED_FOR.format(name=name), print_exception=False)
-        index = visit.names.index(wanted)
-        drawn = []
-        for result in handlers.results(visit, "ldvc", "ldvc_without_lcsa"):
-            if result is None:
-                drawn.append(None)
-                continue
-            size = fit_size(*result.size, long_side=ATTENTION_SIDE)
-            values = result.attention_at(result.cross_attention()[index], size)
-            drawn.append(heat_map(values, resize_picture(result.picture, size)))
-        return drawn[0], drawn[1], visit
 
     def api_vocabulary(vocabulary: str) -> dict:
         """A ready list of class names, and whether the model saw masks of each in training.
@@ -109,12 +85,10 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
     with gr.Column(visible=False):  # what programs give and get
         use_background = gr.Checkbox(label="Allow none of these")
         threshold = gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold")
-        name = gr.Textbox(label="Name")
         key = gr.Textbox(label="Vocabulary")
         kind = gr.Textbox(label="Kind of file")
         painted, labels = gr.Image(label="Overlay", format="png"), gr.Image(label="Label map", format="png")
         data = gr.JSON(label="Data")
-        attention = [gr.Image(label=label, format="png") for label in ("With LCSA", "Without LCSA")]
         listed = gr.JSON(label="Vocabulary")
         file = gr.File(label="File")
         call = gr.Button()
@@ -125,7 +99,6 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         call.click(function, inputs, outputs, api_name=function.__name__.removeprefix("api_"))
 
     endpoint(api_segment, [*asked, visit], [painted, labels, data, visit])
-    endpoint(api_attention, [question.photo, question.names, name, visit], [*attention, visit])
     endpoint(api_vocabulary, [key], [listed])
     endpoint(api_download, [*asked, kind, visit], [file, visit])
 
