@@ -83,7 +83,7 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
             with gr.Column(scale=4, min_width=320, elem_classes="ldvc-question"):
                 question = Question(handlers, visit)
-            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"), gr.Tabs(elem_id="tabs"):
+            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"), gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                 tabs: dict[str, Tab] = {}
                 places: dict[str, gr.Tab] = {}
                 for kind in TABS:
@@ -132,7 +132,7 @@ def wire(
         press_segment,
         asked,
         changed,
-        show_progress_on=[question.run, *tabs["segment"].outputs[:1]],
+        show_progress_on=[question.run, *segment_tab.outputs[:2]],
         **private,
     )
     question.remove_context.click(press_remove, asked, changed, show_progress_on=[question.remove_context], **private)
