@@ -9,12 +9,15 @@ Environment variables:
 import logging
 import os
 import sys
+import threading
 
 # Before Gradio is imported: the page tells nobody that it runs and looks for no newer version.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import ldvc.web.gpu  # noqa: F401  before torch
+from ldvc.web.gpu import gpu_is_lent  # before anything that imports torch
+
+# isort: split
 from ldvc.errors import LdvcError
 from ldvc.web.layout import build_page, launch_options
 from ldvc.web.models import Catalogue
@@ -28,6 +31,10 @@ def main() -> None:
         catalogue = Catalogue.from_environment()
     except LdvcError as error:
         sys.exit(f"The model could not be loaded. {error}")
+    if gpu_is_lent():
+        catalogue.warm()
+    else:
+        threading.Thread(target=catalogue.warm, daemon=True).start()
     build_page(catalogue).launch(**launch_options())
 
 

@@ -1,15 +1,13 @@
-"""The page as a visitor meets it: app.py as a process of its own, a real Chromium, and a program that uses the API."""
+"""The Segment tab as a visitor meets it: app.py as a process of its own, a real Chromium, and a program that uses the API."""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from PIL import Image
 
 from ldvc.checkpoint import available_arms
 from ldvc.errors import LdvcError
+from ldvc.visualize import rgb
+from ldvc.web.remote import serve
 from tests.tiny import save_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,40 +42,10 @@ def model_to_serve(folder: Path) -> str:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of app.py, started as anybody starts it, without network."""
     folder = tmp_path_factory.mktemp("app")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(folder / "gradio"),
-        "HF_HUB_OFFLINE": "1",
-        "LDVC_MODEL": model_to_serve(folder),
-    }
-    log = folder / "log.txt"
-    with log.open("w") as output:
-        app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=output, stderr=output)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            if app.poll() is not None:
-                pytest.fail(f"app.py ended before it served a page:\n{log.read_text()}")
-            try:
-                urllib.request.urlopen(address, timeout=5).read()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    pytest.fail(f"app.py served no page within two minutes:\n{log.read_text()}")
-                time.sleep(0.5)
-        yield address
-        assert "Traceback" not in log.read_text(), f"the page met an error:\n{log.read_text()}"
-    finally:
-        app.terminate()
-        try:
-            app.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            app.kill()
+    with serve(folder, environment={**os.environ, "LDVC_MODEL": model_to_serve(folder)}) as served:
+        yield served.address
+        log = served.log.read_text()
+        assert "Traceback" not in log, f"the page met an error:\n{log}"
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +71,20 @@ def browser() -> Iterator:
 class Visitor:
     """A visitor with a browser window of their own, who notes what should never happen."""
 
-    def __init__(self, browser, url: str, *, width: int = 1280) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900})
+    def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
         self.page = self.context.new_page()
         self.page.set_default_timeout(SECONDS)
         self.foreign: list[str] = []
         self.dialogs: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", self._note_request)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         self.page.goto(url)
         self.page.get_by_role("button", name="Segment", exact=True).wait_for()
-        self.own = url
 
     def _note_request(self, request) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
@@ -131,62 +104,156 @@ class Visitor:
         with self.page.expect_response(lambda response: "/queue/data" in response.url):
             self.page.get_by_role("button", name="Segment", exact=True).click()
 
-    def picture(self, selector: str, *, other_than: str | None = None) -> tuple[np.ndarray, str]:
-        """Pixels of the picture that is shown there, and its address."""
-        image = self.page.locator(f"{selector} img").first
-        image.wait_for()
-        deadline = time.monotonic() + 30
-        while image.get_attribute("src") == other_than and time.monotonic() < deadline:
-            self.page.wait_for_timeout(50)
-        source = image.get_attribute("src")
-        assert source != other_than, f"{selector} did not change"
-        body = self.page.request.get(source).body()
-        return np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(int), source
+    def answers(self) -> int:
+        """How many answers the viewer has painted."""
+        return int(self.page.evaluate("document.querySelector('[data-drawn]')?.dataset.drawn ?? 0"))
+
+    def wait_for_answer(self, more_than: int = 0) -> None:
+        """Until the viewer has painted more answers than so many."""
+        self.page.wait_for_function(
+            "count => Number(document.querySelector('[data-drawn]')?.dataset.drawn ?? 0) > count", arg=more_than
+        )
+
+    def painted(self) -> np.ndarray:
+        """Pixels of the painted photo, int (H, W, 3)."""
+        uri = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")).astype(int)
+
+    def changed_by(self, action) -> np.ndarray:
+        """Do something that paints the photo anew in the browser; the pixels afterwards."""
+        before = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
+        action()
+        self.page.wait_for_function(
+            "before => document.querySelector('#overlay canvas').toDataURL() !== before", arg=before
+        )
+        return self.painted()
+
+    def legend(self) -> list[str]:
+        return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-name").all_inner_texts()]
+
+    def shares(self) -> list[str]:
+        return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-share").all_inner_texts()]
+
+    def download(self, kind: str) -> tuple[str, bytes]:
+        """Press a download button; name and content of the file that the browser saved."""
+        with self.page.expect_download() as caught:
+            self.page.locator(f"#download-{kind}").click()
+        return caught.value.suggested_filename, Path(caught.value.path()).read_bytes()
 
     def close(self) -> None:
+        assert not self.foreign, "the page fetched something from elsewhere"
+        assert not self.dialogs, "a class name ran as a script"
+        assert not self.errors, "a script of the page failed"
         self.context.close()
-
-
-def differ(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two pictures differ in more than a few stray pixels."""
-    return bool((np.abs(first - second).max(axis=2) > 0).mean() > 0.05)
 
 
 @pytest.fixture
 def visitor(browser, url: str) -> Iterator[Visitor]:
     visitor = Visitor(browser, url)
     yield visitor
-    assert not visitor.foreign, "the page fetched something from elsewhere"
-    assert not visitor.dialogs, "a class name ran as a script"
     visitor.close()
 
 
-def test_segmenting_a_photo(visitor: Visitor) -> None:
-    """Upload, type, press, and see: painted photo, legend, maps, attention with and without LCSA, and that they differ."""
+def set_range(page, selector: str, value: float) -> None:
+    """Move a slider as a hand does: input while it moves, change when it is let go."""
+    page.locator(selector).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true}));"
+        " slider.dispatchEvent(new Event('change', {bubbles: true})); }",
+        value,
+    )
+
+
+# ---- the visit --------------------------------------------------------------------------------------------------------
+
+
+def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
+    """Upload, type, see: painted photo, legend, maps; every control of the viewer; every file opened and compared."""
+    page = visitor.page
     visitor.upload(DOG)
-    visitor.type_names(f"dog, grass, {EVIL}")
-    visitor.segment()
+    visitor.type_names(f"dog | hound, grass, {EVIL}")
+    page.locator("#chips li").nth(2).wait_for()
+    chips = page.locator("#chips")
+    assert EVIL in chips.inner_text() and chips.locator("img").count() == 0
+    assert [each.inner_text() for each in chips.locator(".ldvc-tag").all()] == ["seen", "seen", "unseen"]
+    page.get_by_label("Class names").press("Enter")
+    visitor.wait_for_answer()
 
-    painted, _ = visitor.picture("#overlay")
     original = np.asarray(Image.open(DOG).convert("RGB")).astype(int)
-    assert painted.shape == original.shape
-    assert np.abs(painted - original).mean() > 5
+    painted = visitor.painted()
+    assert painted.shape == original.shape and np.abs(painted - original).mean() > 5
+    assert visitor.legend() == ["dog | hound", "grass", EVIL]
+    legend = page.locator("#legend")
+    assert legend.locator("img").count() == 0 and legend.locator("button").count() == 3
+    assert [each.inner_text() for each in legend.locator(".ldvc-tag").all()] == ["seen", "seen", "unseen"]
+    assert page.locator("#class-maps figure").count() == 3
+    assert EVIL in page.locator("#class-maps").inner_text()
 
-    with_lcsa, address = visitor.picture("#attention-with-lcsa")
-    without_lcsa, _ = visitor.picture("#attention-without-lcsa")
-    assert with_lcsa.shape == without_lcsa.shape
-    assert with_lcsa.shape[0] / with_lcsa.shape[1] == pytest.approx(original.shape[0] / original.shape[1], abs=0.01)
-    assert differ(with_lcsa, without_lcsa), "attention with and without LCSA must not be the same picture"
+    # The browser paints as the server does: the PNG to take home is the picture on the page, but for JPEG's noise.
+    name, content = visitor.download("overlay")
+    saved = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    assert name == "dog-overlay.png" and saved.shape == original.shape
+    assert np.abs(saved - painted).mean() < 4
 
-    legend = visitor.page.locator("#legend")
-    assert legend.locator("li").count() == 3
-    assert EVIL in legend.inner_text() and legend.locator("img").count() == 0
-    assert "unseen" in legend.inner_text()
-    assert visitor.page.locator("#class-maps img").count() == 3
+    name, content = visitor.download("data")
+    data = json.loads(content)
+    assert name == "dog-segmentation.json"
+    assert [each["name"] for each in data["classes"]] == ["dog", "grass", EVIL]
+    assert data["classes"][0]["synonyms"] == ["hound"] and data["threshold"] is None
+    assert len(data["model"]["weights_sha256"]) == 64
+    shown = [float(each.split("\u202f")[0].lstrip("<")) for each in visitor.shares()]
+    assert shown == [pytest.approx(100 * each["area"], abs=1) for each in data["classes"]]
 
-    visitor.page.locator("#attended").get_by_label("grass").click()
-    other, _ = visitor.picture("#attention-with-lcsa", other_than=address)
-    assert differ(other, with_lcsa)
+    name, content = visitor.download("mask")
+    mask = Image.open(io.BytesIO(content))
+    indices = np.asarray(mask)
+    assert name == "dog-mask.png" and mask.mode == "P" and indices.shape == original.shape[:2]
+    palette = mask.getpalette()
+    for each in data["classes"]:
+        assert (indices == each["index"]).sum() == each["pixels"]
+        assert tuple(palette[3 * each["index"] : 3 * each["index"] + 3]) == rgb(each["colour"])
+
+    name, content = visitor.download("masks")
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert name == "dog-masks.zip"
+    assert archive.namelist() == ["1_dog.png", "2_grass.png", "3_img_src_x_onerror_alert_1.png", "classes.json"]
+    for index, member in enumerate(archive.namelist()[:-1], start=1):
+        assert np.array_equal(np.asarray(Image.open(archive.open(member))) == 255, indices == index)
+
+    # A class alone: by keyboard, and back; then opacity and outlines; the file follows.
+    entry = legend.locator("button").first
+    entry.focus()
+    alone = visitor.changed_by(lambda: page.keyboard.press("Enter"))
+    assert entry.get_attribute("aria-pressed") == "true"
+    far = indices == 2
+    far[1:] &= indices[:-1] == 2
+    far[:-1] &= indices[1:] == 2
+    far[:, 1:] &= indices[:, :-1] == 2
+    far[:, :-1] &= indices[:, 1:] == 2
+    grey = alone[far]
+    assert (np.ptp(grey, axis=1) <= 1).all(), "what is not the class alone is grey"
+    _, content = visitor.download("overlay")
+    saved = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    assert np.abs(saved - alone).mean() < 4
+    visitor.changed_by(lambda: page.keyboard.press("Escape"))
+    assert entry.get_attribute("aria-pressed") == "false"
+    visitor.changed_by(lambda: page.get_by_label("Outlines").uncheck())
+    bare = visitor.changed_by(lambda: set_range(page, "#overlay .opacity", 0))
+    assert np.abs(bare - original).mean() < 4, "without paint and outlines it is the photo"
+
+    # None of these: painted at once while the slider moves, and exactly what the server says when it is let go.
+    page.locator("#overlay .opacity").evaluate("slider => { slider.value = 55; }")
+    before = visitor.answers()
+    page.get_by_label("Allow “none of these”").check()
+    visitor.wait_for_answer(before)
+    before = visitor.answers()
+    set_range(page, "#overlay .threshold", 0.9)
+    visitor.wait_for_answer(before)
+    assert visitor.legend()[-1] == "none of these"
+    _, content = visitor.download("data")
+    data = json.loads(content)
+    assert data["threshold"] == 0.9
+    shown = float(visitor.shares()[-1].split("\u202f")[0].lstrip("<"))
+    assert shown == pytest.approx(100 * data["none_of_these"]["area"], abs=1)
 
 
 def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: Path) -> None:
@@ -203,7 +270,8 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
 
     visitor.type_names("dog, grass")
     visitor.segment()
-    _, before = visitor.picture("#overlay")
+    visitor.wait_for_answer()
+    before = visitor.painted()
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"this is no picture")
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
@@ -212,30 +280,43 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
     visitor.segment()
     assert "not a picture" in page.locator("#photo-problem [role=alert]").inner_text()
     assert page.get_by_label("Class names").input_value() == "dog, grass"
-    assert page.locator("#overlay img").get_attribute("src") == before
+    assert np.array_equal(visitor.painted(), before)
     assert "Traceback" not in page.locator("body").inner_text()
 
 
-def test_example_one_name_and_none_of_these(visitor: Visitor) -> None:
+def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> None:
     page = visitor.page
+    names = page.get_by_label("Class names")
     page.locator("#examples button").first.click()
     page.locator("#photo img").wait_for()
-    assert page.get_by_label("Class names").input_value() == "dog, grass, cat"
+    page.locator("#chips li").nth(2).wait_for()
+    assert names.input_value() == "dog, grass, cat"
+    page.get_by_role("button", name="Remove grass").click()
+    page.locator("#chips li").nth(2).wait_for(state="detached")
+    assert names.input_value() == "dog, cat"
 
     visitor.type_names("dog")
-    page.get_by_label("Class names").press("Enter")
-    page.locator("#overlay img").wait_for()
-    assert page.get_by_label("Class names").input_value() == "dog, background"
+    names.press("Enter")
+    visitor.wait_for_answer()
+    assert names.input_value() == "dog, background"
+    before = visitor.answers()
     page.get_by_role("button", name="Remove “background”").click()
-    page.locator("#attention-note [role=status]").wait_for()
-    assert page.get_by_label("Class names").input_value() == "dog"
-    assert page.locator("#legend li").count() == 1
+    visitor.wait_for_answer(before)
+    assert names.input_value() == "dog" and visitor.legend() == ["dog"]
 
-    _, before = visitor.picture("#overlay")
-    page.locator("#background input").check()
-    page.locator("#threshold").wait_for()
-    visitor.picture("#overlay", other_than=before)
-    assert "none of these" in page.locator("#legend").inner_text()
+    page.locator("#vocabulary input").click()
+    page.get_by_role("option", name="PASCAL VOC 2012").click()
+    page.locator("#chips li").nth(19).wait_for()
+    assert names.input_value().startswith("aeroplane, bicycle") and page.locator("#chips li").count() == 20
+    assert "20 classes" in page.locator("#chips").inner_text()
+    page.locator("#vocabulary input").click()
+    page.get_by_role("option", name="My own names").click()
+    page.locator("#chips li").nth(1).wait_for(state="detached")
+    assert names.input_value() == "dog", "one's own names come back"
+
+    page.locator("#model input").click()
+    page.get_by_role("option", name="full").click()
+    assert "LDVC_FULL" in page.locator("#model-problem [role=status]").inner_text()
 
 
 def test_two_visitors_see_their_own(browser, url: str) -> None:
@@ -249,28 +330,30 @@ def test_two_visitors_see_their_own(browser, url: str) -> None:
     for visitor in visitors:
         visitor.page.get_by_role("button", name="Segment", exact=True).click()
     for visitor, photo, names in zip(visitors, photos, questions, strict=True):
-        painted, before = visitor.picture("#overlay")
-        assert painted.shape[1::-1] == Image.open(photo).size
-        assert [each.strip() for each in visitor.page.locator("#legend .ldvc-name").all_inner_texts()] == names.split(", ")
-        visitor.page.locator("#background input").check()  # drawn again from what the server remembers of this visitor
-        again, _ = visitor.picture("#overlay", other_than=before)
-        assert again.shape == painted.shape
-    for visitor in visitors:
+        visitor.wait_for_answer()
+        assert visitor.painted().shape[1::-1] == Image.open(photo).size
+        assert visitor.legend() == names.split(", ")
+    for visitor, photo, names in zip(visitors, photos, questions, strict=True):  # from what the server remembers of each
+        name, content = visitor.download("data")
+        assert name == f"{photo.stem}-segmentation.json"
+        assert [each["name"] for each in json.loads(content)["classes"]] == names.split(", ")
         visitor.close()
 
 
-def test_narrow_window(browser, url: str) -> None:
-    """At the width of a phone nothing sticks out, and both attention maps stand side by side."""
-    visitor = Visitor(browser, url, width=390)
-    visitor.page.locator("#examples button").nth(2).click()
-    visitor.page.locator("#photo img").wait_for()
+def test_phone_in_the_dark(browser, url: str) -> None:
+    """At the width of a phone nothing sticks out in any tab, and every tab can be reached."""
+    visitor = Visitor(browser, url, width=390, dark=True)
+    page = visitor.page
+    page.locator("#examples button").nth(2).click()
+    page.locator("#photo img").wait_for()
     visitor.segment()
-    visitor.picture("#attention-without-lcsa")
-    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
-    left, right = (
-        visitor.page.locator(f"#attention-{which}-lcsa").bounding_box() for which in ("with", "without")
-    )
-    assert left["x"] + left["width"] <= right["x"] and abs(left["y"] - right["y"]) < 2
+    visitor.wait_for_answer()
+    for title in ("Attention", "Routing", "Space", "Compare", "Segment"):
+        tab = page.get_by_role("tab", name=title)
+        with page.expect_response(lambda response: "/queue/data" in response.url):
+            tab.click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, title
     visitor.close()
 
 
@@ -294,13 +377,31 @@ def test_program(url: str) -> None:
     if data["model"] == "lite":
         assert data["classes"][0]["area"] > 0.1 and data["classes"][2]["area"] < data["classes"][0]["area"]
 
-    with_lcsa, without_lcsa = client.predict(
+    with_lcsa, without_lcsa, _, _ = client.predict(
         photo=handle_file(str(DOG)), names="dog, grass, cat", name="dog", api_name="/attention"
     )
     first, second = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (with_lcsa, without_lcsa))
-    assert first.shape == second.shape and differ(first, second)
+    assert first.shape == second.shape
+    assert (np.abs(first - second).max(axis=2) > 0).mean() > 0.05, "attention with and without LCSA must not be the same"
+
+    lists = client.predict(vocabulary="", api_name="/vocabulary")["vocabularies"]
+    assert {"household", "voc20", "coco80", "context59", "coco_stuff171"} <= set(lists)
+    found = client.predict(vocabulary="voc20", api_name="/vocabulary")
+    assert found["title"] == lists["voc20"] and len(found["classes"]) == 20
+    assert found["classes"][11]["name"] == "dog" and found["classes"][11]["seen"] is True
+    file = client.predict(
+        photo=handle_file(str(DOG)), names="dog, grass, cat", use_background=True, threshold=0.5, kind="mask",
+        api_name="/download",
+    )  # fmt: skip
+    mask = Image.open(file)
+    assert Path(file).name == "dog-mask.png" and mask.mode == "P"
+    assert np.array_equal(np.asarray(mask), labels)
 
     with pytest.raises(AppError, match="at least one class name"):
         client.predict(photo=handle_file(str(DOG)), names=" ", api_name="/segment")
     with pytest.raises(AppError, match="not a picture"):
         client.predict(photo=handle_file(str(ROOT / "app.py")), names="dog", api_name="/segment")
+    with pytest.raises(AppError, match="no vocabulary “klingon”; choose one of household"):
+        client.predict(vocabulary="klingon", api_name="/vocabulary")
+    with pytest.raises(AppError, match="is not among the names"):
+        client.predict(photo=handle_file(str(DOG)), names="dog", name="cat", api_name="/attention")

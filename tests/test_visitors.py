@@ -80,8 +80,8 @@ def act(address: str, name: str, photo: Path) -> list[str]:
     visitor = Visitor(address)
     shown = []
 
-    def note(elem_id: str, event: str) -> None:
-        answer = visitor.trigger(elem_id, event)
+    def note(elem_id: str, event: str, data: Any = None) -> None:
+        answer = visitor.trigger(elem_id, event, data)
         assert answer.errors == []
         outputs = {str(component): seen(visitor, output) for component, output in answer.outputs.items()}
         shown.append(json.dumps(outputs, sort_keys=True))
@@ -90,13 +90,10 @@ def act(address: str, name: str, photo: Path) -> list[str]:
     for names in NAMES[name]:
         visitor.set("names", names)
         note("run", "click")
-        visitor.set("background", True)
-        visitor.set("threshold", 0.4)
-        note("threshold", "release")
-        for tab in ("attention", "compare", "segment"):
+        note("overlay", "threshold", {"value": 0.4})
+        for tab in ("attention", "routing", "space", "compare", "segment"):
             note(f"tab-{tab}", "select")
-        visitor.set("background", False)
-        note("background", "input")
+        note("overlay", "threshold", {"value": None})
     visitor.close()
     return shown
 

@@ -2,168 +2,332 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ldvc.names import synonyms_of
+from ldvc.visualize import colours_for, rgb
 from ldvc.web import html, texts
-from ldvc.web.handlers import MAPS_SHOWN, Handlers, Models, Problem, Visit
-from ldvc.web.layout import EXAMPLES_FOLDER, build_page, read_examples, uploaded_file
+from ldvc.web.downloads import KINDS, Identity, Look, make_file, safe_name
+from ldvc.web.handlers import LCSA_OFF, Handlers
+from ldvc.web.inputs import EXAMPLES_FOLDER, read_examples, uploaded_file
+from ldvc.web.layout import build_page
+from ldvc.web.models import Catalogue, Models
+from ldvc.web.views.inline import photo_uri
+from ldvc.web.views.segmentation import MAPS_SHOWN, class_maps, viewer_data
+from ldvc.web.visit import Problem, Visit
+from ldvc.web.vocabularies import vocabularies
 from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
+IDENTITY = Identity("tiny", "0" * 64)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
 
 
 @pytest.fixture(scope="module")
-def handlers(models: Models) -> Handlers:
-    return Handlers(models)
+def handlers(catalogue: Catalogue) -> Handlers:
+    return Handlers(catalogue)
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (6, 9, 3), dtype=np.uint8))
-    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    path = tmp_path_factory.mktemp("photos") / "my photo.v2.png"
     small.resize((360, 240), Image.Resampling.BICUBIC).save(path)
     return str(path)
 
 
+# ---- asking -----------------------------------------------------------------------------------------------------------
+
+
 def test_first_answer(handlers: Handlers, photo: str) -> None:
-    view, visit = handlers.segment(photo, " dog, Zebra,dog ", False, 0.5, Visit())
-    assert view.names == "dog, Zebra"
-    assert view.overlay.shape == (240, 360, 3)
-    assert [(entry.name, entry.seen) for entry in view.legend] == [("dog", True), ("Zebra", False)]
-    assert sum(entry.share for entry in view.legend) == pytest.approx(1)
-    assert view.none_share is None and not view.context_added
-    assert len(view.maps) == 2 and "unseen" in view.maps[1][1]
-    assert view.attention.name == "dog" and not view.attention.note
-    assert view.attention.with_lcsa.shape == view.attention.without_lcsa.shape
-    assert (view.attention.with_lcsa != view.attention.without_lcsa).any()
-    assert view.summary["classes"][1] == {
-        "name": "Zebra", "seen": False, "area": round(view.legend[1].share, 4), "colour": view.legend[1].colour
-    }  # fmt: skip
-    assert set(np.unique(view.label_map)) <= {1, 2}
-    assert "/" not in view.summary["model"], "where the checkpoint lies is nobody's business"
+    visit = handlers.segment(photo, " dog, Zebra | donkey,dog ", False, 0.5, Visit())
+    assert visit.asked == ["dog", "Zebra | donkey"] and visit.names == ["dog", "Zebra"]
+    assert visit.chosen == "dog" and visit.background is None and not visit.context_added
+    (result,) = handlers.results(visit, "ldvc")
+    assert result.size == (240, 360) and result.seen == [True, False]
+    assert visit.photo_name == "my photo.v2.png"
+
+
+def test_arms_are_computed_when_they_are_asked_for(
+    handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = handlers.segment(photo, "dog, cat", True, 0.5, Visit())
+    assert list(visit.results) == ["ldvc"]
+    main = handlers.models(visit).main
+    monkeypatch.setattr(main, "encode_image", lambda image: pytest.fail("the photo was encoded again"))
+    arms = ["ldvc_without_lcsa", "zegclip", "clip", LCSA_OFF]
+    results = handlers.results(visit, *arms)
+    assert [result.arm for result in results[:3]] == arms[:3]
+    assert all(result.background == 0.5 for result in results)
+    main_logits, off = visit.results["ldvc"]._outputs[0].logits, visit.results[LCSA_OFF]._outputs[0].logits
+    assert off.shape == main_logits.shape and not torch.allclose(off, main_logits)
+    assert handlers.results(visit, "zegclip")[0] is results[1], "a result is kept"
 
 
 def test_new_names_do_not_encode_the_photo_again(
     handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, visit = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
-    main = handlers.models.main
+    visit = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
+    main = handlers.models(visit).main
     monkeypatch.setattr(main, "encode_image", lambda image: pytest.fail("the photo was encoded again"))
-    view, after = handlers.segment(photo, "sky, dog, tree", False, 0.5, visit)
-    assert after.image is visit.image and len(view.legend) == 3
+    after = handlers.segment(photo, "sky, cat, tree", False, 0.5, visit)
+    assert after.image is visit.image and after.names == ["sky", "cat", "tree"]
+    assert after.version > visit.version and list(after.results) == ["ldvc"]
+    handlers.choose("cat", after)
+    assert handlers.segment(photo, "cat, tree", False, 0.5, after).chosen == "cat", "the choice stays while the name does"
+    assert not handlers.choose("horse", after) and after.chosen == "cat"
 
 
 def test_threshold(handlers: Handlers, photo: str) -> None:
-    view, visit = handlers.segment(photo, "dog, cat", True, 1.0, Visit())
-    assert view.none_share == pytest.approx(1, abs=0.01)
-    view, visit = handlers.rethreshold(True, 0.0, visit)
-    assert view.none_share == 0
-    view, visit = handlers.rethreshold(False, 1.0, visit)
-    assert view.none_share is None and view.summary["threshold"] is None
-    assert handlers.rethreshold(True, 0.5, Visit()) is None
-
-
-def test_attention_to_another_name(handlers: Handlers, photo: str) -> None:
-    first, visit = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
-    view, visit = handlers.attend("cat", visit)
-    assert view.name == "cat" and (view.with_lcsa != first.attention.with_lcsa).any()
-    again, _ = handlers.segment(photo, "sky, cat", False, 0.5, visit)
-    assert again.attention.name == "cat"  # the choice stays while the name does
-    assert handlers.attend("horse", visit) is None
-    assert handlers.attend("cat", Visit()) is None
+    visit = handlers.segment(photo, "dog, cat", True, 1.0, Visit())
+    assert (handlers.results(visit, "ldvc")[0].labels == -1).mean() > 0.99
+    assert handlers.rethreshold(0.0, visit) and visit.background == 0.0
+    assert (handlers.results(visit, "ldvc")[0].labels >= 0).all()
+    version = visit.version
+    assert not handlers.rethreshold(0.0, visit) and visit.version == version, "nothing new, nothing drawn"
+    assert handlers.rethreshold(7, visit) and visit.background == 1.0
+    assert handlers.rethreshold(None, visit) and visit.background is None
+    assert not handlers.rethreshold(0.5, Visit())
 
 
 def test_one_name_gets_company_that_can_be_removed(handlers: Handlers, photo: str) -> None:
-    view, visit = handlers.segment(photo, "dog", False, 0.5, Visit())
-    assert view.names == "dog, background" and view.context_added
-    view, visit = handlers.remove_context(photo, view.names, False, 0.5, visit)
-    assert view.names == "dog" and not view.context_added
-    assert view.attention.note == texts.ATTENTION_ONE
-    view, visit = handlers.segment(photo, "Dog", False, 0.5, visit)
-    assert view.names == "Dog" and not view.context_added  # still declined
-    view, visit = handlers.segment(photo, "cat", False, 0.5, visit)
-    assert view.names == "cat, background"  # another name, another question
-    view, visit = handlers.segment(photo, "cat", False, 0.5, visit)
-    assert view.names == "cat"  # deleted by hand is declined, too
-    view, visit = handlers.segment(photo, "background", False, 0.5, visit)
-    assert view.names == "background"
-    view, _ = handlers.segment(photo, "dog", False, 0.5, Visit(), add_context=False)
-    assert view.names == "dog"
+    def ask(names: str, visit: Visit, **options) -> Visit:
+        return handlers.segment(photo, names, False, 0.5, visit, **options)
+
+    visit = ask("dog", Visit())
+    assert visit.asked == ["dog", "background"] and visit.context_added
+    visit = handlers.remove_context(photo, "dog, background", False, 0.5, visit)
+    assert visit.asked == ["dog"] and not visit.context_added
+    visit = ask("Dog", visit)
+    assert visit.asked == ["Dog"] and not visit.context_added  # still declined
+    visit = ask("cat | kitten", visit)
+    assert visit.asked == ["cat | kitten", "background"]  # another name, another question
+    visit = ask("cat | kitten", visit)
+    assert visit.asked == ["cat | kitten"]  # deleted by hand is declined, too
+    assert ask("background", visit).asked == ["background"]
+    assert ask("dog", Visit(), add_context=False).asked == ["dog"]
     with pytest.raises(Problem, match="at least one") as caught:  # the names were deleted before the button was pressed
         handlers.remove_context(photo, "", False, 0.5, visit)
     assert caught.value.field == "names"
 
 
 @pytest.mark.parametrize(
-    ("photo_kind", "names", "field", "says"),
+    ("photo_kind", "names", "model", "field", "says"),
     [
-        (None, "dog", "photo", texts.NO_PHOTO),
-        ("gone", "dog", "photo", texts.NO_PHOTO),
-        ("text", "dog", "photo", "not a picture"),
-        ("good", " , ", "names", "at least one"),
-        ("good", None, "names", "at least one"),
-        ("good", "x" * 100, "names", "commas"),
-        ("good", ",".join(f"n{i}" for i in range(300)), "names", "at most 200"),
+        (None, "dog", None, "photo", texts.NO_PHOTO),
+        ("gone", "dog", None, "photo", texts.NO_PHOTO),
+        ("text", "dog", None, "photo", "not a picture"),
+        ("good", " , ", None, "names", "at least one"),
+        ("good", None, None, "names", "at least one"),
+        ("good", "x" * 100, None, "names", "commas"),
+        ("good", ",".join(f"n{i}" for i in range(300)), None, "names", "at most 200"),
+        ("good", "dog", "full", "model", "LDVC_FULL"),
+        ("good", "dog", "huge", "model", "choose one of"),
     ],
 )
 def test_problems_are_sentences_beside_a_field(
-    handlers: Handlers, photo: str, tmp_path: Path, photo_kind: str | None, names: str, field: str, says: str
+    handlers: Handlers, photo: str, tmp_path: Path, photo_kind: str | None, names: str, model: str, field: str, says: str
 ) -> None:
     text = tmp_path / "notes.jpg"
     text.write_text("not a picture")
     path = {None: None, "gone": str(tmp_path / "gone.png"), "text": str(text), "good": photo}[photo_kind]
     visit = Visit()
     with pytest.raises(Problem, match=says) as caught:
-        handlers.segment(path, names, False, 0.5, visit)
+        handlers.segment(path, names, False, 0.5, visit, model=model)
     assert caught.value.field == field
     assert visit == Visit()
 
 
-def test_answers_and_problems_can_be_handed_to_another_process(handlers: Handlers, photo: str) -> None:
+def test_full_model_when_it_is_there(handlers: Handlers, photo: str, tmp_path: Path) -> None:
+    """A second checkpoint answers under the key "full"; a photo goes to its own towers, not to the other's."""
+    full = save_tiny_checkpoint(tmp_path, metadata={"seen_names": ["cat"]})
+    both = Handlers(Catalogue(handlers.catalogue.get(None), str(full)))
+    visit = both.segment(photo, "dog, cat", False, 0.5, Visit())
+    after = both.segment(photo, "dog, cat", False, 0.5, visit, model="full")
+    assert after.model == "full" and after.image is not visit.image
+    assert both.results(after, "ldvc")[0].seen == [False, True]
+    broken = Handlers(Catalogue(handlers.catalogue.get(None), str(tmp_path / "nothing")))
+    with pytest.raises(Problem, match="could not be loaded.*no folder"):
+        broken.segment(photo, "dog", False, 0.5, Visit(), model="full")
+
+
+def test_visits_and_problems_can_be_handed_to_another_process(handlers: Handlers, photo: str) -> None:
     """ZeroGPU runs the actions in a process of its own."""
-    view, visit = pickle.loads(pickle.dumps(handlers.segment(photo, "dog, cat", False, 0.5, Visit())))
-    assert view.names == "dog, cat" and handlers.rethreshold(True, 1.0, visit)[0].none_share == pytest.approx(1, abs=0.01)
+    visit = pickle.loads(pickle.dumps(handlers.segment(photo, "dog, cat", False, 0.5, Visit())))
+    assert handlers.rethreshold(1.0, visit) and (handlers.results(visit, "ldvc")[0].labels == -1).mean() > 0.99
     problem = pickle.loads(pickle.dumps(Problem("names", "Type a name.")))
     assert (problem.field, str(problem)) == ("names", "Type a name.")
 
 
-def test_many_names(handlers: Handlers, photo: str) -> None:
-    view, _ = handlers.segment(photo, ",".join(f"thing {i}" for i in range(80)), False, 0.5, Visit())
-    assert len(view.legend) == 80 and len(view.maps) == MAPS_SHOWN
-
-
 def test_checkpoint_without_the_other_arm(tmp_path: Path, photo: str) -> None:
-    lonely = Handlers(Models(str(save_tiny_checkpoint(tmp_path, arms=("ldvc",)))))
-    view, _ = lonely.segment(photo, "dog, cat", False, 0.5, Visit())
-    assert view.attention.without_lcsa is None and view.attention.note == texts.ATTENTION_MISSING
-    assert view.attention.with_lcsa is not None
+    lonely = Handlers(Catalogue(Models(str(save_tiny_checkpoint(tmp_path, arms=("ldvc",))))))
+    visit = lonely.segment(photo, "dog, cat", False, 0.5, Visit())
+    assert lonely.results(visit, "ldvc_without_lcsa", "clip")[0] is None
+    assert lonely.models(visit).arms() == ["ldvc", "clip"]
 
 
-def test_names_are_text(handlers: Handlers, photo: str) -> None:
-    view, _ = handlers.segment(photo, f"dog, {EVIL}", False, 0.5, Visit())
-    for fragment in (html.legend(view.legend, 0.2), html.problem(EVIL), html.notice(EVIL), html.header(EVIL)):
-        assert "<img" not in fragment
-    assert "&lt;img src=x onerror=alert(1)&gt;" in html.legend(view.legend, None)
+# ---- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def test_legend_says_seen_and_unseen_in_words() -> None:
-    entries = [html.LegendEntry("dog", True, "#112233", 0.004), html.LegendEntry("zebra", False, "#445566", 0.5)]
-    fragment = html.legend(entries, 0.496)
-    assert ">seen<" in fragment and ">unseen<" in fragment and "ldvc-striped" in fragment
-    assert "&lt;1&#8239;%" in fragment and "50&#8239;%" in fragment
-    assert texts.NONE_OF_THESE in fragment
+def decoded(uri: str) -> np.ndarray:
+    import base64
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_data_of_the_viewer(handlers: Handlers, photo: str) -> None:
+    visit = handlers.segment(photo, f"dog, {EVIL}, sky | heaven", True, 0.6, Visit())
+    (result,) = handlers.results(visit, "ldvc")
+    data = viewer_data(result, photo=photo_uri(result.picture, long_side=1024), opacity=0.3, outline=False)
+    marks = decoded(data["labels"])
+    assert np.array_equal(marks[..., 0].astype(int) - 1, result.labels_at((240, 360)))
+    assert np.array_equal(marks[..., 1].astype(int) - 1, result.scores.argmax(axis=0))
+    scores = decoded(data["scores"])
+    assert np.abs(scores / 255 - result.scores_at(scores.shape).max(axis=0)).max() <= 0.5 / 255 + 1e-6
+    assert [each["title"] for each in data["classes"]] == ["dog", EVIL, "sky | heaven"]
+    assert [each["name"] for each in data["classes"]] == result.names
+    assert (data["threshold"], data["opacity"], data["outline"]) == (0.6, 0.3, False)
+    assert decoded(data["photo"]).shape == (240, 360, 3)
+    assert "/" not in handlers.models(visit).name, "where the checkpoint lies is nobody's business"
+
+
+def test_class_maps(handlers: Handlers, photo: str) -> None:
+    visit = handlers.segment(photo, ",".join([EVIL, "dog", *(f"thing {i}" for i in range(80))]), False, 0.5, Visit())
+    fragment = class_maps(handlers.results(visit, "ldvc")[0])
+    assert fragment.count("<figure") == MAPS_SHOWN and f"{MAPS_SHOWN} classes that cover most" in fragment
+    visit = handlers.segment(photo, f"dog, {EVIL}", False, 0.5, Visit())
+    fragment = class_maps(handlers.results(visit, "ldvc")[0])
+    assert fragment.count("<figure") == fragment.count("<img src=\"data:image/png") == fragment.count("<img") == 2
+    assert "&lt;img src=x onerror=alert(1)&gt;" in fragment
+
+
+def test_names_are_text() -> None:
+    for fragment in (html.chips([(EVIL, True)]), html.problem(EVIL), html.notice(EVIL), html.empty(EVIL)):
+        assert "<img" not in fragment and "&lt;img src=x onerror=alert(1)&gt;" in fragment
+
+
+def test_chips_say_seen_and_unseen_in_words() -> None:
+    fragment = html.chips([("dog", True), ("zebra | donkey", False)])
+    assert re.findall(r'ldvc-tag ldvc-(\w+)">(\w+)<', fragment) == [("seen", "seen"), ("unseen", "unseen")]
+    assert 'data-index="1" aria-label="Remove zebra | donkey"' in fragment
+    assert "20 classes" in html.chips([(f"thing {i}", i < 7) for i in range(20)])
+    assert "masks of 7 " in html.chips([(f"thing {i}", i < 7) for i in range(20)])
+    assert html.chips([]) == ""
+
+
+# ---- downloads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(handlers: Handlers, photo: str):
+    visit = handlers.segment(photo, f"dog, {EVIL}, 空 | sky, dog/../cat", True, 0.5, Visit())
+    (found,) = handlers.results(visit, "ldvc")
+    found.background = float(np.median(found.scores.max(axis=0)))
+    return found
+
+
+def made(kind: str, result, look: Look | None = None) -> tuple[str, bytes]:
+    return make_file(kind, result, look=look or Look(), identity=IDENTITY, photo="my photo.v2.png")
+
+
+def test_mask_and_data_agree(result) -> None:
+    name, content = made("mask", result)
+    mask = Image.open(io.BytesIO(content))
+    assert name == "my_photo_v2-mask.png" and mask.mode == "P" and mask.size == (360, 240)
+    assert np.array_equal(np.asarray(mask), result.labels + 1)
+    palette = np.array(mask.getpalette()[: 3 * 5]).reshape(5, 3)
+    name, content = made("data", result)
+    data = json.loads(content)
+    assert name == "my_photo_v2-segmentation.json"
+    assert [each["name"] for each in data["classes"]] == ["dog", EVIL, "空", "dog/../cat"]
+    assert data["classes"][2]["synonyms"] == ["sky"] and data["classes"][0]["seen"] is True
+    for each in data["classes"]:
+        inside = np.asarray(mask) == each["index"]
+        assert each["pixels"] == inside.sum() and each["area"] == pytest.approx(inside.mean(), abs=1e-6)
+        assert tuple(palette[each["index"]]) == rgb(each["colour"])
+        scores = result.scores[each["index"] - 1]
+        assert each["score"]["highest"] == pytest.approx(scores.max(), abs=1e-4)
+        if inside.any():
+            assert each["score"]["mean"] == pytest.approx(scores[inside].mean(), abs=1e-4)
+        else:
+            assert each["score"]["mean"] is None
+    assert data["none_of_these"]["pixels"] == (np.asarray(mask) == 0).sum() > 0
+    assert data["threshold"] == result.background
+    assert data["model"] == {"checkpoint": "tiny", "arm": "ldvc", "weights_sha256": "0" * 64, "software": "ldvc 0.1.0"}
+
+
+def test_masks_in_a_zip(result) -> None:
+    name, content = made("masks", result)
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert name == "my_photo_v2-masks.zip"
+    assert archive.namelist() == [
+        "0_none_of_these.png", "1_dog.png", "2_img_src_x_onerror_alert_1.png", "3_空.png", "4_dog_cat.png", "classes.json",
+    ]  # fmt: skip
+    for index, member in enumerate(archive.namelist()[:-1]):
+        mask = np.asarray(Image.open(archive.open(member)))
+        assert set(np.unique(mask)) <= {0, 255}
+        assert np.array_equal(mask == 255, result.labels + 1 == index)
+    assert json.loads(archive.read("classes.json")) == json.loads(made("data", result)[1])
+
+
+def test_overlay_file(result) -> None:
+    name, content = made("overlay", result, Look(opacity=1.0, outline=False, alone="dog"))
+    painted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    inside = result.labels == 0
+    assert name == "my_photo_v2-overlay.png" and inside.any()
+    assert (painted[inside] == rgb(colours_for(result.names)[0])).all()
+    others = painted[~inside]
+    assert (others == others[:, :1]).all(), "the others are grey"
+    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, Look(opacity=0.0, outline=False))[1])))
+    assert np.array_equal(untouched[result.labels >= 0], result.picture[result.labels >= 0])
+
+
+def test_safe_names() -> None:
+    assert safe_name("../../etc/passwd") == "etc_passwd"
+    assert safe_name("???") == "class" and safe_name("CON:\\a*b") == "CON_a_b"
+    assert len(safe_name("long " * 40)) <= 40
+    assert set(KINDS) == set(texts.DOWNLOADS)
+
+
+def test_digest_is_of_the_weights(handlers: Handlers, tmp_path: Path) -> None:
+    main = handlers.catalogue.get(None).main
+    again = Models(main.source).main
+    assert re.fullmatch("[0-9a-f]{64}", main.weights_digest) and again.weights_digest == main.weights_digest
+    other = Models(main.source).main
+    with torch.no_grad():
+        next(iter(other.model.decoder.parameters())).add_(1e-3)
+    assert other.weights_digest != main.weights_digest
+
+
+# ---- what the page is made of -----------------------------------------------------------------------------------------
+
+
+def test_vocabularies() -> None:
+    lists = vocabularies()
+    sizes = {key: len(each.classes) for key, each in lists.items()}
+    assert list(sizes)[:5] == ["household", "voc20", "coco80", "context59", "coco_stuff171"]
+    assert (sizes["voc20"], sizes["coco80"], sizes["context59"], sizes["coco_stuff171"]) == (20, 80, 59, 171)
+    for each in lists.values():
+        words = [word.casefold() for name in each.classes for word in synonyms_of(name)]
+        assert len(set(words)) == len(words) <= 200 and each.title and each.source
+        assert not any("," in word for word in words)
+    assert set(lists["coco80"].classes) < set(lists["coco_stuff171"].classes)
 
 
 def test_examples_are_complete() -> None:
@@ -181,12 +345,13 @@ def test_uploaded_file() -> None:
     assert uploaded_file(SimpleNamespace(path="/tmp/x.jpg")) == "/tmp/x.jpg"
 
 
-def test_page_is_declared_with_documented_endpoints(models: Models) -> None:
-    page = build_page(models)
-    endpoints = page.get_api_info()["named_endpoints"]
-    assert set(endpoints) == {"/segment", "/attention"}
-    for endpoint in endpoints.values():
-        assert endpoint["description"]
+def test_page_is_declared_with_documented_endpoints(catalogue: Catalogue) -> None:
+    endpoints = build_page(catalogue).get_api_info()["named_endpoints"]
+    assert set(endpoints) == {
+        "/segment", "/attention", "/routing", "/space", "/compare", "/vocabulary", "/download"
+    }  # fmt: skip
+    for name, endpoint in endpoints.items():
+        assert len(endpoint["description"]) > 60, name
     assert [each["parameter_name"] for each in endpoints["/segment"]["parameters"]] == [
         "photo", "names", "use_background", "threshold"
     ]  # fmt: skip

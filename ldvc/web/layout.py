@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ldvc.web import html, texts
+from ldvc.web import api, html, texts
 from ldvc.web.handlers import Handlers
 from ldvc.web.inputs import EXAMPLES_FOLDER, Question
 from ldvc.web.models import Catalogue
@@ -83,7 +83,7 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
             with gr.Column(scale=4, min_width=320, elem_classes="ldvc-question"):
                 question = Question(handlers, visit)
-            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"), gr.Tabs(elem_id="tabs"):
+            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"), gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                 tabs: dict[str, Tab] = {}
                 places: dict[str, gr.Tab] = {}
                 for kind in TABS:
@@ -132,7 +132,7 @@ def wire(
         press_segment,
         asked,
         changed,
-        show_progress_on=[question.run, *tabs["segment"].outputs[:1]],
+        show_progress_on=[question.run, *segment_tab.outputs[:2]],
         **private,
     )
     question.remove_context.click(press_remove, asked, changed, show_progress_on=[question.remove_context], **private)
@@ -144,5 +144,6 @@ def wire(
     question.wire()
     for tab in tabs.values():
         tab.wire()
+    api.declare(handlers, question, visit, segment_tab)
     for tab in tabs.values():
         tab.endpoints()

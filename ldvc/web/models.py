@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.predictor import PREDICTOR_ARMS, Predictor
 from ldvc.web import texts
+from ldvc.web.gpu import gpu_is_lent
 from ldvc.web.visit import Problem
 
 MAIN_ARM = "ldvc"
@@ -67,6 +70,18 @@ class Catalogue:
         beside = Path(__file__).resolve().parents[2] / "assets" / "full"
         full = os.environ.get("LDVC_FULL") or (str(beside) if beside.is_dir() else None)
         return cls(os.environ.get("LDVC_MODEL", "lite"), full)
+
+    def warm(self) -> None:
+        """Load every arm of the page's own checkpoint and answer once, so that no visitor waits for it.
+
+        On ZeroGPU only the loading: it has to happen before the page is served, and there is no GPU yet.
+        """
+        models = self.get(None)
+        arms = models.arms()
+        if not gpu_is_lent():
+            state = models.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
+            for arm in arms:
+                models.other(arm).segment(["warm", "up"], image=state)
 
     @property
     def choices(self) -> list[str]:

@@ -29,7 +29,7 @@ MAX_FILE_BYTES = 10_000_000  # the Hub wants large-file storage from here on, an
 
 SINGLE_FILES = ("app.py", "README.md", "requirements.txt", "LICENSE")
 FOLDERS = {  # folder -> kinds of files in it that the page reads or its README shows
-    "ldvc": (".py", ".css", ".js", ".json"),
+    "ldvc": (".py", ".html", ".css", ".js", ".json", ".txt"),
     "assets": (".jpg", ".png", ".json", ".md", ".safetensors"),
 }
 NEEDED = (  # beside SINGLE_FILES and what the indexes among the pushed files name

@@ -36,6 +36,8 @@ FULL_MISSING = (
     "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Lite answers meanwhile."
 )
 FULL_FAILED = "The full model could not be loaded."
+NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
+NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
 NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."

@@ -123,7 +123,9 @@ class AttentionTab(Tab):
                 [(texts.ATTENTION_MEAN, -1), *((str(head + 1), head) for head in range(heads))],
                 value=-1 if settings.head is None else settings.head,
             ),
-            self.names: gr.Dropdown(visit.names, value=shown, visible=len(visit.names) > SHOWN),
+            self.names: gr.Dropdown(
+                visit.names, value=shown, multiselect=True, visible=len(visit.names) > SHOWN
+            ),
             self.rescale: settings.rescale,
             self.off: settings.off,
             self.name: gr.Dropdown(visit.names, value=visit.chosen),
@@ -283,9 +285,9 @@ class AttentionTab(Tab):
                 lambda: gr.Number(0, precision=0, label="Head from 1; 0 = mean"),
             ],
             [
-                lambda: gr.Image(label="LDVC with LCSA", format="png"),
-                lambda: gr.Image(label="LDVC without LCSA", format="png"),
-                lambda: gr.Image(label="ZegCLIP's decoder", format="png"),
+                lambda: gr.Image(label="LDVC with LCSA", format="jpeg"),
+                lambda: gr.Image(label="LDVC without LCSA", format="jpeg"),
+                lambda: gr.Image(label="ZegCLIP's decoder", format="jpeg"),
                 lambda: gr.JSON(label="Data"),
             ],
             "attention",

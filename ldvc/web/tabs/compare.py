@@ -86,6 +86,6 @@ class CompareTab(Tab):
                 lambda: gr.Checkbox(label="Allow none of these"),
                 lambda: gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"),
             ],
-            [lambda: gr.Gallery(label="Painted photos", format="png"), lambda: gr.JSON(label="Data")],
+            [lambda: gr.Gallery(label="Painted photos", format="jpeg"), lambda: gr.JSON(label="Data")],
             "compare",
         )

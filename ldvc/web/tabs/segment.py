@@ -21,7 +21,12 @@ from ldvc.web.visit import Visit
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parents[1]
-CLICK_LINK = "() => setTimeout(() => document.querySelector('#download-file a, a#download-file')?.click(), 50)"
+SAVE = """(file) => {
+    const link = document.createElement("a");
+    link.href = file.url;
+    link.download = file.orig_name;
+    link.click();
+}"""
 
 
 class SegmentTab(Tab):
@@ -85,7 +90,7 @@ class SegmentTab(Tab):
                 show_progress="minimal",
                 show_progress_on=button,
                 api_visibility="private",
-            ).success(None, None, None, js=CLICK_LINK, api_visibility="private")
+            ).success(None, self.file, None, js=SAVE, api_visibility="private")
 
     def look_of(self, visit: Visit) -> Look:
         """How the visitor likes the overlay."""

@@ -1,0 +1,193 @@
+"""The explaining tabs without a browser: what they draw for a visit, what they remember, and what they never compute again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldvc.web.handlers import LCSA_OFF, Handlers
+from ldvc.web.models import Catalogue
+from ldvc.web.tabs import program, texts
+from ldvc.web.tabs.attention import SHOWN, AttentionTab
+from ldvc.web.tabs.compare import CompareTab
+from ldvc.web.tabs.routing import RoutingTab, spot_data
+from ldvc.web.tabs.space import SpaceTab, space_data
+from ldvc.web.views.routing import Spot
+from ldvc.web.visit import Visit
+from tests.tiny import save_tiny_checkpoint
+
+KINDS = (AttentionTab, RoutingTab, SpaceTab, CompareTab)
+
+
+@pytest.fixture(scope="module")
+def handlers(tmp_path_factory: pytest.TempPathFactory) -> Handlers:
+    return Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    small.resize((215, 130), Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
+def build(handlers: Handlers) -> dict[type, object]:
+    """The tabs, in a page of their own."""
+    with gr.Blocks():
+        visit = gr.State(Visit())
+        tabs = {kind: kind(handlers, visit) for kind in KINDS}
+        for tab in tabs.values():
+            tab.wire()
+            tab.endpoints()
+    return tabs
+
+
+@pytest.fixture(scope="module")
+def tabs(handlers: Handlers) -> dict:
+    return build(handlers)
+
+
+@pytest.fixture
+def visit(handlers: Handlers, photo: str) -> Visit:
+    return handlers.segment(photo, "dog, zebra, sofa | couch", False, 0.5, Visit())
+
+
+def value(update: object) -> object:
+    """What an update sets."""
+    return update["value"] if isinstance(update, dict) else getattr(update, "value", update)
+
+
+def test_before_the_first_question_there_is_a_sentence(tabs: dict) -> None:
+    for tab in tabs.values():
+        changes = tab.update(Visit())
+        assert set(changes) <= set(tab.outputs) and len(changes) == 2
+        assert "Segment a photo first" in tab.empty.value
+
+
+def test_drawing_encodes_nothing_again(
+    tabs: dict, visit: Visit, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = handlers.models(visit).main
+    monkeypatch.setattr(type(main), "encode_image", lambda *_: pytest.fail("the photo was encoded again"))
+    for tab in tabs.values():
+        changes = tab.draw(visit)
+        assert set(changes) <= set(tab.outputs)
+    assert set(visit.results) == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
+
+    def segment(*_: object, **__: object) -> None:
+        pytest.fail("an answer that was kept was computed again")
+
+    monkeypatch.setattr(type(main), "segment", segment)
+    for tab in tabs.values():
+        tab.draw(visit)
+
+
+def test_tabs_are_drawn_again_only_when_what_they_show_has_changed(
+    tabs: dict, visit: Visit, handlers: Handlers
+) -> None:
+    for tab in tabs.values():
+        tab.draw(visit)
+    handlers.choose("zebra", visit)
+    redrawn = [kind for kind, tab in tabs.items() if visit.drawn[tab.key] != tab.stamp(visit)]
+    assert AttentionTab in redrawn and SpaceTab not in redrawn and CompareTab not in redrawn
+    assert handlers.rethreshold(0.7, visit)
+    assert all(visit.drawn[tab.key] != tab.stamp(visit) for tab in tabs.values())
+
+
+def test_attention_settings_stay_for_the_next_question(
+    tabs: dict, visit: Visit, handlers: Handlers, photo: str
+) -> None:
+    tab = tabs[AttentionTab]
+    settings = tab.settings(visit)
+    settings.layer, settings.head, settings.rescale, settings.off = 0, 1, True, True
+    after = handlers.segment(photo, "cat, dog", False, 0.5, visit)
+    changes = tab.update(after)
+    assert value(changes[tab.layer]) == 0 and value(changes[tab.head]) == 1
+    assert texts.ATTENTION_SCALE_RESCALED in changes[tab.grid]
+    assert changes[tab.grid].count("<figure") == 2 * 4  # two names, three decoders and the intervention
+    assert texts.INTERVENTION in changes[tab.grid] and LCSA_OFF in after.results
+    settings.layer, settings.head = 7, 99  # of a checkpoint with more of them
+    assert value(tab.update(after)[tab.layer]) == 1 and value(tab.update(after)[tab.head]) == -1
+
+
+def test_layers_and_heads_differ(tabs: dict, visit: Visit) -> None:
+    tab = tabs[AttentionTab]
+    drawn = set()
+    for layer in (0, 1):
+        for head in (None, 0, 1):
+            settings = tab.settings(visit)
+            settings.layer, settings.head = layer, head
+            drawn.add(tab.draw_pictures(visit)[tab.grid])
+    assert len(drawn) == 6
+
+
+def test_many_names_are_chosen_from(tabs: dict, handlers: Handlers, photo: str) -> None:
+    tab = tabs[AttentionTab]
+    visit = handlers.segment(photo, ", ".join(f"thing {i}" for i in range(20)), False, 0.5, Visit())
+    changes = tab.update(visit)
+    assert changes[tab.grid].count("<figure") == 3 * SHOWN
+    tab.settings(visit).names = ["thing 19", "thing 3", "gone"]
+    assert tab.shown(visit, tab.settings(visit)) == [3, 19]
+    assert "thing 19" in tab.draw_pictures(visit)[tab.grid]
+
+
+def test_one_name_is_explained(tabs: dict, handlers: Handlers, photo: str) -> None:
+    visit = handlers.segment(photo, "dog", False, 0.5, Visit(context_declined="dog"))
+    tab = tabs[AttentionTab]
+    assert "Add a second name" in value(tab.update(visit)[tab.note])
+    for each in tabs.values():
+        each.draw(visit)
+
+
+def test_spot_stays_within_the_next_grid(tabs: dict, visit: Visit) -> None:
+    tab = tabs[RoutingTab]
+    visit.kept["routing-spot"] = (500, -3)
+    changes = tab.draw_pictures(visit)
+    (result,) = tab.handlers.results(visit, "ldvc")
+    assert (value(changes[tab.row]), value(changes[tab.column])) == (result.grid[0], 1)
+    assert visit.kept["routing-spot"] == (result.grid[0] - 1, 0)
+
+
+def test_checkpoint_with_one_arm(tmp_path: Path, photo: str) -> None:
+    handlers = Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path, arms=("ldvc",)))))
+    visit = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
+    tabs = build(handlers)
+    for tab in tabs.values():
+        assert tab.draw(visit)
+    attention, space, compare = tabs[AttentionTab], tabs[SpaceTab], tabs[CompareTab]
+    assert attention.update(visit)[attention.grid].count(texts.ARM_MISSING) == 2 * 2
+    assert texts.ARM_MISSING in value(space.update(visit)[space.note])
+    assert compare.update(visit)[compare.view].count(texts.ARM_MISSING) == 2
+
+
+# ---- programs ---------------------------------------------------------------------------------------------------------
+
+
+def test_layers_and_heads_of_programs_count_from_one(visit: Visit, handlers: Handlers) -> None:
+    (result,) = handlers.results(visit, "ldvc")
+    assert program.layer_and_head(result, 0, None) == (1, None)
+    assert program.layer_and_head(result, 1, 2) == (0, 1)
+    with pytest.raises(gr.Error, match="no layer 3; ask for 1 to 2"):
+        program.layer_and_head(result, 3, 0)
+    with pytest.raises(gr.Error, match="no head 5"):
+        program.layer_and_head(result, 1, 5)
+
+
+def test_numbers_for_programs(tabs: dict, visit: Visit, handlers: Handlers) -> None:
+    (result,) = handlers.results(visit, "ldvc")
+    data = spot_data(Spot.of(result, 0, 1, layer=1, head=None), result.names)
+    assert np.sum(data["token_attention"]) == pytest.approx(1, abs=5e-3)
+    assert sum(data["softmax"].values()) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == visit.names
+    assert max(np.ravel(data["affinities"])) == pytest.approx(data["regions"][0]["affinity"], abs=1e-3)
+    found, words, missing = tabs[SpaceTab].space(visit)
+    numbers = space_data(found, words, visit.names)
+    assert not missing and words == ["dog", "zebra", "sofa", "couch"]
+    ldvc, zegclip = numbers["decoders"]["ldvc"], numbers["decoders"]["zegclip"]
+    assert ldvc["drift"]["classes"] == 0 == zegclip["drift"]["patches"]
+    assert [each["class"] for each in ldvc["names"]] == ["dog", "zebra", "sofa", "sofa"]
+    assert len(ldvc["patches"]["after"]) == result.grid[0] * result.grid[1]

@@ -1,0 +1,312 @@
+"""What the explaining tabs draw, read back from their HTML: pixels, coordinates, numbers, and names that stay text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldvc.predictor import Predictor
+from ldvc.space import movement_of, shared_space
+from ldvc.visualize import colours_for, heat_table
+from ldvc.web.tabs import texts
+from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
+from ldvc.web.views.compare import Painted, compare_view
+from ldvc.web.views.inline import heat_uri, number, photo_uri, scale_bar
+from ldvc.web.views.routing import BARS, Spot, route
+from ldvc.web.views.space import LINE, PATCHES, Frame, space_view, spread
+from tests.tiny import save_tiny_checkpoint
+
+EVIL = "<img src=x onerror=alert(1)>"
+NAMES = ["dog", EVIL, "sofa | couch"]
+TITLES = ["dog", EVIL, "sofa"]
+COLOURS = colours_for(TITLES)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, kind: str = "") -> list[dict[str, str]]:
+        return [each for name, each in self.tags if name == tag and kind in (each.get("class") or "").split() + [""]]
+
+
+def pixels(uri: str, mode: str = "RGB") -> np.ndarray:
+    assert uri.startswith("data:image/")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert(mode)).astype(int)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return Predictor.from_pretrained(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def results(predictor: Predictor) -> dict:
+    """A photo whose canvas is no whole number of patches, on a grid that no whole number of regions fills."""
+    photo = np.random.default_rng(0).integers(0, 255, (130, 215, 3), dtype=np.uint8)
+    image = predictor.encode_image(photo)
+    arms = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
+    return {arm: predictor.sibling(arm).segment(NAMES, image=image, features=arm != "clip") for arm in arms}
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_heat_is_the_scale_and_transparent_outside() -> None:
+    values = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 2.0]])
+    drawn = pixels(heat_uri(values))
+    expected = heat_table()[(values.clip(0, 1) * 255).round().astype(int)]
+    assert np.abs(drawn - expected).max() <= 3  # one of 255 steps
+    stretched = pixels(heat_uri(np.array([[0.2, 0.4]]), low=0.2, high=0.4))
+    assert (stretched[0, 0] == heat_table()[0]).all() and (stretched[0, 1] == heat_table()[255]).all()
+    inside = np.array([[True, False, True], [False, True, True]])
+    assert (pixels(heat_uri(values, inside=inside), "RGBA")[..., 3] == np.where(inside, 255, 0)).all()
+
+
+def test_photos_are_shrunk() -> None:
+    picture = np.zeros((300, 400, 3), dtype=np.uint8)
+    picture[:, 200:] = [255, 0, 0]
+    coloured, grey = (pixels(photo_uri(picture, long_side=200, grey=grey)) for grey in (False, True))
+    assert coloured.shape == (150, 200, 3) and np.abs(coloured[75, 180] - [254, 0, 0]).max() < 6
+    assert np.ptp(grey[75, 180]) == 0 and abs(grey[75, 180, 0] - (128 + (76 - 128) * 0.9)) < 3
+
+
+def test_numbers_and_scale_bar() -> None:
+    assert [number(0.5), number(-12.049, 1), number(-0.001)] == ["0.50", "−12.0", "0.00"]
+    page = Page(scale_bar("Share", 0.031, 0.043))
+    assert re.findall(r"0\.\d{3}", page.text) == ["0.031", "0.034", "0.037", "0.040", "0.043"]
+    assert "0.031" in page.all("div", "ldvc-scalebar")[0]["aria-label"]
+
+
+# ---- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def columns(results: dict) -> list[Column]:
+    found = [Column.of(arm, results[arm], layer=0, head=1) for arm in ("ldvc", "zegclip")]
+    return [*found, Column("ldvc_without_lcsa", None, None), Column("ldvc_lcsa_off", found[0].maps, found[0].result)]
+
+
+def test_attention_grid(columns: list[Column], results: dict) -> None:
+    photo = grey_photo(results["ldvc"].picture)
+    html = attention_grid(columns, TITLES, [True, False, True], COLOURS, [0, 1], photo=photo, rescale=False)
+    page = Page(html)
+    heats = page.all("img")
+    assert len(heats) == 2 * 3 and len(page.all("figure", "ldvc-map-missing")) == 2
+    assert texts.ARM_MISSING in page.text and texts.ATTENTION_SCALE in page.text
+    assert html.count(texts.INTERVENTION) >= 2 and all("alt" in heat for heat in heats)
+    assert EVIL in page.text and EVIL in heats[3]["alt"] and page.text.count("unseen") == 1
+    assert html.count(photo) == 1  # once for all maps
+
+    # The first map, enlarged by torch instead: patches of 16 pixels on the canvas, whose last column is partly padding.
+    result = results["ldvc"]
+    values = torch.from_numpy(result.cross_attention(layer=0, head=1)[0])[None, None]
+    height, width = result.extent
+    whole = torch.nn.functional.interpolate(values, scale_factor=16, mode="bilinear", align_corners=False)
+    canvas = whole[..., : round(height * 16), : round(width * 16)]
+    drawn = pixels(heats[0]["src"])
+    reference = torch.nn.functional.interpolate(canvas, size=drawn.shape[:2], mode="bilinear", align_corners=False)[
+        0, 0
+    ]
+    expected = heat_table()[(reference.numpy() * 255).round().astype(int)]
+    assert np.abs(drawn - expected).mean() < 2
+
+
+def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column]) -> None:
+    assert value_range(columns, [0, 1], rescale=False) == (0, 1)
+    low, high = value_range(columns, [1], rescale=True)
+    shown = np.concatenate([column.maps[1].ravel() for column in columns if column.maps is not None])
+    assert (low, high) == (pytest.approx(shown.min()), pytest.approx(shown.max()))
+    page = Page(attention_grid(columns, TITLES, [True] * 3, COLOURS, [1], photo="data:", rescale=True))
+    assert texts.ATTENTION_SCALE_RESCALED in page.text
+    assert number(low) in page.text or number(low, 3) in page.text
+    brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
+    assert brightest > heat_table()[230].astype(int).sum()  # the scale is used to its end
+
+
+def test_slider(columns: list[Column]) -> None:
+    page = Page(attention_slider(columns[0], columns[3], 1, EVIL, photo="data:", low=0, high=1))
+    assert [EVIL in each["alt"] for each in page.all("img")] == [True, True]
+    (line,) = page.all("input")
+    assert line["type"] == "range" and line["aria-label"] == texts.SLIDER_LABEL
+    assert texts.INTERVENTION in page.text and texts.ARM_TITLES["ldvc"] in page.text
+
+
+# ---- routing ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_spot_of_an_odd_grid(results: dict) -> None:
+    """Against the definition: regions of ceil(side / 3) patches, cut off at the edge of the photo."""
+    result = results["ldvc"]
+    rows, columns = result.grid
+    height, width = result.extent
+    assert (height, width) != (rows, columns), "the last patches must be partly padding"
+    down, along = -(-rows // 3), -(-columns // 3)
+    for row in range(rows):
+        for column in range(columns):
+            spot = Spot.of(result, row, column, layer=-1, head=None)
+            x, y, w, h = spot.patch_box
+            assert (x, y) == (column, row) and x + w <= width and y + h <= height and w > 0 and h > 0
+            left, top = column // along * along, row // down * down
+            assert spot.own_box == pytest.approx(
+                (left, top, min(left + along, width) - left, min(top + down, height) - top)
+            )
+            assert sum(spot.inside) == pytest.approx(1, abs=1e-5) and spot.shares.sum() == pytest.approx(1, abs=1e-5)
+            assert spot.inside == pytest.approx(
+                [
+                    spot.routing.token_attention.mean(axis=0)[
+                        round(y) : round(y) + down, round(x) : round(x) + along
+                    ].sum()
+                    for x, y, _, _ in spot.boxes
+                ],
+                abs=1e-6,
+            )
+            assert list(spot.routing.affinity) == sorted(spot.routing.all_affinities, reverse=True)[: len(spot.inside)]
+    assert Spot.of(result, 999, -5, layer=-1, head=None).row == rows - 1  # the nearest
+
+
+def test_spot_in_sliding_windows(predictor: Predictor) -> None:
+    """Regions of the second window lie where that window lies."""
+    inference = predictor.inference
+    predictor.inference = {"short_side": 64, "window": 64, "stride": 48}
+    try:
+        photo = np.random.default_rng(1).integers(0, 255, (64, 128, 3), dtype=np.uint8)
+        result = predictor.segment(NAMES, image=predictor.encode_image(photo))
+    finally:
+        predictor.inference = inference
+    spot = Spot.of(result, 1, 7, layer=0, head=0)
+    assert spot.origin == (0, 4) and spot.patch == (1, 3) and spot.patch_box == (7, 1, 1, 1)
+    assert all(x >= 4 and x + w <= 8 for x, _, w, _ in spot.boxes)
+
+
+def test_route_draws_what_was_found(results: dict) -> None:
+    result = results["ldvc"]
+    spot = Spot.of(result, 2, 3, layer=1, head=0)
+    html = route(spot, TITLES, [True, False, True], COLOURS, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
+    page = Page(html)
+    sides = ("x", "y", "width", "height")
+    regions = [tuple(float(rect[side]) for side in sides) for rect in page.all("rect", "ldvc-region")]
+    chosen = len(spot.boxes)
+    assert regions[:chosen] == [pytest.approx(box, abs=1e-3) for box in spot.boxes]
+    (patch,) = page.all("rect", "ldvc-patch")
+    assert [float(patch[side]) for side in sides] == pytest.approx(spot.patch_box, abs=1e-3)
+    for affinity in spot.routing.affinity:
+        assert number(float(affinity), 1) in page.text and number(float(affinity), 2) in page.text
+
+    # Heat: transparent but in the chosen regions, palest where the head attends most.
+    (heat,) = page.all("img", "ldvc-stage-heat")
+    drawn = pixels(heat["src"], "RGBA")
+    assert ((drawn[..., 3] > 0) == result._outputs[0].routing[1].chosen_patches(2, 3).numpy()).all()
+    attention = result.routing(2, 3, 1).token_attention[0]
+    brightest = np.unravel_index((drawn[..., :3].sum(axis=2) * (drawn[..., 3] > 0)).argmax(), attention.shape)
+    assert attention[brightest] == attention.max() and (drawn[brightest][:3] == heat_table()[255]).all()
+
+    shares = result.cross_attention(layer=1, head=0)[:, 2, 3]
+    for share, name in zip(shares, TITLES, strict=True):
+        assert number(float(share)) in page.text and name in page.text
+    stage = page.all("div", "ldvc-stage")[0]
+    assert stage["tabindex"] == "0" and stage["data-row"] == "2" and stage["data-column"] == "3"
+    assert "Row 3 of" in page.text and EVIL in page.text and len(page.all("img")) == 2
+
+
+def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
+    names = [f"thing {i}" for i in range(BARS + 5)]
+    photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    result = predictor.segment(names, image=predictor.encode_image(photo))
+    spot = Spot.of(result, 0, 0, layer=-1, head=None)
+    page = Page(route(spot, names, result.seen, colours_for(names), photo="data:", layer=0, head=None))
+    assert "and 5 more names" in page.text
+    listed = [name for name in names if re.search(rf"{name}(?!\d)", page.text)]
+    assert set(listed) >= {names[i] for i in np.argsort(-spot.shares)[:BARS]}
+
+
+# ---- space ------------------------------------------------------------------------------------------------------------
+
+
+def test_space_view(results: dict) -> None:
+    space = shared_space({arm: movement_of(results[arm]) for arm in ("ldvc", "zegclip")})
+    words = ["dog", EVIL, "sofa", "couch"]
+    html = space_view(space, words, TITLES, COLOURS)
+    page = Page(html)
+    count = len(space.arms["ldvc"].patches_before)
+    assert len(page.all("circle")) == 2 * min(PATCHES, count) and len(page.all("path", "ldvc-diamond")) == 2 * 4
+    assert "<img" not in html and EVIL in page.text
+    assert page.text.count("0 (stayed)") == 2  # the names of one, the patches of the other
+    assert number(space.arms["ldvc"].drift["patches"], 3) in page.text
+    assert number(space.arms["zegclip"].drift["classes"], 3) in page.text
+    assert [texts.SPACE_MOVED[which] in page.text for which in ("patches", "names")] == [True, True]
+
+    # Where a dot ends is where the patch is after the decoder.
+    frame = Frame(space)
+    after = frame(space.arms["ldvc"].patches_after)
+    for dot in page.all("circle")[: min(PATCHES, count)]:
+        dx, dy = (float(step) for step in re.findall(r"--d[xy]:(-?[\d.]+)", dot["style"]))
+        end = np.array([float(dot["cx"]) + dx, float(dot["cy"]) + dy])
+        assert np.abs(after - end).max(axis=1).min() < 0.2
+    assert all(0 <= float(dot["cx"]) <= 480 and 0 <= float(dot["cy"]) <= frame.height for dot in page.all("circle"))
+
+
+def test_frame_keeps_distances(results: dict) -> None:
+    space = shared_space({"ldvc": movement_of(results["ldvc"])})
+    points = space.arms["ldvc"].patches_before
+    plot = Frame(space)(points)
+    in_plane = np.linalg.norm(points[:, None] - points[None], axis=2)
+    in_plot = np.linalg.norm(plot[:, None] - plot[None], axis=2)
+    assert np.allclose(in_plot, in_plane * in_plot.max() / in_plane.max())
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    heights, places = np.array([100.0, 101, 102, 103, 300]), np.array([50.0, 60, 70, 400, 60])
+    found = spread(heights, places, low=LINE, high=400)
+    near = np.sort(found[:3])
+    assert (np.diff(near) >= LINE - 0.1).all() and abs(near.mean() - 101) < 1
+    assert found[3] == 103 and found[4] == 300  # far away in one direction or the other: they stay
+    assert spread(np.array([5.0, 399.0]), np.zeros(2), low=17, high=380).tolist() == [17, 380]
+
+
+# ---- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_compare_view(results: dict) -> None:
+    painted = [Painted.of(arm, results[arm], COLOURS) for arm in ("clip", "zegclip", "ldvc")]
+    html = compare_view([*painted[:2], "ldvc_without_lcsa", painted[2]], TITLES, [True, False, True], COLOURS)
+    page = Page(html)
+    assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and texts.ARM_MISSING in page.text
+    for picture, image in zip(painted, page.all("img"), strict=True):
+        shown = pixels(image["src"])
+        assert shown.shape == picture.overlay.shape and np.abs(shown - picture.overlay).mean() < 20
+        assert texts.ARM_TITLES[picture.arm] in image["alt"]
+    assert page.text.count("unseen") == sum(picture.shares[1] > 0 for picture in painted) > 0
+    for picture in painted[:2]:
+        share = (picture.labels != painted[2].labels).mean()
+        said = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
+        assert texts.COMPARE_DIFFERS.format(share=f"{said}\u202f%") in page.text
+
+
+def test_compare_says_none_of_these(results: dict) -> None:
+    result = results["ldvc"]
+    result.background = float(np.median(result.best_scores_at(result.size)))
+    try:
+        painted = Painted.of("ldvc", result, COLOURS)
+    finally:
+        result.background = None
+    assert (painted.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert texts.NONE in Page(compare_view([painted], TITLES, [True] * 3, COLOURS)).text
