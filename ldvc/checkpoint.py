@@ -8,7 +8,7 @@ from the checkpoint's own folder. A folder may instead hold one checkpoint per a
 
     {"model": {... ModelConfig ...},
      "seen_names": [...],                              names that the decoder saw masks of
-     "calibration": {"scale": 1.0, "bias": 0.0},       score = sigmoid(scale * mask logit + bias)
+     "calibration": {"scale": 1.0, "bias": 0.0},       from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
      ...}
 """

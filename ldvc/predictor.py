@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
 from ldvc.errors import InvalidImageError
@@ -69,7 +70,7 @@ class Predictor:
 
     Args:
         model: the whole model; moved to `device` and set to evaluation.
-        metadata: of its checkpoint: `seen_names`, `calibration` ({"scale", "bias"}: score = sigmoid(scale * logit + bias);
+        metadata: of its checkpoint: `seen_names`, `calibration` ({"scale", "bias", "peak"}, see `Calibration`;
             `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window", "stride"}).
         arm: one of `PREDICTOR_ARMS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
@@ -95,8 +96,9 @@ class Predictor:
         self.source = source
         self.inference = dict(metadata.get("inference") or DEFAULT_INFERENCE)
         self.seen_names = SeenNames(metadata.get("seen_names") or ())
-        calibration = metadata.get("clip_calibration" if self.arm == PLAIN_CLIP else "calibration") or {}
-        self.calibration = (float(calibration.get("scale", 1.0)), float(calibration.get("bias", 0.0)))
+        self.calibration = Calibration.from_metadata(
+            metadata.get("clip_calibration" if self.arm == PLAIN_CLIP else "calibration")
+        )
         self.family = family or f"{source or ''}#{id(model.clip)}"
         self._image: ImageState | None = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name in lower case -> (d,)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldvc.calibration import Calibration
 from ldvc.enlarge import best_of, resampling_matrix
 from ldvc.errors import LdvcError
 from ldvc.pictures import Window
@@ -164,7 +165,7 @@ class Segmentation:
         canvas: tuple[int, int],
         patch: int,
         outputs: list[WindowOutput],
-        calibration: tuple[float, float] = (1.0, 0.0),
+        calibration: Calibration | None = None,
         background: float | None = None,
         refine: bool = False,
         synonyms: list[list[str]] | None = None,
@@ -180,7 +181,7 @@ class Segmentation:
         self._canvas = canvas
         self._patch = patch
         self._outputs = outputs
-        self._calibration = calibration
+        self._calibration = calibration or Calibration()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -206,13 +207,11 @@ class Segmentation:
         best, names = self._best_at(size)
         if self.background is None:
             return names.numpy(), names.numpy()
-        best = best if self._averages_scores else torch.sigmoid(best)
-        return torch.where(best < self.background, -1, names).numpy(), names.numpy()
+        return torch.where(self._score_of(best, names) < self.background, -1, names).numpy(), names.numpy()
 
     def best_scores_at(self, size: tuple[int, int]) -> np.ndarray:
         """The score (height, width) of the best name of each pixel: what `background` is compared with."""
-        best, _ = self._best_at(size)
-        return (best if self._averages_scores else torch.sigmoid(best)).numpy()
+        return self._score_of(*self._best_at(size)).numpy()
 
     def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
         """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of name `index`."""
@@ -237,9 +236,7 @@ class Segmentation:
 
     def patch_scores(self, y: int, x: int) -> np.ndarray:
         """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
-        scale, bias = self._calibration
-        logits = [scale * output.logits + bias for output in self._outputs]
-        maps = self._stitch(logits, self.grid, after=torch.sigmoid, grid=True)[:, y, x]
+        maps = self._stitch(self._scored, self.grid, after=torch.sigmoid, grid=True)[:, y, x]
         return (maps if self._averages_scores else torch.sigmoid(maps)).numpy()
 
     @property
@@ -341,11 +338,8 @@ class Segmentation:
     def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Of each pixel (height, width) the highest evidence, in the sense of `_maps`, and the index of its name."""
         if not self._averages_scores and not self.refine:
-            scale, bias = self._calibration
-            output = self._outputs[0]
-            return best_of(
-                scale * output.logits + bias, size, canvas=self._canvas, window=output.window, patch=self._patch
-            )
+            window = self._outputs[0].window
+            return best_of(self._compared[0], size, canvas=self._canvas, window=window, patch=self._patch)
         best = torch.full(size, -torch.inf)
         labels = torch.zeros(size, dtype=torch.int64)
         for start, evidence in self._chunks(size, as_scores=False):
@@ -355,21 +349,39 @@ class Segmentation:
         return best, labels
 
     def _chunks(self, size: tuple[int, int], *, as_scores: bool = True) -> Iterator[tuple[int, Tensor]]:
-        """Maps of a few names at a time: (index of the first, (names, height, width))."""
+        """Maps of a few names at a time: (index of the first, (names, height, width)); arguments as of `_maps`."""
         step = max(1, CHUNK // max(size[0] * size[1], 1))
         for start in range(0, len(self.names), step):
             yield start, self._maps(size, slice(start, start + step), as_scores=as_scores)
 
     def _maps(self, size: tuple[int, int], names: slice, *, as_scores: bool = True) -> Tensor:
-        """(names, height, width): scores in 0..1, or else what grows with them and never saturates (for a single window)."""
-        scale, bias = self._calibration
-        logits = [scale * output.logits[names] + bias for output in self._outputs]
+        """(names, height, width): scores in 0..1, or else what names are compared by, which never saturates.
+
+        Averaged windows are scores in both cases.
+        """
+        logits = self._scored if as_scores or self._averages_scores else self._compared
+        logits = [each[names] for each in logits]
         if self._averages_scores:
             maps = self._stitch(logits, self._canvas if self.refine else size, after=torch.sigmoid)
             return self._refined(maps, size).clamp(0, 1) if self.refine else maps
         maps = self._stitch(logits, self._canvas if self.refine else size)
         maps = self._refined(maps, size) if self.refine else maps
         return torch.sigmoid(maps) if as_scores else maps
+
+    @cached_property
+    def _scored(self) -> list[Tensor]:
+        return self._calibration.scored([output.logits for output in self._outputs])
+
+    @cached_property
+    def _compared(self) -> list[Tensor]:
+        return self._calibration.compared([output.logits for output in self._outputs])
+
+    def _score_of(self, best: Tensor, names: Tensor) -> Tensor:
+        """Scores (height, width) of the best names, from what `_best_at` found."""
+        if self._averages_scores:
+            return best
+        offset = self._calibration.score_offset([output.logits for output in self._outputs])
+        return torch.sigmoid(best + offset[names])
 
     def _refined(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Enlarge maps from the canvas, their edges led by the photo's."""

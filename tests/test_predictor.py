@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import ldvc.pictures
 from ldvc import Predictor
+from ldvc.calibration import Calibration
 from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.towers import ImageFeatures
@@ -125,7 +126,7 @@ def test_enlarging_equals_bilinear_interpolation() -> None:
     logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
     result = Segmentation(
         names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
-        patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=(2.0, -0.5),
+        patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=Calibration(2.0, -0.5),
     )  # fmt: skip
     expected = F.interpolate(logits[None] * 2.0 - 0.5, size=(128, 192), mode="bilinear", align_corners=False)[0].sigmoid()
     assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-5)

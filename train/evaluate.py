@@ -156,6 +156,7 @@ def evaluate(
     clip: str | FrozenClip | None = None,
     unseen: frozenset[str] | None = None,
     calibrate: bool = False,
+    peak: float = 0.0,
     options: Mapping[str, Any] | None = None,
     **tallying: Any,
 ) -> dict[str, Any]:
@@ -165,7 +166,8 @@ def evaluate(
         source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers ("lite", a folder, or architecture:weights).
         arm: which arm, where the source holds several; "clip" needs no checkpoint.
         unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
-        calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json.
+        calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json, with
+        peak: how far the threshold follows each name's own peak (`ldvc.calibration`).
         options: see `chosen_inference`.
         tallying: offset, bf16, cache_dir, joint_only, alone and num_workers of `train.tally.tally_set`.
 
@@ -177,7 +179,7 @@ def evaluate(
         LdvcError: the checkpoint cannot be used, or not one photo of a set can be read.
     """
     state = PartialState()
-    calibration = {"scale": 1.0, "bias": 0.0}
+    calibration = {"scale": 1.0, "bias": 0.0, "peak": 0.0}
     if arm == "clip":
         towers, _, weights = source.partition(":")
         if clip is None and towers in open_clip.list_models() and not weights:
@@ -189,6 +191,8 @@ def evaluate(
         arm = model.config.arm
         calibration |= metadata.get("calibration") or {}
     model.to(state.device)
+    if calibrate:
+        calibration["peak"] = peak
     learned = learned_forms(metadata.get("seen_names") or ())
     inference = chosen_inference(metadata, options or {})
 
@@ -206,6 +210,7 @@ def evaluate(
             dataset,
             seen=lambda name: learned_name(name) is not None,
             inference=inference,
+            peak=calibration["peak"],
             process=state.process_index,
             processes=state.num_processes,
             **tallying,
@@ -218,7 +223,7 @@ def evaluate(
             logger.info("%s %s on %s: %.2f s a photo", arm, source, dataset.name, seconds[dataset.name] / len(dataset))
     if calibrate:
         scale, bias = fit_calibration([curve for tally in tallies.values() for curve in tally.curves.values()])
-        calibration = {"scale": scale, "bias": bias}
+        calibration |= {"scale": scale, "bias": bias}
         if arm != "clip" and state.is_main_process:
             write_calibration(source, arm, calibration)
     result: dict[str, Any] = {"source": str(source), "arm": arm, "calibration": calibration, "inference": inference}
@@ -242,7 +247,7 @@ def evaluate(
 
 
 def write_calibration(source: str, arm: str, calibration: dict[str, float], *, key: str = "calibration") -> None:
-    """Puts scale and bias into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
+    """Puts a calibration into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
 
     Raises:
         LdvcError: the checkpoint is not a local folder.
@@ -286,6 +291,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--calibrate", action="store_true", help="fit score calibration here and write it into the checkpoint"
     )
     parser.add_argument(
+        "--peak", type=float, default=0.5, help="with --calibrate: how far the threshold follows a name's peak, 0 to 1"
+    )
+    parser.add_argument(
         "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
@@ -324,6 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
                 arm=arm,
                 unseen=frozenset() if arm == "clip" and unseen is None else unseen,
                 calibrate=options.calibrate,
+                peak=options.peak,
                 options=vars(options),
                 offset=options.offset,
                 cache_dir=options.cache_dir,

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldvc.calibration import Calibration
 from ldvc.data import BACKGROUND, VOID, normalise, weights_digest
 from ldvc.data.class_names import plain
 from ldvc.errors import DataError
@@ -244,6 +245,7 @@ def tally_set(
     offset: float = OFFSET,
     bf16: bool = True,
     cache_dir: str | None = None,
+    peak: float = 0.0,
     joint_only: bool = False,
     alone: bool = True,
     process: int = 0,
@@ -259,6 +261,8 @@ def tally_set(
         offset: subtracted from the scores of seen classes in one of the confusion matrices.
         bf16: autocast.
         cache_dir: where stems are kept; None computes them anew.
+        peak: of the calibration (`ldvc.calibration`); `present` and the curves are counted as the page shows them. The
+            other two confusion matrices are the literature's, of bare logits.
         joint_only: only the literature's measures: decode each photo once, with all names.
         alone: also decode each present name by itself.
         process, processes: take photos process, process + processes, ...; `gather` adds the shares up.
@@ -301,6 +305,7 @@ def tally_set(
                 photo,
                 model.clip.patch_size,
                 lowered,
+                Calibration(peak=peak),
                 single=not joint_only,
                 alone=alone and not joint_only,
             )
@@ -309,21 +314,30 @@ def tally_set(
 
 
 def _count_photo(
-    tally: Tally, decode: Decode, photo: Photo, patch: int, lowered: Tensor, *, single: bool, alone: bool
+    tally: Tally,
+    decode: Decode,
+    photo: Photo,
+    patch: int,
+    lowered: Tensor,
+    shown: Calibration,
+    *,
+    single: bool,
+    alone: bool,
 ) -> None:
     device = lowered.device
     target = photo.target.to(device)
     labelled, valid = target >= 0, target != VOID
 
-    def full_size(logits: Tensor) -> Tensor:
-        """(W, C, h, w) -> (C, H, W). Overlapping windows average sigmoids, whose logit is what comes back."""
+    def full_size(logits: Sequence[Tensor]) -> Tensor:
+        """(C, h, w) of each window -> (C, H, W). Overlapping windows average sigmoids, whose logit is what comes back."""
         with torch.autocast(device_type=device.type, enabled=False):
             whole = partial(stitch, windows=photo.windows, size=tuple(target.shape), canvas=photo.canvas, patch=patch)
             if len(logits) == 1:
-                return whole(logits.float())
-            return torch.logit(whole(logits.float(), after=torch.sigmoid))
+                return whole(logits)
+            return torch.logit(whole(logits, after=torch.sigmoid))
 
-    joint = full_size(decode(torch.arange(len(lowered), device=device)))
+    everything = list(decode(torch.arange(len(lowered), device=device)).float())
+    joint = full_size(everything)
     # Only labelled pixels are scored, with the names in the last axis: argmax is then several times faster on a CPU.
     pixels, truth = joint[:, labelled].T.contiguous(), target[labelled]  # (pixels, C), (pixels,)
     tally.joint.update(truth, pixels.argmax(dim=1))
@@ -331,11 +345,12 @@ def _count_photo(
     if not single:
         return
     present = torch.unique(truth)
-    given = full_size(decode(present))  # (P, H, W)
-    tally.present.update(truth, present[given[:, labelled].argmax(dim=0)])
+    given = list(decode(present).float())
+    compared = full_size(shown.compared(given))  # (P, H, W)
+    tally.present.update(truth, present[compared[:, labelled].argmax(dim=0)])
     masks = target == present[:, None, None]
-    tally.curves["joint"].update(joint[present], masks, valid)
-    tally.curves["present"].update(given, masks, valid)
+    tally.curves["joint"].update(full_size(shown.scored([each[present] for each in everything])), masks, valid)
+    tally.curves["present"].update(full_size(shown.scored(given)), masks, valid)
     if alone:
-        one_by_one = torch.cat([decode(name[None]) for name in present], dim=1)
-        tally.curves["alone"].update(full_size(one_by_one), masks, valid)
+        one_by_one = list(torch.cat([decode(name[None]) for name in present], dim=1).float())
+        tally.curves["alone"].update(full_size(shown.scored(one_by_one)), masks, valid)

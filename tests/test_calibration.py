@@ -1,0 +1,78 @@
+"""From logits to scores: the formula by hand, and what the peak does to labels."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldvc.calibration import BEST_PATCHES, SHORT_LIST, Calibration, peaks
+from ldvc.pictures import Window
+from ldvc.result import Segmentation, WindowOutput
+
+
+def result(logits: torch.Tensor, calibration: Calibration, background: float | None = None) -> Segmentation:
+    names, height, width = logits.shape
+    return Segmentation(
+        names=[f"name {i}" for i in range(names)],
+        seen=[True] * names,
+        arm="ldvc",
+        picture=np.zeros((height * 16, width * 16, 3), dtype=np.uint8),
+        canvas=(height * 16, width * 16),
+        patch=16,
+        outputs=[WindowOutput(Window(0, 0, height * 16, width * 16), logits)],
+        calibration=calibration,
+        background=background,
+    )
+
+
+def test_peak_is_the_mean_of_the_best_patches_over_all_windows() -> None:
+    windows = [torch.randn(3, 9, 11), torch.randn(3, 5, 7)]
+    values = np.concatenate([window.flatten(1).numpy() for window in windows], axis=1)
+    count = int(BEST_PATCHES * values.shape[1])
+    assert count == 2
+    np.testing.assert_allclose(peaks(windows).numpy(), np.sort(values, axis=1)[:, -count:].mean(axis=1), rtol=1e-6)
+    assert peaks([torch.tensor([[[4.0, 1.0]]])]).item() == 4.0  # never fewer than one patch
+
+
+def test_scores_follow_the_formula() -> None:
+    logits = torch.randn(4, 6, 8)
+    calibration = Calibration(scale=1.5, bias=0.3, peak=0.5)
+    top = np.sort(logits.flatten(1).numpy(), axis=1)[:, -1]  # 2 % of 48 patches is one
+    expected = 1 / (1 + np.exp(-(1.5 * (logits.numpy() - 0.5 * top[:, None, None]) + 0.3)))
+    scores = result(logits, calibration).scores_at((96, 128))  # pixels of which every 16th pair averages four patches
+    np.testing.assert_allclose(scores[:, 0, 0], expected[:, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(scores[:, -1, -1], expected[:, -1, -1], atol=1e-5)
+    np.testing.assert_allclose(result(logits, calibration).patch_scores(2, 3), expected[:, 2, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [2, SHORT_LIST])
+def test_in_a_short_list_the_label_is_the_highest_score(names: int) -> None:
+    found = result(torch.randn(names, 6, 8) * 3, Calibration(scale=0.7, bias=1.0, peak=0.5))
+    assert (found.labels_at((60, 80)) == found.scores_at((60, 80)).argmax(axis=0)).all()
+
+
+def test_a_quiet_name_wins_where_it_is_best_for_itself() -> None:
+    logits = torch.full((2, 1, 4), -4.0)
+    logits[0, 0] = torch.tensor([3.0, 2.0, -0.5, -0.5])  # loud
+    logits[1, 0] = torch.tensor([-6.0, -6.0, -1.0, -1.0])  # quiet, its peak is on the right
+    assert result(logits, Calibration()).labels_at((1, 4)).tolist() == [[0, 0, 0, 0]]
+    assert result(logits, Calibration(peak=0.5)).labels_at((1, 4)).tolist() == [[0, 0, 1, 1]]
+
+
+def test_long_lists_are_compared_by_nearly_bare_logits_and_none_of_these_by_scores() -> None:
+    logits = torch.randn(20 * SHORT_LIST, 5, 5) * 2
+    calibration = Calibration(scale=1.0, bias=-1.0, peak=0.5)
+    compared = calibration.compared([logits])[0]
+    torch.testing.assert_close(compared, logits - 1 - 0.5 / 20 * peaks([logits])[:, None, None])
+    everywhere = result(logits, calibration)
+    best, scores = everywhere.labels_at((5, 5)), everywhere.scores_at((5, 5))
+    assert (best == compared.argmax(dim=0).numpy()).all()
+    of_best = np.take_along_axis(scores, best[None], axis=0)[0]
+    np.testing.assert_allclose(everywhere.best_scores_at((5, 5)), of_best, atol=1e-5)
+    threshold = float(np.median(of_best))
+    labels = result(logits, calibration, background=threshold).labels_at((5, 5))
+    assert ((labels == -1) == (of_best < threshold)).all() and 0 < (labels == -1).mean() < 1
+
+
+def test_absent_settings_take_their_defaults() -> None:
+    assert Calibration.from_metadata(None) == Calibration(1.0, 0.0, 0.0)
+    assert Calibration.from_metadata({"scale": 2, "note": "kept out"}) == Calibration(scale=2.0)
