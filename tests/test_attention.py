@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldvc.modeling import attention
 from ldvc.modeling.attention import CrossAttention, Layout, RoutedSelfAttention, attend
 
 GRIDS = [(15, 21), (7, 5), (1, 1), (32, 32), (20, 20), (9, 2)]
@@ -91,6 +92,24 @@ def test_lcsa_is_the_slow_loop(grid: tuple[int, int], regions: int, topk: int) -
                 expected_regions = chosen[batch][y // rows * regions + x // columns]
                 boxes = {routing.layout.box(r)[:2] for r in routing.chosen(y, x, batch=batch)}
                 assert boxes == {(r // regions * rows, r % regions * columns) for r in expected_regions}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(15, 21), (32, 32), (7, 5)])
+@pytest.mark.parametrize("gathered", [1, 3_000])
+def test_regions_may_be_gathered_a_part_at_a_time(
+    grid: tuple[int, int], gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, tokens = make_lcsa(), torch.randn(2, grid[0] * grid[1], WIDTH)
+    with torch.enable_grad():  # with gradients, everything is gathered at once
+        whole, routing = module(tokens, grid, return_routing=True)
+    calls = []
+    monkeypatch.setattr(attention, "GATHERED", gathered)
+    monkeypatch.setattr(module, "_attend", lambda *words, own=module._attend: calls.append(words[0]) or own(*words))
+    parts, other = module(tokens, grid, return_routing=True)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+    assert torch.equal(routing.regions, other.regions) and torch.equal(routing.affinity, other.affinity)
+    assert sum(len(query) for query in calls) == 2 * routing.layout.total and len(calls) > 1
 
 
 def test_lcsa_has_the_gradient_of_the_slow_loop() -> None:

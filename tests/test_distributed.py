@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -19,7 +23,7 @@ from torch.distributed.fsdp import ShardingStrategy, StateDictType
 
 from tests.forked import history, make_workplace, run, train_here
 from train.options import ConfigError
-from train.processes import SharedDropout, asked_for
+from train.processes import SharedDropout, _end_with, asked_for
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "train" / "configs" / "accelerate"
@@ -80,6 +84,29 @@ def test_one_command_starts_two_processes(root: Path) -> None:
     assert (root / "launched" / "config.json").is_file()
     stored = load_file(root / "launched" / "checkpoint-2" / "trainable.safetensors")
     assert {name.split(".")[0] for name in stored} == {"image_tower", "text_tower", "adapter", "decoder"}
+
+
+def _leave_an_orphan(file: Path) -> None:
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _end_with(parent)
+        time.sleep(60)
+    file.write_text(str(child))
+    os.kill(parent, signal.SIGKILL)
+
+
+def test_no_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
+    assert run(_leave_an_orphan, tmp_path / "child") == [-signal.SIGKILL]
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the process went on without its launcher")
 
 
 def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:

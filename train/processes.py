@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from ldvc.losses import Processes
 from train.options import ConfigError, TrainConfig
 
 _RANKS = ("LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_STARTER = "LDVC_STARTER"  # number of the process that started the others
 _PATIENCE = timedelta(hours=6)  # the others wait while one process builds a bank of views
 
 
@@ -67,6 +70,8 @@ def start_processes(script: str, arguments: Sequence[str]) -> None:
     """
     ranked = any(name in os.environ for name in _RANKS)
     if ranked:
+        if _STARTER in os.environ:
+            _end_with(int(os.environ[_STARTER]))
         if not torch.accelerator.is_available():
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or accelerate takes torchrun's ranks for GPU ranks
         return
@@ -75,7 +80,8 @@ def start_processes(script: str, arguments: Sequence[str]) -> None:
     count = asked_for(_launcher_command())
     if count < 2:
         return
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ |= {"ACCELERATE_USE_CPU": "true", _STARTER: str(os.getpid())}
+    _end_with(os.getppid())
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -92,6 +98,17 @@ def start_processes(script: str, arguments: Sequence[str]) -> None:
         codes = [failure.exitcode for failure in error.failures.values()]
         sys.exit(next((code for code in codes if code > 0), 1))
     sys.exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent is gone: a killed launcher must not leave a run behind that goes on writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _launcher_command() -> list[str]:

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, by whichever of two equal ways is faster.
@@ -281,22 +283,24 @@ class RoutedSelfAttention(nn.Module):
 
         total, places = layout.total, query_windows.shape[2]
         offset = torch.arange(batch, device=tokens.device)[:, None, None] * total
-        rows = (chosen + offset).flatten()  # (B * R * k'), into the regions of all pictures
-        gathered = key_value_windows.reshape(batch * total, places * 2 * width).index_select(0, rows)
-        key, value = rearrange(
-            gathered,
-            "(br k) (t two heads c) -> two br heads (k t) c",
-            k=chosen.shape[-1],
-            t=places,
-            two=2,
-            heads=self.heads,
-        )  # (B * R, heads, k' * t, d_head) each, views
-        mask = None
-        if valid is not None:
-            mask = valid[chosen].reshape(batch * total, 1, 1, -1)  # (B * R, 1, 1, k' * t)
-        query_windows = rearrange(query_windows, "b r t (heads c) -> (b r) heads t c", heads=self.heads)
-        mixed = attend(query_windows, key, value, mask=mask)
-        mixed = layout.unwindow(rearrange(mixed, "(b r) heads t c -> b r t (heads c)", b=batch))  # (B, N, d)
+        rows = (chosen + offset).flatten(0, 1)  # (B * R, k'), into the regions of all pictures
+        mask = None if valid is None else valid[chosen].reshape(batch * total, 1, 1, -1)  # (B * R, 1, 1, k' * t)
+        query_windows = query_windows.flatten(0, 1)  # (B * R, t, d)
+        key_value_windows = key_value_windows.reshape(batch * total, places * 2 * width)
+        step = batch * total
+        if tokens.device.type == "cpu" and not torch.is_grad_enabled():  # a part at a time stays in the cache
+            step = max(1, GATHERED // (rows.shape[1] * places * 2 * width))
+        mixed = [
+            self._attend(
+                query_windows[start : start + step],
+                key_value_windows,
+                rows[start : start + step],
+                None if mask is None else mask[start : start + step],
+            )
+            for start in range(0, batch * total, step)
+        ]
+        mixed = mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (B * R, t, d)
+        mixed = layout.unwindow(mixed.unflatten(0, (batch, total)))  # (B, N, d)
         if self.local is not None:
             value_map = rearrange(key_value[..., width:], "b (h w) c -> b c h w", h=grid[0])
             mixed = mixed + rearrange(self.local(value_map), "b c h w -> b (h w) c")
@@ -312,6 +316,30 @@ class RoutedSelfAttention(nn.Module):
                 keys=rearrange(key_value[..., :width].detach(), split, heads=self.heads),
             )
         return self.out(mixed), routing
+
+    def _attend(self, query: Tensor, key_value: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Patches of some regions attend to the patches of the regions that these chose.
+
+        Args:
+            query: (r, t, d), of the regions that ask.
+            key_value: (B * R, t * 2d), of all regions.
+            rows: (r, k'), which of them are asked.
+            mask: (r, 1, 1, k' * t), True = a patch, or None: no padding.
+
+        Returns:
+            (r, t, d).
+        """
+        gathered = key_value.index_select(0, rows.flatten())  # (r * k', t * 2d)
+        key, value = rearrange(
+            gathered,
+            "(r k) (t two heads c) -> two r heads (k t) c",
+            k=rows.shape[1],
+            t=query.shape[1],
+            two=2,
+            heads=self.heads,
+        )  # (r, heads, k' * t, d_head) each, views
+        query = rearrange(query, "r t (heads c) -> r heads t c", heads=self.heads)
+        return rearrange(attend(query, key, value, mask=mask), "r heads t c -> r t (heads c)")
 
     @torch.no_grad()
     def _route(self, query: Tensor, key: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
