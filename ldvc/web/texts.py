@@ -38,7 +38,6 @@ FULL_MISSING = (
 FULL_FAILED = "The full model could not be loaded."
 NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
 NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
-NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
 )
