@@ -349,6 +349,43 @@ def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
     client.close()
 
 
+def test_program_of_the_readme(space: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Runs as it stands in the README, and leaves no endpoint of the page out."""
+    import gradio_client
+
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (program,) = [each for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in each]
+    client = gradio_client.Client(space.address, verbose=False)
+    asked_for = []
+    monkeypatch.setattr(gradio_client, "Client", lambda address: asked_for.append(address) or client)
+    monkeypatch.chdir(ROOT)
+    found: dict[str, Any] = {}
+    exec(program, found)
+
+    assert asked_for == ["http://127.0.0.1:7860/"]
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == set(re.findall(r'api_name="(/\w+)"', program))
+    assert capsys.readouterr().out.startswith("dog seen 0.")
+    size = Image.open(DOG).size
+    labels = np.asarray(Image.open(found["labels"]).convert("L"))
+    assert Image.open(found["overlay"]).size == size == labels.shape[::-1]
+    for index, each in enumerate(found["data"]["classes"], start=1):
+        assert each["area"] == pytest.approx((labels == index).mean(), abs=1e-3)
+    assert [each["name"] for each in found["data"]["classes"]] == ["dog", "grass", "cat"]
+    assert json.loads(Path(found["file"]).read_text("utf-8"))  # the last kind: data
+    shares = np.array(found["share"])
+    assert shares.shape == (found["attention"]["grid"]["rows"], found["attention"]["grid"]["columns"])
+    assert 0 <= shares.min() < shares.max() <= 1
+    pictures = [np.asarray(Image.open(found[name]).convert("RGB")) for name in ("ldvc", "without_lcsa", "zegclip")]
+    assert len({picture.shape for picture in pictures}) == 1 and (pictures[0] != pictures[1]).any()
+    assert (found["routing"]["patch"]["row"], found["routing"]["patch"]["column"]) == (12, 14)
+    assert sum(region["attention"] for region in found["routing"]["regions"]) == pytest.approx(1, abs=0.01)
+    assert {"ldvc", "zegclip"} <= set(found["space"]["decoders"])
+    assert len(found["pictures"]) == len(found["compared"]["decoders"]) >= 3
+    assert "pottedplant" in {each["name"].replace(" ", "") for each in found["vocabulary"]["classes"]}
+    client.close()
+
+
 # ---- ZeroGPU ---------------------------------------------------------------------------------------------------------
 
 

@@ -83,9 +83,12 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
             with gr.Column(scale=4, min_width=320, elem_classes="ldvc-question"):
                 question = Question(handlers, visit)
-            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"), gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
-                tabs: dict[str, Tab] = {}
-                places: dict[str, gr.Tab] = {}
+            tabs: dict[str, Tab] = {}
+            places: dict[str, gr.Tab] = {}
+            with (
+                gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"),
+                gr.Tabs(elem_id="tabs", overflow_behavior="wrap"),
+            ):
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as places[kind.key]:
                         tabs[kind.key] = kind(handlers, visit)

@@ -38,14 +38,11 @@ FULL_MISSING = (
 FULL_FAILED = "The full model could not be loaded."
 NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
 NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
-NOT_ASKED_FOR = "“{name}” is not among the names; ask about one of them."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."
 )
 
-RESULT_TITLE = "Segmentation"
 RESULT_EMPTY = "Your photo will appear here, painted by class name."
-OVERLAY_ALT = "The photo painted by class"
 SEEN = "seen"
 UNSEEN = "unseen"
 SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
@@ -65,14 +62,4 @@ MAPS_HELP = (
     "How sure the model is that a pixel is that class. Each name has a score of its own; they need not add up to 1."
 )
 
-ATTENTION_TITLE = "Cross-attention, with and without LCSA"
-ATTENTION_HELP = (
-    "Last decoder block, mean of all heads: which share of a patch’s attention goes to the chosen name. “Without” is a "
-    "decoder of its own that was trained without LCSA."
-)
-ATTENTION_WITH = "With LCSA"
-ATTENTION_WITHOUT = "Without LCSA"
-ATTENTION_NAME = "Attention to"
-ATTENTION_MISSING = "This checkpoint has no decoder that was trained without LCSA, so there is nothing to compare with."
-ATTENTION_ONE = "With one name, attention is 1 everywhere. Add a second name to see where it goes."
 SCALE_LABEL = "One fixed scale from 0 to 1 for all maps"

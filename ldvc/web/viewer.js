@@ -193,7 +193,10 @@ canvas.addEventListener("click", (event) => {
   const at = under(event);
   if (at !== null && shown.current[at] >= 0) press(shown.classes[shown.current[at]].name);
 });
-element.addEventListener("keydown", (event) => { if (event.key === "Escape" && alone !== null) press(alone); });
+document.addEventListener("keydown", (event) => {
+  const open = element.isConnected && element.offsetParent !== null; // not behind another tab
+  if (event.key === "Escape" && alone !== null && open) press(alone);
+});
 
 opacity.value = 55;
 outline.checked = true;

@@ -1,0 +1,214 @@
+"""The explaining tabs in a real browser: one page and one visitor for all of them, who asks once and then looks around."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_page import DOG, EVIL, Visitor, browser, url  # noqa: F401  fixtures
+
+NAMES = f"dog, grass | lawn, {EVIL}"
+
+
+@pytest.fixture(scope="module")
+def asked(browser, url: str) -> Iterator[Visitor]:  # noqa: F811
+    """A visitor who has segmented a photo."""
+    visitor = Visitor(browser, url)
+    visitor.upload(DOG)
+    visitor.type_names(NAMES)
+    visitor.segment()
+    visitor.wait_for_answer()
+    yield visitor
+    assert "Traceback" not in visitor.page.locator("body").inner_text()
+    visitor.close()
+
+
+def open_tab(visitor: Visitor, name: str, expected: str) -> None:
+    visitor.page.get_by_role("tab", name=name, exact=True).click()
+    visitor.page.locator(expected).first.wait_for()
+
+
+def changed(visitor: Visitor, selector: str, attribute: str, action) -> str:
+    """Do something and wait until an attribute of the first match has changed; its new value."""
+    place = visitor.page.locator(selector).first
+    before = place.get_attribute(attribute)
+    action()
+    visitor.page.wait_for_function(
+        "([selector, name, before]) => document.querySelector(selector)?.getAttribute(name) !== before",
+        arg=[selector, attribute, before],
+    )
+    return place.get_attribute(attribute)
+
+
+def decoded(source: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB")).astype(int)
+
+
+def test_attention_of_every_name(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Attention", "#attention-grid img")
+    heats = page.locator("#attention-grid .ldvc-heat img")
+    assert heats.count() == 3 * 3 and EVIL in page.locator("#attention-grid").inner_text()
+    with_lcsa, without, zegclip = (decoded(heats.nth(index).get_attribute("src")) for index in range(3))
+    for other in (without, zegclip):
+        assert (np.abs(with_lcsa - other).max(axis=2) > 0).mean() > 0.05, "two decoders must not show the same"
+    height, width = Image.open(DOG).size[::-1]
+    box = heats.first.bounding_box()
+    assert box["height"] / box["width"] == pytest.approx(height / width, abs=0.02)
+
+    changed(asked, "#attention-grid img", "src", lambda: page.locator("#attention-layer").get_by_label("1").click())
+    changed(asked, "#attention-grid img", "src", lambda: page.locator("#attention-layer").get_by_label("3").click())
+    assert "fixed scale from 0 to 1" in page.locator("#attention-grid").inner_text()
+    changed(asked, "#attention-grid img", "src", lambda: page.locator("#attention-rescale input").check())
+    assert "not 0 to 1" in page.locator("#attention-grid").inner_text()
+    page.locator("#attention-off input").check()
+    page.locator("#attention-grid .ldvc-map.ldvc-is-intervention").first.wait_for()
+    assert heats.count() == 3 * 4 and "intervention" in page.locator("#attention-grid").inner_text()
+    assert "intervention" in page.locator("#attention-slider").inner_text()
+
+
+def test_attention_slider_by_keyboard(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Attention", "#attention-slider img")
+    line = page.locator("#attention-slider .ldvc-slide-line")
+    before = line.bounding_box()["x"]
+    page.locator("#attention-slider input").focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    frame = page.locator("#attention-slider .ldvc-slide").bounding_box()
+    assert line.bounding_box()["x"] - before == pytest.approx(frame["width"] / 10, abs=2)
+
+
+def test_routing_by_click_key_and_number(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Routing", "#routing-view .ldvc-stage")
+    stage = page.locator("#routing-view .ldvc-stage")
+    rows, columns = (int(stage.get_attribute(f"data-{side}")) for side in ("rows", "columns"))
+    box = stage.bounding_box()
+
+    def spot() -> tuple[int, int]:
+        return int(stage.get_attribute("data-row")), int(stage.get_attribute("data-column"))
+
+    corner = {"x": box["width"] - 3, "y": 3}
+    changed(asked, "#routing-view .ldvc-stage", "data-column", lambda: stage.click(position=corner))
+    assert spot() == (0, columns - 1)
+    assert page.locator("#routing-row input").input_value() == "1"
+    assert page.locator("#routing-column input").input_value() == str(columns)
+    assert page.locator("#routing-view rect.ldvc-patch").count() == 1
+    assert (
+        page.locator("#routing-view .ldvc-stage rect.ldvc-region").count() == 4 == page.locator(".ldvc-badge").count()
+    )
+    shares = [float(each) for each in page.locator(".ldvc-softmax .ldvc-number").all_inner_texts()]
+    assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=0.02)
+
+    stage.focus()
+    changed(asked, "#routing-view .ldvc-stage", "data-row", lambda: page.keyboard.press("ArrowDown"))
+    assert spot() == (1, columns - 1)
+    changed(asked, "#routing-view .ldvc-stage", "data-column", lambda: page.keyboard.press("Home"))
+    assert spot() == (1, 0)
+    assert page.evaluate("document.activeElement.className") == "ldvc-stage", "the focus must outlive the answer"
+
+    def type_row() -> None:
+        page.locator("#routing-row input").fill(str(rows))
+
+    changed(asked, "#routing-view .ldvc-stage", "data-row", type_row)
+    assert spot() == (rows - 1, 0)
+    changed(
+        asked,
+        "#routing-view .ldvc-stage-heat",
+        "src",
+        lambda: page.locator("#routing-layer").get_by_label("1").click(),
+    )
+
+
+def test_space_moves_from_before_to_after(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Space", "#space-view svg")
+    assert page.locator("#space-view .ldvc-plot").count() == 2
+    assert page.locator("#space-view td.ldvc-still").count() == 2
+    names = page.locator("#space-view .ldvc-plot").first.locator("text").all_text_contents()
+    assert names[:3] == ["dog", "grass", "lawn"]
+
+    def dot() -> dict:
+        return page.locator("#space-view .ldvc-plot").first.locator("circle").nth(5).bounding_box()
+
+    after = dot()
+    slider = page.locator("#space-view input[type=range]")
+    slider.focus()
+    page.keyboard.press("Home")
+    before = dot()
+    assert abs(after["x"] - before["x"]) + abs(after["y"] - before["y"]) > 2, "LDVC moves its patches"
+    page.locator("#space-view .ldvc-play").click()
+    page.wait_for_function("document.querySelector('#space-view input').value === '100'")
+    assert dot()["x"] == pytest.approx(after["x"], abs=1)
+
+
+def test_compare_shows_four(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Compare", "#compare-view img")
+    pictures = [decoded(each.get_attribute("src")) for each in page.locator("#compare-view img").all()]
+    width, height = Image.open(DOG).size
+    assert len(pictures) == 4 and len({each.shape for each in pictures}) == 1
+    assert pictures[0].shape[0] / pictures[0].shape[1] == pytest.approx(height / width, abs=0.01)
+    assert (np.abs(pictures[0] - pictures[3]).max(axis=2) > 30).mean() > 0.02
+    assert page.locator("#compare-view img[src=x]").count() == 0
+
+
+def test_phone_and_dark(browser, url: str) -> None:  # noqa: F811
+    """At 390 px nothing of a tab sticks out, and in the dark its words are light."""
+    visitor = Visitor(browser, url + "?__theme=dark", width=390)
+    page = visitor.page
+    assert "Segment a photo first" in (open_tab(visitor, "Space", "#tab-space .ldvc-empty") or page.inner_text("body"))
+    page.get_by_role("tab", name="Segment", exact=True).click()
+    visitor.upload(DOG)
+    visitor.type_names(NAMES)
+    visitor.segment()
+    visitor.wait_for_answer()
+    places = {
+        "Attention": "#attention-grid img",
+        "Routing": "#routing-view .ldvc-stage",
+        "Space": "#space-view .ldvc-plot svg",
+        "Compare": "#compare-view img",
+    }
+    for name, place in places.items():
+        tab = page.get_by_role("tab", name=name, exact=True)
+        if not tab.is_visible():
+            pytest.fail(f"the tab {name} cannot be reached at 390 px")
+        open_tab(visitor, name, place)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        box = page.locator(place).first.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, name
+        heading = page.locator(f"#tab-{name.lower()} h2").first
+        colour = heading.evaluate("element => getComputedStyle(element).color")
+        assert min(int(part) for part in colour[4:-1].split(",")[:3]) > 180, f"{name}: dark words on a dark page"
+    visitor.close()
+
+
+def test_programs(url: str) -> None:  # noqa: F811
+    """What the tabs show, as numbers and pictures."""
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(url, verbose=False)
+    question = {"photo": handle_file(str(DOG)), "names": "dog, grass, cat"}
+    spot = client.predict(**question, row=1, column=0, layer=1, head=0, api_name="/routing")
+    assert spot["patch"]["row"] == 1 and spot["layer"] == 1 and spot["head"] == "mean"
+    assert sum(each["attention"] for each in spot["regions"]) == pytest.approx(1, abs=1e-3)
+    assert np.shape(spot["token_attention"]) == (spot["grid"]["rows"], spot["grid"]["columns"])
+    space = client.predict(**question, api_name="/space")
+    assert space["decoders"]["ldvc"]["drift"]["classes"] == 0 < space["decoders"]["zegclip"]["drift"]["classes"]
+    pictures, compared = client.predict(**question, use_background=False, threshold=0.5, api_name="/compare")
+    assert [len(pictures), len(compared["decoders"])] == [4, 4]
+    assert all(sum(each["area"].values()) == pytest.approx(1, abs=1e-3) for each in compared["decoders"].values())
+    *maps, data = client.predict(**question, name="dog", layer=2, head=3, api_name="/attention")
+    assert len({Image.open(path).size for path in maps}) == 1 and len(maps) == 3
+    assert set(data["attention"]) == {"ldvc", "ldvc_without_lcsa", "zegclip", "ldvc_lcsa_off"}
+    with pytest.raises(AppError, match="no layer 9"):
+        client.predict(**question, row=1, column=1, layer=9, head=0, api_name="/routing")
+    with pytest.raises(AppError, match="no patch in row 999"):
+        client.predict(**question, row=999, column=1, layer=0, head=0, api_name="/routing")
