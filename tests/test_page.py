@@ -236,6 +236,10 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     assert np.abs(saved - alone).mean() < 4
     visitor.changed_by(lambda: page.keyboard.press("Escape"))
     assert entry.get_attribute("aria-pressed") == "false"
+    visitor.changed_by(lambda: page.locator("#overlay canvas").click())  # in the middle of the photo, by mouse
+    assert legend.locator("button[aria-pressed=true]").count() == 1
+    assert page.locator("#overlay .ldvc-tip").is_visible()
+    visitor.changed_by(lambda: page.keyboard.press("Escape"))
     visitor.changed_by(lambda: page.get_by_label("Outlines").uncheck())
     bare = visitor.changed_by(lambda: set_range(page, "#overlay .opacity", 0))
     assert np.abs(bare - original).mean() < 4, "without paint and outlines it is the photo"
