@@ -236,6 +236,10 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     assert np.abs(saved - alone).mean() < 4
     visitor.changed_by(lambda: page.keyboard.press("Escape"))
     assert entry.get_attribute("aria-pressed") == "false"
+    visitor.changed_by(lambda: page.locator("#overlay canvas").click())  # in the middle of the photo, by mouse
+    assert legend.locator("button[aria-pressed=true]").count() == 1
+    assert page.locator("#overlay .ldvc-tip").is_visible()
+    visitor.changed_by(lambda: page.keyboard.press("Escape"))
     visitor.changed_by(lambda: page.get_by_label("Outlines").uncheck())
     bare = visitor.changed_by(lambda: set_range(page, "#overlay .opacity", 0))
     assert np.abs(bare - original).mean() < 4, "without paint and outlines it is the photo"
@@ -341,19 +345,23 @@ def test_two_visitors_see_their_own(browser, url: str) -> None:
 
 
 def test_phone_in_the_dark(browser, url: str) -> None:
-    """At the width of a phone nothing sticks out in any tab, and every tab can be reached."""
+    """At the width of a phone nothing sticks out, and every tab can be reached."""
     visitor = Visitor(browser, url, width=390, dark=True)
     page = visitor.page
     page.locator("#examples button").nth(2).click()
     page.locator("#photo img").wait_for()
     visitor.segment()
     visitor.wait_for_answer()
-    for title in ("Attention", "Routing", "Space", "Compare", "Segment"):
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for title in ("Attention", "Routing", "Space", "Compare", "Segment"):  # what is in them: tests/test_page_tabs.py
         tab = page.get_by_role("tab", name=title)
-        with page.expect_response(lambda response: "/queue/data" in response.url):
-            tab.click()
-        page.wait_for_timeout(300)
+        tab.click()
+        page.locator(f"#tab-{title.lower()}").wait_for()
+        box = tab.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, title
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, title
+    canvas = page.locator("#overlay canvas").bounding_box()
+    assert canvas["x"] >= 0 and 300 < canvas["width"] <= 390, "the painted photo has the width of the phone"
     visitor.close()
 
 

@@ -24,8 +24,9 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from ldvc.web import publish as publishing
+from ldvc.web.benchmark import NAMES, Bench
 from ldvc.web.publish import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
-from ldvc.web.remote import Served, Visitor, serve
+from ldvc.web.remote import PageError, Served, Visitor, serve
 from tests.tiny import save_tiny_checkpoint
 
 HOSTING = Path(__file__).with_name("hosting")
@@ -384,6 +385,31 @@ def test_program_of_the_readme(space: Served, monkeypatch: pytest.MonkeyPatch, c
     assert len(found["pictures"]) == len(found["compared"]["decoders"]) >= 3
     assert "pottedplant" in {each["name"].replace(" ", "") for each in found["vocabulary"]["classes"]}
     client.close()
+
+
+def test_the_benchmark_meets_the_page(space: Served, tmp_path: Path) -> None:
+    """Every action that it times is there and does what its title says; how fast is not asked on a machine that tests."""
+    bench = Bench(space.address, tmp_path, runs=2)
+    shown = {}
+    for action, component in [
+        (bench.first_overlay, "overlay"),
+        (bench.new_names, "overlay"),
+        (bench.threshold, "overlay"),
+        (bench.layer, "attention-grid"),
+        (bench.click, "routing-view"),
+    ]:
+        before = [bench.visitor.value(component)]
+        for seconds in action():
+            assert 0 < seconds < 300
+            assert bench.visitor.value(component) not in before, f"{action.__name__} changed nothing"
+            before.append(bench.visitor.value(component))
+        shown[action.__name__] = before[-1]
+    assert [each["name"] for each in shown["first_overlay"]["classes"]] == list(NAMES)
+    assert not {each["name"] for each in shown["new_names"]["classes"]} & set(NAMES)
+    assert shown["threshold"]["threshold"] == pytest.approx(0.22)
+    with pytest.raises(PageError, match="Nothing on the page listens"):
+        bench.timed("run", "hover", shows="overlay")
+    bench.visitor.close()
 
 
 # ---- ZeroGPU ---------------------------------------------------------------------------------------------------------

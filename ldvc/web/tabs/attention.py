@@ -123,9 +123,7 @@ class AttentionTab(Tab):
                 [(texts.ATTENTION_MEAN, -1), *((str(head + 1), head) for head in range(heads))],
                 value=-1 if settings.head is None else settings.head,
             ),
-            self.names: gr.Dropdown(
-                visit.names, value=shown, multiselect=True, visible=len(visit.names) > SHOWN
-            ),
+            self.names: gr.Dropdown(visit.names, value=shown, multiselect=True, visible=len(visit.names) > SHOWN),
             self.rescale: settings.rescale,
             self.off: settings.off,
             self.name: gr.Dropdown(visit.names, value=visit.chosen),

@@ -1,7 +1,8 @@
 """Stands in for Hugging Face's package `spaces`, which is there on every Space with Gradio.
 
-On ZeroGPU a decorated function runs in a forked process; on other hardware it stays as it is. As there, arguments and results travel as multiprocessing hands things over, and each call runs in a thread of its own. The
-process ends after the call: nothing that the function kept is there at the next one, which ZeroGPU does not promise either.
+On ZeroGPU a decorated function runs in a forked process; on other hardware it stays as it is. As there, arguments and results
+travel as multiprocessing hands things over, and each call runs in a thread of its own. The process ends after the call: nothing
+that the function kept is there at the next one, which ZeroGPU does not promise either.
 """
 
 import json
