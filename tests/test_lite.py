@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 
 from ldvc import Predictor
+from train.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "assets" / "lite"
@@ -95,3 +97,17 @@ def test_routing_stays_among_the_chosen_regions(predictors: dict[str, Predictor]
     assert 0 < chosen.sum() < chosen.size
     assert (routing.token_attention[:, ~chosen] == 0).all()
     assert routing.token_attention.sum(axis=(1, 2)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_everyday_words_join_the_concepts_of_hypernyms() -> None:
+    titles = [description.split(",")[0] for description in timm.data.ImageNetInfo("imagenet-1k").label_descriptions()]
+    sheep = Concept("sheep", "02411705", (titles.index("bighorn"),))
+    joined = {concept.name: concept for concept in with_everyday([sheep, Concept("dog", "02084071", (151,))], titles)}
+    assert joined["sheep"].leaves == (titles.index("ram"), titles.index("bighorn")) and joined["sheep"].everyday
+    assert joined["sheep"].offset == "02411705"
+    assert joined["banana"] == Concept("banana", "", (titles.index("banana"),), everyday=True)
+    assert joined["dog"] == Concept("dog", "02084071", (151,))
+    words = [name for entry in json.loads(EVERYDAY_CONCEPTS.read_text()) for name in entry["names"]]
+    assert len(words) == len(set(words)) == sum(concept.everyday for concept in joined.values())
+    with pytest.raises(ValueError):  # a class that the classifier does not have
+        with_everyday([], titles[:10])

@@ -12,7 +12,7 @@ trap 'kill "$stem" 2>/dev/null || true' EXIT
 OMP_NUM_THREADS=1 python -m train.lite.text_targets --work "$work"
 OMP_NUM_THREADS=1 python -m train.lite.text_tower --work "$work" --minutes 15
 wait "$stem"
-python -m train.lite.image_tower --data "$data" --work "$work" --minutes 40
+python -m train.lite.image_tower --data "$data" --work "$work" --minutes 90
 python -m train.lite.build --work "$work" --output assets/lite/clip
 
 for arm in ldvc ldvc_without_lcsa zegclip; do
@@ -20,5 +20,5 @@ for arm in ldvc ldvc_without_lcsa zegclip; do
     --output_dir "$work/release/$arm" --cache_dir "$work/cache" --resume_from_checkpoint latest
 done
 python train/evaluate.py --checkpoint "$work"/release/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
-  --cache_dir "$work/cache" --calibrate
+  --clip_arm lite --cache_dir "$work/cache" --calibrate
 python -m train.lite.publish --release "$work/release" --output assets/lite
