@@ -26,6 +26,7 @@ from ldvc.data import (
 )
 from ldvc.errors import DataError
 from tests.tiny_data import make_benchmarks, make_coco_stuff, make_context, make_set, make_sets, make_voc
+from train.processes import sentence
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +310,19 @@ def test_when_nothing_can_be_read_the_run_ends_with_a_sentence(tmp_path: Path) -
         DataError, match="None of the 4 photos of voc2012 can be used.* 4 of voc2012; the first: The photo"
     ):
         _views(dataset, 4)[0]
+
+
+def test_a_workers_error_is_told_without_its_stack(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path, make_set(tmp_path / "meadow", ["grass", "sky"]).name, "train")
+    for photo in (tmp_path / "meadow" / "images").iterdir():
+        photo.write_bytes(b"no photo")
+    loader = torch.utils.data.DataLoader(_views(dataset, 2, SkippedPhotos(tmp_path / "skipped.txt")), num_workers=1)
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert "Traceback" in str(caught.value)  # PyTorch puts it there
+    told = sentence(caught.value)
+    assert told.startswith("None of the 6 photos of meadow can be used.") and "\n" not in told
+    assert sentence(DataError("Caught cold: stay in bed.")) == "Caught cold: stay in bed."
 
 
 def test_stored_views_remember_what_was_skipped(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_splits_hold_out_the_published_classes(split: str) -> None:
     assert len(load_split(split)) == len(numbers)
 
 
+def test_a_split_of_ones_own_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('{"unseen": ["aeroplane", "Zebra"]}')
+    assert load_split(str(file)) == {"airplane", "zebra"}
+    for content in ('{"seen": []}', '{"unseen": "cow"}', '{"unseen": [', '["cow"]'):
+        file.write_text(content)
+        with pytest.raises(DataError, match="mine.json cannot be used"):
+            load_split(str(file))
+    with pytest.raises(DataError, match="Known splits: coco_stuff, context"):
+        load_split(str(tmp_path))
+
+
 # ---- what each setting knows --------------------------------------------------------------------------------------------
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.data import Vocabulary, load_split, open_sets
+from ldvc.errors import CheckpointError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from tests.tiny_data import make_sets
-from train.checkpoints import checkpoints_of, find_checkpoint
+from tests.forked import CONTEXT
+from tests.tiny_data import make_set, make_sets
+from train.checkpoints import checkpoints_of, find_checkpoint, sole_run
 from train.cpu_attention import fast_attention, plain_attention
 from train.objective import (
     Objective,
-    learning_rate_factor,
+    learning_rate,
     parameter_groups,
     set_learning_rate,
     usable_concepts,
@@ -130,9 +136,7 @@ def test_it_learns_and_preserves(root: Path, tiny_clip_folder: Path) -> None:
     assert kept[-1]["preserve"] / 100 < plain[-1]["preserve"] / 1e-6
 
 
-def test_every_micro_batch_counts_once(
-    root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_micro_batch_counts_once(root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two micro steps of 2 photos have the gradient of one step of 4, where each photo weighs the same."""
     same = (
         "visual_prompts=0",  # no dropout
@@ -197,9 +201,20 @@ def test_groups_and_schedule(root: Path, tiny_clip_folder: Path, tiny_clip: Froz
     for group in groups:
         if group["weight_decay"]:
             assert all(parameter.ndim > 1 for parameter in group["params"])
-    factors = [learning_rate_factor(step, config) for step in range(10)]
-    assert factors[1] == pytest.approx(0.5 * 0.9**0.9, rel=1e-3) and factors[5] == pytest.approx(0.5**0.9)
-    assert max(factors) == factors[3] and factors[9] < 0.2
+
+
+def test_the_schedule_is_the_published_one() -> None:
+    """ZegCLIP's on VOC, prompts and head (10 x 2e-5); numbers worked out from mmcv's PolyLrUpdaterHook by hand."""
+    config = load_config("voc12_inductive")
+    rates = {step: learning_rate(2e-4, step, config) for step in (0, 749, 1500, 10_000, 19_999)}
+    assert rates[0] == pytest.approx(
+        2e-4 / 1500, rel=2e-3
+    )  # mmcv begins one step earlier, at 2e-10, and learns nothing in it
+    assert rates[749] == pytest.approx(0.5 * (1e-6 + 1.99e-4 * 0.9626**0.9), rel=1e-3)
+    assert rates[1500] == pytest.approx(1e-6 + 1.99e-4 * 0.925**0.9)
+    assert rates[10_000] == pytest.approx(1e-6 + 1.99e-4 * 0.5359, rel=1e-3)
+    assert rates[19_999] == pytest.approx(1.03e-6, rel=1e-2)
+    assert learning_rate(1e-7, 19_999, config) == pytest.approx(1e-7)
 
 
 def test_configuration_errors_are_sentences(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:
@@ -220,6 +235,56 @@ def test_configuration_errors_are_sentences(root: Path, tiny_clip_folder: Path, 
     with pytest.raises(ConfigError, match="latest"):
         find_checkpoint(tmp_path, str(tmp_path))
     assert find_checkpoint(tmp_path, "latest") is None
+
+
+def test_a_run_without_a_class_to_learn_does_not_start(root: Path, tiny_clip_folder: Path) -> None:
+    make_set(root / "data" / "farm", ["cow", "sheep", "cat"], photos=2)
+    for setting in ("inductive", "transductive"):
+        config = config_of(root, tiny_clip_folder, "farm", "sets={farm: 1}", "views_per_photo=0", f"setting={setting}")
+        with pytest.raises(ConfigError, match="'lite_experiment' holds out every class of farm"):
+            train(config)
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_computed(
+    root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("max_train_steps=1", "views_per_photo=0")
+    folder = train(config_of(root, tiny_clip_folder, "other", *changes))
+    monkeypatch.setattr("train.train.Objective", None)  # too late
+    for change, told in (("arm=zegclip", "arm ldvc -> zegclip"), ("visual_prompts=3", "visual_prompts 2 -> 3")):
+        with pytest.raises(ConfigError, match=f"checkpoint-1 is of another model .*{told}"):
+            train(config_of(root, tiny_clip_folder, "other", *changes, change), resume="latest")
+    elsewhere = config_of(root, tiny_clip_folder, "elsewhere", *changes, "arm=zegclip")
+    with pytest.raises(ConfigError, match="arm ldvc -> zegclip"):
+        train(elsewhere, resume=str(folder / "checkpoint-1"))
+    (folder / "checkpoint-1" / "trainable.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="resume from another checkpoint"):
+        train(config_of(root, tiny_clip_folder, "other", *changes), resume="latest")
+
+
+def _hold(folder: Path, event: Any) -> None:
+    with sole_run(Accelerator(cpu=True), folder):
+        event.set()
+        time.sleep(60)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder, accelerator = tmp_path / "runs" / "mine", Accelerator(cpu=True)
+    held = CONTEXT.Event()
+    other = CONTEXT.Process(target=_hold, args=(folder, held))
+    other.start()
+    try:
+        assert held.wait(60)
+        with (
+            pytest.raises(ConfigError, match=rf"process {other.pid}\) is writing into {folder}"),
+            sole_run(accelerator, folder, patience=0.1),
+        ):
+            pytest.fail("two runs in one folder")
+    finally:
+        other.kill()
+        other.join()
+    with sole_run(accelerator, folder, patience=0.1):  # a killed run leaves no lock behind
+        assert (folder / ".training").read_text() == str(os.getpid())
 
 
 def test_shipped_configurations_parse() -> None:

@@ -212,7 +212,7 @@ BAD = {
     "--data=/nowhere": "/nowhere does not exist",
     "--resume_from_checkpoint=/nowhere": "no checkpoint to resume from",
     "--validation_steps=1 --validation_sets nothing": "nothing",
-    "--output_dir=/proc/ldvc": "cannot be made",
+    "--output_dir=/proc/ldvc": "cannot be written",
     "--config=nonsense": "Known ones",
 }
 

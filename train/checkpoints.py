@@ -9,19 +9,26 @@ A folder is written under a hidden name and renamed when it is complete; old one
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ldvc.checkpoint import save_checkpoint
+from ldvc.config import ModelConfig
 from ldvc.data import Vocabulary
 from ldvc.errors import CheckpointError
 from ldvc.modeling.model import LDVC
@@ -29,8 +36,56 @@ from train.options import ConfigError, TrainConfig
 
 WEIGHTS = "trainable.safetensors"
 STATE = "step.json"
+LOCK = ".training"
 _STEP = re.compile(r"checkpoint-(\d+)")
 _WRITING, _OLD = ".partial", ".old"
+
+
+@contextmanager
+def sole_run(accelerator: Accelerator, folder: Path, *, patience: float = 10.0) -> Iterator[None]:
+    """Makes the output folder and keeps other runs out of it; every process of the run calls it.
+
+    The lock dies with the main process, however that ends, and its children (readers of photos) do not inherit it.
+
+    Args:
+        folder: the run's output folder.
+        patience: seconds to wait for a run that is just ending.
+
+    Raises:
+        ConfigError: the folder cannot be made, or another run is at work in it.
+    """
+    problem = [""]  # every process learns of it and ends with the same sentence
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                owner = _lock(stack.enter_context(open(folder / LOCK, "a+", encoding="utf-8")), patience)
+                if owner is not None:
+                    problem = [f"Another run (process {owner}) is writing into {folder}: give another --output_dir."]
+            except OSError as error:
+                problem = [f"The output folder {folder} cannot be written: {error.strerror}."]
+        broadcast_object_list(problem)
+        if problem[0]:
+            raise ConfigError(problem[0])
+        yield
+
+
+def _lock(file: Any, patience: float) -> str | None:
+    """Takes a lock file and notes this process in it; None, or the note of the process that keeps it."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.seek(0)
+                return file.read().strip()
+            time.sleep(0.2)
+        else:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            return None
 
 
 def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
@@ -173,13 +228,45 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def changes_since(folder: Path, config: TrainConfig) -> str:
-    """What a resumed run does differently from the run that wrote `train.json`; "" when nothing."""
-    path = folder / "train.json"
+def changes_since(checkpoint: Path, config: TrainConfig) -> str:
+    """What a resumed run does differently from the run that wrote the checkpoint; "" when nothing.
+
+    Args:
+        checkpoint: beside its folder lies the configuration of its run, `train.json`.
+        config: of the run that resumes.
+    """
+    path = checkpoint.resolve().parent / "train.json"
     if not path.is_file():
         return ""
     before, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-    return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key])
+    model = ModelConfig.from_dict(before.pop("model", {}))
+    before |= asdict(model)
+    now |= asdict(config.model_config())
+    changed = [key for key in now if key in before and before[key] != now[key] and key != "output_dir"]
+    return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in changed)
+
+
+def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
+    """A checkpoint is of this model; asked before anything that takes long.
+
+    Raises:
+        ConfigError: it is of another arm or size.
+    """
+    path = checkpoint / WEIGHTS
+    if not path.is_file():  # FSDP's and DeepSpeed's own form
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); resume from another checkpoint.") from None
+    if stored != {name: tuple(tensor.shape) for name, tensor in model.trainable_state_dict().items()}:
+        changed = changes_since(checkpoint, config)
+        raise ConfigError(
+            f"{checkpoint} is of another model{f' ({changed})' if changed else ''}: resume with the configuration that it "
+            "was begun with, or begin anew in another --output_dir."
+        )
 
 
 def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDVC) -> LDVC:

@@ -138,14 +138,21 @@ def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up from 1e-6 of the peak, then (1 - step / steps) ^ power; a pure function of the step."""
+def learning_rate(peak: float, step: int, config: TrainConfig) -> float:
+    """mmsegmentation's polynomial schedule with linear warm-up, as ZegCLIP uses it; a pure function of the step.
+
+        rate = w * (minimum + (peak - minimum) * (1 - step / steps) ^ power),   w from 1e-6 to 1 over the warm-up
+
+    A peak below the minimum stays as it is, times w.
+    """
+    floor = min(config.minimum_learning_rate, peak)
     decay = max(0.0, 1 - step / config.max_train_steps) ** config.power
-    return decay * (1e-6 + (1 - 1e-6) * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0)
+    warm = 1e-6 + (1 - 1e-6) * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warm * (floor + (peak - floor) * decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
     """Sets the rate of every group for a step and returns the highest."""
     for group in optimizer.param_groups:
-        group["lr"] = max(config.minimum_learning_rate, group["peak"] * learning_rate_factor(step, config))
+        group["lr"] = learning_rate(group["peak"], step, config)
     return max(group["lr"] for group in optimizer.param_groups)

@@ -148,6 +148,14 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
+def sentence(error: Exception) -> str:
+    """What an error says; one that comes from a loader's worker carries that worker's stack, which is left out."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip()
+
+
 def shared_loss(accelerator: Accelerator) -> Processes:
     """What the losses need to know of the other processes."""
     return Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)

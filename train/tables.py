@@ -16,6 +16,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from ldvc.data import canonical, load_split
+from ldvc.errors import LdvcError
 from ldvc.visualize import heat_map
 
 COLUMNS = {
@@ -171,6 +172,21 @@ def write_json(path: Path, content: Any) -> None:
     text = re.sub(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", text)
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def make_room(output: str) -> None:
+    """Makes the folder of OUTPUT.json; asked before an evaluation, so that its numbers find a place.
+
+    Raises:
+        LdvcError: it cannot be made or written.
+    """
+    folder = Path(output).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LdvcError(f"Results cannot be written to {folder}: {error.strerror}; give another --output.") from None
+    if not os.access(folder, os.W_OK):
+        raise LdvcError(f"Results cannot be written to {folder}: no permission; give another --output.")
 
 
 def write_tables(results: Sequence[Mapping[str, Any]], output: str) -> None:

@@ -46,17 +46,19 @@ from ldvc.modeling.model import LDVC
 from train import hub
 from train.checkpoints import (
     changes_since,
+    check_fits,
     clean_up,
     export,
     find_checkpoint,
     read_state,
     register_trainable_only,
+    sole_run,
     whole_model,
     write_checkpoint,
 )
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TRACKERS, ConfigError, TrainConfig, load_config
-from train.processes import SharedDropout, build_accelerator, shared_loss, start_processes
+from train.processes import SharedDropout, build_accelerator, sentence, shared_loss, start_processes
 from train.progress import Progress, check_trackers
 from train.validation import Validation
 
@@ -127,13 +129,22 @@ def train(
         The output folder, which then is a checkpoint that `ldvc.checkpoint.load_checkpoint` reads.
     """
     check_trackers(config.report_to)
-    accelerator = build_accelerator(config)
-    main, folder = accelerator.is_main_process, Path(config.output_dir)
+    accelerator, folder = build_accelerator(config), Path(config.output_dir)
+    with sole_run(accelerator, folder):
+        _train(config, accelerator, folder, resume, prepare_only, on_step)
+    return folder
+
+
+def _train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    resume: str | None,
+    prepare_only: bool,
+    on_step: Callable | None,
+) -> None:
+    main = accelerator.is_main_process
     with accelerator.main_process_first():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"The output folder {folder} cannot be made: {error.strerror}.") from None
         if main:
             clean_up(folder, config.checkpoints_total_limit)
     checkpoint = find_checkpoint(folder, resume)
@@ -147,13 +158,20 @@ def train(
     if main and not checkpoint:
         skipped.forget()  # what an earlier run in this folder found
     vocabulary = Vocabulary(datasets, hidden, transductive=config.transductive)
+    if vocabulary.unseen.all():  # also where there are no names at all
+        raise ConfigError(
+            f"No class with masks is left: the split '{config.unseen}' holds out every class of {', '.join(config.sets)}; "
+            "add another data set, name another split, or train with all classes (--set unseen=none)."
+        )
     validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = LDVC(config.model_config())
+    if checkpoint:
+        check_fits(checkpoint, model, config)
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
     caches = view_caches(config, datasets, model, accelerator, skipped) if config.views_per_photo else None
     if prepare_only:
-        return folder
+        return
 
     per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     views = TrainingViews(
@@ -195,7 +213,7 @@ def train(
     if checkpoint:
         accelerator.load_state(str(checkpoint))
 
-    changed = changes_since(folder, config) if checkpoint else ""
+    changed = changes_since(checkpoint, config) if checkpoint else ""
     if main:
         (folder / "train.json").write_text(json.dumps(config.to_dict(), indent=2))
     progress = Progress(accelerator, config, photos=per_step, state=state)
@@ -256,7 +274,6 @@ def train(
         if config.push_to_hub:
             progress.say(f"uploaded: {hub.push(folder, repository, config)}")
     progress.close()
-    return folder
 
 
 def dropout_seed(seed: int, micro: int) -> int:
@@ -314,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
         train(config, resume=resume, prepare_only=prepare_only)
     except LdvcError as error:
         # every process finds the same mistake; one says it
-        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+        sys.exit(f"error: {sentence(error)}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     except KeyboardInterrupt:
         sys.exit("interrupted; continue with the same command and --resume_from_checkpoint latest")
 

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ldvc.data import SegmentationDataset, Vocabulary, canonical, canonical_set, open_sets
+from ldvc.data import SegmentationDataset, Vocabulary, open_sets
 from ldvc.metrics import harmonic_mean, mean_iou
 from ldvc.modeling.model import LDVC
+from ldvc.names import SeenNames
 from train.options import TrainConfig
 from train.sheets import draw_sheet, examples, fixed_photos, save_sheet
 from train.tally import gather, tally_set
@@ -56,11 +57,11 @@ class Validation:
         every = dict.fromkeys(names, config.validation_every)
         self.datasets = open_sets(config.data, names, config.validation_split, every=every, layouts=config.layouts)
         self.photos = fixed_photos(self.datasets, config.sheet_photos)
-        self._learned = canonical_set(vocabulary.spellings)
+        self._learned = SeenNames(vocabulary.spellings)
 
     def seen(self, name: str) -> bool:
-        """Whether the run has masks of a name."""
-        return canonical(name) in self._learned
+        """Whether the run has masks of a name, by the rule of train/evaluate.py."""
+        return name in self._learned
 
     def __call__(self, model: LDVC, step: int) -> tuple[dict[str, dict[str, float]], np.ndarray | None]:
         """Evaluates; every process must call it.

@@ -70,7 +70,7 @@ def load_split(name: str | None) -> frozenset[str]:
         name: a file of `ldvc/data/splits` without ".json", a path to such a file, or None / "none" for "all are seen".
 
     Raises:
-        DataError: no such split.
+        DataError: no such split, or the file holds none.
     """
     if name is None or name == "none":
         return frozenset()
@@ -80,4 +80,12 @@ def load_split(name: str | None) -> frozenset[str]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in (_FOLDER / "splits").glob("*.json")))
         raise DataError(f"There is no split called '{name}'. Known splits: {known}; or give the path of a JSON file.")
-    return canonical_set(json.loads(path.read_text(encoding="utf-8"))["unseen"])
+    try:
+        unseen = json.loads(path.read_text(encoding="utf-8"))["unseen"]
+        if not (isinstance(unseen, list) and all(isinstance(each, str) for each in unseen)):
+            raise TypeError("it is no list of names")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'The split {path} cannot be used ({error}); it should hold {{"unseen": ["cow", "train"]}}.'
+        ) from None
+    return canonical_set(unseen)
