@@ -7,13 +7,17 @@ the other; the class fits a pixel as well as the best of its words does, and is 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
+from ldvc.data.class_names import canonical
 from ldvc.errors import InvalidNamesError
 
 MAX_NAMES = 200
 MAX_NAME_LENGTH = 80
 SYNONYM_MARK = "|"
+JOINERS = "\u200c\u200d"
+NEVER_TYPED = ("Cc", "Cf", "Cs")  # Unicode's control, format and surrogate characters
 
 # Nouns of everyday class lists whose plural is not made with an "s".
 IRREGULAR = {
@@ -70,12 +74,15 @@ def clean_names(names: str | Sequence[str]) -> list[str]:
 
 
 def _clean_word(word: str) -> str:
-    """Single blanks, no control characters: they are neither letters nor blanks, and nobody types them on purpose.
+    """Single blanks; no control characters and marks of writing direction, which nobody types on purpose.
+
+    Joiners stay: they shape Persian words and hold together emoji like the service dog.
 
     Raises:
         InvalidNamesError: it is longer than `MAX_NAME_LENGTH`.
     """
-    word = " ".join("".join(letter if letter.isprintable() else " " for letter in word).split())
+    word = "".join(" " if letter not in JOINERS and unicodedata.category(letter) in NEVER_TYPED else letter for letter in word)
+    word = " ".join(word.split()).strip(JOINERS)
     if len(word) > MAX_NAME_LENGTH:
         raise InvalidNamesError(
             f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
@@ -108,12 +115,32 @@ def singular_forms(name: str) -> set[str]:
 
 
 class SeenNames:
-    """The names that a checkpoint saw masks of, ready to be asked; a class with synonyms counts if one of them does."""
+    """The names that a checkpoint saw masks of, ready to be asked; page and evaluation both ask here.
+
+    A name was seen if it, its singular, or another spelling that `ldvc.data.class_names` knows for it was learned: after
+    "couch", "sofas" counts as seen. COCO-Stuff's "wall-brick" is a wall, and so stands for "wall", too. A class with synonyms
+    was seen if one of its words was.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._forms: set[str] = set()
+        self._learned: dict[str, str] = {}  # every form under which a learned name counts as seen -> the learned name
         for name in names:
-            self._forms |= singular_forms(name)
+            kind, hyphen, _ = name.partition("-")
+            for form in _spellings(name) | (_spellings(kind) if hyphen else set()):
+                if form:
+                    self._learned.setdefault(form, name)
+
+    def source(self, name: str) -> str | None:
+        """The learned name that makes a class seen, or None: unseen. An exact match is preferred."""
+        words = name.split(SYNONYM_MARK)
+        exact = (self._learned.get(canonical(word)) for word in words)
+        related = (self._learned.get(form) for word in words for form in sorted(_spellings(word)))
+        return next(filter(None, (*exact, *related)), None)
 
     def __contains__(self, name: str) -> bool:
-        return any(not self._forms.isdisjoint(singular_forms(word)) for word in name.split(SYNONYM_MARK))
+        return self.source(name) is not None
+
+
+def _spellings(name: str) -> set[str]:
+    """The canonical spellings of a name and of its singular."""
+    return {canonical(form) for form in {name, *singular_forms(name)}}

@@ -36,7 +36,8 @@ from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import SeenNames, clean_names, synonyms_of
 from ldvc.pictures import Source, Window, cut_windows, load_picture
-from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
+from ldvc.result import Segmentation
+from ldvc.windows import DecoderFeatures, WindowOutput
 
 PLAIN_CLIP = "clip"
 PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)

@@ -6,7 +6,8 @@ import torch
 
 from ldvc.calibration import BEST_PATCHES, SHORT_LIST, Calibration, peaks
 from ldvc.pictures import Window
-from ldvc.result import Segmentation, WindowOutput
+from ldvc.result import Segmentation
+from ldvc.windows import WindowOutput
 
 
 def result(logits: torch.Tensor, calibration: Calibration, background: float | None = None) -> Segmentation:

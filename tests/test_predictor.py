@@ -26,7 +26,8 @@ from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import MAX_NAMES, SeenNames, clean_names, synonyms_of
 from ldvc.pictures import Window, canvas_size, load_picture, sliding_windows
 from ldvc.refine import symmetric_inverse
-from ldvc.result import Segmentation, WindowOutput
+from ldvc.result import Segmentation
+from ldvc.windows import WindowOutput
 from tests.tiny import save_tiny_checkpoint
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
@@ -323,6 +324,20 @@ def test_seen_names() -> None:
     for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine", "cat | plant"):
         assert name not in seen, name
     assert "hound | dogs" in seen
+
+
+def test_seen_names_know_other_spellings_of_what_was_learned() -> None:
+    seen = SeenNames(["couch", "wall-brick", "tv", "glass"])
+    found = {name: seen.source(name) for name in ("Sofa", "sofas", "settee | sofa", "wall", "tv monitor", "bench")}
+    assert found == {
+        "Sofa": "couch",
+        "sofas": "couch",
+        "settee | sofa": "couch",
+        "wall": "wall-brick",
+        "tv monitor": "tv",
+        "bench": None,
+    }
+    assert seen.source("sofa | glass") == "couch", "the order is that of the words"
 
 
 def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarray) -> None:

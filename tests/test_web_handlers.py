@@ -218,16 +218,19 @@ def test_class_maps(handlers: Handlers, photo: str) -> None:
 
 
 def test_names_are_text() -> None:
-    for fragment in (html.chips([(EVIL, True)]), html.problem(EVIL), html.notice(EVIL), html.empty(EVIL)):
+    chips = html.chips([(EVIL, EVIL)]), html.chips([("dog", EVIL)])
+    for fragment in (*chips, html.problem(EVIL), html.notice(EVIL), html.empty(EVIL)):
         assert "<img" not in fragment and "&lt;img src=x onerror=alert(1)&gt;" in fragment
 
 
 def test_chips_say_seen_and_unseen_in_words() -> None:
-    fragment = html.chips([("dog", True), ("zebra | donkey", False)])
-    assert re.findall(r'ldvc-tag ldvc-(\w+)">(\w+)<', fragment) == [("seen", "seen"), ("unseen", "unseen")]
-    assert 'data-index="1" aria-label="Remove zebra | donkey"' in fragment
-    assert "20 classes" in html.chips([(f"thing {i}", i < 7) for i in range(20)])
-    assert "masks of 7 " in html.chips([(f"thing {i}", i < 7) for i in range(20)])
+    fragment = html.chips([("Dog", "dog"), ("settee | sofa", "couch"), ("zebra | donkey", None)])
+    kinds = re.findall(r'ldvc-tag ldvc-(\w+)"( title="[^"]*")?>(\w+)<', fragment)
+    assert [(kind, word) for kind, _, word in kinds] == [("seen", "seen"), ("seen", "seen"), ("unseen", "unseen")]
+    assert [bool(title) for _, title, _ in kinds] == [False, True, False] and "the name “couch”" in kinds[1][1]
+    assert 'data-index="2" aria-label="Remove zebra | donkey"' in fragment
+    assert "20 classes" in html.chips([(f"thing {i}", "thing" if i < 7 else None) for i in range(20)])
+    assert "masks of 7 " in html.chips([(f"thing {i}", "thing" if i < 7 else None) for i in range(20)])
     assert html.chips([]) == ""
 
 

@@ -20,8 +20,8 @@ from ldvc.data import SegmentationDataset, Vocabulary, normalise
 from ldvc.errors import DataError
 from ldvc.modeling.model import LDVC
 from ldvc.pictures import cut_windows
-from ldvc.result import stitch
 from ldvc.visualize import colours_for, grey_version, overlay, rgb
+from ldvc.windows import stitch
 
 CELL, GAP, TITLE, ROW = 224, 6, 22, 20  # pixels: width of a picture, space around it, title line, legend line
 TITLES = ("photo", "truth", "prediction", "mistakes")

@@ -25,7 +25,7 @@ from ldvc.errors import DataError
 from ldvc.metrics import ConfusionMatrix, ThresholdCurve
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.pictures import Window, cut_windows, sliding_windows
-from ldvc.result import stitch
+from ldvc.windows import stitch
 
 logger = logging.getLogger("evaluate")
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from ldvc import __version__
 from ldvc.result import Segmentation
-from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, overlay, rgb
+from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size, overlay, rgb
 
+SCORES_SIDE = 384
 KINDS = {
     "overlay": "overlay.png",
     "mask": "mask.png",
@@ -104,7 +105,7 @@ def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for index, name in listed:
             mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
-            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask))
+            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask), zipfile.ZIP_STORED)  # packed already
         archive.writestr("classes.json", as_json(description(result, identity, photo)))
     return buffer.getvalue()
 
@@ -113,15 +114,21 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
     """What the masks mean, and which model made them.
 
     Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "area" as share of the photo,
-    "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none).
+    "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none). Areas and
+    pixels are counted at the photo's own size; scores are read from maps whose long side is at most `SCORES_SIDE`, a dozen
+    pixels for a patch of lite, because 171 of them at full size take seconds.
     """
     labels = result.labels
+    small = fit_size(*result.size, long_side=SCORES_SIDE)
+    small_labels = labels if small == result.size else result.labels_at(small)
     shares = result.area_shares(labels)
     classes = []
     for index, (name, colour) in enumerate(zip(result.names, colours_for(result.names), strict=True)):
-        scores = result.scores_at(result.size, index)
-        inside = labels == index
-        mean = round(float(scores[inside].mean()), 4) if inside.any() else None
+        pixels = int((labels == index).sum())
+        scores, inside = result.scores_at(small, index), small_labels == index
+        if pixels and not inside.any():  # too thin an area for the small map
+            scores, inside = result.scores_at(result.size, index), labels == index
+        mean = round(float(scores[inside].mean()), 4) if pixels else None
         classes.append(
             {
                 "index": index + 1,
@@ -130,7 +137,7 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
                 "seen": result.seen[index],
                 "colour": colour,
                 "area": round(shares[index], 6),
-                "pixels": int(inside.sum()),
+                "pixels": pixels,
                 "score": {"highest": round(float(scores.max()), 4), "mean": mean},
             }
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ldvc.data.class_names import plain
+from ldvc.names import synonyms_of
 from ldvc.visualize import heat_gradient
 from ldvc.web import texts
 
@@ -57,19 +59,25 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f}&#8239;%"
 
 
-def chips(entries: Sequence[tuple[str, bool]]) -> str:
-    """One chip per class (name, seen), each with a button to remove it, and how many were seen where there are many."""
+def chips(entries: Sequence[tuple[str, str | None]]) -> str:
+    """One chip per class, each with a button to remove it, and how many were seen where there are many.
+
+    Args:
+        entries: (name, the learned name that makes it seen, or None: unseen).
+    """
     if not entries:
         return ""
     items = []
-    for index, (name, seen) in enumerate(entries):
-        kind = texts.SEEN if seen else texts.UNSEEN
+    for index, (name, source) in enumerate(entries):
+        kind = texts.UNSEEN if source is None else texts.SEEN
+        elsewhere = source is not None and plain(source) not in map(plain, synonyms_of(name))
+        title = f' title="{escape(texts.SEEN_AS.format(name=source))}"' if elsewhere else ""
         items.append(
             f'<li class="ldvc-chip"><span class="ldvc-name">{escape(name)}</span>'
-            f'<span class="ldvc-tag ldvc-{kind}">{kind}</span>'
+            f'<span class="ldvc-tag ldvc-{kind}"{title}>{kind}</span>'
             f'<button type="button" data-index="{index}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button></li>'
         )
-    count = sum(seen for _, seen in entries)
+    count = sum(source is not None for _, source in entries)
     summary = ""
     if len(entries) > MANY_CHIPS:
         summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(entries), seen=count)}</p>'

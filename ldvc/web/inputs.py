@@ -143,7 +143,7 @@ class Question:
             cleaned = clean_names(names or "")
         except InvalidNamesError:  # said when the button is pressed: while one types, a list is rarely complete
             return ""
-        return html.chips([(name, name in seen) for name in cleaned])
+        return html.chips([(name, seen.source(name)) for name in cleaned])
 
     def wire(self) -> None:
         """Events that need no computing."""

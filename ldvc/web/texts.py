@@ -33,7 +33,7 @@ CONTEXT_WORD = "background"
 NO_SUCH_MODEL = "There is no such model; choose one of {names}."
 FULL_MISSING = (
     "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here: train one "
-    "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Lite answers meanwhile."
+    "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Until then, choose lite."
 )
 FULL_FAILED = "The full model could not be loaded."
 NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
@@ -45,6 +45,7 @@ UNEXPECTED = (
 RESULT_EMPTY = "Your photo will appear here, painted by class name."
 SEEN = "seen"
 UNSEEN = "unseen"
+SEEN_AS = "The model saw masks of it under the name “{name}”."
 SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
 NONE_OF_THESE = "none of these"
 

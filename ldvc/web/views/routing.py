@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldvc.result import PatchRouting, Segmentation
+from ldvc.result import Segmentation
 from ldvc.web.html import escape, percent
 from ldvc.web.tabs import texts
 from ldvc.web.views.attention import name_label
 from ldvc.web.views.inline import heat_uri, number, scale_bar
+from ldvc.windows import PatchRouting
 
 OWN_MARK = '<span class="ldvc-own-mark">its own region</span>'
 BARS = 12  # names listed, the strongest first
