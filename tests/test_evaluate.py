@@ -16,16 +16,17 @@ from PIL import Image
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.data import FolderDataset, load_classes, load_split, normalise
+from ldvc.enlarge import resampling_matrix
 from ldvc.errors import LdvcError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
+from ldvc.names import SeenNames
 from ldvc.pictures import cut_windows
-from ldvc.result import resampling_matrix
 from tests import forked
 from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
 from train import tables, tally
-from train.evaluate import chosen_inference, evaluate, learned_forms, seen_as
+from train.evaluate import chosen_inference, evaluate
 from train.tables import class_tables, confusion_picture, markdown, quoted_benchmark
 from train.tally import tally_set
 
@@ -189,19 +190,18 @@ def test_calibration_is_written_and_helps(root: Path, checkpoint: Path) -> None:
 )
 def test_on_its_own_benchmark_exactly_the_split_is_unseen(classes: str, split: str) -> None:
     names, unseen = load_classes(classes), load_split(split)
-    learned = learned_forms(
-        name for name in names if not {name} & unseen and seen_as(name, learned_forms(unseen)) is None
-    )
-    left = {name for name in names if seen_as(name, learned) is None}
-    assert len(left) == len(unseen) and seen_as("no such thing", learned) is None
+    held_out = SeenNames(unseen)
+    learned = SeenNames(name for name in names if name not in held_out)
+    left = {name for name in names if name not in learned}
+    assert len(left) == len(unseen) and "no such thing" not in learned
 
 
 def test_other_names_for_what_was_learned_count_as_seen() -> None:
-    learned = learned_forms(name for name in load_classes("coco_stuff171") if name not in load_split("coco_stuff"))
-    voc = {name: seen_as(name, learned) for name in load_classes("voc20")}
+    learned = SeenNames(name for name in load_classes("coco_stuff171") if name not in load_split("coco_stuff"))
+    voc = {name: learned.source(name) for name in load_classes("voc20")}
     assert [name for name, by in voc.items() if by is None] == ["cow"]
     assert (voc["sofa"], voc["tv monitor"], voc["motorbike"]) == ("couch", "tv", "motorcycle")
-    context = {name: seen_as(name, learned) for name in load_classes("context59")}
+    context = {name: learned.source(name) for name in load_classes("context59")}
     assert (context["sky"], context["shelves"], context["sidewalk"]) == ("sky-other", "shelf", "pavement")
     unseen = {name for name, by in context.items() if by is None}
     assert {"cow", "grass", "road", "tree"} <= unseen and not unseen & {"wall", "water", "window", "dog"}
@@ -355,3 +355,18 @@ def test_mistakes_on_the_command_line_are_sentences(root: Path, checkpoint: Path
     (folder / "masks" / "photo0.png").write_bytes(b"")
     with pytest.raises(SystemExit, match="Not one photo of broken can be read"):
         evaluator.main(["--checkpoint", str(checkpoint), "--data", str(folder.parent), "--sets", "broken"])
+    blank = make_set(tmp_path / "data" / "blank", ["grass", "sky"], photos=1)
+    Image.new("L", (84, 60), 255).save(blank / "masks" / "photo0.png")
+    with pytest.raises(SystemExit, match="Not one mask of blank val labels a pixel"):
+        evaluator.main(["--checkpoint", str(checkpoint), "--data", str(blank.parent), "--sets", "blank"])
+    with pytest.raises(SystemExit, match="'mmseg' is no layout of data sets; known ones: voc"):
+        evaluator.main([*pets, "--checkpoint", str(checkpoint), "--layouts", "pets=mmseg"])
+    with pytest.raises(SystemExit, match="Results cannot be written to"):
+        evaluator.main([*pets, "--checkpoint", str(checkpoint), "--output", str(folder / "dataset.json" / "result")])
+
+
+def test_wrong_values_on_the_command_line_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--peak", "1.5"], ["--layouts", "msrc"], ["--layouts", "voc=voc"], ["--stride", "0"]):
+        with pytest.raises(SystemExit) as error:
+            evaluator.parse(words)
+        assert error.value.code == 2 and words[0] in capsys.readouterr().err

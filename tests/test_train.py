@@ -245,6 +245,11 @@ def test_a_run_without_a_class_to_learn_does_not_start(root: Path, tiny_clip_fol
             train(config)
 
 
+def test_a_crop_is_whole_patches(root: Path, tiny_clip_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="crop 72 must divide by 16"):
+        train(config_of(root, tiny_clip_folder, "crop", "crop=72", "loss_stride=4"))
+
+
 def test_a_checkpoint_of_another_model_is_refused_before_anything_is_computed(
     root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

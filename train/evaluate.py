@@ -32,7 +32,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,42 +44,18 @@ from accelerate import PartialState
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
-from ldvc.data import canonical, load_split, open_sets
+from ldvc.data import LAYOUTS, canonical, load_split, open_sets
 from ldvc.errors import DataError, LdvcError
 from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from ldvc.names import singular_forms
+from ldvc.names import SeenNames
 from train.processes import start_processes
-from train.tables import markdown, quoted_benchmark, write_tables
+from train.tables import make_room, markdown, quoted_benchmark, write_tables
 from train.tally import DEFAULT_INFERENCE, OFFSET, Tally, gather, tally_set
 
 logger = logging.getLogger("evaluate")
 PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
-
-
-# ---- what is seen -------------------------------------------------------------------------------------------------------
-
-
-def _forms(name: str) -> set[str]:
-    """A name's canonical spellings: as it is, and in the singular."""
-    return {canonical(form) for form in {name, *singular_forms(name)}}
-
-
-def learned_forms(names: Iterable[str]) -> dict[str, str]:
-    """Every form under which the learned names count as seen -> the learned name."""
-    found: dict[str, str] = {}
-    for name in names:
-        kind, hyphen, _ = name.partition("-")  # "wall-brick" is a wall
-        for form in _forms(name) | (_forms(kind) if hyphen else set()):
-            found.setdefault(form, name)
-    return {form: name for form, name in found.items() if form}
-
-
-def seen_as(name: str, learned: Mapping[str, str]) -> str | None:
-    """The learned name that makes a class seen, or None: unseen. An exact match is preferred."""
-    exact = learned.get(canonical(name))
-    return exact or next((learned[form] for form in sorted(_forms(name)) if form in learned), None)
 
 
 # ---- one checkpoint -----------------------------------------------------------------------------------------------------
@@ -176,7 +152,7 @@ def evaluate(
         "confusion": [[...]], "broken": [...], ...}}}.
 
     Raises:
-        LdvcError: the checkpoint cannot be used, or not one photo of a set can be read.
+        LdvcError: the checkpoint cannot be used, or not one photo of a set can be read or has labels.
     """
     state = PartialState()
     calibration = {"scale": 1.0, "bias": 0.0, "peak": 0.0}
@@ -193,13 +169,13 @@ def evaluate(
     model.to(state.device)
     if calibrate:
         calibration["peak"] = peak
-    learned = learned_forms(metadata.get("seen_names") or ())
+    learned = SeenNames(metadata.get("seen_names") or ())
     inference = chosen_inference(metadata, options or {})
 
     def learned_name(name: str) -> str | None:
         if unseen is not None:
             return None if canonical(name) in unseen else name
-        return seen_as(name, learned)
+        return learned.source(name)
 
     tallies, seconds = {}, {}
     for dataset in datasets:
@@ -219,6 +195,10 @@ def evaluate(
         seconds[dataset.name] = time.monotonic() - started
         if not tally.photos and not tally.blank:
             raise DataError(f"Not one photo of {dataset.name} can be read. The first: {tally.broken[0]}")
+        if not tally.photos:
+            raise DataError(
+                f"Not one mask of {dataset.name} {dataset.split} labels a pixel with a class; look at them."
+            )
         if state.is_main_process:
             logger.info("%s %s on %s: %.2f s a photo", arm, source, dataset.name, seconds[dataset.name] / len(dataset))
     if calibrate:
@@ -279,7 +259,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", default="../shared/data", help="folder that holds the data sets")
     parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"])
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument(
+        "--layouts",
+        nargs="+",
+        default=[],
+        metavar="SET=LAYOUT",
+        help=f"where it is not found out: {', '.join(LAYOUTS)}",
+    )
     parser.add_argument("--unseen", help="split of unseen classes; default: what the checkpoint has not seen")
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: what the checkpoint says")
     parser.add_argument("--long_side", type=int, help="of the whole photo in pixels")
@@ -308,6 +295,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is a number of pixels of at least 1, not {value}")
+    if not 0 <= options.peak <= 1:
+        parser.error(f"--peak is a share from 0 to 1, not {options.peak}")
+    for pair in options.layouts:
+        if "=" not in pair or pair.partition("=")[0] not in options.sets:
+            parser.error(f"--layouts takes SET=LAYOUT with a set of --sets, not {pair}")
     return options
 
 
@@ -315,7 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        datasets = open_sets(options.data, options.sets, options.split)
+        layouts = dict(pair.split("=", 1) for pair in options.layouts)
+        datasets = open_sets(options.data, options.sets, options.split, layouts=layouts)
         unseen = load_split(options.unseen) if options.unseen else None
         jobs = [(options.clip_arm, "clip")] if options.clip_arm else []
         jobs += [(source, options.arm) for source in options.checkpoint]
@@ -323,6 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise LdvcError("Nothing to evaluate: give --checkpoint or --clip_arm.")
         if options.calibrate and options.joint_only:
             raise LdvcError("--calibrate needs the masks that --joint_only leaves out; give only one of them.")
+        if options.output:
+            make_room(options.output)
         start_processes(__file__, sys.argv[1:])
         state = PartialState(cpu=not torch.cuda.is_available())
         results = [

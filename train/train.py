@@ -165,6 +165,8 @@ def _train(
         )
     validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = LDVC(config.model_config())
+    if config.crop % model.clip.patch_size:
+        raise ConfigError(f"crop {config.crop} must divide by {model.clip.patch_size}, the patch size of the CLIP.")
     if checkpoint:
         check_fits(checkpoint, model, config)
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []

@@ -213,7 +213,9 @@ def main() -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--fixed-stem", action="store_true", help="leave the map into the ViT as it is: views stored behind it stay valid"
+        "--fixed-stem",
+        action="store_true",
+        help="leave the map into the ViT as it is: views stored behind it stay valid",
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -173,9 +173,7 @@ def main() -> None:
 
     np.save(args.work / "targets.npy", targets[rows].numpy().astype(np.float16))
     (args.work / "names.json").write_text(json.dumps(list(entries)))
-    (args.work / "concepts.json").write_text(
-        json.dumps([asdict(concept) for concept in concepts])
-    )
+    (args.work / "concepts.json").write_text(json.dumps([asdict(concept) for concept in concepts]))
     CONCEPT_LIST.write_text("\n".join(sorted(c.name for c in concepts)) + "\n")
     print(f"{len(entries)} names, {len(concepts)} concepts", flush=True)
 
