@@ -99,6 +99,39 @@ def test_tabs_are_drawn_again_only_when_what_they_show_has_changed(
     assert all(visit.drawn[tab.key] != tab.stamp(visit) for tab in tabs.values())
 
 
+def test_a_slow_drawing_never_covers_a_newer_answer(
+    tabs: dict, visit: Visit, handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tab that is opened, and one that is clicked in, while a newer question is answered."""
+    tab, drawn = tabs[CompareTab], []
+    update = tab.update
+
+    def overtaken(present: Visit) -> dict:
+        drawn.append(present.names)
+        changes = update(present)
+        if len(drawn) == 1:
+            visit.successor = handlers.segment(photo, "cat, dog", False, 0.5, visit)
+        return changes
+
+    monkeypatch.setattr(tab, "update", overtaken)
+    changes = tab.open(visit)
+    assert drawn == [["dog", "zebra", "sofa"], ["cat", "dog"]]
+    assert "cat" in changes[tab.view] and "zebra" not in changes[tab.view]
+    assert visit.latest.open_tab == "compare" and visit.latest.drawn["compare"] == tab.stamp(visit.latest)
+    assert tab.open(visit)["__type__"] == "update" and len(drawn) == 2, "what is shown is not drawn again"
+
+
+    def click(present: Visit) -> dict:
+        drawn.append(present.names)
+        if len(drawn) == 4:
+            present.successor = visit
+        return tabs[RoutingTab].draw_pictures(present)
+
+    old = handlers.segment(photo, "dog, zebra", False, 0.5, Visit())
+    assert tabs[RoutingTab].view in tab.unless_overtaken(old, click)
+    assert tab.unless_overtaken(old, click)["__type__"] == "update"
+
+
 def test_attention_settings_stay_for_the_next_question(
     tabs: dict, visit: Visit, handlers: Handlers, photo: str
 ) -> None:

@@ -154,6 +154,13 @@ def test_problems_are_sentences_beside_a_field(
     assert visit == Visit()
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, None, "abc", float("nan")])
+def test_a_threshold_from_outside_is_a_number_from_0_to_1(handlers: Handlers, photo: str, threshold: object) -> None:
+    with pytest.raises(Problem, match="number from 0 to 1"):
+        handlers.segment(photo, "dog", True, threshold, Visit())
+    assert handlers.segment(photo, "dog", False, threshold, Visit()).background is None, "it plays no part then"
+
+
 def test_full_model_when_it_is_there(handlers: Handlers, photo: str, tmp_path: Path) -> None:
     """A second checkpoint answers under the key "full"; a photo goes to its own towers, not to the other's."""
     full = save_tiny_checkpoint(tmp_path, metadata={"seen_names": ["cat"]})

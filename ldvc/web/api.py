@@ -16,7 +16,7 @@ from ldvc.visualize import colours_for, fit_size, overlay, resize_picture
 from ldvc.web import texts
 from ldvc.web.downloads import KINDS, Look
 from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import Question
+from ldvc.web.inputs import Question, unchecked
 from ldvc.web.tabs.segment import SegmentTab
 from ldvc.web.visit import Problem, Visit
 from ldvc.web.vocabularies import vocabularies
@@ -84,7 +84,7 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
 
     with gr.Column(visible=False):  # what programs give and get
         use_background = gr.Checkbox(label="Allow none of these")
-        threshold = gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold")
+        threshold = unchecked(gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"))
         key = gr.Textbox(label="Vocabulary")
         kind = gr.Textbox(label="Kind of file")
         painted, labels = gr.Image(label="Overlay", format="png"), gr.Image(label="Label map", format="png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,7 @@ class Handlers:
         self.catalogue.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
+        background = checked_threshold(threshold) if use_background else None
         cleaned = cleaned_names(names)
         context_added, declined = False, visit.context_declined
         if add_context:
@@ -114,7 +116,7 @@ class Handlers:
             photo_name=Path(photo).name,
             asked=cleaned,
             names=titles,
-            background=float(threshold) if use_background else None,
+            background=background,
             results={},
             chosen=visit.chosen if visit.chosen in titles else titles[0],
             context_added=context_added,
@@ -122,6 +124,7 @@ class Handlers:
             version=visit.version + 1,
             drawn={},
             kept={},
+            successor=None,
         )
         after.image, after.results = self.compute(after, answer, picture, cleaned, (MAIN_ARM,))
         after.results[MAIN_ARM].background = after.background
@@ -215,6 +218,21 @@ def cleaned_names(names: str | None) -> list[str]:
         return clean_names(names or "")
     except InvalidNamesError as error:
         raise Problem("names", str(error)) from error
+
+
+def checked_threshold(value: Any) -> float:
+    """A threshold from outside.
+
+    Raises:
+        Problem: it is no number from 0 to 1.
+    """
+    try:
+        threshold = float(value)
+    except (TypeError, ValueError):
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise Problem("run", texts.NO_THRESHOLD.format(value=value))
+    return threshold
 
 
 def with_context(names: list[str], visit: Visit) -> tuple[list[str], bool, str]:

@@ -35,6 +35,15 @@ def uploaded_file(payload: Any) -> str | None:
     return None if payload is None or not payload.path else str(payload.path)
 
 
+def unchecked(component: gr.Slider | gr.Number) -> gr.Slider | gr.Number:
+    """A number's widget that hands over whatever a program sends; whoever uses it says what is wrong in one sentence.
+
+    Gradio's own check ends in a stack trace in the log, and for what is no number in no sentence at all.
+    """
+    component.preprocess = lambda payload: payload
+    return component
+
+
 def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[tuple[str, str, str]]:
     """(path, title, fitting names) of each example photo, from the folder's examples.json."""
     entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
@@ -112,10 +121,11 @@ class Question:
         self.asked = [self.photo, self.names, self.model]
         self.outputs = [self.names, self.chips, self.context_row, *self.problems.values()]
 
-    def answered(self, visit: Visit) -> dict:
-        """Updates after a question that was answered."""
+    def answered(self, visit: Visit, names: str) -> dict:
+        """Updates after a question about these names was answered; what was typed meanwhile stays, if it can."""
+        tidy = ", ".join(visit.asked)
         return {
-            self.names: ", ".join(visit.asked),
+            self.names: gr.skip() if tidy == names else tidy,
             self.context_row: gr.Column(visible=visit.context_added),
             **self.no_problems(),
         }

@@ -108,9 +108,16 @@ def wire(
         """Run an action that segments; a problem becomes a sentence beside its field and changes nothing else."""
         try:
             after = action(photo, names, before.background is not None, before.background or 0.0, before, model=model)
-            return {visit: after, **question.answered(after), **tabs[after.open_tab].draw(after)}
+            drawing, shown = {}, ""
+            while shown != after.open_tab:  # another tab may be opened meanwhile
+                shown = after.open_tab
+                drawing |= tabs[shown].draw(after)
+            before.successor = after
+            return {visit: after, **question.answered(after, names), **drawing}
         except Problem as problem:
             return question.refused(problem)
+        except gr.Error:  # a sentence of ZeroGPU's, about the visitor's quota
+            raise
         except Exception:
             log.exception("an action of the page failed")
             return question.refused(Problem("run", texts.UNEXPECTED))
@@ -124,9 +131,10 @@ def wire(
     segment_tab = tabs["segment"]
 
     def move_threshold(present: Visit, event: gr.EventData) -> dict:
+        present = present.latest
         if not handlers.rethreshold(event.value, present):
             return gr.skip()
-        return segment_tab.repaint(present)
+        return segment_tab.unless_overtaken(present, segment_tab.repaint)
 
     private = {"api_visibility": "private"}
     asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
@@ -136,6 +144,7 @@ def wire(
         asked,
         changed,
         show_progress_on=[question.run, *segment_tab.outputs[:2]],
+        trigger_mode="always_last",  # names that were changed while the last ones were asked for are not forgotten
         **private,
     )
     question.remove_context.click(press_remove, asked, changed, show_progress_on=[question.remove_context], **private)

@@ -37,6 +37,7 @@ FULL_MISSING = (
 )
 FULL_FAILED = "The full model could not be loaded."
 NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
+NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
 NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."

@@ -39,10 +39,10 @@ class Visit:
         context_added: the page gave a single name the context word for company.
         context_declined: the single name for which the visitor removed the context word, in lower case.
         version: grows with every question and every new threshold; what was drawn for an older one is stale.
-        open_tab: key of the tab that is open.
         drawn: by tab, the stamp of what it shows.
         kept: whatever a tab wants to remember until the next question; keys start with the tab's own.
-        settings: by tab, what the visitor set there; stays from one question to the next.
+        settings: by tab, what the visitor set there; one object for all questions of a visitor.
+        successor: the visit that answers the visitor's next question, once there is one.
     """
 
     model: str = ""
@@ -57,12 +57,29 @@ class Visit:
     context_added: bool = False
     context_declined: str = ""
     version: int = 0
-    open_tab: str = "segment"
     drawn: dict[str, tuple] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    successor: Visit | None = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing has been segmented yet."""
         return self.image is None or not self.names
+
+    @property
+    def open_tab(self) -> str:
+        """Key of the tab that the visitor looks at; a tab that is opened while a question is answered counts for both."""
+        return self.settings.get("open tab", "segment")
+
+    @open_tab.setter
+    def open_tab(self, key: str) -> None:
+        self.settings["open tab"] = key
+
+    @property
+    def latest(self) -> Visit:
+        """The visit of the visitor's newest question that was answered: this one, unless a slow event was overtaken."""
+        visit = self
+        while visit.successor is not None:
+            visit = visit.successor
+        return visit

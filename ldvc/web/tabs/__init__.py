@@ -25,13 +25,16 @@ first overlay never waits for them.
 
 What a visitor looks at is the `Visit` in `gr.State`: their own, never shared. Events may change it in place (the chosen class,
 results that are kept, `visit.kept` for whatever a tab wants to remember until the next question); do not return it as an
-output, or a slow event would overwrite a newer question. Everything that needs the model goes through `handlers.results` or,
-for other computations, `handlers.compute(function, ...)` with a function of a module's top level that gets the `Models` of
-the visit first: on ZeroGPU it runs in another process, so values go in and come out, and changes in place stay there.
+output, or a slow event would overwrite a newer question. An event that draws starts from `visit.latest` and ends with
+`unless_overtaken`, so that a slow one draws nothing over the answer to a newer question. Everything that needs the model goes
+through `handlers.results` or, for other computations, `handlers.compute(function, ...)` with a function of a module's top
+level that gets the `Models` of the visit first: on ZeroGPU it runs in another process, so values go in and come out, and
+changes in place stay there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -76,10 +79,25 @@ class Tab:
 
     def draw(self, visit: Visit) -> dict[Any, Any]:
         """`update`, remembering what was drawn."""
-        visit.drawn[self.key] = self.stamp(visit)
-        return self.update(visit)
+        stamp = self.stamp(visit)
+        drawing = self.update(visit)
+        visit.drawn[self.key] = stamp
+        return drawing
 
     def open(self, visit: Visit) -> dict[Any, Any]:
-        """The visitor opened the tab: draw it unless it shows the present state already."""
+        """The visitor opened the tab: draw it unless it shows the present state already.
+
+        If a newer question is answered before the drawing is done, the newer answer is drawn.
+        """
         visit.open_tab = self.key
-        return gr.skip() if visit.drawn.get(self.key) == self.stamp(visit) else self.draw(visit)
+        while True:
+            visit = visit.latest
+            drawing = gr.skip() if visit.drawn.get(self.key) == self.stamp(visit) else self.draw(visit)
+            if visit.successor is None:
+                return drawing
+
+    @staticmethod
+    def unless_overtaken(visit: Visit, draw: Callable[[Visit], dict[Any, Any]]) -> dict[Any, Any]:
+        """A drawing for a visit, or nothing if a newer question was answered meanwhile: its answer is on the page."""
+        drawing = draw(visit)
+        return drawing if visit.successor is None else gr.skip()

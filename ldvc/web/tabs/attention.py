@@ -10,6 +10,7 @@ import gradio as gr
 from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
 from ldvc.web import html
 from ldvc.web.handlers import LCSA_OFF, Handlers
+from ldvc.web.inputs import unchecked
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
 from ldvc.web.visit import Visit
@@ -206,6 +207,7 @@ class AttentionTab(Tab):
             right: str | None,
             visit: Visit,
         ) -> dict[Any, Any]:
+            visit = visit.latest
             if visit.empty:
                 return gr.skip()
             settings = self.settings(visit)
@@ -220,7 +222,7 @@ class AttentionTab(Tab):
                 if settings.off:
                     settings.right = LCSA_OFF
                 choices = self.slider_choices(self.arms(visit, settings), settings)
-            return {**choices, **self.draw_pictures(visit)}
+            return self.unless_overtaken(visit, lambda present: {**choices, **self.draw_pictures(present)})
 
         gr.on(
             [control.input for control in self.controls],
@@ -279,8 +281,8 @@ class AttentionTab(Tab):
             attention,
             [
                 lambda: gr.Textbox(label="One of the class names"),
-                lambda: gr.Number(0, precision=0, label="Layer from 1; 0 = last"),
-                lambda: gr.Number(0, precision=0, label="Head from 1; 0 = mean"),
+                lambda: unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last")),
+                lambda: unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean")),
             ],
             [
                 lambda: gr.Image(label="LDVC with LCSA", format="jpeg"),

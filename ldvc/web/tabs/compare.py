@@ -7,6 +7,7 @@ import gradio as gr
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
+from ldvc.web.inputs import unchecked
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.compare import Painted, compare_view
 from ldvc.web.visit import Visit
@@ -84,7 +85,7 @@ class CompareTab(Tab):
             compare,
             [
                 lambda: gr.Checkbox(label="Allow none of these"),
-                lambda: gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"),
+                lambda: unchecked(gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold")),
             ],
             [lambda: gr.Gallery(label="Painted photos", format="jpeg"), lambda: gr.JSON(label="Data")],
             "compare",

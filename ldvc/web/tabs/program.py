@@ -65,12 +65,27 @@ def layer_and_head(result: Segmentation, layer: float | None, head: float | None
         gr.Error: there is no such layer or head.
     """
     layers, heads = result.attention_shape
-    layer, head = int(layer or 0), int(head or 0)
+    layer, head = whole(layer, "layer"), whole(head, "head")
     if not 0 <= layer <= layers:
         raise refusal(texts.NO_SUCH_LAYER.format(layer=layer, layers=layers))
     if not 0 <= head <= heads:
         raise refusal(texts.NO_SUCH_HEAD.format(head=head, heads=heads))
     return (layer or layers) - 1, head - 1 if head else None
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number that a program gave, nothing counting as 0.
+
+    Raises:
+        gr.Error: it is none.
+    """
+    try:
+        number = float(value or 0)
+        if number == int(number):
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise refusal(texts.NO_WHOLE_NUMBER.format(name=name, value=value))
 
 
 def rounded(values: Any, digits: int = 4) -> list:

@@ -10,6 +10,7 @@ import gradio as gr
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
+from ldvc.web.inputs import unchecked
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.routing import Spot, route
@@ -131,8 +132,8 @@ class RoutingTab(Tab):
                 layer=layer,
                 head=settings.head,
             ),
-            self.row: gr.Number(spot.row + 1, minimum=1, maximum=rows),
-            self.column: gr.Number(spot.column + 1, minimum=1, maximum=columns),
+            self.row: spot.row + 1,  # no bounds: Gradio raises an error beyond them, `Spot.of` takes the nearest patch
+            self.column: spot.column + 1,
         }
 
     @staticmethod
@@ -144,19 +145,21 @@ class RoutingTab(Tab):
         """Clicks, keys and controls draw the pictures anew."""
 
         def change(layer: int | None, head: int | None, row: float | None, column: float | None, visit: Visit) -> Any:
+            visit = visit.latest
             if visit.empty:
                 return gr.skip()
             settings = self.settings(visit)
             settings.layer, settings.head = layer, None if head is None or head < 0 else head
             if row is not None and column is not None:
                 visit.kept["routing-spot"] = (int(row) - 1, int(column) - 1)
-            return self.draw_pictures(visit)
+            return self.unless_overtaken(visit, self.draw_pictures)
 
         def pick(event: gr.EventData, visit: Visit) -> Any:
+            visit = visit.latest
             if visit.empty:
                 return gr.skip()
             visit.kept["routing-spot"] = (int(event.row), int(event.column))
-            return self.draw_pictures(visit)
+            return self.unless_overtaken(visit, self.draw_pictures)
 
         options = {"trigger_mode": "always_last", **self.quiet}
         self.view.pick(pick, self.visit, self.pictures, **options)
@@ -189,7 +192,8 @@ class RoutingTab(Tab):
                 raise program.refusal(texts.ROUTING_MISSING)
             at, which = program.layer_and_head(result, layer, head)
             rows, columns = result.grid
-            row, column = int(row or rows // 2 + 1), int(column or columns // 2 + 1)
+            row = program.whole(row, "row") or rows // 2 + 1
+            column = program.whole(column, "column") or columns // 2 + 1
             if not (1 <= row <= rows and 1 <= column <= columns):
                 raise program.refusal(texts.NO_SUCH_PATCH.format(row=row, column=column, rows=rows, columns=columns))
             spot = Spot.of(result, row - 1, column - 1, layer=at, head=which)
@@ -202,10 +206,10 @@ class RoutingTab(Tab):
             self,
             routing,
             [
-                lambda: gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle"),
-                lambda: gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle"),
-                lambda: gr.Number(0, precision=0, label="Layer from 1; 0 = last"),
-                lambda: gr.Number(0, precision=0, label="Head from 1; 0 = mean"),
+                lambda: unchecked(gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle")),
+                lambda: unchecked(gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle")),
+                lambda: unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last")),
+                lambda: unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean")),
             ],
             [lambda: gr.JSON(label="Data")],
             "routing",

@@ -110,7 +110,7 @@ class SegmentTab(Tab):
         opacity = min(max(float(event.opacity), 0.0), 1.0)
         visit.settings[self.key] = Look(opacity, bool(event.outline), event.alone)
         if event.alone is not None:
-            self.handlers.choose(event.alone, visit)
+            self.handlers.choose(event.alone, visit.latest)
 
     def _maker(self, kind: str) -> Any:
         def make(visit: Visit) -> list[Any]:
