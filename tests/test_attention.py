@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldvc.modeling import attention
-from ldvc.modeling.attention import CrossAttention, Layout, RoutedSelfAttention, attend
+from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention, attend
+from ldvc.modeling.regions import Layout
 
 GRIDS = [(15, 21), (7, 5), (1, 1), (32, 32), (20, 20), (9, 2)]
 WIDTH, HEADS = 32, 4

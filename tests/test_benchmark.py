@@ -11,7 +11,8 @@ import torch
 from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.model import LDVC
 from train import benchmark
-from train.benchmark import BARE, FullSelfAttention, fit_exponent, in_turn, summarize
+from train.benchmark import BARE, FullSelfAttention, summarize
+from train.timing import fit_exponent, in_turn
 
 
 def test_candidates_run_in_turn_and_warm_up_is_not_counted() -> None:

@@ -21,10 +21,8 @@ import argparse
 import gc
 import logging
 import platform
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -32,7 +30,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -45,59 +42,12 @@ from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.model import LDVC
 from train.tables import write_json
+from train.timing import fit_exponent, in_turn, peak_resident, resident
 
 SECTIONS = ("training", "inference", "attention")
 BARE = "bare open_clip image encoder"
 BARS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
 """Largest allowed: LDVC over the bare encoder at 32 x 32 patches; LCSA over full attention at 64 x 64; LCSA's exponent."""
-
-
-# ---- measuring ----------------------------------------------------------------------------------------------------------
-
-
-def in_turn(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str, device: str
-) -> dict[str, list[float]]:
-    """Seconds of every round of every candidate; a first round that warms up is not counted.
-
-    Args:
-        candidates: what to time, called once a round in this order.
-        clock: "wall", or "cpu": time on the processor, all threads together, which other programs disturb less.
-    """
-    now = time.process_time if clock == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
-        for name, function in candidates.items():
-            synchronize(device)
-            started = now()
-            function()
-            synchronize(device)
-            if number:
-                seconds[name].append(now() - started)
-    return seconds
-
-
-def synchronize(device: str) -> None:
-    """Waits until a GPU has done what it was asked for."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds now (Linux); elsewhere its peak."""
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * resource.getpagesize() if path.is_file() else peak_resident()
-
-
-def peak_resident() -> int:
-    """Bytes of memory that this process has held at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def fit_exponent(tokens: Sequence[int], seconds: Sequence[float]) -> float:
-    """e of seconds ~ tokens^e, least squares on logarithms."""
-    return float(np.polyfit(np.log(tokens), np.log(seconds), 1)[0])
 
 
 # ---- what is measured ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldvc.modeling.regions import Layout
+
 GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
 
@@ -94,86 +96,6 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:
     """(B, heads, N, d_head) x (B, heads, M, d_head) -> (B, heads, N, M), scaled, in float32 also under autocast."""
     with torch.autocast(query.device.type, enabled=False):
         return query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a grid of patches is cut into regions.
-
-    At most S regions a side, each ceil(h / S) x ceil(w / S) patches, and no more regions than have patches in them: a grid
-    of 20 x 20 with S = 8 has regions of 3 x 3, of which 7 a side hold patches; the eighth would be padding alone, so
-    it does not exist and can never be chosen. A grid smaller than S x S has regions of one patch. The last region of a row
-    or column may be partly padding, which is masked out of means, routing and attention.
-
-    Attributes:
-        grid: (h, w) patches.
-        size: (rows, columns) of patches in a region.
-        count: (rows, columns) of regions.
-    """
-
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    count: tuple[int, int]
-
-    @classmethod
-    def of(cls, grid: tuple[int, int], regions: int) -> Layout:
-        """The layout of a grid (h, w) with S = `regions`."""
-        size = tuple(-(-side // regions) for side in grid)
-        count = tuple(-(-side // length) for side, length in zip(grid, size, strict=True))
-        return cls(grid=grid, size=size, count=count)
-
-    @property
-    def total(self) -> int:
-        """R, the number of regions."""
-        return self.count[0] * self.count[1]
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """Rows below and columns to the right of the grid that fill up the last regions."""
-        return tuple(n * size - side for n, size, side in zip(self.count, self.size, self.grid, strict=True))
-
-    def window(self, tokens: Tensor) -> Tensor:
-        """(B, h * w, c) -> (B, R, t, c): tokens region by region, zeros where there is padding."""
-        height, width = self.grid
-        tokens = tokens.unflatten(1, (height, width))
-        if any(self.padding):
-            tokens = F.pad(tokens, (0, 0, 0, self.padding[1], 0, self.padding[0]))
-        return rearrange(
-            tokens,
-            "b (rows y) (columns x) c -> b (rows columns) (y x) c",
-            rows=self.count[0],
-            columns=self.count[1],
-        )
-
-    def unwindow(self, windows: Tensor) -> Tensor:
-        """(B, R, t, c) -> (B, h * w, c): inverse of `window`."""
-        tokens = rearrange(
-            windows,
-            "b (rows columns) (y x) c -> b (rows y) (columns x) c",
-            rows=self.count[0],
-            columns=self.count[1],
-            y=self.size[0],
-            x=self.size[1],
-        )
-        height, width = self.grid
-        return tokens[:, :height, :width].flatten(1, 2)
-
-    def valid(self, device: torch.device) -> Tensor:
-        """(R, t) booleans: which places of a region hold a patch."""
-        ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
-        return self.window(ones)[0, :, :, 0] > 0
-
-    def region_of(self, y: int, x: int) -> int:
-        """Index of the region that holds patch (y, x)."""
-        height, width = self.grid
-        assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
-        return (y // self.size[0]) * self.count[1] + x // self.size[1]
-
-    def box(self, region: int) -> tuple[int, int, int, int]:
-        """Patches of a region as (top, left, bottom, right), the last two exclusive and without padding."""
-        row, column = divmod(region, self.count[1])
-        top, left = row * self.size[0], column * self.size[1]
-        return top, left, min(top + self.size[0], self.grid[0]), min(left + self.size[1], self.grid[1])
 
 
 @dataclass(frozen=True)
