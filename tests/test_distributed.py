@@ -34,14 +34,16 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Pa
     return make_workplace(tmp_path_factory.mktemp("distributed"), tiny_clip_folder)
 
 
-@pytest.mark.parametrize("arm", ["ldvc", "zegclip"])
-def test_two_processes_learn_as_one_with_twice_the_batch(root: Path, arm: str) -> None:
-    """With dropout, augmentation and sampled names. Photos differ in how many masks and pixels they have, so a loss that
-    each process normalised for itself would differ; a parameter without gradient would stop the second step.
+@pytest.mark.parametrize(("arm", "views"), [("ldvc", 0), ("zegclip", 2)])
+def test_two_processes_learn_as_one_with_twice_the_batch(root: Path, arm: str, views: int) -> None:
+    """With dropout, augmentation and sampled names; with views made afresh, and with stored ones that each run builds for
+    itself (two processes: one data set each). Photos differ in how many masks and pixels they have, so a loss that each
+    process normalised for itself would differ; a parameter without gradient would stop the second step.
     (Weights are not compared: where a gradient is zero but for rounding, Adam makes a whole step of the rounding.)"""
     shared = (f"arm={arm}", "focal_normalise=masks", "validation_steps=4")
-    assert run(train_here, root, f"{arm}-one", (*shared, "train_batch_size=4")) == [0]
-    assert run(train_here, root, f"{arm}-two", (*shared, "train_batch_size=2"), processes=2) == [0, 0]
+    for name, batch, processes in (("one", 4, 1), ("two", 2, 2)):
+        own = (f"train_batch_size={batch}", f"views_per_photo={views}", f"cache_dir={root / f'cache-{arm}-{name}'}")
+        assert run(train_here, root, f"{arm}-{name}", (*shared, *own), processes=processes) == [0] * processes
     one, two = history(root / f"{arm}-one"), history(root / f"{arm}-two")
     assert [entry["step"] for entry in two] == [1, 2, 3, 4]
     for left, right in zip(one, two, strict=True):

@@ -284,6 +284,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; with --check it ends with code 1 if a bar is missed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random; they are meant to be

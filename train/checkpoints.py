@@ -4,6 +4,7 @@
                                 optimizer.bin, random_states_*.pkl, ...   what accelerate adds
                                 step.json               written last: its presence says that the folder is complete
 
+Under FSDP and DeepSpeed accelerate writes the whole model, frozen towers included, in its own form instead of the first file.
 A folder is written under a hidden name and renamed when it is complete; old ones are renamed before they are deleted.
 """
 

@@ -258,7 +258,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
     )
     parser.add_argument("--data", default="../shared/data", help="folder that holds the data sets")
-    parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"])
+    parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument(
         "--layouts",
@@ -273,7 +273,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short_side", type=int, help="of the photo in pixels, whole or under sliding windows")
     parser.add_argument("--window", type=int, help="side of a sliding window in pixels")
     parser.add_argument("--stride", type=int, help="step of a sliding window in pixels")
-    parser.add_argument("--offset", type=float, default=OFFSET, help="gamma, off the scores of seen classes")
+    parser.add_argument(
+        "--offset", type=float, default=OFFSET, help=f"gamma, off the scores of seen classes; {OFFSET:g}"
+    )
     parser.add_argument(
         "--calibrate", action="store_true", help="fit score calibration here and write it into the checkpoint"
     )
@@ -304,6 +306,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command; what a user can set right ends in one sentence."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

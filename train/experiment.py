@@ -229,6 +229,7 @@ def read_ablations(wanted: Sequence[str]) -> dict[str, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command; ends with code 1 while runs are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_experiment")
     parser.add_argument("--output_dir", default="runs/lite_experiment")

@@ -6,7 +6,7 @@
 
 The output folder is the trained checkpoint itself (config.json, model.safetensors) with, beside it, `train.json` (the
 configuration), `log.txt`, `history.jsonl` (the loss curve), `sheets/` (pictures of validation) and `checkpoint-N` folders to
-resume from.
+resume from. `accelerate launch --quiet` leaves out the launcher's own stack trace when a run ends with an error.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def view_caches(
     accelerator: Accelerator,
     skipped: SkippedPhotos,
 ) -> list[ViewCache]:
-    """The stored views of every data set; the main process computes what is missing."""
+    """The stored views of every data set; what is missing is computed, each data set by one process."""
     clip, device = model.clip, accelerator.device
     side = config.crop // clip.patch_size
     width = clip.visual.class_embedding.shape[0]
@@ -107,8 +107,8 @@ def view_caches(
             stem = model.image_tower.stem(images.to(device))
             return stem.cpu(), model.image_tower(stem=stem, prompted=False).patch_features.cpu()
 
+    build_caches(caches, encode, mean=clip.mean, std=clip.std)
     with accelerator.main_process_first():
-        build_caches(caches, encode, mean=clip.mean, std=clip.std)
         for cache in caches:
             skipped.merge(cache.skipped)
     return caches
@@ -291,35 +291,41 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip", help="'lite', a folder, or an open_clip architecture")
     parser.add_argument("--data", help="folder that holds the data sets")
     parser.add_argument("--cache_dir", help="where stored views lie")
-    parser.add_argument("--output_dir")
+    parser.add_argument("--output_dir", help="the run's own folder, which becomes the finished checkpoint")
     parser.add_argument(
         "--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest' (starts anew if there is none)"
     )
     parser.add_argument("--prepare_cache", action="store_true", help="compute the stored views and stop")
     parser.add_argument("--push_to_hub", action="store_true", default=None, help="upload the result; needs HF_TOKEN")
-    parser.add_argument("--hub_model_id", metavar="OWNER/NAME")
-    parser.add_argument("--report_to", metavar="|".join(TRACKERS))
-    parser.add_argument("--mixed_precision", metavar="no|bf16|fp16")
-    parser.add_argument("--learning_rate", type=float)
+    parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="where --push_to_hub uploads to")
+    parser.add_argument("--report_to", metavar="|".join(TRACKERS), help="a tracker; none without it")
+    parser.add_argument("--mixed_precision", metavar="no|bf16|fp16", help="fp16 needs a GPU")
+    parser.add_argument("--learning_rate", type=float, help="base; see the multipliers in train/options.py")
     parser.add_argument("--validation_sets", nargs="+", metavar="SET", help="default: the sets of training")
     for name, text in (
         ("seed", "of everything random"),
         ("max_train_steps", "optimiser steps"),
         ("train_batch_size", "photos per process and micro step"),
         ("gradient_accumulation_steps", "micro steps per optimiser step"),
-        ("checkpointing_steps", "0 = at the end only"),
-        ("checkpoints_total_limit", "older ones are deleted"),
-        ("validation_steps", "evaluate every so many steps; 0 = never"),
+        ("checkpointing_steps", "a checkpoint to resume from every so many steps; 0 = at the end only"),
+        ("checkpoints_total_limit", "how many stay; older ones are deleted"),
+        ("validation_steps", "evaluate every so many steps, and at the end; 0 = never"),
         ("num_workers", "processes that prepare photos, for each process that trains"),
     ):
         parser.add_argument(f"--{name}", type=int, help=text, metavar="N")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change any other field"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any other field of train/options.py",
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command; what a user can set right ends in one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(parse(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
