@@ -185,6 +185,7 @@ def test_push_to_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "config.json",
         "model.safetensors",
         "train.json",
+        ".training",
         "checkpoint-4/optimizer.bin",
         "sheets/step-000004.png",
     ):

@@ -350,8 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(markdown(results))
             if options.output:
                 write_tables(results, options.output)
-    except LdvcError as error:
-        sys.exit(f"error: {error}")
+    except LdvcError as error:  # every process finds the same mistake; one says it
+        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()

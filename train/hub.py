@@ -11,7 +11,7 @@ from ldvc.config import ModelConfig
 from ldvc.errors import LdvcError
 from train.options import TrainConfig
 
-KEEP_HERE = ["checkpoint-*/**", ".checkpoint-*/**", "*.new", "lock", "output.txt"]
+KEEP_HERE = ["checkpoint-*/**", ".checkpoint-*/**", "*.new", "lock", ".training", "output.txt"]
 _CARD = """---
 library_name: ldvc
 pipeline_tag: image-segmentation

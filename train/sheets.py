@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ldvc.data import SegmentationDataset, Vocabulary, normalise
+from ldvc.data.class_names import plain
 from ldvc.errors import DataError
 from ldvc.modeling.model import LDVC
 from ldvc.pictures import cut_windows
@@ -104,7 +105,7 @@ def examples(
         dataset = datasets[index]
         table = Vocabulary([dataset]).tables[0]
         with torch.inference_mode():
-            embeddings = model.encode_names(dataset.names())
+            embeddings = model.encode_names([plain(name) for name in dataset.names()])  # as the evaluator reads them
         for photo in [photo for other, photo in chosen if other == index]:
             image = dataset.image(photo)
             rows.append(
