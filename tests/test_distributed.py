@@ -19,11 +19,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.fsdp import ShardingStrategy, StateDictType
 
 from tests.forked import history, make_workplace, run, train_here
 from train.options import ConfigError
-from train.processes import SharedDropout, _end_with, asked_for
+from train.processes import SharedDropout, _end_with, asked_for, start_processes
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "train" / "configs" / "accelerate"
@@ -109,6 +110,27 @@ def test_no_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
         return
     os.kill(child, signal.SIGKILL)
     pytest.fail("the process went on without its launcher")
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"), [([2, -15], 2), ([-9], "error: a process of the run was killed (signal 9)")]
+)
+def test_the_launcher_ends_as_its_processes_do(
+    codes: list[int], told: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ChildFailedError("train.py", {rank: ProcessFailure(rank, 1, code, "") for rank, code in enumerate(codes)})
+
+    for name in ("LOCAL_RANK", "LDVC_STARTER"):
+        monkeypatch.setenv(name, "")  # and back to what it was
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("train.processes.asked_for", lambda command: 2)
+    monkeypatch.setattr("train.processes._end_with", lambda parent: None)
+    monkeypatch.setattr("train.processes.elastic_launch", lambda launch, program: fail)
+    with pytest.raises(SystemExit) as ended:
+        start_processes("train.py", [])
+    assert ended.value.code == told or str(ended.value.code).startswith(str(told))
 
 
 def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:

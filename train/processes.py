@@ -6,6 +6,7 @@ a CPU to MPI), so that process starts the two itself, with PyTorch's own launche
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -92,11 +93,19 @@ def start_processes(script: str, arguments: Sequence[str]) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # reports of codes, which follow below in words
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(launch, sys.executable)("-u", script, *arguments)
-    except ChildFailedError as error:  # the process itself has said why
+    except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        sys.exit(next((code for code in codes if code > 0), 1))
+        if own := [code for code in codes if code > 0]:
+            sys.exit(own[0])  # the process itself has said why
+        sys.exit(
+            f"error: a process of the run was killed (signal {-codes[0]}); if nobody did it, memory was short: take a smaller "
+            "--train_batch_size. Continue with the same command and --resume_from_checkpoint latest."
+        )
     sys.exit(0)
 
 
