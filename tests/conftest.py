@@ -12,6 +12,7 @@ from open_clip.model import CLIP
 
 from ldvc.config import ModelConfig
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
+from tests.browsing import browser, url  # noqa: F401  fixtures of the page
 
 TINY_ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_page import DOG, EVIL, Visitor, browser, url  # noqa: F401  fixtures
+from tests.browsing import DOG, EVIL, Visitor
 
 NAMES = f"dog, grass | lawn, {EVIL}"
 
 
 @pytest.fixture(scope="module")
-def asked(browser, url: str) -> Iterator[Visitor]:  # noqa: F811
+def asked(browser, url: str) -> Iterator[Visitor]:
     """A visitor who has segmented a photo."""
     visitor = Visitor(browser, url)
     visitor.upload(DOG)
@@ -118,6 +118,12 @@ def test_routing_by_click_key_and_number(asked: Visitor) -> None:
 
     changed(asked, "#routing-view .ldvc-stage", "data-row", type_row)
     assert spot() == (rows - 1, 0)
+    field = page.locator("#routing-row input")
+    changed(asked, "#routing-view .ldvc-stage", "data-row", lambda: field.fill("1"))
+    field.fill("")  # while a number is typed anew, nothing is put into the field
+    changed(asked, "#routing-view .ldvc-stage", "data-row", lambda: field.fill("999"))
+    assert spot() == (rows - 1, 0)
+    page.wait_for_function(f"document.querySelector('#routing-row input').value === '{rows}'")
     changed(
         asked,
         "#routing-view .ldvc-stage-heat",
@@ -159,7 +165,23 @@ def test_compare_shows_four(asked: Visitor) -> None:
     assert page.locator("#compare-view img[src=x]").count() == 0
 
 
-def test_phone_and_dark(browser, url: str) -> None:  # noqa: F811
+def test_back_to_a_long_list_and_names_typed_meanwhile(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Compare", "#compare-view img")
+    open_tab(asked, "Segment", "#overlay canvas")
+    assert not page.locator("#download-file").is_visible(), "the button that saves files is no visitor's"
+    before = asked.answers()
+    asked.type_names("boat, bus, cake, chair, clock, fork, kite, knife, oven, sink, spoon, toilet, grass, dog")
+    page.locator("#run").click()
+    asked.type_names("dog, fence")
+    asked.wait_for_answer(before)
+    page.wait_for_timeout(300)
+    assert page.get_by_label("Class names").first.input_value() == "dog, fence", "what was typed meanwhile is kept"
+    shares = [float(each.split("\u202f")[0].replace("<1", "0.5")) for each in asked.shares()]
+    assert len(shares) == 14 and shares == sorted(shares, reverse=True) and shares[0] > 0
+
+
+def test_phone_and_dark(browser, url: str) -> None:
     """At 390 px nothing of a tab sticks out, and in the dark its words are light."""
     visitor = Visitor(browser, url + "?__theme=dark", width=390)
     page = visitor.page
@@ -189,7 +211,7 @@ def test_phone_and_dark(browser, url: str) -> None:  # noqa: F811
     visitor.close()
 
 
-def test_programs(url: str) -> None:  # noqa: F811
+def test_programs(url: str) -> None:
     """What the tabs show, as numbers and pictures."""
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError

@@ -20,7 +20,7 @@ from ldvc.web.views.attention import Column, attention_grid, attention_slider, g
 from ldvc.web.views.compare import Painted, compare_view
 from ldvc.web.views.inline import heat_uri, number, photo_uri, scale_bar
 from ldvc.web.views.routing import BARS, Spot, route
-from ldvc.web.views.space import LINE, PATCHES, Frame, space_view, spread
+from ldvc.web.views.space import LABELS, LINE, PATCHES, Frame, space_view, spread
 from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -262,6 +262,20 @@ def test_space_view(results: dict) -> None:
         end = np.array([float(dot["cx"]) + dx, float(dot["cy"]) + dy])
         assert np.abs(after - end).max(axis=1).min() < 0.2
     assert all(0 <= float(dot["cx"]) <= 480 and 0 <= float(dot["cy"]) <= frame.height for dot in page.all("circle"))
+
+
+def test_of_a_long_list_the_names_that_patches_got_are_written(predictor: Predictor, results: dict) -> None:
+    names = ["dog", EVIL, *(f"thing {index}" for index in range(30))]
+    result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture), features=True)
+    space = shared_space({"ldvc": movement_of(result)})
+    got = {names[label] for label in space.arms["ldvc"].movement.class_of_patch}
+    source = space_view(space, names, names, colours_for(names))
+    written = re.findall(r"<text [^>]*>([^<]*)</text>", source)
+    assert 0 < len(written) <= LABELS and {word.replace("&lt;", "<").replace("&gt;", ">")[:12] for word in written} <= {
+        name[:12] for name in got
+    }
+    assert len(Page(source).all("path", "ldvc-diamond")) == len(names), "the others are there, and say who they are"
+    assert source.count("<title>") == len(names) and f"Of the {len(names)} names" in source and "<img" not in source
 
 
 def test_frame_keeps_distances(results: dict) -> None:

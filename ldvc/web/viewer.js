@@ -5,6 +5,7 @@ const [figure, canvas, tip, legend] = [".ldvc-viewer", "canvas", ".ldvc-tip", ".
 const [opacity, outline, background, threshold] = [".opacity", ".outline", ".background", ".threshold"].map(find);
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const NONE = -1;
+const MANY = 12; // classes from which on the legend is sorted by area
 let shown = null; // what the server sent
 let photo, grey, best, sent; // Uint8 per pixel: RGBA, luminance, score of the best class in 0..255, class + 1
 let hovered = null; // class under the pointer in the legend
@@ -73,7 +74,8 @@ const draw = () => {
   const counts = new Float64Array(classes.length + 1);
   for (const value of label) counts[value + 1] += 1 / label.length;
   shown.current = label;
-  legend.querySelectorAll("li").forEach((line, index) => {
+  legend.querySelectorAll("li").forEach((line) => {
+    const index = Number(line.dataset.index);
     const share = counts[index < classes.length ? index + 1 : 0];
     line.querySelector(".ldvc-share").textContent = percent(share);
     line.querySelector("i").style.width = `${100 * share}%`;
@@ -101,6 +103,7 @@ const press = (name) => {
 
 const line = (entry, index) => {
   const item = document.createElement("li");
+  item.dataset.index = index;
   const row = document.createElement(entry.seen === null ? "span" : "button");
   row.className = "ldvc-entry";
   const part = (kind, className, text = "") => {
@@ -158,7 +161,13 @@ const take = async () => {
   background.checked = next.threshold !== null;
   if (next.threshold !== null) threshold.value = next.threshold;
   const none = { name: "", title: next.none, seen: null, colour: next.none_colour };
-  legend.replaceChildren(...[...next.classes, none].map(line));
+  const lines = [...next.classes, none].map(line);
+  if (next.classes.length > MANY) { // of a long list, what is in the photo comes first
+    const counts = new Uint32Array(next.classes.length + 1);
+    for (const mark of sent) counts[mark] += 1;
+    lines.sort((a, b) => (counts[Number(b.dataset.index) + 1] ?? -1) - (counts[Number(a.dataset.index) + 1] ?? -1));
+  }
+  legend.replaceChildren(...lines);
   find(".ldvc-footnote").textContent = next.note;
   draw();
 };

@@ -39,7 +39,9 @@ from typing import Any
 
 import gradio as gr
 
+from ldvc.web import html
 from ldvc.web.handlers import Handlers
+from ldvc.web.tabs import texts
 from ldvc.web.visit import Visit
 
 
@@ -49,8 +51,10 @@ class Tab:
     Attributes:
         key, title: identifier ("segment") and what is written on the tab.
         handlers: the actions that need a model.
+        empty: the `gr.HTML` that says what will be here, as long as there is nothing.
         visit: the `gr.State` with the visitor's `Visit`.
         outputs: the components that `update` may change.
+        waiting: those that show that an answer is on its way.
         quiet: options for events that answer at once: no progress bars, no entry among the documented endpoints.
     """
 
@@ -62,6 +66,8 @@ class Tab:
         self.handlers = handlers
         self.visit = visit
         self.outputs: list[Any] = []
+        self.waiting: list[Any] = []
+        self.empty: gr.HTML
 
     def update(self, visit: Visit) -> dict[Any, Any]:
         """Draw the tab: {component: update} for components of `outputs`."""
@@ -76,6 +82,10 @@ class Tab:
     def stamp(self, visit: Visit) -> tuple:
         """What the drawing depends on."""
         return visit.version, visit.chosen
+
+    def announce(self, visit: Visit) -> dict[Any, Any]:
+        """After a question that was answered on another tab: what stands here until this one is opened and drawn."""
+        return {} if self.key in visit.drawn else {self.empty: html.empty(texts.DRAWING)}
 
     def draw(self, visit: Visit) -> dict[Any, Any]:
         """`update`, remembering what was drawn."""

@@ -97,6 +97,7 @@ class AttentionTab(Tab):
         self.controls = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
         self.pictures = [self.note, self.grid, self.slider]
         self.outputs = [self.empty, self.body, *self.controls, *self.pictures]
+        self.waiting = [self.empty, self.grid]
 
     # ---- drawing ----
 

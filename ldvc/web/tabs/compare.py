@@ -27,6 +27,7 @@ class CompareTab(Tab):
             gr.HTML(html.section(texts.COMPARE_TITLE, texts.COMPARE_HELP))
             self.view = gr.HTML(elem_id="compare-view", apply_default_css=False)
         self.outputs = [self.empty, self.body, self.view]
+        self.waiting = [self.empty, self.view]
 
     def stamp(self, visit: Visit) -> tuple:
         """The class that other tabs show plays no part here."""

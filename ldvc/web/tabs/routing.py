@@ -83,6 +83,7 @@ class RoutingTab(Tab):
         self.controls = [self.layer, self.head, self.row, self.column]
         self.pictures = [self.view, self.row, self.column]
         self.outputs = [self.empty, self.body, self.layer, self.head, *self.pictures]
+        self.waiting = [self.empty, self.view]
 
     def update(self, visit: Visit) -> dict:
         """Controls that fit the result, and the pictures."""
@@ -146,13 +147,16 @@ class RoutingTab(Tab):
 
         def change(layer: int | None, head: int | None, row: float | None, column: float | None, visit: Visit) -> Any:
             visit = visit.latest
-            if visit.empty:
+            if visit.empty or row is None or column is None:  # a number is being typed
                 return gr.skip()
             settings = self.settings(visit)
             settings.layer, settings.head = layer, None if head is None or head < 0 else head
-            if row is not None and column is not None:
-                visit.kept["routing-spot"] = (int(row) - 1, int(column) - 1)
-            return self.unless_overtaken(visit, self.draw_pictures)
+            visit.kept["routing-spot"] = (int(row) - 1, int(column) - 1)
+            drawing = self.draw_pictures(visit)
+            # What was typed is not written back, or the next digit, typed before this answer comes, would be lost.
+            typed = {self.row: row, self.column: column}
+            drawing = {each: change for each, change in drawing.items() if typed.get(each) != change}
+            return self.unless_overtaken(visit, lambda _: drawing)
 
         def pick(event: gr.EventData, visit: Visit) -> Any:
             visit = visit.latest

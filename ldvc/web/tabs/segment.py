@@ -57,6 +57,7 @@ class SegmentTab(Tab):
             self.maps = gr.HTML(elem_id="class-maps")
             gr.HTML(html.scale_bar())
         self.outputs = [self.empty, self.viewer, self.downloads, self.maps_part, self.maps]
+        self.waiting = [self.empty, self.viewer]
 
     def update(self, visit: Visit) -> dict:
         """Viewer and maps."""

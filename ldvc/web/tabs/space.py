@@ -54,6 +54,7 @@ class SpaceTab(Tab):
                 apply_default_css=False,
             )
         self.outputs = [self.empty, self.body, self.note, self.view]
+        self.waiting = [self.empty, self.view]
 
     def stamp(self, visit: Visit) -> tuple:
         """The class that other tabs show plays no part here."""

@@ -91,6 +91,10 @@ SPACE_HELP = (
 SPACE_SLIDER = "From before the decoder (0) to after it (100)"
 SPACE_BEFORE = "before the decoder"
 SPACE_AFTER = "after"
+DRAWING = "One moment: this is being computed for your photo and names."
+SPACE_LABELLED = (
+    "Of the {all} names, the {written} that most patches got are written; point at a diamond to read its name."
+)
 SPACE_PLAY = "Play"
 SPACE_MOVED = {"patches": "the patches moved", "names": "the names moved"}
 SPACE_TABLE = ("", "names moved by", "patches moved by", "patch and its class: before → after")

@@ -15,6 +15,7 @@ WIDTH = 480.0  # of a plot, in its own units; letters are made for it
 MARGIN = 34.0
 PATCHES = 260  # drawn in each plot; all are measured
 LINE = 17.0  # between two labels
+LABELS = 16  # words written in each plot; of a longer list, those of the classes that most patches got
 LONGEST = 18  # letters of a label
 LETTER = 8.6  # wide, about
 
@@ -45,16 +46,29 @@ def space_view(space: Space, words: Sequence[str], classes: Sequence[str], colou
         classes, colours: of the names, for the summary.
     """
     frame = Frame(space)
-    plots = "".join(_plot(arm, part, frame, words, classes, colours) for arm, part in space.arms.items())
+    written = labelled(space, words, len(classes))
+    plots = "".join(_plot(arm, part, frame, words, classes, colours, written) for arm, part in space.arms.items())
     across, up = space.plane.explained
     count = len(next(iter(space.arms.values())).patches_before)
     drawn = f"{min(PATCHES, count)} of {count} patches are drawn, all are measured." if count > PATCHES else ""
+    if len(written) < len(words):
+        drawn += f" {texts.SPACE_LABELLED.format(written=len(written), all=len(words))}"
     return (
         f'<div class="ldvc-space">{_slider()}<div class="ldvc-plots">{plots}</div>'
         f'<p class="ldvc-footnote">One principal component analysis of all points of both plots, before and after, all of '
         f"length 1: the axes show {percent(across)} (across) and {percent(up)} (up) of their variance. {drawn}</p>"
         f"{_table(space)}</div>"
     )
+
+
+def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
+    """Which words are written in the plots: all, or of a long list those of the classes that most patches got."""
+    if len(words) <= LABELS:
+        return set(range(len(words)))
+    patches = sum(np.bincount(part.movement.class_of_patch, minlength=classes) for part in space.arms.values())
+    class_of = next(iter(space.arms.values())).movement.class_of_embedding
+    order = sorted(range(len(words)), key=lambda index: -patches[class_of[index]])
+    return {index for index in order[:LABELS] if patches[class_of[index]]}
 
 
 def _slider() -> str:
@@ -67,7 +81,13 @@ def _slider() -> str:
 
 
 def _plot(
-    arm: str, part: ArmSpace, frame: Frame, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]
+    arm: str,
+    part: ArmSpace,
+    frame: Frame,
+    words: Sequence[str],
+    classes: Sequence[str],
+    colours: Sequence[str],
+    written: set[int],
 ) -> str:
     before, after = frame(part.patches_before), frame(part.patches_after)
     labels = part.movement.class_of_patch
@@ -88,7 +108,7 @@ def _plot(
         f'style="--c:{colours[labels[i]]};{_step(before[i], after[i])}"/>'
         for i in drawn
     )
-    names = _names(part, frame, words, colours)
+    names = _names(part, frame, words, colours, written)
     drift, similarity = part.drift, part.similarity
     summary = (
         f"{texts.ARM_TITLES[arm]}: class names moved by {number(drift['classes'], 3)}, patches by "
@@ -107,13 +127,24 @@ def _step(start: np.ndarray, end: np.ndarray) -> str:
     return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
 
 
-def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence[str]) -> str:
-    """A hollow diamond where a name was, a full one that moves, and its word beside it."""
+def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
+    """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
     before, after = frame(part.embeddings_before), frame(part.embeddings_after)
-    heights = spread(after[:, 1], after[:, 0], low=LINE, high=frame.height - 6)
+    chosen = sorted(written)
+    heights = dict(
+        zip(chosen, spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6), strict=True)
+    )
     pieces = []
-    for index, word in enumerate(words):
+    for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
         (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
+        distance = part.movement.embedding_drift[index]
+        moves = (
+            f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
+            f"<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
+        )
+        if index not in written:
+            pieces.append(f'{moves}<path class="ldvc-diamond" d="{_diamond(x, y, 4.0)}"/></g>')
+            continue
         short = word if len(word) <= LONGEST else word[: LONGEST - 1] + "…"
         room = LETTER * len(short) + 16
         left = after[index, 0] + room > WIDTH and after[index, 0] - room > 0
@@ -121,13 +152,10 @@ def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence
         label_y = y + heights[index] - after[index, 1] + 5
         far = abs(heights[index] - after[index, 1]) > LINE / 2
         leader = f'<path class="ldvc-leader" d="M{x:.1f} {y:.1f}L{label_x:.1f} {label_y - 5:.1f}"/>' if far else ""
-        distance = part.movement.embedding_drift[index]
         pieces.append(
             f'<path class="ldvc-diamond-before" d="{_diamond(x, y)}"/>'
             f'<path class="ldvc-name-trail" d="M{x:.1f} {y:.1f}L{after[index, 0]:.1f} {after[index, 1]:.1f}"/>'
-            f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
-            f"<title>{escape(word)}: moved by {number(float(distance), 3)}</title>{leader}"
-            f'<path class="ldvc-diamond" d="{_diamond(x, y)}"/>'
+            f'{moves}{leader}<path class="ldvc-diamond" d="{_diamond(x, y)}"/>'
             f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{"end" if left else "start"}">{escape(short)}</text></g>'
         )
     return "".join(pieces)

@@ -1,0 +1,153 @@
+"""A visitor of the page in a real Chromium, and the page itself: started once, met by every test of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldvc.checkpoint import available_arms
+from ldvc.errors import LdvcError
+from ldvc.web.remote import serve
+from tests.tiny import save_tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+DOG = ROOT / "assets" / "examples" / "dog.jpg"
+EVIL = "<img src=x onerror=alert(1)>"
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SECONDS = 60_000  # milliseconds to wait for an answer, on a busy machine
+
+
+def model_to_serve(folder: Path) -> str:
+    """The bundled model, which knows a dog; while it is being rebuilt, one of random weights."""
+    try:
+        if available_arms("lite"):
+            return "lite"
+    except LdvcError:
+        pass
+    return str(save_tiny_checkpoint(folder / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of app.py, started as anybody starts it, without network; one for all tests, for starting it takes longest."""
+    folder = tmp_path_factory.mktemp("app")
+    with serve(folder, environment={**os.environ, "LDVC_MODEL": model_to_serve(folder)}) as served:
+        yield served.address
+        log = served.log.read_text()
+        assert "Traceback" not in log, f"the page met an error:\n{log}"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A real Chromium; where there is none, the run is red and says what to install."""
+    path = os.environ.get("LDVC_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path is None:
+        pytest.fail(
+            "Chromium is missing on this machine, and the page is tested in a real browser. Install it "
+            "(Debian or Ubuntu: apt-get install chromium) or name it in the environment variable LDVC_CHROMIUM."
+        )
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail("The Python package playwright is missing. Install it: pip install -r requirements-dev.txt")
+    with sync_playwright() as playwright:
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A visitor with a browser window of their own, who notes what should never happen."""
+
+    def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(SECONDS)
+        self.foreign: list[str] = []
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", self._note_request)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        self.page.goto(url)
+        self.page.get_by_role("button", name="Segment", exact=True).wait_for()
+
+    def _note_request(self, request) -> None:
+        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            self.foreign.append(request.url)
+
+    def upload(self, path: Path) -> None:
+        """Choose a file and wait until it has arrived."""
+        with self.page.expect_response(lambda response: "/upload" in response.url):
+            self.page.locator("#photo input[type=file]").set_input_files(path)
+        self.page.locator("#photo img").wait_for()
+
+    def type_names(self, names: str) -> None:
+        self.page.locator("#names textarea").fill(names)
+
+    def segment(self) -> None:
+        """Press the button and wait for the answer."""
+        with self.page.expect_response(lambda response: "/queue/data" in response.url):
+            self.page.get_by_role("button", name="Segment", exact=True).click()
+
+    def answers(self) -> int:
+        """How many answers the viewer has painted."""
+        return int(self.page.evaluate("document.querySelector('[data-drawn]')?.dataset.drawn ?? 0"))
+
+    def wait_for_answer(self, more_than: int = 0) -> None:
+        """Until the viewer has painted more answers than so many."""
+        self.page.wait_for_function(
+            "count => Number(document.querySelector('[data-drawn]')?.dataset.drawn ?? 0) > count", arg=more_than
+        )
+
+    def painted(self) -> np.ndarray:
+        """Pixels of the painted photo, int (H, W, 3)."""
+        uri = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")).astype(int)
+
+    def changed_by(self, action) -> np.ndarray:
+        """Do something that paints the photo anew in the browser; the pixels afterwards."""
+        before = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
+        action()
+        self.page.wait_for_function(
+            "before => document.querySelector('#overlay canvas').toDataURL() !== before", arg=before
+        )
+        return self.painted()
+
+    def legend(self) -> list[str]:
+        return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-name").all_inner_texts()]
+
+    def shares(self) -> list[str]:
+        return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-share").all_inner_texts()]
+
+    def download(self, kind: str) -> tuple[str, bytes]:
+        """Press a download button; name and content of the file that the browser saved."""
+        with self.page.expect_download() as caught:
+            self.page.locator(f"#download-{kind}").click()
+        return caught.value.suggested_filename, Path(caught.value.path()).read_bytes()
+
+    def close(self) -> None:
+        assert not self.foreign, "the page fetched something from elsewhere"
+        assert not self.dialogs, "a class name ran as a script"
+        assert not self.errors, "a script of the page failed"
+        self.context.close()
+
+
+def set_range(page, selector: str, value: float) -> None:
+    """Move a slider as a hand does: input while it moves, change when it is let go."""
+    page.locator(selector).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true}));"
+        " slider.dispatchEvent(new Event('change', {bubbles: true})); }",
+        value,
+    )
