@@ -62,6 +62,7 @@ _AT_LEAST_ONE = ("max_train_steps", "train_batch_size", "gradient_accumulation_s
 _AT_LEAST_ONE += ("log_steps", "crop", "loss_stride", "cache_batch", "validation_every", "sheet_photos")
 _NOT_NEGATIVE = ("checkpointing_steps", "validation_steps", "num_workers", "warmup_steps", "seed", "view_seed")
 _NOT_NEGATIVE += ("weight_decay", "clip_gradient", "preserve_names", "preserve_weight", "preserve_unknown_weight")
+_NOT_NEGATIVE += ("rare_photos",)
 _NOT_NEGATIVE += (
     "focal_weight",
     "dice_weight",
@@ -116,6 +117,9 @@ class TrainConfig:
         full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
         preserve_names: random concept names that join each step to keep the frozen towers' opinion.
         preserve_weight: of those. preserve_unknown_weight: of names that the photo's data set does not label.
+        rare_photos: a name that fewer photos of a data set show than this is learned where it is shown and preserved (see
+            above) on that set's other photos, instead of being a negative there; 0 = off.
+        init_from: checkpoint folder of the same model whose trained tensors are the start; null = a fresh model.
         concepts: text file of concept names, one a line.
         learning_rate: base; prompt_multiplier and head_multiplier multiply it for prompts and for adapter and decoder.
         weight_decay: on weights; never on norms, biases, gates and prompts' scales.
@@ -165,6 +169,8 @@ class TrainConfig:
     preserve_names: int = 0
     preserve_weight: float = 0.0
     preserve_unknown_weight: float = 0.0
+    rare_photos: int = 0
+    init_from: str | None = None
     concepts: str = LITE_CONCEPTS
     learning_rate: float = 2e-5
     prompt_multiplier: float = 10.0

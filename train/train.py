@@ -28,6 +28,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
 from ldvc.data import (
     DrawSchedule,
@@ -169,6 +170,9 @@ def _train(
         raise ConfigError(f"crop {config.crop} must divide by {model.clip.patch_size}, the patch size of the CLIP.")
     if checkpoint:
         check_fits(checkpoint, model, config)
+    elif config.init_from:
+        start, _ = load_checkpoint(config.init_from, arm=model.config.arm, clip=model.clip)
+        model.load_trainable_state_dict(start.trainable_state_dict())
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
     caches = view_caches(config, datasets, model, accelerator, skipped) if config.views_per_photo else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldvc.data.class_names import canonical, plain
 from ldvc.data.reader import SegmentationDataset
+from ldvc.errors import DataError
 
 VOID = -1  # counts nowhere
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
@@ -71,6 +72,19 @@ class Vocabulary:
                 table[dataset.background_index] = BACKGROUND
             table[dataset.ignore_index] = VOID
             self.tables.append(table)
+        self._datasets = list(datasets)
+
+    def rare(self, photos: int) -> Tensor:
+        """(sets, names) bool: names that fewer than `photos` photos of a data set show. Reads every mask."""
+        counts = torch.zeros(self.known.shape, dtype=torch.int64)
+        for count, dataset, table in zip(counts, self._datasets, self.tables, strict=True):
+            for index in range(len(dataset)):
+                try:
+                    shown = np.unique(table[np.unique(dataset.mask(index))])
+                except DataError:  # a broken mask shows nothing; whoever draws it says so
+                    continue
+                count[torch.from_numpy(shown[shown >= 0]).long()] += 1
+        return self.known & (counts < photos)
 
     def __len__(self) -> int:
         return len(self.names)
