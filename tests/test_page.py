@@ -213,6 +213,11 @@ def test_phone_in_the_dark(browser, url: str) -> None:
     visitor.segment()
     visitor.wait_for_answer()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    asked = page.locator("#names textarea").input_value()
+    visitor.type_names(f"dog, {80 * 'w'}")
+    page.locator("#chips li").get_by_text(80 * "w").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the longest name that may be asked for"
+    visitor.type_names(asked)
     for title in ("Attention", "Routing", "Space", "Compare", "Segment"):  # what is in them: tests/test_page_tabs.py
         tab = page.get_by_role("tab", name=title)
         tab.click()
