@@ -37,6 +37,9 @@ class ModelConfig:
         local_conv: depthwise convolution on the values (LCSA).
         gate_init: first value of the learnable gates on residual branches (and on visual prompts, where
             `start_at_clip`); None = ungated as published.
+        lcsa_gate_init: first value of the gates on LCSA alone; None = `gate_init`. LCSA that starts with identity
+            projections only averages patches that look alike, which leaves CLIP's similarity nearly what it is, so it may
+            start wider open than the rest. Unused where `gate_init` is None.
         start_at_clip: text adapter starts as the identity, mask logits as plain CLIP similarity, and visual prompts are
             gated.
         branch_init: "identity": the projections of decoder attention start as identity matrices, so that a branch starts
@@ -62,6 +65,7 @@ class ModelConfig:
     topk: int = 4
     local_conv: bool = True
     gate_init: float | None = 0.05
+    lcsa_gate_init: float | None = None
     start_at_clip: bool = True
     branch_init: str = "identity"
     normalize_output: bool = True

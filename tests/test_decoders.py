@@ -49,6 +49,19 @@ def test_every_arm_starts_at_clip(arm: str) -> None:
 
 
 @torch.no_grad()
+def test_lcsa_may_start_wider_open_than_the_other_branches() -> None:
+    wide = make_decoder("ldvc", lcsa_gate_init=0.3)
+    gates = {name: gate.unique().tolist() for name, gate in wide.named_parameters() if "gate" in name}
+    assert len(gates) == 9
+    for name, values in gates.items():
+        assert values == pytest.approx([0.3 if "self_gate" in name else 0.05]), name
+    inputs = make_inputs()
+    assert correlation(wide(*inputs).mask_logits, clip_logits(*inputs)) > 0.97
+    ungated = make_decoder("ldvc", gate_init=None, lcsa_gate_init=0.3)
+    assert not [name for name, _ in ungated.named_parameters() if "gate" in name]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("arm", ARMS)
 def test_attention_is_returned_on_request_from_the_same_pass(arm: str) -> None:
     decoder, (patches, classes, grid) = make_decoder(arm), make_inputs()

@@ -44,7 +44,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.processes = model, config, processes
         self.known, self.unseen = vocabulary.known, vocabulary.unseen
-        self.rare = vocabulary.rare(config.rare_photos) if config.rare_photos else None
+        doubtful = vocabulary.doubtful(config.rare_photos)
+        self.doubtful = doubtful if doubtful.any() else None
         tokens = model.text_tower.tokenize([*vocabulary.texts, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
@@ -85,9 +86,9 @@ class Objective(nn.Module):
             labels = pseudo_labels(
                 mask_logits[:, : len(names)], labels, known & unseen, threshold=config.self_training_threshold
             )
-        if self.rare is not None:
+        if self.doubtful is not None:  # known where they are shown
             shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
-            known = known & (shown | ~self.rare.to(names.device)[batch["set"]][:, names])
+            known = known & (shown | ~self.doubtful.to(names.device)[batch["set"]][:, names])
         masks = mask_loss(
             mask_logits[:, : len(names)],
             labels,

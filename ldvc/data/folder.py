@@ -31,6 +31,7 @@ class FolderDataset(SegmentationDataset):
     layout = "folder"
     title = "A data set in a plain folder"
     tree = """  dataset.json         {"classes": ["sky", "tree"], "ignore_index": 255, "background_index": null}
+                       and "exhaustive": false where masks leave out classes that photos show
   train.txt, val.txt   a photo's name without suffix on each line
   images/NAME.jpg
   masks/NAME.png       8-bit class indices"""
@@ -46,6 +47,9 @@ class FolderDataset(SegmentationDataset):
             if not isinstance(facts, dict):
                 raise ValueError("it holds no object with a list 'classes'")
             self._describe(facts.get("classes"), facts.get("ignore_index"), facts.get("background_index"))
+            self.exhaustive = facts.get("exhaustive", True)
+            if not isinstance(self.exhaustive, bool):
+                raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
         except ValueError as error:
             raise self._missing(description, f"cannot be used ({error})") from None
         stems = self._read_list(self.folder / f"{split}.txt")

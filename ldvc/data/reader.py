@@ -29,6 +29,7 @@ class SegmentationDataset(ABC):
         classes: names by mask index (with the background's name, where there is one).
         background_index: mask index of "none of the classes", or None.
         ignore_index: mask index of void.
+        exhaustive: False = a photo may show classes that its mask leaves out (as where only one label is known).
         stems: file stems of the split, in the order of the official list.
         layout, title, tree: (of the class) key in a configuration; name for people; the expected files.
     """
@@ -44,6 +45,7 @@ class SegmentationDataset(ABC):
     classes: list[str]
     background_index: int | None = None
     ignore_index: int = IGNORE
+    exhaustive: bool = True
     stems: list[str]
 
     @abstractmethod

@@ -74,8 +74,8 @@ def readable_view(
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A short hash of a module's tensors; a cache made with other weights is never read by mistake."""
-    digest = hashlib.sha256()
+    """A short hash of a module's parts and tensors; a cache made by another module is never read by mistake."""
+    digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

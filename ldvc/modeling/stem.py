@@ -6,9 +6,15 @@ convolutions instead of a linear patch embedding are known to help small ViTs (X
 Transformers See Better", 2021); here they also carry what ImageNet taught them.
 """
 
+import copy
+from collections.abc import Sequence
+
 import timm
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDE = 16
 
@@ -19,22 +25,35 @@ class ConvStem(nn.Module):
     Two depths are read: the middle of the network (fine position, parts) and its end (what the thing is). Batch norm fixes
     their scale once (it has no learnable parameters), so that neither depth drowns the other.
 
+    ImageNet's photos are filled by their object, so the network overlooks what is small. It may therefore look several times,
+    each time at an enlarged picture; each patch gets the mean of what was seen of it.
+
     Args:
         width: channels that the ViT expects.
         backbone: a timm model name; only its feature blocks are built and no weights are downloaded.
+        looks: enlargements of the picture, whole numbers; (1,) = it is seen as it is. A look costs looks^2 of that one.
     """
 
-    def __init__(self, width: int, *, backbone: str = "tf_efficientnet_lite2") -> None:
+    def __init__(
+        self, width: int, *, backbone: str = "tf_efficientnet_lite2", looks: Sequence[int] = (1,)
+    ) -> None:
         super().__init__()
+        assert looks and all(isinstance(look, int) and look >= 1 for look in looks), f"looks {looks} are whole numbers"
         self.backbone = timm.create_model(
             backbone, pretrained=False, features_only=True, output_stride=STRIDE, out_indices=(3, 4)
         )
+        self.looks = tuple(looks)
         self.channels = tuple(self.backbone.feature_info.channels())
         self.scale = nn.BatchNorm2d(sum(self.channels), affine=False)
         self.project = nn.Conv2d(sum(self.channels), width, kernel_size=1, bias=False)
+        self._folded: dict[torch.device, nn.Module] = {}  # not part of the state
+        self.register_load_state_dict_post_hook(lambda stem, _: stem._folded.clear())
+
+    def extra_repr(self) -> str:
+        return f"looks={self.looks}"
 
     def features(self, images: Tensor) -> Tensor:
-        """Concatenated features of both depths, before normalisation and projection.
+        """Concatenated features of both depths, before normalisation and projection; the mean over all looks.
 
         Args:
             images: (B, 3, H, W), normalised; H and W divisible by 16.
@@ -42,9 +61,42 @@ class ConvStem(nn.Module):
         Returns:
             (B, channels, H / 16, W / 16).
         """
-        images = images.contiguous(memory_format=torch.channels_last)  # 2 to 3 times faster for convolutions on a CPU
-        return torch.cat(self.backbone(images), dim=1)
+        if images.device.type == "cpu" and len(images) > 1:  # what one picture needs stays in the cache: 1.5 times faster
+            return torch.cat([self.features(image) for image in images.split(1)])
+        backbone = self._fast_backbone(images.device)
+        seen = []
+        for look in self.looks:
+            enlarged = images if look == 1 else F.interpolate(images, scale_factor=look, mode="bicubic")
+            # this layout is 2 to 3 times faster for convolutions on a CPU
+            maps = torch.cat(backbone(enlarged.contiguous(memory_format=torch.channels_last)), dim=1)
+            seen.append(maps if look == 1 else F.avg_pool2d(maps, look))
+        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(dim=0)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, width, H / 16, W / 16)."""
         return self.project(self.scale(self.features(images)))
+
+    def _fast_backbone(self, device: torch.device) -> nn.Module:
+        """The backbone with batch norms folded into convolutions: the same function in 0.6 of the time on a CPU.
+
+        A copy that is made when first needed, so that files and digests of weights know the plain one alone.
+        """
+        if self.training:
+            return self.backbone
+        if device not in self._folded:
+            with torch.no_grad():
+                folded = fold_batch_norms(copy.deepcopy(self.backbone)).requires_grad_(False)
+            self._folded[device] = folded.to(memory_format=torch.channels_last)
+        return self._folded[device]
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Fold, in place, every batch norm (with activation, as timm builds them) that follows a convolution directly."""
+    children = list(module.named_children())
+    for (before, convolution), (name, norm) in zip(children[:-1], children[1:], strict=True):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+            setattr(module, before, fuse_conv_bn_eval(convolution, norm))
+            setattr(module, name, nn.Sequential(norm.drop, norm.act))
+    for child in module.children():
+        fold_batch_norms(child)
+    return module
