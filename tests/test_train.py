@@ -31,6 +31,7 @@ from train.objective import (
     usable_concepts,
 )
 from train.options import ConfigError, TrainConfig, load_config
+from train.processes import resolved_precision
 from train.train import train
 
 CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
@@ -215,6 +216,16 @@ def test_the_schedule_is_the_published_one() -> None:
     assert rates[10_000] == pytest.approx(1e-6 + 1.99e-4 * 0.5359, rel=1e-3)
     assert rates[19_999] == pytest.approx(1.03e-6, rel=1e-2)
     assert learning_rate(1e-7, 19_999, config) == pytest.approx(1e-7)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_automatic_precision_follows_the_processor(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert resolved_precision("auto", on_cpu=True) == ("bf16" if able else "no")
+    for wanted in ("no", "bf16", "fp16"):
+        assert resolved_precision(wanted, on_cpu=True) == wanted
+    assert load_config("lite_release").mixed_precision == "auto"
 
 
 def test_configuration_errors_are_sentences(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:

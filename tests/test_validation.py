@@ -206,7 +206,7 @@ def test_push_to_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 BAD = {
     "--max_train_steps=0": "max_train_steps must be at least 1",
     "--learning_rate=-1": "learning_rate must be more than 0",
-    "--mixed_precision=half": "mixed_precision is no, bf16 or fp16",
+    "--mixed_precision=half": "mixed_precision is auto, no, bf16 or fp16",
     "--mixed_precision=fp16": "needs a GPU",
     "--report_to=paper": "report_to is tensorboard or wandb",
     "--push_to_hub": "--hub_model_id",

@@ -50,7 +50,7 @@ from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from ldvc.names import SeenNames
-from train.processes import start_processes
+from train.processes import resolved_precision, start_processes
 from train.tables import make_room, markdown, quoted_benchmark, write_tables
 from train.tally import DEFAULT_INFERENCE, OFFSET, Tally, gather, tally_set
 
@@ -286,7 +286,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
-    parser.add_argument("--full_precision", action="store_true", help="no bfloat16")
+    parser.add_argument("--full_precision", action="store_true", help="no bfloat16 even where the device is made for it")
     parser.add_argument(
         "--joint_only", action="store_true", help="the literature's measures only: one decoding per photo"
     )
@@ -322,7 +322,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.output:
             make_room(options.output)
         start_processes(__file__, sys.argv[1:])
-        state = PartialState(cpu=not torch.cuda.is_available())
+        on_cpu = not torch.cuda.is_available()
+        state = PartialState(cpu=on_cpu)
+        bf16 = not options.full_precision and resolved_precision("auto", on_cpu=on_cpu) == "bf16"
         results = [
             evaluate(
                 source,
@@ -334,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
                 options=vars(options),
                 offset=options.offset,
                 cache_dir=options.cache_dir,
-                bf16=not options.full_precision,
+                bf16=bf16,
                 joint_only=options.joint_only,
                 alone=not options.not_alone,
                 num_workers=options.num_workers,

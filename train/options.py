@@ -21,6 +21,7 @@ from ldvc.errors import LdvcError
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SETTINGS = ("inductive", "transductive", "fully_supervised")
 TRACKERS = ("tensorboard", "wandb")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
 LITE_CONCEPTS = str(Path(__file__).parent / "lite" / "concepts.txt")
 
 
@@ -125,7 +126,8 @@ class TrainConfig:
         weight_decay: on weights; never on norms, biases, gates and prompts' scales.
         warmup_steps, power, minimum_learning_rate: of the polynomial schedule. clip_gradient: largest norm, 0 = off.
         max_train_steps: optimiser steps. train_batch_size: photos per process and micro step.
-        gradient_accumulation_steps, mixed_precision, seed, num_workers, output_dir, checkpointing_steps,
+        mixed_precision: no, bf16, fp16, or auto: bf16 where the device has instructions for it.
+        gradient_accumulation_steps, seed, num_workers, output_dir, checkpointing_steps,
         checkpoints_total_limit, log_steps, report_to: as in other trainers built on accelerate; 0 checkpointing_steps
         = at the end only.
         push_to_hub: upload the finished checkpoint to `hub_model_id` ("owner/name"; the owner may be left out).
@@ -208,8 +210,8 @@ class TrainConfig:
             raise ConfigError("The configuration names no data sets; add for example 'sets: {msrc: 1.0}'.")
         if min(self.sets.values()) < 0 or sum(self.sets.values()) <= 0:
             raise ConfigError("The weights of 'sets' must not be negative, and one must be more than 0.")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ConfigError(f"mixed_precision is no, bf16 or fp16, not '{self.mixed_precision}'.")
+        if self.mixed_precision not in PRECISIONS:
+            raise ConfigError(f"mixed_precision is auto, no, bf16 or fp16, not '{self.mixed_precision}'.")
         if self.report_to not in (None, *TRACKERS):
             raise ConfigError(f"report_to is {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}, not '{self.report_to}'.")
         if self.push_to_hub and not self.hub_model_id:

@@ -148,13 +148,24 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # Of the depthwise convolution in LCSA, whose gradient comes in another memory layout; the values are right.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=resolved_precision(config.mixed_precision, on_cpu=on_cpu),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
+
+
+def resolved_precision(wanted: str, *, on_cpu: bool) -> str:
+    """What "auto" means here: bf16 where it is faster, else no. A processor without instructions for it only emulates it."""
+    if wanted != "auto":
+        return wanted
+    if on_cpu:  # PyTorch has no public question for it
+        able = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    else:
+        able = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if able else "no"
 
 
 def sentence(error: Exception) -> str:

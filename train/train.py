@@ -228,7 +228,8 @@ def _train(
     progress.say(
         f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve; a step takes {per_step} photos: "
         f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x {config.train_batch_size} x "
-        f"{config.gradient_accumulation_steps} (accumulated); device {accelerator.device.type}"
+        f"{config.gradient_accumulation_steps} (accumulated); device {accelerator.device.type}, mixed precision "
+        f"{accelerator.mixed_precision}"
     )
     if checkpoint:
         progress.say(f"resumed from {checkpoint} at step {progress.step}")
@@ -303,7 +304,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--push_to_hub", action="store_true", default=None, help="upload the result; needs HF_TOKEN")
     parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="where --push_to_hub uploads to")
     parser.add_argument("--report_to", metavar="|".join(TRACKERS), help="a tracker; none without it")
-    parser.add_argument("--mixed_precision", metavar="no|bf16|fp16", help="fp16 needs a GPU")
+    parser.add_argument("--mixed_precision", metavar="auto|no|bf16|fp16", help="fp16 needs a GPU")
     parser.add_argument("--learning_rate", type=float, help="base; see the multipliers in train/options.py")
     parser.add_argument("--validation_sets", nargs="+", metavar="SET", help="default: the sets of training")
     for name, text in (
