@@ -243,6 +243,14 @@ def test_digest_sees_every_weight() -> None:
     assert weights_digest(layer) != before
 
 
+def test_held_out_pixels_count_nowhere_or_as_none_of_the_seen_classes(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "meadow", ["grass", "cow", "sky"])
+    for flag, code in ((False, VOID), (True, BACKGROUND)):
+        vocabulary = Vocabulary([FolderDataset(folder)], {"cow"}, hidden_as_background=flag)
+        assert vocabulary.names == ["grass", "sky"]
+        assert vocabulary.tables[0][[0, 1, 2, 255]].tolist() == [0, code, 1, VOID]
+
+
 def test_a_set_can_spell_a_name_its_own_way(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "planes", ["aeroplane", "sky"])
     assert FolderDataset(folder).names() == ["aeroplane", "sky"]

@@ -148,9 +148,8 @@ def finish(run: Run, options: argparse.Namespace) -> None:
     if run.evaluation.is_file():
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (options.jobs * options.processes)))
-    }
+    threads = max(1, (os.cpu_count() or 1) // (options.jobs * options.processes))
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ  # a number that was set stays
     with open(run.folder / "lock", "w") as lock, open(run.folder / "output.txt", "a") as output:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

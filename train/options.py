@@ -114,7 +114,9 @@ class TrainConfig:
         photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
         cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs. cache_batch: photos at once.
         focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `ldvc.losses.mask_loss`.
-        ignore_as_negative: void pixels are negatives of every name (ZegCLIP) rather than counting nowhere.
+        ignore_as_negative: void pixels, those of held-out classes among them, are negatives of every name (ZegCLIP) rather
+            than counting nowhere.
+        held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
         full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
         preserve_names: random concept names that join each step to keep the frozen towers' opinion.
         preserve_weight: of those. preserve_unknown_weight: of names that the photo's data set does not label.
@@ -167,6 +169,7 @@ class TrainConfig:
     focal_gamma: float = 2.0
     focal_normalise: str = "masks"
     ignore_as_negative: bool = True
+    held_out_as_negative: bool = False
     full_vocabulary: float = 1.0
     preserve_names: int = 0
     preserve_weight: float = 0.0

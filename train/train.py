@@ -158,7 +158,9 @@ def _train(
     skipped = SkippedPhotos(folder / "skipped.txt")
     if main and not checkpoint:
         skipped.forget()  # what an earlier run in this folder found
-    vocabulary = Vocabulary(datasets, hidden, transductive=config.transductive)
+    vocabulary = Vocabulary(
+        datasets, hidden, transductive=config.transductive, hidden_as_background=config.held_out_as_negative
+    )
     if vocabulary.unseen.all():  # also where there are no names at all
         raise ConfigError(
             f"No class with masks is left: the split '{config.unseen}' holds out every class of {', '.join(config.sets)}; "

@@ -3,8 +3,9 @@
 A photo is labelled with its own data set's classes only. A name from another data set may well be visible in it, so it is
 *unknown* there and earns no mask loss; a name of its own data set that no pixel carries is a true negative.
 
-Held-out classes: in the inductive setting nothing of them is left, neither pixels (VOID) nor names; in the transductive
-setting their names are known and their pixels are HIDDEN, which self-training later fills with labels of its own.
+Held-out classes: in the inductive setting their names are unknown and their pixels VOID, or BACKGROUND: that these pixels are
+none of the seen classes is what ZegCLIP's ignore label tells, too. In the transductive setting their names are known and their
+pixels are HIDDEN, which self-training later fills with labels of its own.
 """
 
 from collections.abc import Collection, Sequence
@@ -39,10 +40,16 @@ class Vocabulary:
         datasets: the data sets, whose order the first axis of `known` and `tables` follows.
         hidden: canonical names that are held out.
         transductive: held-out names are known, and their pixels become HIDDEN instead of VOID.
+        hidden_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
     """
 
     def __init__(
-        self, datasets: Sequence[SegmentationDataset], hidden: Collection[str] = (), *, transductive: bool = False
+        self,
+        datasets: Sequence[SegmentationDataset],
+        hidden: Collection[str] = (),
+        *,
+        transductive: bool = False,
+        hidden_as_background: bool = False,
     ) -> None:
         seen: dict[str, str] = {}  # name -> text
         unseen: dict[str, str] = {}
@@ -68,6 +75,8 @@ class Vocabulary:
                 if place is not None:
                     table[index] = HIDDEN if self.unseen[place] else place
                     known[place] = True
+                elif hidden_as_background:
+                    table[index] = BACKGROUND
             if dataset.background_index is not None:
                 table[dataset.background_index] = BACKGROUND
             table[dataset.ignore_index] = VOID
