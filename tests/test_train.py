@@ -173,7 +173,7 @@ def test_preserved_pairs_are_those_that_nobody_labels(
     concepts = usable_concepts(CONCEPTS, vocabulary, hidden)
     assert concepts == ["zebra", "teapot", "violin", "bridge", "lamp", "river"]  # learned and held-out ones are gone
     config = config_of(
-        root, tiny_clip_folder, "unused", "gate_init=0", "preserve_unknown_weight=1", "preserve_weight=1"
+        root, tiny_clip_folder, "unused", "gate_init=0", "lcsa_gate_init=null", "preserve_unknown_weight=1", "preserve_weight=1"
     )
     model = LDVC(config.model_config(), tiny_clip).eval()
     objective = Objective(model, vocabulary, concepts, config)
@@ -308,7 +308,7 @@ def test_shipped_configurations_parse() -> None:
         config = load_config(name, ["gate_init=null", "learning_rate=3e-4"])
         assert config.model_config().gate_init is None and config.learning_rate == 3e-4
         assert config.augmentation().crop == 320
-    assert config.views("msrc") == 6 and load_config("lite", ["views_per_photo=3"]).views("msrc") == 3
+    assert config.views("msrc") == 5 and load_config("lite", ["views_per_photo=3"]).views("msrc") == 3
     assert load_config("lite_experiment").unseen == "lite_experiment" and load_config("lite_release").unseen is None
 
 
