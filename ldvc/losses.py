@@ -137,7 +137,6 @@ def mask_loss(
     gamma: float = 2.0,
     void_is_negative: bool = False,
     normalise: str = "masks",
-    elsewhere_unknown: Tensor | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> MaskLoss:
     """Focal and dice loss of the (photo, name) pairs that have a label.
@@ -152,7 +151,6 @@ def mask_loss(
         void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
         normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present (ZegCLIP's code: the
             more names, the larger the loss); "pairs": the mean over all pixels of all known pairs.
-        elsewhere_unknown: (B, C) bool: of these pairs only pixels that carry one of the C names count; or None.
         processes: with whom this process shares the loss.
 
     Returns:
@@ -169,17 +167,18 @@ def mask_loss(
     valid = labels != HIDDEN  # (B, H, W)
     if not void_is_negative:
         valid = valid & (labels != VOID)
-    valid = valid[photo]  # (P, H, W)
-    if elsewhere_unknown is not None:
-        valid = valid & ~(elsewhere_unknown[photo, name][:, None, None] & (labels < 0)[photo])
-    pixels = valid.flatten(1).sum(dim=1).float()  # (P,)
+    pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
     present = target.flatten(1).any(dim=1)  # (P,)
     masks = processes.share(present.sum())
-    share = 1 / (pixels.clamp(min=1) * masks) if normalise == "masks" else 1 / processes.share(pixels.sum())
-    focal = focal_sum(pairs, target, valid * share.reshape(-1, 1, 1), alpha=alpha, gamma=gamma)
+    if normalise == "masks":
+        share = 1 / (pixels.clamp(min=1) * masks)  # (B,)
+    else:
+        share = (1 / processes.share(pixels[photo].sum())).expand_as(pixels)
+    weight = valid * share[:, None, None]  # (B, H, W)
+    focal = focal_sum(pairs, target, weight[photo], alpha=alpha, gamma=gamma)
 
     chosen = present.nonzero(as_tuple=True)[0]
-    dice = dice_per_mask(pairs.index_select(0, chosen), target[chosen], valid[chosen]).sum() / masks
+    dice = dice_per_mask(pairs.index_select(0, chosen), target[chosen], valid[photo[chosen]]).sum() / masks
     return MaskLoss(focal=focal, dice=dice)
 
 

@@ -44,9 +44,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.processes = model, config, processes
         self.known, self.unseen = vocabulary.known, vocabulary.unseen
-        self.rare = vocabulary.rare(config.rare_photos) if config.rare_photos else None
-        partial = vocabulary.partial()
-        self.partial = partial if partial.any() else None
+        doubtful = vocabulary.doubtful(config.rare_photos)
+        self.doubtful = doubtful if doubtful.any() else None
         tokens = model.text_tower.tokenize([*vocabulary.texts, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
@@ -87,16 +86,9 @@ class Objective(nn.Module):
             labels = pseudo_labels(
                 mask_logits[:, : len(names)], labels, known & unseen, threshold=config.self_training_threshold
             )
-        elsewhere_unknown = None
-        if self.rare is not None or self.partial is not None:
+        if self.doubtful is not None:  # known where they are shown
             shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
-            partial = torch.zeros_like(batch["set"]).bool()  # (B,)
-            if self.partial is not None:  # an object is no other object, but around it may be anything
-                partial = self.partial.to(names.device)[batch["set"]]
-                elsewhere_unknown = partial[:, None] & ~shown
-            if self.rare is not None:
-                rare = self.rare.to(names.device)[batch["set"]][:, names] & ~partial[:, None]
-                known = known & (shown | ~rare)
+            known = known & (shown | ~self.doubtful.to(names.device)[batch["set"]][:, names])
         masks = mask_loss(
             mask_logits[:, : len(names)],
             labels,
@@ -105,7 +97,6 @@ class Objective(nn.Module):
             gamma=config.focal_gamma,
             void_is_negative=config.ignore_as_negative,
             normalise=config.focal_normalise,
-            elsewhere_unknown=elsewhere_unknown,
             processes=self.processes,
         )
         parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}

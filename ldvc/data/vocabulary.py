@@ -83,13 +83,20 @@ class Vocabulary:
             self.tables.append(table)
         self._datasets = list(datasets)
 
-    def partial(self) -> Tensor:
-        """(sets,) bool: data sets whose masks leave out names that photos show."""
-        return torch.tensor([not dataset.exhaustive for dataset in self._datasets])
+    def doubtful(self, photos: int) -> Tensor:
+        """(sets, names) bool: names whose absence from a mask does not mean that the photo lacks them.
 
-    def rare(self, photos: int) -> Tensor:
-        """(sets, names) bool: names that fewer than `photos` photos of a data set show. Reads every mask."""
+        Those are the names that fewer than `photos` photos of a data set show, and all names of a data set that is not
+        exhaustive. With `photos` > 0 every mask is read.
+        """
+        exhaustive = torch.tensor([dataset.exhaustive for dataset in self._datasets])
+        return self.known & (self._rare(photos) | ~exhaustive[:, None])
+
+    def _rare(self, photos: int) -> Tensor:
+        """(sets, names) bool: names that fewer than `photos` photos of a data set show."""
         counts = torch.zeros(self.known.shape, dtype=torch.int64)
+        if photos < 1:
+            return counts < photos
         for count, dataset, table in zip(counts, self._datasets, self.tables, strict=True):
             for index in range(len(dataset)):
                 try:
@@ -97,7 +104,7 @@ class Vocabulary:
                 except DataError:  # a broken mask shows nothing; whoever draws it says so
                     continue
                 count[torch.from_numpy(shown[shown >= 0]).long()] += 1
-        return self.known & (counts < photos)
+        return counts < photos
 
     def __len__(self) -> int:
         return len(self.names)

@@ -5,8 +5,8 @@
 Few photos with masks show horses, many show cows, and a decoder that learned from them calls horses cows. But thousands of
 photos of the image tower have a label or captions. Given the name, the decoder of step 6 finds the object, and GrabCut
 (Rother et al., 2004; OpenCV's) finds its edges: it starts from where the decoder is sure, for and against. Pixels on which both
-agree become the class or background; all others are void. A photo on which they disagree is left out. What else lies around the
-object nobody knows (`"exhaustive": false`). Used are names that are classes of coco-mini or
+agree become the class or background; all others are void. A photo on which they disagree is left out. Masks say nothing
+about names that the photo is not known to show (`"exhaustive": false`). Used are names that are classes of coco-mini or
 msrc, or kinds of them, at most `PHOTOS` of each.
 Writes the data set `WORK/pseudo` (plain folder) for a second, short training. About 0.5 s a photo.
 """
