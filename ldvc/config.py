@@ -101,6 +101,11 @@ class ModelConfig:
             f"visual_prompt_dropout must be in [0, 1), not {self.visual_prompt_dropout}",
         )
 
+    @property
+    def first_lcsa_gate(self) -> float | None:
+        """First value of the gates on LCSA; None where no branch is gated."""
+        return self.gate_init if self.gate_init is None or self.lcsa_gate_init is None else self.lcsa_gate_init
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)

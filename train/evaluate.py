@@ -257,7 +257,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="CLIP",
         help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
     )
-    parser.add_argument("--data", default="../shared/data", help="folder that holds the data sets")
+    parser.add_argument("--data", default="data", help="folder that holds the data sets")
     parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument(
@@ -280,7 +280,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--calibrate", action="store_true", help="fit score calibration here and write it into the checkpoint"
     )
     parser.add_argument(
-        "--peak", type=float, default=0.5, help="with --calibrate: how far the threshold follows a name's peak, 0 to 1"
+        "--peak", type=float, default=0.4, help="with --calibrate: how far the threshold follows a name's peak, 0 to 1"
     )
     parser.add_argument(
         "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"

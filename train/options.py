@@ -141,7 +141,7 @@ class TrainConfig:
     """
 
     model: dict[str, Any] = field(default_factory=dict)
-    data: str = "../shared/data"
+    data: str = "data"
     sets: dict[str, float] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
     unseen: str | None = None

@@ -94,8 +94,7 @@ class LocalConsensusBlock(nn.Module):
                 local_conv=config.local_conv,
                 init=config.branch_init,
             )
-            wider = config.lcsa_gate_init if config.gate_init is not None else None
-            self.self_gate = Gate(width, config.gate_init if wider is None else wider)
+            self.self_gate = Gate(width, config.first_lcsa_gate)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init)
         self.cross_gate = Gate(width, config.gate_init)

@@ -1,6 +1,6 @@
 """Step 5 of lite: put the two towers together as one plain open_clip model and write `assets/lite/clip`.
 
-    python -m train.lite.build --work work/lite --output assets/lite/clip
+    python -m train.lite.build --work runs/lite_recipe --output assets/lite/clip
 
 The text tower's map to MiniLM's space and the learned map from there into the joint space are both linear, so their product
 is open_clip's `text_projection`. The command checks itself: the saved folder is loaded again and must give the
@@ -54,7 +54,7 @@ def assemble(work: Path) -> open_clip.CLIP:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument("--output", type=Path, default=Path("assets/lite/clip"))
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Step 4 of lite: the image tower learns to say of every patch which concepts it shows.
 
-    python -m train.lite.image_tower --data ../shared/data --work work/lite --minutes 40
+    python -m train.lite.image_tower --data data --work runs/lite_recipe --minutes 40
 
 The student is a plain open_clip ViT on the cached stem features of step 1. The text side is a linear map of what the text
 tower of step 3 says of a name (or, as long as there is none, of the name's target of step 2) into the joint space. Three
@@ -206,8 +206,8 @@ class Probe:
 @fast_attention()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument(
         "--minutes", type=float, default=40, help="training time; the learning rate falls to zero by its end"
     )

@@ -3,8 +3,8 @@
 #   bash train/lite/make.sh DATA WORK
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-data=${1:-../shared/data}
-work=${2:-work/lite}
+data=${1:-data}
+work=${2:-runs/lite_recipe}
 
 OMP_NUM_THREADS=1 python -m train.lite.stem_cache --data "$data" --work "$work" &
 stem=$!
@@ -20,8 +20,9 @@ train_arms() { # CONFIG FOLDER DATA [CHANGES], then scores are calibrated
     accelerate launch --cpu --num_processes 1 train/train.py --config "$1" --arm "$arm" --data "$3" \
       --output_dir "$2/$arm" --cache_dir "$work/cache" --resume_from_checkpoint latest ${4:+--set "$4/$arm"}
   done
-  python train/evaluate.py --checkpoint "$2"/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
-    --clip_arm lite --cache_dir "$work/cache" --calibrate
+  evaluate=(python train/evaluate.py --data "$data" --sets msrc coco-mini --cache_dir "$work/cache" --calibrate)
+  "${evaluate[@]}" --checkpoint "$2"/{ldvc,ldvc_without_lcsa,zegclip} --clip_arm lite
+  "${evaluate[@]}" --checkpoint "$2/ldvc_without_lcsa" --peak 0.3
 }
 train_arms lite_release "$work/release" "$data"
 # The second stage also learns from photos of which only a label is known.

@@ -1,6 +1,6 @@
 """Step 6b of lite: masks for photos of which only names are known, from a label or from captions.
 
-    python -m train.lite.pseudo_masks --data ../shared/data --work work/lite --decoder work/lite/release/ldvc
+    python -m train.lite.pseudo_masks --data data --work runs/lite_recipe --decoder runs/lite_recipe/release/ldvc
 
 Few photos with masks show horses, many show cows, and a decoder that learned from them calls horses cows. But thousands of
 photos of the image tower have a label or captions. Given the name, the decoder of step 6 finds the object, and GrabCut
@@ -33,13 +33,16 @@ PHOTOS = 30  # of a class ...
 PEOPLE = 150  # ... but of people, who are in most photos and look in many ways
 LONG_SIDE = 256  # pixels at which masks are drawn
 SURE, LIKELY, UNLIKELY = 0.8, 0.5, 0.12  # scores: seeds of the object, where it may be, below: seeds of its surroundings
+INSIDE, OUTSIDE = 0.3, 0.6  # least score of what GrabCut puts into the object, highest of what it leaves out; else void
 AGREEMENT = 0.5  # least IoU of GrabCut's object and of where the decoder puts it
 LEAST, MOST = 0.01, 0.9  # share of the photo that the object may cover
 ROUNDS = 4  # of GrabCut
 VOID = 255
 # Not objects, or (balls) only seen where players are, whom the decoder of step 6 then takes for the ball.
-LEFT_OUT = {"building", "grass", "tree", "sky", "mountain", "water", "road", "face", "body", "sign", "background"}
-LEFT_OUT |= {"sports ball"}
+LEFT_OUT = {
+    "building", "grass", "tree", "sky", "mountain", "water", "road", "face", "body", "sign", "background",
+    "sports ball",
+}  # fmt: skip
 OTHER_WORDS = {  # labels that name a class in other words
     "airplanes": "airplane", "car side": "car", "cellphone": "cell phone", "motorbikes": "motorcycle",
     "windsor chair": "chair", "cattle": "cow", "domestic cat": "cat", "wild cat": "cat", "garfield": "", "cup or mug": "cup",
@@ -83,9 +86,9 @@ def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
-    parser.add_argument("--decoder", default="work/lite/release/ldvc", help="checkpoint of step 6, calibrated")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
+    parser.add_argument("--decoder", default="runs/lite_recipe/release/ldvc", help="checkpoint of step 6, calibrated")
     args = parser.parse_args()
 
     names, photos = labelled_photos(args.data)
@@ -178,7 +181,7 @@ def object_mask(pixels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     inside = (cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)
     if (inside & likely).sum() < AGREEMENT * (inside | likely).sum():
         return None
-    return inside & (scores >= 0.3), ~inside & (scores < LIKELY + 0.1)
+    return inside & (scores >= INSIDE), ~inside & (scores < OUTSIDE)
 
 
 if __name__ == "__main__":

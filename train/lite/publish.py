@@ -1,6 +1,6 @@
 """Step 7 of lite: bring the three trained decoders into the folder that is shipped.
 
-    python -m train.lite.publish --release work/lite/release --output assets/lite
+    python -m train.lite.publish --release runs/lite_recipe/release --output assets/lite
 
 Half precision, towers named relative to the folder, so that `assets/lite` may lie anywhere.
 """
@@ -16,7 +16,7 @@ from ldvc.config import ARMS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, default=Path("work/lite/release"))
+    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/release"))
     parser.add_argument("--output", type=Path, default=Path("assets/lite"))
     args = parser.parse_args()
 

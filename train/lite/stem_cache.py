@@ -1,6 +1,6 @@
 """Step 1 of lite: what the frozen EfficientNet-Lite2 says about every patch of every photo, computed once.
 
-    python -m train.lite.stem_cache --data ../shared/data --work work/lite
+    python -m train.lite.stem_cache --data data --work runs/lite_recipe
 
 Each view (a random crop, or a mosaic of four) costs about 60 ms on one core. For each the cache holds
 - `features` (V, 400, 472) bfloat16: both depths of the stem on a 20 x 20 grid,
@@ -138,8 +138,8 @@ def plan_views(n_photos: int, n_clip: int, seed: int) -> list[tuple[str, list[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument("--max-views", type=int, default=12_288, help="of about 16,800 planned, in random order")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

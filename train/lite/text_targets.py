@@ -1,6 +1,6 @@
 """Step 2 of lite: the sentence embedding that every name should have, from MiniLM.
 
-    python -m train.lite.text_targets --work work/lite
+    python -m train.lite.text_targets --work runs/lite_recipe
 
 The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, less the mean over all
 nouns (MiniLM's embeddings share a large common part that tells nothing), normalised. Names are
@@ -146,7 +146,7 @@ def collect_names(wordnet: WordNet, concepts: list[Concept], seed: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

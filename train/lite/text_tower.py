@@ -1,6 +1,6 @@
 """Step 3 of lite: the text tower learns MiniLM's embedding of every noun.
 
-    python -m train.lite.text_tower --work work/lite --minutes 30
+    python -m train.lite.text_tower --work runs/lite_recipe --minutes 30
 
 A small open_clip text transformer (CLIP's BPE, context 24, width 256, 4 layers) reads a name inside a template and its end
 token, mapped to width 384, is pulled to the name's target of step 2. A token's embedding starts as MiniLM's embedding of
@@ -95,7 +95,7 @@ def sampling_weights(names: list[str], concept_names: set[str], wordnet: WordNet
 @fast_attention()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("work/lite"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument(
         "--minutes", type=float, default=30, help="training time; the learning rate falls to zero by its end"
     )
