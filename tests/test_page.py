@@ -140,12 +140,16 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
     broken.write_bytes(b"this is no picture")
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
     page.locator("#photo input[type=file]").set_input_files(broken)
-    page.wait_for_timeout(1000)
+    page.locator("#photo-problem [role=alert]").wait_for()  # before anything was asked
+    assert "not a picture" in page.locator("#photo-problem [role=alert]").inner_text()
     visitor.segment()
     assert "not a picture" in page.locator("#photo-problem [role=alert]").inner_text()
     assert page.get_by_label("Class names").input_value() == "dog, grass"
     assert np.array_equal(visitor.painted(), before)
     assert "Traceback" not in page.locator("body").inner_text()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    visitor.upload(DOG)
+    page.locator("#photo-problem [role=alert]").wait_for(state="detached")
 
 
 def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> None:

@@ -103,9 +103,7 @@ class Handlers:
         try:
             fingerprint = hashlib.sha256(Path(photo).read_bytes()).hexdigest()
             known = visit.image is not None and (fingerprint, key) == (visit.fingerprint, visit.model)
-            picture = visit.image if known else load_picture(photo, max_side=PHOTO_SIDE)
-        except InvalidImageError as error:
-            raise Problem("photo", str(error)) from error
+            picture = visit.image if known else self.read_photo(photo)
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
         titles = [synonyms_of(name)[0] for name in cleaned]
@@ -129,6 +127,18 @@ class Handlers:
         after.image, after.results = self.compute(after, answer, picture, cleaned, (MAIN_ARM,))
         after.results[MAIN_ARM].background = after.background
         return after
+
+    @staticmethod
+    def read_photo(photo: str) -> np.ndarray:
+        """(H, W, 3) uint8 pixels of an uploaded file, at most `PHOTO_SIDE` long.
+
+        Raises:
+            Problem: it is no picture that can be read.
+        """
+        try:
+            return load_picture(photo, max_side=PHOTO_SIDE)
+        except InvalidImageError as error:
+            raise Problem("photo", str(error)) from error
 
     def results(self, visit: Visit, *arms: str) -> list[Segmentation | None]:
         """Segmentations of the visit's question by some arms, computed when first asked for and kept in the visit.

@@ -169,6 +169,15 @@ class Question:
                 self.context_row: gr.Column(visible=False),
             }
 
+        def look_at(photo: str | None) -> Any:
+            """A file that is no picture is told at once, not only when the button is pressed."""
+            try:
+                if photo:
+                    self.handlers.read_photo(photo)
+            except Problem as problem:
+                return gr.HTML(html.problem(str(problem)), visible=True)
+            return gr.HTML("", visible=False)
+
         def take_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
             """A list replaces the names; one's own come back when they are chosen again."""
             lists = {", ".join(each.classes) for each in vocabularies().values()}
@@ -190,6 +199,7 @@ class Question:
             return gr.HTML("", visible=False), self.chips_for(names, key)
 
         self.gallery.select(take_example, None, [self.photo, self.vocabulary, *self.outputs], **light)
+        self.photo.change(look_at, self.photo, self.problems["photo"], trigger_mode="always_last", **light)
         self.vocabulary.input(
             take_vocabulary, [self.vocabulary, self.names, self.own_names], [self.names, self.own_names], **light
         )
