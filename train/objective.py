@@ -16,8 +16,8 @@ from train.options import TrainConfig
 
 
 def usable_concepts(concepts: Sequence[str], vocabulary: Vocabulary, hidden: frozenset[str]) -> list[str]:
-    """Concept names that may be preserved: neither learned nor held out, under any spelling."""
-    banned = canonical_set(vocabulary.names) | hidden
+    """Concept names that may be preserved: neither learned nor held out, under any spelling or other word."""
+    banned = canonical_set([*vocabulary.names, *vocabulary.spellings]) | hidden
     return [name for name in dict.fromkeys(concepts) if not canonical_set([name]) & banned]
 
 
@@ -27,7 +27,7 @@ class Objective(nn.Module):
     Args:
         model: what is trained.
         vocabulary: names to learn.
-        concepts: names to preserve; the index spaces of both are joined, concepts after names.
+        concepts: names to preserve.
         config: weights of the losses.
         processes: with whom this process shares a step; the default is nobody.
     """
@@ -46,7 +46,8 @@ class Objective(nn.Module):
         self.known, self.unseen = vocabulary.known, vocabulary.unseen
         doubtful = vocabulary.doubtful(config.rare_photos)
         self.doubtful = doubtful if doubtful.any() else None
-        tokens = model.text_tower.tokenize([*vocabulary.texts, *concepts])
+        self.words = len(vocabulary.words)  # concepts stand behind them
+        tokens = model.text_tower.tokenize([*vocabulary.words, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
 
@@ -54,13 +55,16 @@ class Objective(nn.Module):
     def _frozen_embeddings(self, tokens: Tensor, batch: int = 256) -> Tensor:
         return torch.cat([self.model.text_tower(part, prompted=False).float() for part in tokens.split(batch)])
 
-    def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The loss and its parts.
 
         Args:
             batch: `images` or `stem` (and `features`), `labels` (B, H, W), `set` (B,).
             names: (C,) indices of the names to learn in this step; held-out ones among them mean self-training.
             concepts: (K,) indices of concepts to preserve.
+            words: (C,) index in `Vocabulary.words` of what is read for each of `names`; None = the names' own.
 
         Returns:
             "loss" with gradient; "focal", "dice", "preserve", "preserve_unknown" weighted and detached.
@@ -68,7 +72,7 @@ class Objective(nn.Module):
         config, count = self.config, self.known.shape[1]
         labels = batch["labels"]
         stem = batch["stem"] if "stem" in batch else self.model.image_tower.stem(batch["images"])
-        chosen = torch.cat([names, concepts + count])  # (C + K,)
+        chosen = torch.cat([names if words is None else words, concepts + self.words])  # (C + K,)
 
         image = self.model.encode_image(stem=stem)
         class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)

@@ -90,6 +90,8 @@ def check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"scale is two numbers, smallest and largest, more than 0; not {config.scale}.")
     if not 0 <= config.full_vocabulary <= 1:
         raise ConfigError(f"full_vocabulary is a probability from 0 to 1, not {config.full_vocabulary}.")
+    if not 0 <= config.other_words_share <= 1:
+        raise ConfigError(f"other_words_share is a probability from 0 to 1, not {config.other_words_share}.")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class TrainConfig:
             than counting nowhere.
         held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
         full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
+        other_words: JSON file (its path may be relative to the folder `train`), name -> further words that mean it ("grass":
+            ["lawn", "meadow"]); null = none. A step reads one of them for a name with probability other_words_share.
         preserve_names: random concept names that join each step to keep the frozen towers' opinion.
         preserve_weight: of those. preserve_unknown_weight: of names that the photo's data set does not label.
         rare_photos: a name that fewer photos of a data set show than this is learned where it is shown and preserved (see
@@ -171,6 +175,8 @@ class TrainConfig:
     ignore_as_negative: bool = True
     held_out_as_negative: bool = False
     full_vocabulary: float = 1.0
+    other_words: str | None = None
+    other_words_share: float = 0.4
     preserve_names: int = 0
     preserve_weight: float = 0.0
     preserve_unknown_weight: float = 0.0

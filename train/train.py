@@ -38,7 +38,9 @@ from ldvc.data import (
     TrainingViews,
     ViewCache,
     Vocabulary,
+    WordSampler,
     build_caches,
+    canonical,
     open_sets,
     weights_digest,
 )
@@ -74,6 +76,21 @@ def read_concepts(path: str) -> list[str]:
             f"The list of concept names {path} is missing; give one with --set concepts=FILE or set preserve_names=0."
         )
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def read_words(path: str) -> dict[str, list[str]]:
+    """Name -> further words for it, from a JSON file; its path may be relative to the folder `train`, too."""
+    file = Path(path) if Path(path).is_file() else Path(__file__).parent / path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in content.values()):
+            raise TypeError("not every name has a list of words")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'The list of other words {path} cannot be used ({error}); it should hold {{"grass": ["lawn", "meadow"]}}; '
+            "or do without one: --set other_words=null."
+        ) from None
+    return {canonical(name): words for name, words in content.items()}
 
 
 def view_caches(
@@ -159,7 +176,11 @@ def _train(
     if main and not checkpoint:
         skipped.forget()  # what an earlier run in this folder found
     vocabulary = Vocabulary(
-        datasets, hidden, transductive=config.transductive, hidden_as_background=config.held_out_as_negative
+        datasets,
+        hidden,
+        transductive=config.transductive,
+        hidden_as_background=config.held_out_as_negative,
+        other_words=read_words(config.other_words) if config.other_words else None,
     )
     if vocabulary.unseen.all():  # also where there are no names at all
         raise ConfigError(
@@ -203,6 +224,7 @@ def _train(
         unseen=vocabulary.unseen,
         self_training_from=config.self_training_from,
     )
+    words = WordSampler(vocabulary.other_words, share=config.other_words_share, seed=config.seed)
     loader = DataLoader(
         views,
         batch_size=config.train_batch_size,
@@ -250,7 +272,8 @@ def _train(
             present = accelerator.reduce(vocabulary.present(batch["labels"]).float(), "sum").cpu() > 0
             torch.manual_seed(dropout_seed(config.seed, micro))
             names, concept_ids = (ids.to(accelerator.device) for ids in sampler.sample(micro, present))
-            losses = objective(batch, names, concept_ids)
+            read = words.sample(micro, names).to(accelerator.device)
+            losses = objective(batch, names, concept_ids, read)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 if config.clip_gradient:

@@ -4,7 +4,7 @@ from ldvc.data.class_names import canonical, canonical_set, load_classes, load_s
 from ldvc.data.folder import FolderDataset
 from ldvc.data.layouts import LAYOUTS, open_set, open_sets
 from ldvc.data.reader import SegmentationDataset
-from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews
+from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews, WordSampler
 from ldvc.data.skipped import SkippedPhotos
 from ldvc.data.transforms import Augmentation, random_view
 from ldvc.data.views import ViewCache, build_caches, normalise, weights_digest
@@ -24,6 +24,7 @@ __all__ = [
     "TrainingViews",
     "ViewCache",
     "Vocabulary",
+    "WordSampler",
     "build_caches",
     "canonical",
     "canonical_set",

@@ -17,7 +17,7 @@ from ldvc.data.transforms import Augmentation
 from ldvc.data.views import ViewCache, normalise, readable_view
 from ldvc.data.vocabulary import Vocabulary
 
-_SETS, _ORDER, _VIEW, _NAMES = 1, 2, 3, 4  # streams of random numbers that must not coincide
+_SETS, _ORDER, _VIEW, _NAMES, _WORDS = 1, 2, 3, 4, 6  # (5 is dropout's) streams of random numbers that must not coincide
 _BLOCK = 4096
 
 
@@ -164,3 +164,29 @@ class NameSampler:
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
         chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)
+
+
+class WordSampler:
+    """Draws the word that stands for each name in a training step.
+
+    A decoder that only ever reads "grass" learns the one embedding and forgets that "lawn" means the same. So a name is read as
+    another of its words now and then.
+
+    Args:
+        other_words: for each name its other words, maybe none.
+        share: probability that a step reads another word for a name that has some.
+        seed: of the run.
+    """
+
+    def __init__(self, other_words: Sequence[Sequence[str]], *, share: float, seed: int) -> None:
+        self.counts = np.array([len(words) for words in other_words], dtype=np.int64)
+        self.first = len(other_words) + np.cumsum(self.counts) - self.counts  # place of each name's first other word
+        self.share, self.seed = share, seed
+
+    def sample(self, step: int, names: Tensor) -> Tensor:
+        """(C,) int64, the index in `Vocabulary.words` of what is read for each of `names` (C,) in a (micro) step."""
+        generator = np.random.default_rng((self.seed, _WORDS, step))
+        another, which = generator.random((2, len(self.counts)))
+        drawn = self.first + (which * self.counts).astype(np.int64)
+        read = np.where((another < self.share) & (self.counts > 0), drawn, np.arange(len(self.counts)))
+        return torch.from_numpy(read)[names.cpu()]

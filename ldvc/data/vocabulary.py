@@ -8,7 +8,7 @@ none of the seen classes is what ZegCLIP's ignore label tells, too. In the trans
 pixels are HIDDEN, which self-training later fills with labels of its own.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,7 +31,11 @@ class Vocabulary:
             names stand behind all others.
         texts: what the text tower reads for each of `names`: the spelling of the first data set that has it ("sofa" in VOC,
             "couch" in COCO), so that training and evaluation on one data set use the same words.
-        spellings: every spelling that the data sets use for the names with masks, for "seen" flags.
+        other_words: for each of `names`, further words that may stand for it in training, none of which is itself one of
+            `names` or means a held-out class.
+        words: all words that the text tower reads: `texts`, then `other_words` in the same order.
+        spellings: every word under which the names with masks are learned: the data sets' spellings and `other_words`. For
+            "seen" flags.
         unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
         known: (sets, names) bool; which data set labels which name (or would, were it not held out).
         tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HIDDEN.
@@ -41,6 +45,7 @@ class Vocabulary:
         hidden: canonical names that are held out.
         transductive: held-out names are known, and their pixels become HIDDEN instead of VOID.
         hidden_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
+        other_words: canonical name -> further words for it; names that are not learned are passed over.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Vocabulary:
         *,
         transductive: bool = False,
         hidden_as_background: bool = False,
+        other_words: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         seen: dict[str, str] = {}  # name -> text
         unseen: dict[str, str] = {}
@@ -62,7 +68,11 @@ class Vocabulary:
                     used[name] = used[plain(spelling)] = None
                 elif transductive:
                     unseen.setdefault(name, plain(spelling))
-        self.names, self.texts, self.spellings = [*seen, *unseen], [*seen.values(), *unseen.values()], list(used)
+        self.names, self.texts = [*seen, *unseen], [*seen.values(), *unseen.values()]
+        self.other_words = [self._usable((other_words or {}).get(name, ()), name, hidden) for name in seen]
+        self.other_words += [[] for _ in unseen]  # of held-out names nothing but the name is known
+        self.words = [*self.texts, *(word for words in self.other_words for word in words)]
+        self.spellings = list(dict.fromkeys([*used, *(word for words in self.other_words for word in words)]))
         self.unseen = torch.tensor([name in unseen for name in self.names], dtype=torch.bool)
         index_of = {name: index for index, name in enumerate(self.names)}
 
@@ -82,6 +92,11 @@ class Vocabulary:
             table[dataset.ignore_index] = VOID
             self.tables.append(table)
         self._datasets = list(datasets)
+
+    def _usable(self, words: Sequence[str], name: str, hidden: Collection[str]) -> list[str]:
+        """Those words that name no other class, learned or held out, and are not how the name is read anyway."""
+        others = {*self.names, *hidden} - {name}
+        return [word for word in map(plain, words) if word not in self.texts and canonical(word) not in others]
 
     def doubtful(self, photos: int) -> Tensor:
         """(sets, names) bool: names whose absence from a mask does not mean that the photo lacks them.

@@ -1,0 +1,106 @@
+"""Other words for a class: which ones count, which one a step reads, and what the losses make of it."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldvc.data import Vocabulary, WordSampler, canonical, open_sets
+from ldvc.errors import DataError
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.model import LDVC
+from tests.test_train import config_of, root  # noqa: F401  a fixture
+from tests.tiny_data import make_set
+from train.objective import Objective, usable_concepts
+from train.train import read_words, train
+
+SHIPPED = Path(__file__).parents[1] / "train" / "lite" / "other_words.json"
+OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
+
+
+def test_words_that_name_another_class_do_not_count(root: Path) -> None:  # noqa: F811
+    datasets = open_sets(root / "data", ["meadow", "pets"], "train")
+    vocabulary = Vocabulary(datasets, frozenset({"cat"}), other_words=OTHERS)
+    # "kitten" means the held-out cat, "sky" is learned itself, and nothing shows a whale.
+    assert vocabulary.texts == ["grass", "sky", "aeroplane", "dog"]
+    assert vocabulary.other_words == [["lawn", "green meadow"], [], ["jet"], ["puppy"]]
+    assert vocabulary.words == [*vocabulary.texts, "lawn", "green meadow", "jet", "puppy"]
+    assert {"lawn", "jet", "puppy"} <= set(vocabulary.spellings) and "kitten" not in vocabulary.spellings
+    assert usable_concepts(["puppy", "whale", "kitten"], vocabulary, frozenset({"cat"})) == ["whale"]
+    unnamed = Vocabulary(datasets, frozenset({"dog"}), transductive=True, other_words=OTHERS)
+    assert unnamed.names[-1] == "dog" and unnamed.other_words[-1] == [], "of a held-out class only the name is known"
+
+
+def test_a_step_reads_another_word_now_and_then() -> None:
+    others = [["lawn", "meadow"], [], ["jet"]]  # places 3, 4 and 5 behind the three names
+    names = torch.tensor([0, 1, 2])
+    sampler = WordSampler(others, share=0.4, seed=0)
+    read = torch.stack([sampler.sample(step, names) for step in range(500)])
+    assert read[:, 1].unique().tolist() == [1]
+    assert read[:, 0].unique().tolist() == [0, 3, 4] and read[:, 2].unique().tolist() == [2, 5]
+    assert 0.3 < (read[:, 0] != 0).float().mean() < 0.5
+    assert 0.4 < (read[:, 0] == 3).sum() / (read[:, 0] != 0).sum() < 0.6
+    assert torch.equal(WordSampler(others, share=0.4, seed=0).sample(17, names), read[17])  # whatever was drawn before
+    assert torch.equal(sampler.sample(17, names[1:]), read[17, 1:])
+    assert any(not torch.equal(WordSampler(others, share=0.4, seed=1).sample(s, names), read[s]) for s in range(20))
+    assert WordSampler(others, share=0.0, seed=0).sample(3, names).tolist() == [0, 1, 2]
+    assert WordSampler(others, share=1.0, seed=0).sample(3, names).tolist()[1:] == [1, 5]
+
+
+def test_losses_are_those_of_the_word_that_is_read(
+    root: Path,  # noqa: F811
+    tiny_clip_folder: Path,
+    tiny_clip: FrozenClip,
+    tmp_path: Path,
+) -> None:
+    """Reading "lawn" for "grass" costs what it costs where the data set itself calls the class "lawn"."""
+    make_set(tmp_path / "lawns", ["lawn", "sky", "aeroplane", "dog"])
+    config = config_of(
+        root, tiny_clip_folder, "words", "unseen=none", "gate_init=0", "lcsa_gate_init=null", "preserve_unknown_weight=1"
+    )
+    torch.manual_seed(0)
+    model = LDVC(config.model_config(), tiny_clip).eval()
+    meadow = Vocabulary(open_sets(root / "data", ["meadow"], "train"), other_words=OTHERS)
+    lawns = Vocabulary(open_sets(tmp_path, ["lawns"], "train"))
+    one, other = (Objective(model, vocabulary, ["teapot"], config) for vocabulary in (meadow, lawns))
+    labels = torch.randint(-1, 4, (1, 16, 16), generator=torch.Generator().manual_seed(0)).short()
+    batch = {"stem": torch.randn(1, 64, 4, 4), "labels": labels, "set": torch.tensor([0])}
+    names, concepts = torch.arange(4), torch.tensor([0])
+    words = names.clone()
+    words[0] = meadow.words.index("lawn")
+    with torch.no_grad():
+        read, plain, expected = one(batch, names, concepts, words), one(batch, names, concepts), other(batch, names, concepts)
+    assert read["focal"].item() == pytest.approx(expected["focal"].item(), rel=1e-5)
+    assert read["dice"].item() == pytest.approx(expected["dice"].item(), rel=1e-5)
+    assert read["focal"].item() != pytest.approx(plain["focal"].item(), rel=1e-4)
+
+    nobody = {**batch, "labels": torch.full((1, 16, 16), -1, dtype=torch.int16)}
+    one.known = torch.zeros_like(one.known)  # a set that labels none of the names: all are preserved, as they are read
+    with torch.no_grad():
+        assert one(nobody, names, concepts, words)["preserve"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "words.json"
+    file.write_text(json.dumps({"grass": ["lawn"], "cat": ["tomcat"]}))
+    folder = train(config_of(root, tiny_clip_folder, "words_run", f"other_words={file}", "other_words_share=1"))
+    seen = json.loads((folder / "config.json").read_text())["seen_names"]
+    assert "grass" in seen and "lawn" in seen and "tomcat" not in seen  # cats are held out
+
+
+def test_lists_of_other_words(tmp_path: Path) -> None:
+    assert read_words("lite/other_words.json") == read_words(str(SHIPPED))
+    content = read_words(str(SHIPPED))
+    words = list(chain.from_iterable(content.values()))
+    assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
+    assert not set(words) & set(content) and all(canonical(name) == name for name in content)
+    with pytest.raises(DataError, match="nowhere.json cannot be used"):
+        read_words(str(tmp_path / "nowhere.json"))
+    for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):
+        (tmp_path / "wrong.json").write_text(wrong)
+        with pytest.raises(DataError, match="it should hold"):
+            read_words(str(tmp_path / "wrong.json"))
