@@ -44,7 +44,7 @@ from accelerate import PartialState
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
-from ldvc.data import LAYOUTS, canonical, load_split, open_sets
+from ldvc.data import LAYOUTS, SegmentationDataset, canonical, load_split, open_sets
 from ldvc.errors import DataError, LdvcError
 from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
@@ -244,6 +244,29 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float], *, k
     raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
 
 
+def rename_classes(datasets: Sequence[SegmentationDataset], path: str) -> None:
+    """Gives classes other words, in place.
+
+    Args:
+        path: JSON file, class as a data set spells it -> the word to ask for.
+
+    Raises:
+        DataError: it cannot be used, names a class that no set has, or makes two classes one.
+    """
+    try:
+        words = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(words, dict) or not all(isinstance(word, str) and word for word in words.values()):
+            raise TypeError("it is no list of words by class")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f'The words {path} cannot be used ({error}); it should hold {{"grass": "lawn"}}.') from None
+    if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
+        raise DataError(f"No data set has the class {', '.join(nowhere)} that {path} renames.")
+    for dataset in datasets:
+        dataset.classes = [words.get(name, name) for name in dataset.classes]
+        if twice := [name for name in dataset.classes if dataset.classes.count(name) > 1]:
+            raise DataError(f"With {path}, {dataset.name} has two classes called {twice[0]}.")
+
+
 # ---- command line -------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +289,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="SET=LAYOUT",
         help=f"where it is not found out: {', '.join(LAYOUTS)}",
+    )
+    parser.add_argument(
+        "--rename", metavar="FILE", help='JSON file {"grass": "lawn"}: ask for classes by other words than the data set\'s'
     )
     parser.add_argument("--unseen", help="split of unseen classes; default: what the checkpoint has not seen")
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: what the checkpoint says")
@@ -312,6 +338,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         layouts = dict(pair.split("=", 1) for pair in options.layouts)
         datasets = open_sets(options.data, options.sets, options.split, layouts=layouts)
+        if options.rename:
+            rename_classes(datasets, options.rename)
         unseen = load_split(options.unseen) if options.unseen else None
         jobs = [(options.clip_arm, "clip")] if options.clip_arm else []
         jobs += [(source, options.arm) for source in options.checkpoint]
@@ -343,6 +371,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
             for source, arm in jobs
         ]
+        if options.rename:  # published numbers are of the benchmark's own words
+            for facts in (facts for result in results for facts in result["sets"].values()):
+                facts["benchmark"] = None
         if state.is_main_process:
             if options.calibrate and options.clip_arm:
                 for result in results[1:]:
