@@ -8,6 +8,7 @@ from the checkpoint's own folder. A folder may instead hold one checkpoint per a
 
     {"model": {... ModelConfig ...},
      "seen_names": [...],                              names that the decoder saw masks of
+     "seen_words": {name: [...]},                      other words that it read for them
      "calibration": {"scale": 1.0, "bias": 0.0},       from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
      ...}
@@ -53,7 +54,7 @@ def save_checkpoint(
     Args:
         model: its trainable part is stored.
         folder: created if need be; a checkpoint that is there is replaced.
-        metadata: "seen_names", "calibration", "inference" and anything else that JSON can hold.
+        metadata: "seen_names", "seen_words", "calibration", "inference" and anything else that JSON can hold.
         clip: how the configuration shall name the CLIP, such as "../clip"; None = as the model was configured.
         dtype: of the stored matrices; None = as they are (float32), `torch.float16` halves the file.
 

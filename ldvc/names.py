@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ldvc.data.class_names import canonical
 from ldvc.errors import InvalidNamesError
@@ -120,15 +120,22 @@ class SeenNames:
     A name was seen if it, its singular, or another spelling that `ldvc.data.class_names` knows for it was learned: after
     "couch", "sofas" counts as seen. COCO-Stuff's "wall-brick" is a wall, and so stands for "wall", too. A class with synonyms
     was seen if one of its words was.
+
+    Args:
+        names: that masks were seen of.
+        words: name -> other words that were read for it in training; they, too, count as seen, as that name.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], words: Mapping[str, Iterable[str]] | None = None) -> None:
         self._learned: dict[str, str] = {}  # every form under which a learned name counts as seen -> the learned name
         for name in names:
             kind, hyphen, _ = name.partition("-")
             for form in _spellings(name) | (_spellings(kind) if hyphen else set()):
                 if form:
                     self._learned.setdefault(form, name)
+        for name, others in (words or {}).items():
+            for form in set().union(*map(_spellings, others)):
+                self._learned.setdefault(form, name)
 
     def source(self, name: str) -> str | None:
         """The learned name that makes a class seen, or None: unseen. An exact match is preferred."""

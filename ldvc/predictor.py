@@ -71,7 +71,7 @@ class Predictor:
 
     Args:
         model: the whole model; moved to `device` and set to evaluation.
-        metadata: of its checkpoint: `seen_names`, `calibration` ({"scale", "bias", "peak"}, see `Calibration`;
+        metadata: of its checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "peak"}, see `Calibration`;
             `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window", "stride"}).
         arm: one of `PREDICTOR_ARMS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
@@ -96,7 +96,7 @@ class Predictor:
         self.arm = arm or model.config.arm
         self.source = source
         self.inference = dict(metadata.get("inference") or DEFAULT_INFERENCE)
-        self.seen_names = SeenNames(metadata.get("seen_names") or ())
+        self.seen_names = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
         self.calibration = Calibration.from_metadata(
             metadata.get("clip_calibration" if self.arm == PLAIN_CLIP else "calibration")
         )

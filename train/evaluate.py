@@ -169,7 +169,7 @@ def evaluate(
     model.to(state.device)
     if calibrate:
         calibration["peak"] = peak
-    learned = SeenNames(metadata.get("seen_names") or ())
+    learned = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
     inference = chosen_inference(metadata, options or {})
 
     def learned_name(name: str) -> str | None:

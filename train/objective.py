@@ -17,7 +17,7 @@ from train.options import TrainConfig
 
 def usable_concepts(concepts: Sequence[str], vocabulary: Vocabulary, hidden: frozenset[str]) -> list[str]:
     """Concept names that may be preserved: neither learned nor held out, under any spelling or other word."""
-    banned = canonical_set([*vocabulary.names, *vocabulary.spellings]) | hidden
+    banned = canonical_set([*vocabulary.names, *vocabulary.words]) | hidden
     return [name for name in dict.fromkeys(concepts) if not canonical_set([name]) & banned]
 
 
