@@ -54,6 +54,16 @@ def test_dog_on_grass(predictors: dict[str, Predictor], arm: str) -> None:
     assert share(result, "cat") < 0.05
 
 
+@pytest.mark.parametrize("arm", ARMS[:3])
+def test_other_words_find_what_the_class_finds(predictors: dict[str, Predictor], arm: str) -> None:
+    """Nobody types a data set's own words: a puppy on a meadow is where the dog on grass is."""
+    predictor = predictors[arm]
+    predictor.set_image(EXAMPLES / "dog.jpg")
+    own, other = predictor.segment(["dog", "grass"]), predictor.segment(["puppy", "meadow"])
+    assert (own.labels == other.labels).mean() > 0.7
+    assert other.seen == [True, True] and predictor.seen_names.source("puppy") == "dog"
+
+
 @pytest.mark.parametrize(("photo", "shown", "absent"), [("cat.jpg", "cat", "pizza"), ("horses.jpg", "horse", "boat")])
 def test_animals_score_above_what_is_not_there(
     predictors: dict[str, Predictor], photo: str, shown: str, absent: str

@@ -110,3 +110,12 @@ def test_lists_of_other_words(tmp_path: Path) -> None:
         (tmp_path / "wrong.json").write_text(wrong)
         with pytest.raises(DataError, match="it should hold"):
             read_words(str(tmp_path / "wrong.json"))
+
+
+def test_words_that_measure_are_words_that_were_not_learned() -> None:
+    """README's figure for words that no decoder read: none of them may count as seen by the shipped checkpoints."""
+    config = json.loads((SHIPPED.parents[2] / "assets" / "lite" / "ldvc" / "config.json").read_text())
+    seen = SeenNames(config["seen_names"], config["seen_words"])
+    words = json.loads(SHIPPED.with_name("unlearned_words.json").read_text())
+    assert len(words) == 23 and not [word for word in words.values() if word in seen]
+    assert all(name in seen for name in words)

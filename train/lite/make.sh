@@ -20,9 +20,8 @@ train_arms() { # CONFIG FOLDER DATA [CHANGES], then scores are calibrated
     accelerate launch --cpu --num_processes 1 train/train.py --config "$1" --arm "$arm" --data "$3" \
       --output_dir "$2/$arm" --cache_dir "$work/cache" --resume_from_checkpoint latest ${4:+--set "$4/$arm"}
   done
-  evaluate=(python train/evaluate.py --data "$data" --sets msrc coco-mini --cache_dir "$work/cache" --calibrate)
-  "${evaluate[@]}" --checkpoint "$2"/{ldvc,ldvc_without_lcsa,zegclip} --clip_arm lite
-  "${evaluate[@]}" --checkpoint "$2/ldvc_without_lcsa" --peak 0.3
+  python train/evaluate.py --checkpoint "$2"/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
+    --clip_arm lite --cache_dir "$work/cache" --calibrate
 }
 train_arms lite_release "$work/release" "$data"
 # The second stage also learns from photos of which only a label is known.
