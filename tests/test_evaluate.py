@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +231,8 @@ def test_the_way_photos_are_shown() -> None:
 class Benchmark:
     """As much of a data set as tells a benchmark from others."""
 
+    own_words = True
+
     def __init__(self, layout: str, photos: int, classes: str, split: str = "val") -> None:
         self.layout, self.photos, self.split, self._names = layout, photos, split, load_classes(classes)
 
@@ -248,6 +249,8 @@ def test_published_numbers_stand_only_beside_their_benchmark(root: Path, checkpo
     assert quoted_benchmark(voc, unseen[:4]) is None, "another split"
     assert quoted_benchmark(Benchmark("voc", 145, "voc20"), unseen) is None, "a part of the photos"
     assert quoted_benchmark(Benchmark("folder", 1449, "voc20"), unseen) is None
+    voc.own_words = False
+    assert quoted_benchmark(voc, unseen) is None, "asked for by other words"
     coco = Benchmark("coco_stuff", 5000, "coco_stuff171")
     assert quoted_benchmark(coco, sorted(load_split("coco_stuff"))) == "coco_stuff"
 
@@ -338,37 +341,6 @@ def test_trained_on_coco_stuff_tested_on_voc_and_context(
     assert {path.name for path in tmp_path.glob("cross-2-*.png")} == {
         f"cross-2-zegclip-{name}.png" for name in words[6:9]
     }
-
-
-def test_classes_asked_for_by_other_words(root: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """--rename evaluates as if the data set had called its classes so."""
-    words = tmp_path / "words.json"
-    words.write_text(json.dumps({"grass": "lawn", "cat": "tabby"}))
-    facts = (shutil.copytree(root / "meadow", tmp_path / "lawns") / "dataset.json").read_text()
-    (tmp_path / "lawns" / "dataset.json").write_text(facts.replace('"grass"', '"lawn"'))
-    same = ["--checkpoint", str(checkpoint), "--joint_only"]
-
-    def results(data: Path, *rest: str) -> dict:
-        evaluator.main([*same, "--data", str(data), "--output", str(tmp_path / "table"), "--sets", *rest])
-        return json.loads((tmp_path / "table.json").read_text())[0]
-
-    renamed = results(root, "meadow", "pets", "--rename", str(words))
-    plain, expected = results(root, "meadow"), results(tmp_path, "lawns")
-    assert [row["name"] for row in renamed["sets"]["meadow"]["classes"]] == ["lawn", "sky", "aeroplane", "dog"]
-    assert renamed["sets"]["meadow"]["confusion"] == expected["sets"]["lawns"]["confusion"]
-    assert renamed["sets"]["meadow"]["confusion"] != plain["sets"]["meadow"]["confusion"]
-    assert renamed["sets"]["meadow"]["unseen"] == ["lawn", "aeroplane"]
-    assert renamed["sets"]["pets"]["unseen"] == ["tabby"]
-
-    for content, says in (
-        ('{"whale": "orca"}', "No data set has the class whale"),
-        ('{"grass": "sky"}', "meadow has two classes called sky"),
-        ('["lawn"]', "no list of words by class"),
-        ("{", "cannot be used"),
-    ):
-        words.write_text(content)
-        with pytest.raises(SystemExit, match=says):
-            evaluator.main([*same, "--data", str(root), "--sets", "meadow", "--rename", str(words)])
 
 
 def test_mistakes_on_the_command_line_are_sentences(root: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The predictor: pictures of every kind in, geometry exact to the pixel, names, caches, threads.
+"""The predictor: geometry exact to the pixel, names, answers, caches, threads.
 
 Geometry is tested with a model that sees colours: its "patch features" are the mean colours of patches, its "names" are
 colours, so that the right answer is known for every pixel.
@@ -17,21 +17,18 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import ldvc.pictures
 from ldvc import Predictor
 from ldvc.calibration import Calibration
-from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
+from ldvc.errors import CheckpointError, InvalidImageError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import MAX_NAMES, SeenNames, clean_names, synonyms_of
-from ldvc.pictures import Window, canvas_size, load_picture, sliding_windows
+from ldvc.names import MAX_NAMES
+from ldvc.pictures import Window, canvas_size, sliding_windows
 from ldvc.refine import symmetric_inverse
 from ldvc.result import Segmentation
 from ldvc.windows import WindowOutput
+from tests.colours import BLUE, COLOURS, halves
 from tests.tiny import save_tiny_checkpoint
-
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
-RED, GREEN, BLUE = ([255 * channel for channel in COLOURS[name]] for name in ("red", "green", "blue"))
 
 
 class ColourModel:
@@ -71,17 +68,6 @@ class ColourModel:
 
 def colour_predictor(**metadata) -> Predictor:
     return Predictor(ColourModel(), metadata, device="cpu")
-
-
-def halves(height: int, width: int, split: int, *, axis: int = 1) -> np.ndarray:
-    """Red before `split`, green from there on."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[:] = RED
-    if axis == 1:
-        picture[:, split:] = GREEN
-    else:
-        picture[split:] = GREEN
-    return picture
 
 
 @pytest.fixture(scope="module")
@@ -203,141 +189,7 @@ def test_canvas() -> None:
     assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def corner(picture: np.ndarray) -> list[int]:
-    return picture[0, 0].tolist()
-
-
-def test_rotated_by_exif(tmp_path: Path) -> None:
-    image = Image.fromarray(halves(20, 30, 15))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated clockwise
-    image.save(tmp_path / "turned.png", exif=exif)
-    picture = load_picture(tmp_path / "turned.png")
-    assert picture.shape == (30, 20, 3)
-    assert corner(picture) == RED and picture[-1, 0].tolist() == GREEN
-
-
-def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
-    rgba = np.zeros((4, 4, 4), dtype=np.uint8)
-    rgba[:, 2:] = (255, 0, 0, 255)
-    picture = load_picture(rgba)
-    assert corner(picture) == [255, 255, 255] and picture[0, 3].tolist() == RED
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([0, 255, 0] + [0] * 765)
-    palette.save(tmp_path / "palette.png", transparency=0)
-    assert corner(load_picture(tmp_path / "palette.png")) == [255, 255, 255]
-
-
-def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
-    values = np.tile(np.linspace(100, 4000, 32).astype(np.uint16), (8, 1))  # a camera with 12 bits
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    picture = load_picture(tmp_path / "deep.png")
-    assert picture.shape == (8, 32, 3) and picture.dtype == np.uint8
-    assert picture.min() == 0 and picture.max() == 255
-    assert (np.diff(picture[0, :, 0].astype(int)) >= 0).all()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
-def test_every_mode(mode: str) -> None:
-    picture = load_picture(Image.new("RGB", (5, 3), "white").convert("L" if mode == "LA" else "RGB").convert(mode))
-    assert picture.shape == (3, 5, 3) and picture.dtype == np.uint8
-    assert (picture >= 250).all()
-
-
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    image = Image.open(tmp_path / "moving.gif")
-    image.seek(2)
-    assert corner(load_picture(image)) == RED
-    assert corner(load_picture(str(tmp_path / "moving.gif"))) == RED
-
-
-def test_shrinks_to_a_limit() -> None:
-    assert load_picture(np.zeros((100, 4000, 3), np.uint8), max_side=1000).shape == (25, 1000, 3)
-    assert load_picture(np.zeros((1, 4000, 3), np.uint8), max_side=1000).shape == (1, 1000, 3)
-
-
-def test_bad_pictures_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.jpg").write_text("I am no picture")
-    Image.fromarray(halves(50, 50, 25)).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "bare.tif").write_bytes(b"II*\0\x08\0\0\0" + bytes(6))  # a TIFF without dimensions: Pillow's TypeError
-    bad = [
-        tmp_path / "text.jpg",
-        tmp_path / "cut.png",
-        tmp_path / "empty.png",
-        tmp_path / "bare.tif",
-        tmp_path / "missing.png",
-        tmp_path,
-        np.zeros((0, 5, 3), np.uint8),
-        np.zeros((5, 5, 3), np.float32),
-        np.zeros((5, 5, 2), np.uint8),
-        None,
-        7,
-    ]
-    for source in bad:
-        with pytest.raises(InvalidImageError, match=r"\.$"):
-            load_picture(source)
-    monkeypatch.setattr(ldvc.pictures, "MAX_PIXELS", 2_000_000)
-    with pytest.raises(InvalidImageError, match="smaller"):
-        load_picture(np.zeros((2000, 1001, 3), np.uint8))
-
-
 # ---- names ------------------------------------------------------------------------------------------------------------
-
-
-def test_names_are_cleaned() -> None:
-    assert clean_names(" dog,, Grass ;dog\nGRASS, wine   glass,\t,") == ["dog", "Grass", "wine glass"]
-    assert clean_names(["sky\x00", " ", "Sky", "straße", "STRASSE"]) == ["sky", "straße"]
-    assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
-
-
-def test_synonyms_are_cleaned() -> None:
-    assert clean_names("sofa|couch, dog | Dog |, couch | bench, |") == ["sofa | couch", "dog", "bench"]
-    assert clean_names([" tv |  tv  monitor", "TV"]) == ["tv | tv monitor"]
-    assert synonyms_of("sofa | couch") == ["sofa", "couch"] and synonyms_of("dog") == ["dog"]
-    with pytest.raises(InvalidNamesError, match="201 names"):
-        clean_names(" | ".join(f"word {i}" for i in range(201)))
-
-
-@pytest.mark.parametrize(
-    ("names", "says"),
-    [("", "at least one"), (" , ;", "at least one"), ("x" * 81, "commas"), ([f"name {i}" for i in range(201)], "at most")],
-)
-def test_bad_names_are_refused_with_a_sentence(names: str | list[str], says: str) -> None:
-    with pytest.raises(InvalidNamesError, match=says):
-        clean_names(names)
-    with pytest.raises(InvalidNamesError):
-        clean_names(["dog", None])
-
-
-def test_seen_names() -> None:
-    seen = SeenNames(["dog", "person", "potted plant", "bus", "wine glass", "Curtains", "strawberry"])
-    for name in ("Dog", "dogs", "people", "potted plants", "potted_plant", "buses", "wine glasses", "curtain"):
-        assert name in seen, name
-    assert "strawberries" in seen
-    for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine", "cat | plant"):
-        assert name not in seen, name
-    assert "hound | dogs" in seen
-
-
-def test_seen_names_know_other_spellings_of_what_was_learned() -> None:
-    seen = SeenNames(["couch", "wall-brick", "tv", "glass"])
-    found = {name: seen.source(name) for name in ("Sofa", "sofas", "settee | sofa", "wall", "tv monitor", "bench")}
-    assert found == {
-        "Sofa": "couch",
-        "sofas": "couch",
-        "settee | sofa": "couch",
-        "wall": "wall-brick",
-        "tv monitor": "tv",
-        "bench": None,
-    }
-    assert seen.source("sofa | glass") == "couch", "the order is that of the words"
 
 
 def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Hosting on Hugging Face Spaces: what is pushed, whether Spaces accepts it, and whether the page runs there.
+"""Hosting on Hugging Face Spaces: whether Spaces accepts what is pushed, and whether the page runs there.
 
 The last part starts the page as a Space does: a fresh folder with exactly the files that would be pushed, the variables of a
 Space, and no network; and once more with a stand-in for ZeroGPU's package, which runs functions in another process.
@@ -19,189 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import HfApi, SpaceHardware
+from huggingface_hub import SpaceHardware
 from packaging.requirements import Requirement
 from PIL import Image
 
-from ldvc.web import publish as publishing
 from ldvc.web.benchmark import NAMES, Bench
-from ldvc.web.publish import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
+from ldvc.web.publish import ROOT, space_files
 from ldvc.web.remote import PageError, Served, Visitor, serve
 from tests.tiny import save_tiny_checkpoint
 
 HOSTING = Path(__file__).with_name("hosting")
 DOG = ROOT / "assets" / "examples" / "dog.jpg"
-STAYS_HOME = ("tests", "train", "data", "work", "runs", "shared", "pyproject.toml", "requirements-dev.txt")
-
-# ---- what is pushed ----------------------------------------------------------------------------------------------------
-
-
-def test_dry_run_lists_every_file_with_its_size(capsys: pytest.CaptureFixture) -> None:
-    assert main(["--dry_run"]) == 0
-    *lines, total = capsys.readouterr().out.splitlines()
-    listed = {name: int(size.replace(",", "")) for size, name in (line.split(maxsplit=1) for line in lines)}
-
-    for name, size in listed.items():
-        assert size == (ROOT / name).stat().st_size
-        assert size <= 10_000_000, f"{name} is too large"
-        parts = name.split("/")
-        assert parts[0] not in STAYS_HOME and not any(part.startswith((".", "__pycache__")) for part in parts), name
-    assert int(total.split()[0].replace(",", "")) == sum(listed.values())
-
-    # Nothing is forgotten either: all of the library, the weights and the examples go.
-    there = [path for folder in ("ldvc", "assets") for path in (ROOT / folder).rglob("*") if path.is_file()]
-    expected = {path.relative_to(ROOT).as_posix() for path in there if "__pycache__" not in path.parts}
-    assert set(listed) == expected | {"app.py", "README.md", "requirements.txt", "LICENSE"}
-    ignored = subprocess.run(["git", "check-ignore", *listed], cwd=ROOT, capture_output=True, text=True).stdout
-    assert not ignored
-
-
-def test_pictures_of_the_readme_are_pushed() -> None:
-    shown = re.findall(r"!\[[^]]*]\(([^)]+)\)|<img[^>]+src=\"([^\"]+)\"", (ROOT / "README.md").read_text("utf-8"))
-    local = [path for pair in shown for path in pair if path and not path.startswith("http")]
-    assert local and set(local) <= set(space_files())
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project in miniature: what the Space needs, as empty as may be, and what should stay at home."""
-    card = "---\nsdk: gradio\napp_file: app.py\n---\n"
-    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
-    goes = dict.fromkeys([*publishing.SINGLE_FILES, *publishing.NEEDED], "")
-    goes |= {
-        "README.md": card,
-        "assets/examples/examples.json": '[{"file": "dog.jpg"}]',
-        "assets/examples/dog.jpg": "",
-        "assets/lite/clip/model.safetensors.index.json": index,
-        "assets/lite/clip/model-1.safetensors": "",
-        "assets/lite/clip/model-2.safetensors": "",
-        "assets/lite/[odd] name.png": "",
-    }
-    stays = [
-        "ldvc/__pycache__/x.py",
-        "ldvc/notes.ipynb",
-        "ldvc/.hidden.py",
-        "assets/.cache/photo.jpg",
-        "assets/photos.zip",
-        "assets/ignored/photo.jpg",
-        "tests/test_x.py",
-        "train/train.py",
-        ".ci/run",
-        ".env",
-        "data/photo.jpg",
-    ]
-    root = tmp_path / "project"
-    for name, text in {**goes, **dict.fromkeys(stays, ""), ".gitignore": "/assets/ignored/\n"}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "secret.py").write_text("")
-    (root / "ldvc" / "linked.py").symlink_to(tmp_path / "elsewhere" / "secret.py")
-    (root / "ldvc" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    return root
-
-
-STAND_INS = {"assets/lite/[odd] name.png"}
-
-
-def test_only_what_the_page_needs_is_chosen(project: Path) -> None:
-    expected = {*publishing.SINGLE_FILES, *publishing.NEEDED, *STAND_INS, "assets/examples/dog.jpg"}
-    expected |= {
-        f"assets/lite/clip/model{end}" for end in (".safetensors.index.json", "-1.safetensors", "-2.safetensors")
-    }
-    assert set(space_files(project)) == expected
-    publishing.check_files(space_files(project), project)
-
-    shutil.rmtree(project / ".git")  # a downloaded archive: all but what only git knows stays as it was
-    assert set(space_files(project)) == expected | {"assets/ignored/photo.jpg"}
-
-
-class Recorder(HfApi):
-    """The Hub's own client, its last step recorded instead of sent."""
-
-    def __init__(self, there: list[str] | None = None) -> None:
-        super().__init__(token="hf_test")
-        self.there, self.created, self.commits = there or [], [], []
-
-    def create_repo(self, *arguments: Any, **options: Any) -> None:
-        self.created.append((arguments, options))
-
-    def _validate_yaml(self, content: str, **options: Any) -> None:
-        self.validated = content  # the Hub is asked about the README before anything is pushed
-
-    def list_repo_files(self, *arguments: Any, **options: Any) -> list[str]:
-        return self.there
-
-    def create_commit(self, **options: Any) -> None:
-        self.commits.append(options)
-
-
-def test_push(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the Hub's real client, so that patterns and exclusions are its own: exactly the files of the list arrive."""
-    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: False)
-    api = Recorder(there=["ldvc/old.py", "app.py", "notes.md", "assets/old/a.jpg", ".gitattributes"])
-    assert publish("ann/ldvc", root=project, api=api, private=True) == "https://huggingface.co/spaces/ann/ldvc"
-
-    ((arguments, options),) = api.created
-    assert arguments == ("ann/ldvc",)
-    assert (options["repo_type"], options["space_sdk"], options["exist_ok"]) == ("space", "gradio", True)
-    assert options["private"] is True
-    assert api.validated == (project / "README.md").read_text()
-    (commit,) = api.commits
-    assert (commit["repo_id"], commit["repo_type"]) == ("ann/ldvc", "space")
-    operations = {type(each).__name__: set() for each in commit["operations"]}
-    for each in commit["operations"]:
-        operations[type(each).__name__].add(each.path_in_repo)
-    assert operations["CommitOperationAdd"] == set(space_files(project))
-    assert operations["CommitOperationDelete"] == {"ldvc/old.py", "assets/old/a.jpg"}  # and nothing that is not ours
-
-
-def spoil_with_a_large_file(project: Path) -> None:
-    with (project / "assets" / "lite" / "clip" / "model-1.safetensors").open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (spoil_with_a_large_file, "Nothing above 10 MB is pushed, and that is assets/lite/clip/model-1.safetensors"),
-        (lambda project: (project / "app.py").unlink(), "cannot start without app.py"),
-        (lambda project: (project / "assets/lite/clip/model-2.safetensors").unlink(), "without .*model-2.safetensors"),
-        (lambda project: (project / "assets/examples/dog.jpg").unlink(), "without assets/examples/dog.jpg"),
-        (lambda project: (project / "README.md").write_text("# LDVC\n"), "README.md does not begin with"),
-    ],
-)
-def test_refusals(project: Path, spoil: Any, sentence: str) -> None:
-    spoil(project)
-    api = Recorder()
-    with pytest.raises(PublishError, match=sentence):
-        publish("ann/ldvc", root=project, api=api)
-    assert not api.created and not api.commits
-
-
-@pytest.mark.parametrize(
-    "name", ["", "ldvc", "ann/", "ann/ld vc", "ann/ldvc/page", "https://huggingface.co/ann/ldvc", "a--b/c"]
-)
-def test_malformed_names_are_refused(name: str, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--repo_id", name]) == 1
-    assert "is not the name of a Space" in capsys.readouterr().err
-
-
-def test_no_token_no_name_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(publishing, "get_token", lambda: None)
-    assert main(["--repo_id", "ann/ldvc"]) == 1
-    assert "no Hugging Face token" in capsys.readouterr().err
-    assert main([]) == 1
-    assert "--repo_id user/space" in capsys.readouterr().err
-
-    class Unreachable(Recorder):
-        def create_repo(self, *arguments: Any, **options: Any) -> None:
-            raise ConnectionError("Connection refused")
-
-    with pytest.raises(PublishError, match=r"did not take the Space ann/ldvc \(Connection refused\)"):
-        publish("ann/ldvc", api=Unreachable())
-
 
 # ---- what Spaces accepts ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from ldvc import Predictor
-from ldvc.checkpoint import load_checkpoint
+from ldvc.checkpoint import load_checkpoint, save_checkpoint
+from ldvc.config import ModelConfig
 from ldvc.data import Vocabulary, WordSampler, canonical, open_sets
 from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
@@ -18,8 +20,10 @@ from ldvc.modeling.model import LDVC
 from ldvc.names import SeenNames
 from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
+from train import evaluate as evaluator
 from train.objective import Objective, usable_concepts
-from train.train import read_words, train
+from train.train import train
+from train.words import read_other_words, rename_classes
 
 SHIPPED = Path(__file__).parents[1] / "train" / "lite" / "other_words.json"
 OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
@@ -99,17 +103,17 @@ def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_fold
 
 
 def test_lists_of_other_words(tmp_path: Path) -> None:
-    assert read_words("lite/other_words.json") == read_words(str(SHIPPED))
-    content = read_words(str(SHIPPED))
+    assert read_other_words("lite/other_words.json") == read_other_words(str(SHIPPED))
+    content = read_other_words(str(SHIPPED))
     words = list(chain.from_iterable(content.values()))
     assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
     with pytest.raises(DataError, match="nowhere.json cannot be used"):
-        read_words(str(tmp_path / "nowhere.json"))
+        read_other_words(str(tmp_path / "nowhere.json"))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):
         (tmp_path / "wrong.json").write_text(wrong)
         with pytest.raises(DataError, match="it should hold"):
-            read_words(str(tmp_path / "wrong.json"))
+            read_other_words(str(tmp_path / "wrong.json"))
 
 
 def test_words_that_measure_are_words_that_were_not_learned() -> None:
@@ -119,3 +123,45 @@ def test_words_that_measure_are_words_that_were_not_learned() -> None:
     words = json.loads(SHIPPED.with_name("unlearned_words.json").read_text())
     assert len(words) == 23 and not [word for word in words.values() if word in seen]
     assert all(name in seen for name in words)
+
+
+def test_classes_asked_for_by_other_words(
+    root: Path,  # noqa: F811
+    tiny_config: ModelConfig,
+    tiny_clip: FrozenClip,
+    tmp_path: Path,
+) -> None:
+    """--rename evaluates as if the data set had called its classes so."""
+    metadata = {"seen_names": ["grass", "sky", "dog"], "inference": {"long_side": 80}}
+    checkpoint = save_checkpoint(LDVC(tiny_config, tiny_clip), tmp_path / "model", metadata=metadata)
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"grass": "lawn", "cat": "tabby"}))
+    facts = (shutil.copytree(root / "data" / "meadow", tmp_path / "lawns") / "dataset.json").read_text()
+    (tmp_path / "lawns" / "dataset.json").write_text(facts.replace('"grass"', '"lawn"'))
+    same = ["--checkpoint", str(checkpoint), "--joint_only"]
+
+    def results(data: Path, *rest: str) -> dict:
+        evaluator.main([*same, "--data", str(data), "--output", str(tmp_path / "table"), "--sets", *rest])
+        return json.loads((tmp_path / "table.json").read_text())[0]
+
+    renamed = results(root / "data", "meadow", "pets", "--rename", str(words))
+    plain, expected = results(root / "data", "meadow"), results(tmp_path, "lawns")
+    assert [row["name"] for row in renamed["sets"]["meadow"]["classes"]] == ["lawn", "sky", "aeroplane", "dog"]
+    assert renamed["sets"]["meadow"]["confusion"] == expected["sets"]["lawns"]["confusion"]
+    assert renamed["sets"]["meadow"]["confusion"] != plain["sets"]["meadow"]["confusion"]
+    assert renamed["sets"]["meadow"]["unseen"] == ["lawn", "aeroplane"]
+    assert renamed["sets"]["pets"]["unseen"] == ["tabby"]
+
+    datasets = open_sets(root / "data", ["meadow", "pets"], "val")
+    rename_classes(datasets, {"cat": "tabby"})
+    assert [dataset.own_words for dataset in datasets] == [True, False]
+
+    for content, says in (
+        ('{"whale": "orca"}', "No data set has the class whale"),
+        ('{"grass": "sky"}', "meadow has two classes called sky"),
+        ('["lawn"]', "no list of words by class"),
+        ("{", "cannot be used"),
+    ):
+        words.write_text(content)
+        with pytest.raises(SystemExit, match=says):
+            evaluator.main([*same, "--data", str(root / "data"), "--sets", "meadow", "--rename", str(words)])

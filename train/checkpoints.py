@@ -296,9 +296,7 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
         clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
     metadata = {
         "seen_names": vocabulary.spellings,
-        "seen_words": {
-            name: words for name, words in zip(vocabulary.names, vocabulary.other_words, strict=True) if words
-        },
+        "seen_words": vocabulary.seen_words,
         "calibration": {"scale": 1.0, "bias": 0.0},
         "inference": config.inference,
         "training": {

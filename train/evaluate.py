@@ -44,7 +44,7 @@ from accelerate import PartialState
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
-from ldvc.data import LAYOUTS, SegmentationDataset, canonical, load_split, open_sets
+from ldvc.data import LAYOUTS, canonical, load_split, open_sets
 from ldvc.errors import DataError, LdvcError
 from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
@@ -53,6 +53,7 @@ from ldvc.names import SeenNames
 from train.processes import resolved_precision, start_processes
 from train.tables import make_room, markdown, quoted_benchmark, write_tables
 from train.tally import DEFAULT_INFERENCE, OFFSET, Tally, gather, tally_set
+from train.words import read_renamed, rename_classes
 
 logger = logging.getLogger("evaluate")
 PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
@@ -244,29 +245,6 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float], *, k
     raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
 
 
-def rename_classes(datasets: Sequence[SegmentationDataset], path: str) -> None:
-    """Gives classes other words, in place.
-
-    Args:
-        path: JSON file, class as a data set spells it -> the word to ask for.
-
-    Raises:
-        DataError: it cannot be used, names a class that no set has, or makes two classes one.
-    """
-    try:
-        words = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(words, dict) or not all(isinstance(word, str) and word for word in words.values()):
-            raise TypeError("it is no list of words by class")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f'The words {path} cannot be used ({error}); it should hold {{"grass": "lawn"}}.') from None
-    if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
-        raise DataError(f"No data set has the class {', '.join(nowhere)} that {path} renames.")
-    for dataset in datasets:
-        dataset.classes = [words.get(name, name) for name in dataset.classes]
-        if twice := [name for name in dataset.classes if dataset.classes.count(name) > 1]:
-            raise DataError(f"With {path}, {dataset.name} has two classes called {twice[0]}.")
-
-
 # ---- command line -------------------------------------------------------------------------------------------------------
 
 
@@ -339,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
         layouts = dict(pair.split("=", 1) for pair in options.layouts)
         datasets = open_sets(options.data, options.sets, options.split, layouts=layouts)
         if options.rename:
-            rename_classes(datasets, options.rename)
+            rename_classes(datasets, read_renamed(options.rename))
         unseen = load_split(options.unseen) if options.unseen else None
         jobs = [(options.clip_arm, "clip")] if options.clip_arm else []
         jobs += [(source, options.arm) for source in options.checkpoint]
@@ -371,9 +349,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
             for source, arm in jobs
         ]
-        if options.rename:  # published numbers are of the benchmark's own words
-            for facts in (facts for result in results for facts in result["sets"].values()):
-                facts["benchmark"] = None
         if state.is_main_process:
             if options.calibrate and options.clip_arm:
                 for result in results[1:]:

@@ -46,7 +46,7 @@ class Objective(nn.Module):
         self.known, self.unseen = vocabulary.known, vocabulary.unseen
         doubtful = vocabulary.doubtful(config.rare_photos)
         self.doubtful = doubtful if doubtful.any() else None
-        self.words = len(vocabulary.words)  # concepts stand behind them
+        self.word_count = len(vocabulary.words)  # concepts stand behind them
         tokens = model.text_tower.tokenize([*vocabulary.words, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
@@ -72,7 +72,7 @@ class Objective(nn.Module):
         config, count = self.config, self.known.shape[1]
         labels = batch["labels"]
         stem = batch["stem"] if "stem" in batch else self.model.image_tower.stem(batch["images"])
-        chosen = torch.cat([names if words is None else words, concepts + self.words])  # (C + K,)
+        chosen = torch.cat([names if words is None else words, concepts + self.word_count])  # (C + K,)
 
         image = self.model.encode_image(stem=stem)
         class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)

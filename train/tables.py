@@ -51,8 +51,11 @@ def published() -> dict[str, Any]:
 def quoted_benchmark(dataset: Any, unseen: Sequence[str]) -> str | None:
     """The benchmark of train/published.yaml that an evaluation is, or None.
 
-    Data set, split, number of photos and unseen classes must all be the benchmark's: published numbers stand beside no others.
+    Data set, split, number of photos, words and unseen classes must all be the benchmark's: published numbers stand beside no
+    others.
     """
+    if not dataset.own_words:
+        return None
     for key, benchmark in published().items():
         facts = (benchmark["layout"], benchmark["split"], benchmark["photos"])
         if facts == (dataset.layout, dataset.split, len(dataset)):

@@ -40,7 +40,6 @@ from ldvc.data import (
     Vocabulary,
     WordSampler,
     build_caches,
-    canonical,
     open_sets,
     weights_digest,
 )
@@ -64,6 +63,7 @@ from train.options import TRACKERS, ConfigError, TrainConfig, load_config
 from train.processes import SharedDropout, build_accelerator, sentence, shared_loss, start_processes
 from train.progress import Progress, check_trackers
 from train.validation import Validation
+from train.words import read_other_words
 
 logger = logging.getLogger("train")
 
@@ -76,21 +76,6 @@ def read_concepts(path: str) -> list[str]:
             f"The list of concept names {path} is missing; give one with --set concepts=FILE or set preserve_names=0."
         )
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def read_words(path: str) -> dict[str, list[str]]:
-    """Name -> further words for it, from a JSON file; its path may be relative to the folder `train`, too."""
-    file = Path(path) if Path(path).is_file() else Path(__file__).parent / path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in content.values()):
-            raise TypeError("not every name has a list of words")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'The list of other words {path} cannot be used ({error}); it should hold {{"grass": ["lawn", "meadow"]}}; '
-            "or do without one: --set other_words=null."
-        ) from None
-    return {canonical(name): words for name, words in content.items()}
 
 
 def view_caches(
@@ -180,7 +165,7 @@ def _train(
         hidden,
         transductive=config.transductive,
         hidden_as_background=config.held_out_as_negative,
-        other_words=read_words(config.other_words) if config.other_words else None,
+        other_words=read_other_words(config.other_words) if config.other_words else None,
     )
     if vocabulary.unseen.all():  # also where there are no names at all
         raise ConfigError(

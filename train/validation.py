@@ -57,7 +57,7 @@ class Validation:
         every = dict.fromkeys(names, config.validation_every)
         self.datasets = open_sets(config.data, names, config.validation_split, every=every, layouts=config.layouts)
         self.photos = fixed_photos(self.datasets, config.sheet_photos)
-        self._learned = SeenNames(vocabulary.spellings, dict(zip(vocabulary.names, vocabulary.other_words, strict=True)))
+        self._learned = SeenNames(vocabulary.spellings, vocabulary.seen_words)
 
     def seen(self, name: str) -> bool:
         """Whether the run has masks of a name, by the rule of train/evaluate.py."""

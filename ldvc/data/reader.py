@@ -30,6 +30,7 @@ class SegmentationDataset(ABC):
         background_index: mask index of "none of the classes", or None.
         ignore_index: mask index of void.
         exhaustive: False = a photo may show classes that its mask leaves out (as where only one label is known).
+        own_words: classes are called as the data set's makers call them.
         stems: file stems of the split, in the order of the official list.
         layout, title, tree: (of the class) key in a configuration; name for people; the expected files.
     """
@@ -46,6 +47,7 @@ class SegmentationDataset(ABC):
     background_index: int | None = None
     ignore_index: int = IGNORE
     exhaustive: bool = True
+    own_words: bool = True
     stems: list[str]
 
     @abstractmethod

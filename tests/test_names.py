@@ -1,0 +1,57 @@
+"""Class names in: cleaned, counted, and compared with what a checkpoint saw."""
+
+from __future__ import annotations
+
+import pytest
+
+from ldvc.errors import InvalidNamesError
+from ldvc.names import SeenNames, clean_names, synonyms_of
+
+
+def test_names_are_cleaned() -> None:
+    assert clean_names(" dog,, Grass ;dog\nGRASS, wine   glass,\t,") == ["dog", "Grass", "wine glass"]
+    assert clean_names(["sky\x00", " ", "Sky", "straße", "STRASSE"]) == ["sky", "straße"]
+    assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
+
+
+def test_synonyms_are_cleaned() -> None:
+    assert clean_names("sofa|couch, dog | Dog |, couch | bench, |") == ["sofa | couch", "dog", "bench"]
+    assert clean_names([" tv |  tv  monitor", "TV"]) == ["tv | tv monitor"]
+    assert synonyms_of("sofa | couch") == ["sofa", "couch"] and synonyms_of("dog") == ["dog"]
+    with pytest.raises(InvalidNamesError, match="201 names"):
+        clean_names(" | ".join(f"word {i}" for i in range(201)))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [("", "at least one"), (" , ;", "at least one"), ("x" * 81, "commas"), ([f"name {i}" for i in range(201)], "at most")],
+)
+def test_bad_names_are_refused_with_a_sentence(names: str | list[str], says: str) -> None:
+    with pytest.raises(InvalidNamesError, match=says):
+        clean_names(names)
+    with pytest.raises(InvalidNamesError):
+        clean_names(["dog", None])
+
+
+def test_seen_names() -> None:
+    seen = SeenNames(["dog", "person", "potted plant", "bus", "wine glass", "Curtains", "strawberry"])
+    for name in ("Dog", "dogs", "people", "potted plants", "potted_plant", "buses", "wine glasses", "curtain"):
+        assert name in seen, name
+    assert "strawberries" in seen
+    for name in ("dodge", "hot dog", "plant", "glass", "do", "cat", "wine", "cat | plant"):
+        assert name not in seen, name
+    assert "hound | dogs" in seen
+
+
+def test_seen_names_know_other_spellings_of_what_was_learned() -> None:
+    seen = SeenNames(["couch", "wall-brick", "tv", "glass"])
+    found = {name: seen.source(name) for name in ("Sofa", "sofas", "settee | sofa", "wall", "tv monitor", "bench")}
+    assert found == {
+        "Sofa": "couch",
+        "sofas": "couch",
+        "settee | sofa": "couch",
+        "wall": "wall-brick",
+        "tv monitor": "tv",
+        "bench": None,
+    }
+    assert seen.source("sofa | glass") == "couch", "the order is that of the words"

@@ -1,0 +1,62 @@
+"""Words for classes that are not the data sets' own: read for a class in training, asked for in an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldvc.data import SegmentationDataset, canonical
+from ldvc.errors import DataError
+
+LISTS = Path(__file__).parent
+
+
+def read_other_words(path: str) -> dict[str, list[str]]:
+    """Canonical name -> further words for it, from a JSON file; its path may be relative to the folder `train`, too.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    content = _read(
+        path if Path(path).is_file() else LISTS / path,
+        lambda words: isinstance(words, list) and all(isinstance(word, str) for word in words),
+        '{"grass": ["lawn", "meadow"]}; or do without one: --set other_words=null',
+    )
+    return {canonical(name): words for name, words in content.items()}
+
+
+def read_renamed(path: str) -> dict[str, str]:
+    """Class as a data set spells it -> the word to ask for, from a JSON file.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    return _read(path, lambda word: isinstance(word, str) and word != "", '{"grass": "lawn"}')
+
+
+def rename_classes(datasets: Sequence[SegmentationDataset], words: Mapping[str, str]) -> None:
+    """Gives classes of data sets other words, in place.
+
+    Raises:
+        DataError: no set has one of the classes, or two classes of a set become one.
+    """
+    if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
+        raise DataError(f"No data set has the class {', '.join(nowhere)} that is to be renamed.")
+    for dataset in datasets:
+        renamed = [words.get(name, name) for name in dataset.classes]
+        if twice := [name for name in renamed if renamed.count(name) > 1]:
+            raise DataError(f"With other words, {dataset.name} has two classes called {twice[0]}.")
+        dataset.own_words = dataset.own_words and renamed == dataset.classes
+        dataset.classes = renamed
+
+
+def _read(path: str | Path, fits: Callable[[Any], bool], example: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not all(map(fits, content.values())):
+            raise TypeError("it is no list of words by class")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"The words {path} cannot be used ({error}); it should hold {example}.") from None
+    return content
