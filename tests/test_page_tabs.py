@@ -54,6 +54,8 @@ def test_attention_of_every_name(asked: Visitor) -> None:
     open_tab(asked, "Attention", "#attention-grid img")
     heats = page.locator("#attention-grid .ldvc-heat img")
     assert heats.count() == 3 * 3 and EVIL in page.locator("#attention-grid").inner_text()
+    cut_short = "labels => labels.filter(each => each.scrollWidth > each.clientWidth).map(each => each.textContent)"
+    assert page.locator("#attention-grid .ldvc-label-name").evaluate_all(cut_short) == []
     with_lcsa, without, zegclip = (decoded(heats.nth(index).get_attribute("src")) for index in range(3))
     for other in (without, zegclip):
         assert (np.abs(with_lcsa - other).max(axis=2) > 0).mean() > 0.05, "two decoders must not show the same"
