@@ -1,8 +1,17 @@
-"""Pictures of flat colours, whose every pixel is known."""
+"""Pictures of flat colours, whose every pixel is known, and a model that sees nothing but colours."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ldvc import Predictor
+from ldvc.modeling.decoders import DecoderOutput
+from ldvc.modeling.towers import ImageFeatures
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
 RED, GREEN, BLUE = ([255 * channel for channel in COLOURS[name]] for name in ("red", "green", "blue"))
@@ -17,3 +26,42 @@ def halves(height: int, width: int, split: int, *, axis: int = 1) -> np.ndarray:
     else:
         picture[split:] = GREEN
     return picture
+
+
+class ColourModel:
+    """Knows colours and nothing else; has what `Predictor` asks of a model."""
+
+    def __init__(self, patch: int = 16) -> None:
+        self.clip = SimpleNamespace(patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0)
+        self.config = SimpleNamespace(arm="ldvc")
+        self.image_tower = self
+        self.photos = 0
+        self.encoded_names: list[str] = []
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def stem(self, images):
+        assert images.shape[2] % self.clip.patch_size == 0 and images.shape[3] % self.clip.patch_size == 0
+        self.photos += 1
+        return F.avg_pool2d(images, self.clip.patch_size)
+
+    def encode_image(self, *, stem):
+        return ImageFeatures(stem.mean(dim=(2, 3)), stem.flatten(2).transpose(1, 2), tuple(stem.shape[-2:]))
+
+    def encode_names(self, names):
+        self.encoded_names += names
+        return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
+
+    def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
+        distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
+        logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
+        attention = [logits.softmax(dim=1)[:, None]] if return_attention else None
+        return DecoderOutput(logits, features.patch_features, embeddings[None], cross_attention=attention)
+
+
+def colour_predictor(**metadata: Any) -> Predictor:
+    return Predictor(ColourModel(), metadata, device="cpu")

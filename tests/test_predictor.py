@@ -1,15 +1,10 @@
-"""The predictor: geometry exact to the pixel, names, answers, caches, threads.
-
-Geometry is tested with a model that sees colours: its "patch features" are the mean colours of patches, its "names" are
-colours, so that the right answer is known for every pixel.
-"""
+"""The predictor: names, answers, caches, threads. Where labels lie is tested in test_geometry.py."""
 
 from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,56 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc import Predictor
-from ldvc.calibration import Calibration
 from ldvc.errors import CheckpointError, InvalidImageError, LdvcError, WeightsNotFoundError
-from ldvc.modeling.decoders import DecoderOutput
-from ldvc.modeling.towers import ImageFeatures
 from ldvc.names import MAX_NAMES
-from ldvc.pictures import Window, canvas_size, sliding_windows
-from ldvc.refine import symmetric_inverse
+from ldvc.pictures import Window
 from ldvc.result import Segmentation
 from ldvc.windows import WindowOutput
-from tests.colours import BLUE, COLOURS, halves
+from tests.colours import colour_predictor, halves
 from tests.tiny import save_tiny_checkpoint
-
-
-class ColourModel:
-    """Knows colours and nothing else; has what `Predictor` asks of a model."""
-
-    def __init__(self, patch: int = 16) -> None:
-        self.clip = SimpleNamespace(patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0)
-        self.config = SimpleNamespace(arm="ldvc")
-        self.image_tower = self
-        self.photos = 0
-        self.encoded_names: list[str] = []
-
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def stem(self, images):
-        assert images.shape[2] % self.clip.patch_size == 0 and images.shape[3] % self.clip.patch_size == 0
-        self.photos += 1
-        return F.avg_pool2d(images, self.clip.patch_size)
-
-    def encode_image(self, *, stem):
-        return ImageFeatures(stem.mean(dim=(2, 3)), stem.flatten(2).transpose(1, 2), tuple(stem.shape[-2:]))
-
-    def encode_names(self, names):
-        self.encoded_names += names
-        return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
-
-    def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
-        distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
-        logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
-        attention = [logits.softmax(dim=1)[:, None]] if return_attention else None
-        return DecoderOutput(logits, features.patch_features, embeddings[None], cross_attention=attention)
-
-
-def colour_predictor(**metadata) -> Predictor:
-    return Predictor(ColourModel(), metadata, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -85,108 +37,6 @@ def photo() -> np.ndarray:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (6, 9, 3), dtype=np.uint8))
     return np.asarray(small.resize((230, 150), Image.Resampling.BICUBIC))
-
-
-# ---- geometry ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(448, 448), (433, 448), (101, 267), (480, 640), (61, 1000), (900, 700)])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_boundary_lies_where_it_is(size: tuple[int, int], axis: int) -> None:
-    """Wherever the canvas ends within a patch, labels change within a patch of the true boundary, and nowhere else."""
-    split = round(size[axis] * 0.6)
-    predictor = colour_predictor()
-    state = predictor.set_image(halves(*size, split, axis=axis))
-    labels = predictor.segment(["red", "green"]).labels
-    truth = halves(*size, split, axis=axis)[..., 1] > 0
-    reach = 16 * size[axis] / state.canvas[axis] * 0.5 + 1  # half a patch in photo pixels
-    position = np.arange(size[axis]) + 0.5
-    far = np.abs(position - split) > reach
-    wrong = (labels == 1) != truth
-    wrong = wrong.any(axis=1 - axis)
-    assert labels.shape == size
-    assert not wrong[far].any()
-
-
-def test_enlarging_equals_bilinear_interpolation() -> None:
-    """Where the canvas is whole patches, maps are enlarged as `F.interpolate` does it (an independent reference)."""
-    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
-    result = Segmentation(
-        names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
-        patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=Calibration(2.0, -0.5),
-    )  # fmt: skip
-    expected = F.interpolate(logits[None] * 2.0 - 0.5, size=(128, 192), mode="bilinear", align_corners=False)[0].sigmoid()
-    assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-5)
-    assert np.array_equal(result.labels, expected.argmax(dim=0).numpy())
-
-
-def test_padding_is_cut_off() -> None:
-    """Maps on 4 x 6 patches of a canvas that ends within the last patches: the reference enlarges all and crops."""
-    logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
-    result = Segmentation(
-        names=["a", "b"], seen=[False] * 2, arm="ldvc", picture=np.zeros((55, 83, 3), np.uint8), canvas=(55, 83),
-        patch=16, outputs=[WindowOutput(Window(0, 0, 55, 83), logits)],
-    )  # fmt: skip
-    expected = F.interpolate(logits[None], size=(64, 96), mode="bilinear", align_corners=False)[0, :, :55, :83].sigmoid()
-    assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-5)
-
-
-def test_sliding_window_equals_slow_reference() -> None:
-    inference = {"short_side": 64, "window": 48, "stride": 40}
-    rng = np.random.default_rng(3)
-    picture = np.asarray(Image.fromarray(rng.integers(0, 255, (8, 14, 3), dtype=np.uint8)).resize((150, 80)))
-    predictor = colour_predictor(inference=inference)
-    predictor.set_image(picture)
-    result = predictor.segment(["red", "green", "blue"])
-    height, width = 64, 120
-    pixels = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
-    pixels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-    total, count = torch.zeros(3, height, width), torch.zeros(height, width)
-    for top in (0, 16):
-        for left in (0, 40, 72):
-            crop = pixels[:, :, top : top + 48, left : left + 48]
-            tokens = F.avg_pool2d(crop, 16).flatten(2)[0].T
-            logits = (4 - 8 * torch.cdist(torch.tensor([COLOURS[n] for n in result.names]).float(), tokens)).view(1, 3, 3, 3)
-            part = F.interpolate(logits, size=(48, 48), mode="bilinear", align_corners=False)[0].sigmoid()
-            total[:, top : top + 48, left : left + 48] += part
-            count[top : top + 48, left : left + 48] += 1
-    assert torch.allclose(torch.from_numpy(result.scores_at((height, width))), total / count, atol=1e-5)
-    assert result.labels.shape == (80, 150)
-    assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
-    assert result.cross_attention().shape == (3, *result.grid)
-
-
-@pytest.mark.parametrize("length", [1, 15, 48, 49, 88, 89, 500])
-def test_windows_cover_everything(length: int) -> None:
-    windows = sliding_windows(length, 60, inference={"window": 48, "stride": 40})
-    covered = np.zeros((length, 60), dtype=bool)
-    for window in windows:
-        assert window.top >= 0 and window.top + window.height <= length
-        covered[window.top : window.top + window.height, window.left : window.left + window.width] = True
-    assert covered.all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 5), (16, 16), (17, 31), (2300, 40), (1200, 3000)])
-def test_any_size(size: tuple[int, int]) -> None:
-    predictor = colour_predictor(inference={"long_side": 128})
-    picture = np.zeros((*size, 3), dtype=np.uint8)
-    picture[:] = BLUE
-    predictor.set_image(picture)
-    result = predictor.segment(["red", "blue"])
-    assert result.labels.shape == size
-    assert (result.labels == 1).all()
-    assert result.cross_attention().shape == (2, *result.grid)
-
-
-def test_canvas() -> None:
-    lite, full = {"long_side": 448}, {"short_side": 512, "window": 512, "stride": 426}
-    assert canvas_size(768, 1024, inference=lite, patch=16) == (336, 448)
-    assert canvas_size(300, 200, inference=lite, patch=16) == (448, 299)  # enlarged, but not more than twice
-    assert canvas_size(150, 200, inference=lite, patch=16) == (300, 400)
-    assert canvas_size(20, 10, inference=lite, patch=16) == (224, 112)  # tiny: up to a sensible size
-    assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
-    assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
-    assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
 
 
 # ---- names ------------------------------------------------------------------------------------------------------------
@@ -399,36 +249,6 @@ def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray
     last = result.routing(result.grid[0] - 1, result.grid[1] - 1)
     assert last.window.left + last.window.width == windowed._image.canvas[1]
     assert last.patch[0] == last.grid[0] - 1
-
-
-# ---- edges ------------------------------------------------------------------------------------------------------------
-
-
-def test_refining_moves_edges_to_the_photos_edges() -> None:
-    """A boundary in the middle of a patch: coarse maps blur it, the guided filter finds it."""
-    predictor = colour_predictor()
-    split = 16 * 14 + 8
-    predictor.set_image(halves(448, 448, split))
-    coarse = predictor.segment(["red", "green"])
-    refined = predictor.segment(["red", "green"], refine=True)
-    assert refined.scores.shape == coarse.scores.shape
-    assert refined.scores.min() >= 0 and refined.scores.max() <= 1
-
-    def steepest(scores: np.ndarray) -> tuple[int, float]:
-        steps = np.abs(np.diff(scores[0, 200]))
-        return int(steps.argmax()) + 1, float(steps.max())
-
-    assert steepest(coarse.scores)[1] < 0.15
-    where, step = steepest(refined.scores)
-    assert where == split and step > 0.5
-    assert (refined.labels[:, : split - 2] == 0).all() and (refined.labels[:, split + 2 :] == 1).all()
-
-
-def test_inverse_of_small_matrices() -> None:
-    factors = torch.randn(3, 3, 50, generator=torch.Generator().manual_seed(0))
-    matrices = torch.einsum("ikn,jkn->ijn", factors, factors) + 0.1 * torch.eye(3)[:, :, None]
-    expected = torch.linalg.inv(matrices.permute(2, 0, 1)).permute(1, 2, 0)
-    assert torch.allclose(symmetric_inverse(matrices), expected, rtol=1e-2, atol=1e-2)
 
 
 # ---- several visitors -------------------------------------------------------------------------------------------------
