@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from train.lite.teacher_masks import ANIMALS, VOID, compose, contradicted
+from ldvc.data import open_sets
+from train.lite import teacher_masks
+from train.lite.teacher_masks import ANIMALS, VOID, compose, contradicted, write_set
 
 CUP, TABLE = 41, 60
 
@@ -68,3 +74,27 @@ def test_captions_tell_of_animals() -> None:
     row = {"captions": "Two puppies run . || A brown dog and a horse on grass .", "wnid": "", "class": ""}
     assert contradicted(row, None) == set(ANIMALS) - {"dog", "horse"}
     assert contradicted({"captions": "", "wnid": "", "class": ""}, None) == set()
+
+
+def test_what_the_label_says_needs_less_confidence() -> None:
+    found = detections((CUP, 0.3, np.s_[0:4, 0:4]), (TABLE, 0.3, np.s_[6:12, 0:8]))
+    assert compose(found, (16, 12), set()) is None
+    mask = compose(found, (16, 12), set(), label=CUP)
+    assert mask is not None
+    assert (mask[0:4, 0:4] == 1 + CUP).all() and (mask[6:12, 0:8] == VOID).all()
+
+
+def test_photos_of_what_there_is_enough_of_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_masks, "PHOTOS", 2)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    masks = {}
+    for name, classes in (("a", (1,)), ("b", (1,)), ("c", (1,)), ("d", (1, 2))):
+        masks[f"{name}.jpg"] = np.array([(0, VOID, *classes)] * 8, dtype=np.uint8)
+        Image.new("RGB", (2 + len(classes), 8)).save(photos / f"{name}.jpg")
+    write_set(tmp_path / "set", photos, masks, ["dog", "cup"])
+    (found,) = open_sets(tmp_path, ["set"], "train")
+    assert len(found) == 2 and [Path(stem).name for stem in found.stems] == ["a", "d"]  # most classes first
+    _, labels = found.pair(1)
+    assert sorted(np.unique(labels)) == [0, 1, 2, VOID]
+    assert json.loads((tmp_path / "set" / "dataset.json").read_text())["background_index"] == 0

