@@ -140,6 +140,23 @@ def test_folder_of_arms_with_a_relative_clip(
         load_checkpoint(moved)
 
 
+def test_a_clip_that_stands_on_another_holds_what_differs(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    base, other = shutil.copytree(tiny_clip_folder, tmp_path / "a" / "clip"), tmp_path / "a" / "other"
+    model = build_clip(str(base)).model
+    with torch.no_grad():
+        model.visual.proj += 1
+        model.visual.ln_post.bias += 1
+    (file,) = save_clip_folder(model, other, {"base": "../clip"})
+    assert set(load_file(file)) == {"visual.proj", "visual.ln_post.bias"}
+    moved = (tmp_path / "a").rename(tmp_path / "b")
+    loaded = build_clip(str(moved / "other")).model.state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, atol=2e-3, rtol=2e-3)  # half precision
+    shutil.rmtree(moved / "clip")
+    with pytest.raises(WeightsNotFoundError, match="stands on the one at .*clip, which is not there; fetch both"):
+        build_clip(str(moved / "other"))
+
+
 def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_checkpoint(tmp_path)

@@ -108,6 +108,9 @@ def test_lists_of_other_words(tmp_path: Path) -> None:
     words = list(chain.from_iterable(content.values()))
     assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
+    synonyms = read_other_words("lite/synonyms.json")  # the experiment's list: the shipped one without kinds of a thing
+    assert synonyms.keys() == content.keys() and all(set(synonyms[name]) <= set(content[name]) for name in content)
+    assert "puppy" in synonyms["dog"] and "poodle" in content["dog"] and "poodle" not in synonyms["dog"]
     with pytest.raises(DataError, match="nowhere.json cannot be used"):
         read_other_words(str(tmp_path / "nowhere.json"))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):

@@ -6,7 +6,8 @@ A folder of ours holds `config.json`::
      "stem": {...} or null,                    keyword arguments of ConvStem, which then replaces `visual.conv1`
      "mean": [r, g, b], "std": [r, g, b]}      how pictures are normalised
 
-and the weights as `ldvc.weights` writes them: half precision on disk, float32 in memory.
+and the weights as `ldvc.weights` writes them: half precision on disk, float32 in memory. A CLIP that differs from another in
+some tensors only holds those, and in its `config.json` nothing but `{"base": "../other"}`, a path from its own folder.
 """
 
 import json
@@ -159,19 +160,35 @@ def save_clip_folder(
     Args:
         model: the open_clip model, with its stem in place.
         folder: created if need be.
-        config: "architecture", "stem", "mean", "std"; see the head of this file. Other keys are kept.
+        config: "architecture", "stem", "mean", "std", or "base"; see the head of this file. Other keys are kept.
         max_shard_bytes: see `ldvc.weights.save_tensors`.
     """
-    missing = {"architecture", "stem", "mean", "std"} - set(config)
-    assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
-    files = save_tensors(model.state_dict(), folder, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
+    folder, state = Path(folder), model.state_dict()
+    if "base" in config:
+        base = load_tensors((folder / config["base"]).resolve())  # resolved: the folder may not be there yet
+        state = {name: tensor for name, tensor in state.items() if not torch.equal(_stored(tensor), base[name])}
+    else:
+        missing = {"architecture", "stem", "mean", "std"} - set(config)
+        assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
+    files = save_tensors(state, folder, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
     text = json.dumps(dict(config), indent=2, ensure_ascii=False)
-    (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     return files
 
 
+def _stored(tensor: Tensor) -> Tensor:
+    """A tensor as it comes back from a folder: matrices have gone through half precision."""
+    tensor = tensor.detach().cpu()
+    return tensor.half().float() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+
+
 def _build_from_folder(folder: Path) -> FrozenClip:
-    config = _read_json(folder / "config.json")
+    config, state = _read_json(folder / "config.json"), load_tensors(folder)
+    if "base" in config:
+        base = (folder / str(config["base"])).resolve()
+        if not (base / "config.json").is_file():
+            raise WeightsNotFoundError(f"The CLIP in {folder} stands on the one at {base}, which is not there; fetch both.")
+        config, state = _read_json(base / "config.json"), load_tensors(base) | state
     if "architecture" not in config:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a CLIP: it has no 'architecture'.")
     model = _build_architecture(config["architecture"])
@@ -180,7 +197,7 @@ def _build_from_folder(folder: Path) -> FrozenClip:
         from ldvc.modeling.stem import ConvStem
 
         model.visual.conv1 = ConvStem(config["architecture"]["vision_cfg"]["width"], **config["stem"])
-    _load_state(model, load_tensors(folder), source=folder)
+    _load_state(model, state, source=folder)
     return _freeze(model, config["architecture"], mean=config.get("mean"), std=config.get("std"))
 
 

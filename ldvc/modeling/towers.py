@@ -141,14 +141,13 @@ class ImageTower(nn.Module):
         Args:
             images: (B, 3, H, W); or
             stem: (B, width, h, w).
-            prompted: False = plain CLIP, without gradients.
+            prompted: False = plain CLIP. It is frozen, so gradients reach nothing but a stem that asks for them.
         """
         assert (images is None) != (stem is None), "give images or their stem"
         if stem is None:
             stem = self.stem(images)
         if not prompted or not self.num_prompts:
-            with torch.no_grad():
-                return self._encode(stem, None)
+            return self._encode(stem, None)
         return self._encode(stem, self._projected_prompts(stem.shape[0]))
 
     def _projected_prompts(self, batch: int) -> Tensor:

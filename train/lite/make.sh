@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything under assets/lite anew: towers, then the three decoders. Each step goes on where it was stopped.
+# Makes everything under assets/lite anew: towers, the three decoders, then both together. Each step goes on where it was stopped.
 #   bash train/lite/make.sh DATA WORK
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -30,6 +30,7 @@ for arm in ldvc ldvc_without_lcsa zegclip; do
   accelerate launch --cpu --num_processes 1 train/train.py --config lite_release_teacher --arm "$arm" --data "$work/data" \
     --output_dir "$work/release/$arm" --cache_dir "$work/cache" --resume_from_checkpoint latest
 done
-python train/evaluate.py --checkpoint "$work"/release/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
-  --clip_arm lite --cache_dir "$work/cache" --calibrate
-python -m train.lite.publish --release "$work/release" --output assets/lite
+python -m train.lite.tune_tower --data "$work/data" --decoders "$work/release" --output "$work/tuned"
+python train/evaluate.py --checkpoint "$work"/tuned/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
+  --clip_arm "$work/tuned/clip" --cache_dir "$work/cache" --calibrate
+python -m train.lite.publish --release "$work/tuned" --output assets/lite

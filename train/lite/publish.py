@@ -1,8 +1,9 @@
-"""Step 7 of lite: bring the three trained decoders into the folder that is shipped.
+"""Step 7 of lite: bring the tuned tower and the three trained decoders into the folder that is shipped.
 
-    python -m train.lite.publish --release runs/lite_recipe/release --output assets/lite
+    python -m train.lite.publish --release runs/lite_recipe/tuned --output assets/lite
 
-Half precision, towers named relative to the folder, so that `assets/lite` may lie anywhere.
+Half precision, towers named relative to the folder, so that `assets/lite` may lie anywhere. Of the tuned tower only what
+differs from `assets/lite/clip` is stored.
 """
 
 import argparse
@@ -12,17 +13,20 @@ import torch
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import ARMS
+from ldvc.modeling.clip import build_clip, save_clip_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/release"))
+    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/tuned"))
     parser.add_argument("--output", type=Path, default=Path("assets/lite"))
     args = parser.parse_args()
 
+    tower = build_clip(str(args.release / "clip"))
+    save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})
     for arm in ARMS:
         model, metadata = load_checkpoint(args.release / arm)
-        folder = save_checkpoint(model, args.output / arm, metadata=metadata, clip="../clip", dtype=torch.float16)
+        folder = save_checkpoint(model, args.output / arm, metadata=metadata, clip="../clip_tuned", dtype=torch.float16)
         load_checkpoint(folder)
         print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
     total = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())

@@ -1,0 +1,124 @@
+"""Tuning lite's image tower: the split trunk is the stem's function, and a run changes what it says and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldvc import Predictor
+from ldvc.modeling.clip import FrozenClip, build_clip
+from ldvc.modeling.stem import ConvStem
+from tests.forked import CONCEPTS
+from tests.tiny_data import make_sets
+from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
+from train.lite.trunk import FIRST, Trunk
+from train.lite.tune_tower import main
+
+DILATED = {"kernel_size": 5, "padding": 4, "dilation": 2, "groups": 6}
+
+
+@pytest.fixture(scope="module")
+def lite() -> FrozenClip:
+    return build_clip("lite")
+
+
+@pytest.fixture
+def stem() -> ConvStem:
+    """A small relative of lite's backbone with statistics that are not those of a fresh network."""
+    stem = ConvStem(8, backbone="efficientnet_lite0", looks=(1, 2)).eval()
+    for norm in stem.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, 0.5, 2)
+                nn.init.normal_(norm.bias, std=0.1)
+    return stem
+
+
+def test_gradient_of_a_fixed_depthwise_convolution_is_autograds() -> None:
+    plain = nn.Conv2d(6, 6, **DILATED)
+    fixed = FixedDepthwise(copy.deepcopy(plain))
+    left, right = (torch.randn(2, 6, 9, 7).requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        right.copy_(left)
+    weight = torch.randn(2, 6, 9, 7)
+    one, two = plain(left), fixed(right)
+    torch.testing.assert_close(two, one)
+    (one * weight).sum().backward()
+    (two * weight).sum().backward()
+    torch.testing.assert_close(right.grad, left.grad)
+    assert plain.weight.grad is not None and all(p.grad is None and not p.requires_grad for p in fixed.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fixed(right).dtype == plain(left).dtype == torch.bfloat16
+
+
+def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
+    others = [nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, stride=2, groups=6), nn.Conv2d(6, 6, 3, groups=6)]
+    others += [nn.Conv2d(6, 6, 4, padding=1, groups=6), nn.ReLU()]
+    module = nn.Sequential(*others, nn.Sequential(nn.Conv2d(6, 6, **DILATED)))
+    assert not any(map(fits, others))
+    fix_depthwise(module)
+    assert list(module[:-1]) == others and isinstance(module[-1][0], FixedDepthwise)
+
+
+def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem) -> None:
+    images = torch.randn(2, 3, 64, 96)
+    trunk, before = Trunk(stem), copy.deepcopy(stem.backbone.state_dict())
+    with torch.no_grad():
+        expected = stem.features(images)
+        torch.testing.assert_close(trunk.late(trunk.early(images)), expected, atol=1e-4, rtol=1e-4)
+        for parameter in trunk.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+        changed = trunk.late(trunk.early(images))
+        trunk.write_back(stem)
+        assert (changed - expected).abs().max() > 0.01
+        torch.testing.assert_close(stem.features(images), changed, atol=1e-3, rtol=1e-3)
+    names = {name for name, tensor in stem.backbone.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert names and all(int(name.split(".")[1]) >= FIRST for name in names if name.startswith("blocks"))
+    assert all(name.startswith("blocks") for name in names) and not any("running" in name for name in names)
+
+
+def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
+    trunk = Trunk(stem)
+    trunk.late(trunk.early(torch.randn(1, 3, 64, 64))).sum().backward()
+    learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
+    assert learned and all(name.startswith("stages.") and "conv_dw" not in name for name in learned)
+    assert any("conv_pw." in name for name in learned) and any("conv_pwl." in name for name in learned)
+
+
+def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(tmp_path: Path, lite: FrozenClip) -> None:
+    make_sets(tmp_path / "data")
+    (tmp_path / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
+    common = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
+    common += [f"concepts={tmp_path / 'concepts.txt'}", "preserve_names=2", "train_batch_size=2", "checkpointing_steps=2"]
+    common += ["warmup_steps=1", "photos_every={}", "max_train_steps=4", "mixed_precision=no", "log_steps=1"]
+
+    class Killed(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    main([*common, "--output", str(tmp_path / "whole")])
+    with pytest.raises(Killed):
+        main([*common, "--output", str(tmp_path / "parts")], on_step=stop)
+    main([*common, "--output", str(tmp_path / "parts")])
+    whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 4
+    assert all(map(torch.equal, whole["parameters"], parts["parameters"]))
+
+    tuned = build_clip(str(tmp_path / "whole" / "clip"))
+    before, after = lite.model.state_dict(), tuned.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(name.startswith("visual.") for name in changed), "text tower and scale stay"
+    assert "visual.proj" in changed and any(".blocks.6." in name for name in changed)
+    assert not any(".conv_dw." in name or ".conv_stem." in name or "running" in name for name in changed)
+    predictor = Predictor.from_pretrained(str(tmp_path / "whole"), arm="zegclip")
+    torch.testing.assert_close(predictor.model.clip.model.state_dict(), after)

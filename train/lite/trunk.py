@@ -1,0 +1,93 @@
+"""The EfficientNet of lite's stem, split where learning begins: what comes before is computed without gradients.
+
+Batch norms are folded into the convolutions (as `ConvStem` does to be fast), so what learns is a stage's pointwise
+convolutions with their biases. Depthwise kernels stay as ImageNet left them, see `train/cpu_convolution.py`.
+`Trunk.write_back` undoes the folding.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldvc.modeling.stem import ConvStem, fold_batch_norms
+from train.cpu_convolution import FixedDepthwise, fix_depthwise
+
+FIRST = 4  # the first of seven stages that learns; from here on the grid is the ViT's
+READ = (4, 6)  # stages that `ConvStem` hands on
+
+
+class Trunk(nn.Module):
+    """A copy of a stem's backbone whose late stages learn.
+
+    Args:
+        stem: its weights are copied, not changed; it says how often a picture is looked at.
+    """
+
+    def __init__(self, stem: ConvStem) -> None:
+        super().__init__()
+        folded = fold_batch_norms(copy.deepcopy(stem.backbone)).requires_grad_(False).eval()
+        self.looks = stem.looks
+        self.head = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:FIRST])
+        self.stages = folded.blocks[FIRST:].requires_grad_(True)
+        fix_depthwise(self.stages)
+        self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def early(self, images: Tensor) -> list[list[Tensor]]:
+        """(B, 3, H, W) -> for each look, what the stages that do not learn make of each picture, (1, C, h, w).
+
+        Picture by picture, since what one needs stays in the cache of a core.
+        """
+        seen = []
+        for look in self.looks:
+            enlarged = images if look == 1 else F.interpolate(images, scale_factor=look, mode="bicubic")
+            pictures = enlarged.contiguous(memory_format=torch.channels_last).split(1)
+            seen.append([self.head(picture) for picture in pictures])
+        return seen
+
+    def late(self, seen: list[list[Tensor]]) -> Tensor:
+        """What `early` gave -> (B, channels, H / 16, W / 16), as `ConvStem.features`."""
+        means = []
+        for look, pictures in zip(self.looks, seen, strict=True):
+            maps = torch.cat([self._late(picture) for picture in pictures])
+            means.append(maps if look == 1 else F.avg_pool2d(maps, look))
+        return torch.stack(means).mean(dim=0)
+
+    def _late(self, x: Tensor) -> Tensor:
+        read = []
+        for number, stage in enumerate(self.stages, start=FIRST):
+            x = stage(x)
+            if number in READ:
+                read.append(x)
+        return torch.cat(read, dim=1)
+
+    @torch.no_grad()
+    def write_back(self, stem: ConvStem) -> None:
+        """Give a stem of the same kind the learned stages: the same function with its batch norms."""
+        for folded, plain in zip(self.stages, stem.backbone.blocks[FIRST:], strict=True):
+            unfold_batch_norms(folded, plain)
+        stem._folded.clear()
+
+
+def unfold_batch_norms(folded: nn.Module, plain: nn.Module) -> None:
+    """Inverse of `fold_batch_norms`, into the module that was folded.
+
+    With s = gamma / sqrt(variance + eps) a folded convolution is W' = s W, b' = beta - s mean; gamma and the statistics stay
+    as they are, so W = W' / s and beta = b' + s mean.
+    """
+    others = dict(folded.named_children())
+    children = list(plain.named_children())
+    for (name, convolution), (_, norm) in zip(children[:-1], children[1:], strict=True):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+            own = others[name].convolution if isinstance(others[name], FixedDepthwise) else others[name]
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            convolution.weight.copy_(own.weight / scale[:, None, None, None])
+            norm.bias.copy_(own.bias + scale * norm.running_mean)
+    for name, child in children:
+        if not isinstance(child, (nn.Conv2d, BatchNormAct2d)):
+            unfold_batch_norms(others[name], child)
