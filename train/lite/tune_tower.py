@@ -42,7 +42,7 @@ from train.train import read_concepts
 from train.words import read_other_words
 
 logger = logging.getLogger("tune_tower")
-TOWER_RATE = 0.4  # the tower's learning rate over that of the decoders
+TOWER_RATE = 0.375  # the tower's learning rate over that of the decoders
 KEEP_WEIGHT = 25.0  # of plain similarity, which shall stay what it was
 
 
