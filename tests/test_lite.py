@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm.data
+import torch
 
 from ldvc import Predictor
+from ldvc.weights import load_tensors
 from train.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
+from train.options import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "assets" / "lite"
@@ -33,6 +36,18 @@ def test_files_fit_a_space() -> None:
     sizes = {path.relative_to(LITE): path.stat().st_size for path in files}
     assert max(sizes.values()) < 10_000_000, sizes
     assert sum(sizes.values()) < 80_000_000
+
+
+def test_masks_changed_the_late_image_tower_alone(predictors: dict[str, Predictor]) -> None:
+    """The experiment with held-out classes stands on the tower that saw no mask, the page on the tuned one."""
+    changed, base = load_tensors(LITE / "clip_tuned"), load_tensors(LITE / "clip")
+    assert changed and not any(torch.equal(tensor, base[name]) for name, tensor in changed.items())
+    early = ("visual.conv1.scale", "visual.conv1.backbone.conv_stem", *(f"visual.conv1.backbone.blocks.{n}." for n in range(4)))
+    assert all(name.startswith("visual.") and not name.startswith(early) for name in changed)
+    assert load_config("lite_experiment").model_config().clip == "lite"
+    for arm in ARMS:
+        tower = predictors[arm].model.clip.model.state_dict()
+        assert all(torch.equal(tower[name], tensor) for name, tensor in changed.items())
 
 
 def test_loads_without_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ NEEDED = (  # beside SINGLE_FILES and what the indexes among the pushed files na
     "ldvc/web/style.css",
     "assets/examples/examples.json",
     "assets/lite/clip/config.json",
+    "assets/lite/clip_tuned/config.json",
     "assets/lite/ldvc/config.json",
 )
 HARDWARE = ("cpu-basic", "cpu-upgrade", "zero-a10g", "t4-small", "l4x1", "a10g-small")
