@@ -116,14 +116,14 @@ COMPARE_EMPTY = "Segment a photo first: here four ways of doing it will stand si
 COMPARE_TITLE = "One photo, four decoders"
 COMPARE_HELP = "Same photo, same names, same colours. Names that the model never saw a mask of are marked."
 COMPARE_ARMS = {
-    "clip": "No decoder: cosine of patch and name in the frozen CLIP.",
+    "clip": "No decoder: cosine of patch and name in the CLIP beneath.",
     "zegclip": "Names are queries and move; patches stay.",
     "ldvc_without_lcsa": "Patches move to the names, each for itself.",
     "ldvc": "Patches agree with look-alikes, then move to the names.",
 }
 COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
 COMPARE_FOOTNOTE = (
-    "Marked and striped: the decoders never saw a mask of this name. The frozen CLIP saw no masks at all."
+    "Marked and striped: no mask of this name was ever shown. All four stand on one CLIP; lite’s learned from the same masks."
 )
 NONE = "none of these"
 
