@@ -142,6 +142,16 @@ def test_published_visual_prompts_are_inserted_tokens(tiny_clip: FrozenClip) -> 
     torch.testing.assert_close(features.patch_features, expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
+def test_plain_features_pass_a_gradient_to_a_stem_that_asks_for_it(tiny_clip: FrozenClip) -> None:
+    """Tuning a stem holds plain similarity to what it was; everywhere else the towers are frozen and no graph is kept."""
+    tower = ImageTower(tiny_clip, prompts=3)
+    stem = tower.stem(torch.randn(1, 3, 64, 64))
+    assert not tower(stem=stem, prompted=False).patch_features.requires_grad
+    stem.requires_grad_()
+    tower(stem=stem, prompted=False).patch_features.square().sum().backward()
+    assert stem.grad.abs().max() > 0 and all(p.grad is None for p in tower.clip.parameters())
+
+
 def test_gated_visual_prompts_start_near_clip_and_learn(tiny_clip: FrozenClip) -> None:
     tower = ImageTower(tiny_clip, prompts=3, gate=0.05).eval()
     images = torch.randn(1, 3, 64, 64)

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from ldvc import Predictor
+from ldvc.checkpoint import load_checkpoint
+from ldvc.data import Vocabulary, open_sets
 from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.stem import ConvStem
 from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
 from train.lite.trunk import FIRST, Trunk
-from train.lite.tune_tower import main
+from train.lite.tune_tower import Tuning, main
+from train.options import load_config
 
 DILATED = {"kernel_size": 5, "padding": 4, "dilation": 2, "groups": 6}
 
@@ -58,7 +61,11 @@ def test_gradient_of_a_fixed_depthwise_convolution_is_autograds() -> None:
 
 
 def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
-    others = [nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, stride=2, groups=6), nn.Conv2d(6, 6, 3, groups=6)]
+    others = [
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.Conv2d(6, 6, 3, padding=1, stride=2, groups=6),
+        nn.Conv2d(6, 6, 3, groups=6),
+    ]
     others += [nn.Conv2d(6, 6, 4, padding=1, groups=6), nn.ReLU()]
     module = nn.Sequential(*others, nn.Sequential(nn.Conv2d(6, 6, **DILATED)))
     assert not any(map(fits, others))
@@ -92,21 +99,51 @@ def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
     assert any("conv_pw." in name for name in learned) and any("conv_pwl." in name for name in learned)
 
 
+def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: FrozenClip) -> None:
+    """The reference shares the early stages with the tower that learns, and nothing else."""
+    make_sets(tmp_path / "data")
+    vocabulary = Vocabulary(open_sets(tmp_path / "data", ["meadow"], "train"))
+    clip = build_clip("lite")
+    arm, _ = load_checkpoint("lite", arm="zegclip", clip=clip)
+    tuning = Tuning(clip, lite, {"zegclip": arm}, vocabulary, CONCEPTS, load_config("lite_tune"))
+    labels = torch.zeros(1, 16, 16, dtype=torch.int16)
+    batch = {"images": torch.randn(1, 3, 64, 64), "labels": labels, "set": torch.tensor([0])}
+
+    def kept() -> float:
+        with torch.no_grad():
+            return float(tuning(batch, torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([0, 1]))["keep"])
+
+    assert kept() == pytest.approx(0, abs=1e-4)
+    with torch.no_grad():
+        for parameter in tuning.trunk.stages.parameters():
+            parameter += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
+    assert kept() > 1e-2
+
+
 def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(tmp_path: Path, lite: FrozenClip) -> None:
     make_sets(tmp_path / "data")
     (tmp_path / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
     common = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
-    common += [f"concepts={tmp_path / 'concepts.txt'}", "preserve_names=2", "train_batch_size=2", "checkpointing_steps=2"]
+    common += [
+        f"concepts={tmp_path / 'concepts.txt'}",
+        "preserve_names=2",
+        "train_batch_size=2",
+        "checkpointing_steps=2",
+    ]
     common += ["warmup_steps=1", "photos_every={}", "max_train_steps=4", "mixed_precision=no", "log_steps=1"]
 
     class Killed(Exception):
         pass
 
-    def stop(step: int) -> None:
+    def stop(step: int, losses: dict[str, float]) -> None:
         if step == 3:
             raise Killed
 
-    main([*common, "--output", str(tmp_path / "whole")])
+    kept: list[float] = []
+    main([*common, "--output", str(tmp_path / "whole")], on_step=lambda step, losses: kept.append(losses["keep"]))
+    assert kept[0] == pytest.approx(0, abs=1e-4) and kept[-1] > 1e-3, (
+        "plain similarity starts where it was, then drifts"
+    )
     with pytest.raises(Killed):
         main([*common, "--output", str(tmp_path / "parts")], on_step=stop)
     main([*common, "--output", str(tmp_path / "parts")])

@@ -22,10 +22,12 @@ from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
 from train import evaluate as evaluator
 from train.objective import Objective, usable_concepts
+from train.options import load_config
 from train.train import train
 from train.words import read_other_words, rename_classes
 
-SHIPPED = Path(__file__).parents[1] / "train" / "lite" / "other_words.json"
+LISTS = Path(__file__).parents[1] / "train" / "lite"
+SHIPPED = ["lite/synonyms.json", "lite/kinds.json"]
 OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
 
 
@@ -103,14 +105,15 @@ def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_fold
 
 
 def test_lists_of_other_words(tmp_path: Path) -> None:
-    assert read_other_words("lite/other_words.json") == read_other_words(str(SHIPPED))
-    content = read_other_words(str(SHIPPED))
+    content = read_other_words(SHIPPED)
+    assert content == read_other_words([str(LISTS.parent / path) for path in SHIPPED])
+    assert load_config("lite_release").other_words == load_config("lite_tune").other_words == SHIPPED
     words = list(chain.from_iterable(content.values()))
     assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
-    synonyms = read_other_words("lite/synonyms.json")  # the experiment's list: the shipped one without kinds of a thing
-    assert synonyms.keys() == content.keys() and all(set(synonyms[name]) <= set(content[name]) for name in content)
-    assert "puppy" in synonyms["dog"] and "poodle" in content["dog"] and "poodle" not in synonyms["dog"]
+    synonyms = read_other_words(load_config("lite_experiment").other_words)
+    assert "puppy" in synonyms["dog"] and "poodle" not in synonyms["dog"]
+    assert content["dog"] == synonyms["dog"] + read_other_words("lite/kinds.json")["dog"] and "poodle" in content["dog"]
     with pytest.raises(DataError, match="nowhere.json cannot be used"):
         read_other_words(str(tmp_path / "nowhere.json"))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):
@@ -121,9 +124,9 @@ def test_lists_of_other_words(tmp_path: Path) -> None:
 
 def test_words_that_measure_are_words_that_were_not_learned() -> None:
     """README's figure for words that no decoder read: none of them may count as seen by the shipped checkpoints."""
-    config = json.loads((SHIPPED.parents[2] / "assets" / "lite" / "ldvc" / "config.json").read_text())
+    config = json.loads((LISTS.parents[1] / "assets" / "lite" / "ldvc" / "config.json").read_text())
     seen = SeenNames(config["seen_names"], config["seen_words"])
-    words = json.loads(SHIPPED.with_name("unlearned_words.json").read_text())
+    words = json.loads((LISTS / "unlearned_words.json").read_text())
     assert len(words) == 23 and not [word for word in words.values() if word in seen]
     assert all(name in seen for name in words)
 

@@ -120,8 +120,8 @@ class TrainConfig:
             than counting nowhere.
         held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
         full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
-        other_words: JSON file (its path may be relative to the folder `train`), name -> further words that mean it ("grass":
-            ["lawn", "meadow"]); null = none. A step reads one of them for a name with probability other_words_share.
+        other_words: JSON file or files (a path may be relative to the folder `train`), name -> further words that mean it
+            ("grass": ["lawn", "meadow"]); null = none. A step reads one of them for a name with probability other_words_share.
         preserve_names: random concept names that join each step to keep the frozen towers' opinion.
         preserve_weight: of those. preserve_unknown_weight: of names that the photo's data set does not label.
         rare_photos: a name that fewer photos of a data set show than this is learned where it is shown and preserved (see
@@ -175,7 +175,7 @@ class TrainConfig:
     ignore_as_negative: bool = True
     held_out_as_negative: bool = False
     full_vocabulary: float = 1.0
-    other_words: str | None = None
+    other_words: list[str] | str | None = None
     other_words_share: float = 0.4
     preserve_names: int = 0
     preserve_weight: float = 0.0
@@ -358,7 +358,7 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
         values["mixed_precision"] = "no"
     for key, value in values.items():
-        values[key] = str(value) if key in _TEXT and value is not None else _number_if_text(value)
+        values[key] = str(value) if key in _TEXT and not isinstance(value, list | None) else _number_if_text(value)
     try:
         return TrainConfig(**values)
     except TypeError as error:

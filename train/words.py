@@ -13,18 +13,22 @@ from ldvc.errors import DataError
 LISTS = Path(__file__).parent
 
 
-def read_other_words(path: str) -> dict[str, list[str]]:
-    """Canonical name -> further words for it, from a JSON file; its path may be relative to the folder `train`, too.
+def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
+    """Canonical name -> further words for it, from one JSON file or several; a path may be relative to the folder `train`, too.
 
     Raises:
         DataError: it cannot be used.
     """
-    content = _read(
-        path if Path(path).is_file() else LISTS / path,
-        lambda words: isinstance(words, list) and all(isinstance(word, str) for word in words),
-        '{"grass": ["lawn", "meadow"]}; or do without one: --set other_words=null',
-    )
-    return {canonical(name): words for name, words in content.items()}
+    merged: dict[str, list[str]] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        content = _read(
+            path if Path(path).is_file() else LISTS / path,
+            lambda words: isinstance(words, list) and all(isinstance(word, str) for word in words),
+            '{"grass": ["lawn", "meadow"]}; or do without one: --set other_words=null',
+        )
+        for name, words in content.items():
+            merged.setdefault(canonical(name), []).extend(words)
+    return merged
 
 
 def read_renamed(path: str) -> dict[str, str]:

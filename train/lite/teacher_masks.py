@@ -176,7 +176,7 @@ def read_rows(data: Path, names: list[str], of_synset: dict[str, str]) -> list[d
 def contradicted(row: dict[str, str], wordnet: WordNet) -> set[str]:
     """Animals that a photo does not show by its label (a fox is no dog) or its captions, which tell of every animal."""
     if row["captions"]:
-        words = read_other_words("lite/other_words.json")
+        words = read_other_words(["lite/synonyms.json", "lite/kinds.json"])
         told = set(re.findall("[a-z]+", row["captions"].lower()))
         return {name for name in ANIMALS if not told & {form for word in (name, *words[name]) for form in (word, f"{word}s")}}
     if row["wnid"] and ANIMAL in wordnet.ancestors(row["wnid"][1:]):

@@ -35,7 +35,7 @@ from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip, save_clip_fo
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageTower
 from train.lite.trunk import Trunk
-from train.objective import Objective, learning_rate, usable_concepts
+from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TrainConfig, load_config
 from train.processes import resolved_precision
 from train.train import read_concepts
@@ -72,17 +72,13 @@ class Tuning(nn.Module):
         self.arms = nn.ModuleDict(arms)
         self.objectives = {name: Objective(arm, vocabulary, concepts, config) for name, arm in arms.items()}
         self.old_tower = ImageTower(reference, prompts=0)
-        for name, parameter in clip.visual.named_parameters():
-            parameter.requires_grad_(not name.startswith("conv1.") or name.startswith("conv1.project."))
+        clip.visual.requires_grad_(True)
+        for fixed in (clip.visual.conv1.backbone, clip.visual.conv1.scale):
+            fixed.requires_grad_(False)
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """Of the trunk's late stages and of the ViT with the map into it."""
         return [p for part in (self.trunk, self.clip.visual) for p in part.parameters() if p.requires_grad]
-
-    def arm_parameters(self) -> list[nn.Parameter]:
-        """Of prompts, adapters and decoders."""
-        named = [pair for arm in self.arms.values() for pair in arm.named_parameters()]
-        return [p for name, p in named if p.requires_grad and not name.startswith("clip.")]
 
     def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor) -> dict[str, Tensor]:
         """The loss and its parts; arguments as those of `Objective`, with `images` in the batch."""
@@ -116,18 +112,6 @@ class Tuning(nn.Module):
         return preservation_loss(new, old, weight)
 
 
-def groups(tuning: Tuning, config: TrainConfig) -> list[dict]:
-    """Optimiser groups; `peak` is the learning rate after warm-up. Weight decay acts on matrices of the arms alone: the tower
-    shall stay near what it was, not near zero."""
-    arms, tower = tuning.arm_parameters(), tuning.tower_parameters()
-    rate = config.learning_rate
-    return [
-        {"params": [p for p in arms if p.ndim > 1], "peak": rate, "weight_decay": config.weight_decay},
-        {"params": [p for p in arms if p.ndim <= 1], "peak": rate, "weight_decay": 0.0},
-        {"params": tower, "peak": TOWER_RATE * rate, "weight_decay": 0.0},
-    ]
-
-
 def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
     """Write the tower (what differs from the bundled one) and a checkpoint for each arm."""
     tuning.trunk.write_back(tuning.clip.visual.conv1)
@@ -137,12 +121,14 @@ def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
         save_checkpoint(arm, folder / name, metadata=metadata[name], clip="../clip")
 
 
-def main(arguments: list[str] | None = None, *, on_step: Callable[[int], None] | None = None) -> None:
-    """The command. `on_step` is called with the number of steps done after each."""
+def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
+    """The command. `on_step` is called after each step with its number, from 1, and the parts of its loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_tune")
     parser.add_argument("--data", default=None, help="folder that holds the data sets; default: the configuration's")
-    parser.add_argument("--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start")
+    parser.add_argument(
+        "--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start"
+    )
     parser.add_argument("--clip", default="lite", help="the tower to start from")
     parser.add_argument("--output", type=Path, default=Path("runs/lite_tune"))
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
@@ -158,9 +144,14 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int], None] |
     clip, arms, metadata = build_clip(options.clip), {}, {}
     for arm in ARMS:
         arms[arm], metadata[arm] = load_checkpoint(options.decoders, arm=arm, clip=clip)
+    groups = [group for arm in arms.values() for group in parameter_groups(arm, config)]  # while the tower is frozen
+    of_arms = [p for group in groups for p in group["params"]]
     tuning = Tuning(clip, build_clip("lite"), arms, vocabulary, concepts, config)
-    optimizer = torch.optim.AdamW(groups(tuning, config), lr=0.0, fused=True)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    of_tower = tuning.tower_parameters()
+    # no decay: the tower shall stay near what it was, not near zero
+    groups.append({"params": of_tower, "peak": TOWER_RATE * config.learning_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    parameters = of_arms + of_tower
     first, state_file = 0, options.output / "state.pt"
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
@@ -195,26 +186,30 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int], None] |
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             losses = tuning(batch, names, concept_ids, reader.sample(step, names))
         losses["loss"].backward()
-        for part in (tuning.arm_parameters(), tuning.tower_parameters()):
+        for part in (of_arms, of_tower):
             nn.utils.clip_grad_norm_(part, config.clip_gradient)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(group["peak"], step, config)
+        set_learning_rate(optimizer, step, config)
         optimizer.step()
         optimizer.zero_grad()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_steps
+        shown = {name: float(value.detach()) for name, value in losses.items()}
+        for name, value in shown.items():
+            sums[name] = sums.get(name, 0.0) + value / config.log_steps
         if (step + 1) % config.log_steps == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
-            logger.info("step %d/%d %s, %.2f s/step", step + 1, steps, shown, pace)
+            means = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
+            logger.info("step %d/%d %s, %.2f s/step", step + 1, steps, means, pace)
             sums = {}
         if step + 1 == steps or (config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0):
-            state = {"step": step + 1, "optimizer": optimizer.state_dict(), "parameters": [p.detach() for p in parameters]}
+            state = {
+                "step": step + 1,
+                "optimizer": optimizer.state_dict(),
+                "parameters": [p.detach() for p in parameters],
+            }
             torch.save(state, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
             save(tuning, metadata, options.output)
         if on_step is not None:
-            on_step(step + 1)
+            on_step(step + 1, shown)
     logger.info("finished: %s holds the tower and a checkpoint for each arm", options.output)
 
 
