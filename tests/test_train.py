@@ -32,6 +32,7 @@ from train.objective import (
 )
 from train.options import ConfigError, TrainConfig, load_config
 from train.processes import resolved_precision
+from train.progress import DivergedError
 from train.train import train
 
 CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
@@ -119,6 +120,27 @@ def test_checkpoint_loads_holds_only_what_learns_and_tells_what_was_seen(root: P
     saved = json.loads((folder / "train.json").read_text())
     assert saved["preserve_weight"] == 100.0 and saved["unseen"] == "lite_experiment"
     assert "learnable parameters" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("broken", [3, 4])
+def test_a_run_whose_loss_is_no_number_stops_and_keeps_what_was_good(
+    root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Whether the last line before a checkpoint is printed at its step or before it."""
+    forward, calls = Objective.forward, iter(range(1, 100))
+
+    def breaks(self: Objective, *arguments: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = forward(self, *arguments)
+        return losses if next(calls) != broken else {**losses, "loss": losses["loss"] * float("nan")}
+
+    monkeypatch.setattr(Objective, "forward", breaks)
+    config = config_of(root, tiny_clip_folder, f"broken{broken}", "checkpointing_steps=1", "log_steps=4")
+    with pytest.raises(DivergedError, match=f"nan by step {broken}.*[Rr]esume from the last checkpoint"):
+        train(config)
+    kept = checkpoints_of(root / f"broken{broken}")
+    assert [path.name for path in kept] == [f"checkpoint-{step}" for step in range(1, broken)]
+    stored = load_file(kept[-1] / "trainable.safetensors")
+    assert all(tensor.isfinite().all() for tensor in stored.values())
 
 
 def test_it_learns_and_preserves(root: Path, tiny_clip_folder: Path) -> None:

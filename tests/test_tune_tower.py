@@ -18,8 +18,9 @@ from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
 from train.lite.trunk import FIRST, Trunk
-from train.lite.tune_tower import Tuning, main
+from train.lite.tune_tower import Tuning, main, mosaics, start_arms
 from train.options import load_config
+from train.progress import DivergedError
 
 DILATED = {"kernel_size": 5, "padding": 4, "dilation": 2, "groups": 6}
 
@@ -73,9 +74,11 @@ def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
     assert list(module[:-1]) == others and isinstance(module[-1][0], FixedDepthwise)
 
 
-def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem) -> None:
+@pytest.mark.parametrize(("first", "depthwise"), [(FIRST, False), (0, True)])
+def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first: int, depthwise: bool) -> None:
     images = torch.randn(2, 3, 64, 96)
-    trunk, before = Trunk(stem), copy.deepcopy(stem.backbone.state_dict())
+    trunk = Trunk(stem, first=first, depthwise=depthwise)
+    before = copy.deepcopy(stem.backbone.state_dict())
     with torch.no_grad():
         expected = stem.features(images)
         torch.testing.assert_close(trunk.late(trunk.early(images)), expected, atol=1e-4, rtol=1e-4)
@@ -85,10 +88,10 @@ def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem) -> No
         changed = trunk.late(trunk.early(images))
         trunk.write_back(stem)
         assert (changed - expected).abs().max() > 0.01
-        torch.testing.assert_close(stem.features(images), changed, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(stem.features(images), changed, atol=5e-3, rtol=1e-3)
     names = {name for name, tensor in stem.backbone.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert names and all(int(name.split(".")[1]) >= FIRST for name in names if name.startswith("blocks"))
-    assert all(name.startswith("blocks") for name in names) and not any("running" in name for name in names)
+    assert names and all(name.startswith("blocks") for name in names) and not any("running" in name for name in names)
+    assert {int(name.split(".")[1]) for name in names} == set(range(first, 7))
 
 
 def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
@@ -97,6 +100,41 @@ def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
     learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
     assert learned and all(name.startswith("stages.") and "conv_dw" not in name for name in learned)
     assert any("conv_pw." in name for name in learned) and any("conv_pwl." in name for name in learned)
+
+
+def test_with_depthwise_kernels_every_stage_learns(stem: ConvStem) -> None:
+    trunk = Trunk(stem, first=0, depthwise=True)
+    trunk.late(trunk.early(torch.randn(1, 3, 64, 64))).sum().backward()
+    learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name, _ in trunk.named_parameters() if name.startswith("stages.")}
+    assert any("conv_dw." in name for name in learned)
+    with pytest.raises(AssertionError):
+        Trunk(stem, first=FIRST + 1)
+
+
+def test_a_mosaic_holds_four_views_of_its_own_data_set_at_half_their_size() -> None:
+    numbers = torch.arange(7)  # each view is of one colour and one label
+    batch = {
+        "images": numbers[:, None, None, None].expand(7, 3, 16, 16).float(),
+        "labels": numbers[:, None, None].expand(7, 4, 4).short(),
+        "set": torch.tensor([0, 1, 0, 0, 1, 0, 0]),
+    }
+    made = mosaics(batch, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(made["set"], batch["set"])
+    for view, (image, label) in enumerate(zip(made["images"], made["labels"], strict=True)):
+        if batch["set"][view] == 1:  # two views make no mosaic
+            assert (image == view).all() and (label == view).all()
+            continue
+        quarters = [
+            (image[:, y : y + 8, x : x + 8], label[y // 4 : y // 4 + 2, x // 4 : x // 4 + 2])
+            for y in (0, 8)
+            for x in (0, 8)
+        ]
+        shown = {int(part[0, 0, 0]) for part, _ in quarters}
+        assert len(shown) == 4 and shown <= {0, 2, 3, 5, 6}
+        assert all((part == part[0, 0, 0]).all() and (cells == part[0, 0, 0]).all() for part, cells in quarters)
+    kept = mosaics(batch, 0.0, torch.Generator())
+    assert torch.equal(kept["images"], batch["images"]) and torch.equal(kept["labels"], batch["labels"])
 
 
 def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: FrozenClip) -> None:
@@ -120,7 +158,28 @@ def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: F
     assert kept() > 1e-2
 
 
-def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(tmp_path: Path, lite: FrozenClip) -> None:
+def test_fresh_arms_begin_at_plain_similarity_and_know_only_the_names_of_the_run(tmp_path: Path) -> None:
+    make_sets(tmp_path / "data")
+    vocabulary = Vocabulary(open_sets(tmp_path / "data", ["meadow"], "train"))
+    clip, config = build_clip("lite"), load_config("lite_tune")
+    arms, metadata = start_arms("fresh", clip, vocabulary, config)
+    images = torch.randn(1, 3, 64, 64)
+    for name, arm in arms.items():
+        assert arm.config.arm == name and arm.clip is clip
+        assert metadata[name]["seen_names"] == vocabulary.spellings
+        with torch.no_grad():
+            said = arm.eval()(images, ["dog", "grass"]).mask_logits
+            plain = arm.frozen_logits(images, names=["dog", "grass"])
+        assert torch.corrcoef(torch.stack([said.flatten(), plain.flatten()]))[0, 1] > 0.9
+    _, stored = load_checkpoint("lite", arm="ldvc", clip=clip)
+    _, metadata = start_arms("assets/lite", clip, vocabulary, config)
+    assert metadata["ldvc"]["seen_names"][: len(stored["seen_names"])] == stored["seen_names"]
+    assert set(vocabulary.spellings) <= set(metadata["ldvc"]["seen_names"])
+
+
+def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
+    tmp_path: Path, lite: FrozenClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_sets(tmp_path / "data")
     (tmp_path / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
     common = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
@@ -150,6 +209,14 @@ def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(tmp_path: Path,
     whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 4
     assert all(map(torch.equal, whole["parameters"], parts["parameters"]))
+
+    forward = Tuning.forward
+    monkeypatch.setattr(
+        Tuning, "forward", lambda *arguments: {"loss": forward(*arguments)["loss"] * float("nan")}
+    )
+    with pytest.raises(DivergedError, match="nan by step 1"):
+        main([*common, "--output", str(tmp_path / "broken")])
+    assert not (tmp_path / "broken" / "state.pt").exists()
 
     tuned = build_clip(str(tmp_path / "whole" / "clip"))
     before, after = lite.model.state_dict(), tuned.model.state_dict()

@@ -294,7 +294,13 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
     if Path(clip).is_dir():
         clip = os.path.relpath(clip, folder)
         clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
-    metadata = {
+    dtype = torch.float16 if config.half_precision_checkpoint else None
+    save_checkpoint(model, folder, metadata=metadata_of(vocabulary, config), clip=clip, dtype=dtype)
+
+
+def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint's config.json says beside the model, see `ldvc.checkpoint`."""
+    return {
         "seen_names": vocabulary.spellings,
         "seen_words": vocabulary.seen_words,
         "calibration": {"scale": 1.0, "bias": 0.0},
@@ -307,5 +313,3 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
             "setting": config.setting,
         },
     }
-    dtype = torch.float16 if config.half_precision_checkpoint else None
-    save_checkpoint(model, folder, metadata=metadata, clip=clip, dtype=dtype)

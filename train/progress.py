@@ -8,6 +8,7 @@ history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,24 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor
 from tqdm import tqdm
 
+from ldvc.errors import LdvcError
 from train.options import ConfigError, TrainConfig
+
+
+class DivergedError(LdvcError):
+    """The loss is no number any more."""
+
+
+def require_finite(loss: float, step: int) -> None:
+    """
+    Raises:
+        DivergedError: the loss is infinite or no number; what learned is lost from here on, what was saved before is not.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The loss is {loss} by step {step}, so training stops. Resume from the last checkpoint with a lower learning rate "
+            "(--set learning_rate=...), or without bfloat16 (--set mixed_precision=no)."
+        )
 
 
 def check_trackers(name: str | None) -> None:
@@ -124,6 +142,7 @@ class Progress:
         if self.step % self.config.log_steps and self.step != self.config.max_train_steps:
             return
         means = self._means()
+        require_finite(means["loss"], self.step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         left = seconds * (self.config.max_train_steps - self.step) / 60
         self.say(
@@ -134,6 +153,14 @@ class Progress:
         if self.config.report_to:
             self.accelerator.log({**means, "lr": learning_rate}, step=self.step)
         self._sums, self._count = None, 0
+
+    def require_finite(self) -> None:
+        """
+        Raises:
+            DivergedError: see `require_finite`; for checkpoints between two lines.
+        """
+        if self._count:
+            require_finite(self._means()["loss"], self.step)
 
     def _means(self) -> dict[str, float]:
         return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))

@@ -280,6 +280,7 @@ def _train(
             if validation and (last or progress.step % config.validation_steps == 0):
                 progress.report_validation(*validation(model, progress.step))
             if last or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
+                progress.require_finite()
                 write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
 
     finished = whole_model(accelerator, objective, model)

@@ -1,7 +1,7 @@
 """The EfficientNet of lite's stem, split where learning begins: what comes before is computed without gradients.
 
-Batch norms are folded into the convolutions (as `ConvStem` does to be fast), so what learns is a stage's pointwise
-convolutions with their biases. Depthwise kernels stay as ImageNet left them, see `train/cpu_convolution.py`.
+Batch norms are folded into the convolutions (as `ConvStem` does to be fast), so what learns is a stage's convolutions with
+their biases; on a CPU depthwise kernels may stay as ImageNet left them, see `train/cpu_convolution.py`.
 `Trunk.write_back` undoes the folding.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ldvc.modeling.stem import ConvStem, fold_batch_norms
 from train.cpu_convolution import FixedDepthwise, fix_depthwise
 
-FIRST = 4  # the first of seven stages that learns; from here on the grid is the ViT's
+FIRST = 4  # of seven stages; from here on the grid is the ViT's, and learning is bearable on a CPU
 READ = (4, 6)  # stages that `ConvStem` hands on
 
 
@@ -26,27 +26,31 @@ class Trunk(nn.Module):
 
     Args:
         stem: its weights are copied, not changed; it says how often a picture is looked at.
+        first: the first of the seven stages that learns. At 0 only the very first convolution stays.
+        depthwise: whether depthwise kernels that keep the size learn, too.
     """
 
-    def __init__(self, stem: ConvStem) -> None:
+    def __init__(self, stem: ConvStem, *, first: int = FIRST, depthwise: bool = False) -> None:
         super().__init__()
+        assert 0 <= first <= READ[0], f"stages {READ} are handed on, so learning begins at one of 0 to {READ[0]}"
         folded = fold_batch_norms(copy.deepcopy(stem.backbone)).requires_grad_(False).eval()
-        self.looks = stem.looks
-        self.head = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:FIRST])
-        self.stages = folded.blocks[FIRST:].requires_grad_(True)
-        fix_depthwise(self.stages)
+        self.looks, self.first = stem.looks, first
+        self.head = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:first])
+        self.stages = folded.blocks[first:].requires_grad_(True)
+        if not depthwise:
+            fix_depthwise(self.stages)
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def early(self, images: Tensor) -> list[list[Tensor]]:
-        """(B, 3, H, W) -> for each look, what the stages that do not learn make of each picture, (1, C, h, w).
+        """(B, 3, H, W) -> for each look, what the stages that do not learn make of the pictures, (n, C, h, w) each.
 
-        Picture by picture, since what one needs stays in the cache of a core.
+        On a CPU picture by picture, since what one needs stays in the cache of a core.
         """
-        seen = []
+        seen, at_once = [], 1 if images.device.type == "cpu" else len(images)
         for look in self.looks:
             enlarged = images if look == 1 else F.interpolate(images, scale_factor=look, mode="bicubic")
-            pictures = enlarged.contiguous(memory_format=torch.channels_last).split(1)
+            pictures = enlarged.contiguous(memory_format=torch.channels_last).split(at_once)
             seen.append([self.head(picture) for picture in pictures])
         return seen
 
@@ -60,7 +64,7 @@ class Trunk(nn.Module):
 
     def _late(self, x: Tensor) -> Tensor:
         read = []
-        for number, stage in enumerate(self.stages, start=FIRST):
+        for number, stage in enumerate(self.stages, start=self.first):
             x = stage(x)
             if number in READ:
                 read.append(x)
@@ -69,7 +73,7 @@ class Trunk(nn.Module):
     @torch.no_grad()
     def write_back(self, stem: ConvStem) -> None:
         """Give a stem of the same kind the learned stages: the same function with its batch norms."""
-        for folded, plain in zip(self.stages, stem.backbone.blocks[FIRST:], strict=True):
+        for folded, plain in zip(self.stages, stem.backbone.blocks[self.first :], strict=True):
             unfold_batch_norms(folded, plain)
         stem._folded.clear()
 

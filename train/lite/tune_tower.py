@@ -3,14 +3,14 @@
     python -m train.lite.tune_tower --data runs/lite_recipe/data --decoders runs/lite_recipe/release \\
         --output runs/lite_recipe/tuned
 
-Until here the tower sees what ImageNet's labels asked for: what a photo shows, hardly where. Now the last three of the
-EfficientNet's seven stages (see `train/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three
-arms' losses, so that no arm has a tower of its own. What the tower knew of other names is kept twice: each arm preserves random
-concepts as in its own training, with the tower as it was for reference, and plain similarity of the tower itself is held to
-what it was for the names of the step.
+Until here the tower sees what ImageNet's labels asked for: what a photo shows, hardly where. Now stages of the EfficientNet
+(see `train/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three arms' losses, so that no arm has a
+tower of its own. What the tower knew of other names is kept twice: each arm preserves random concepts as in its own training,
+with the tower as it was for reference, and plain similarity of the tower itself is held to what it was for the names of the
+step. Some views may be mosaics of four, in which things are small and many, as in photos of rooms and streets.
 
-The output folder holds `clip` (what differs from the bundled tower) and a checkpoint for each arm; with `state.pt` the same
-command goes on where it was stopped.
+It runs on a GPU if there is one. The output folder holds `clip` (what differs from the bundled tower) and a checkpoint for each
+arm; with `state.pt` the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,32 +18,38 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import ARMS
-from ldvc.data import Vocabulary, open_sets
+from ldvc.data import SegmentationDataset, Vocabulary, open_sets
 from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews, WordSampler
+from ldvc.errors import LdvcError
 from ldvc.losses import preservation_loss
 from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip, save_clip_folder
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageTower
-from train.lite.trunk import Trunk
+from train.checkpoints import metadata_of
+from train.lite.trunk import FIRST, Trunk
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TrainConfig, load_config
 from train.processes import resolved_precision
+from train.progress import require_finite
 from train.train import read_concepts
 from train.words import read_other_words
 
 logger = logging.getLogger("tune_tower")
-TOWER_RATE = 0.375  # the tower's learning rate over that of the decoders
-KEEP_WEIGHT = 25.0  # of plain similarity, which shall stay what it was
+SMALL = 2  # how much smaller a view is within a mosaic
 
 
 class Tuning(nn.Module):
@@ -54,6 +60,8 @@ class Tuning(nn.Module):
         reference: the tower as it was.
         arms: by name, all on `clip`.
         vocabulary, concepts, config: see `Objective`.
+        first, depthwise: what of the backbone learns, see `Trunk`.
+        keep_weight: of plain similarity, which shall stay what it was.
     """
 
     def __init__(
@@ -64,10 +72,15 @@ class Tuning(nn.Module):
         vocabulary: Vocabulary,
         concepts: list[str],
         config: TrainConfig,
+        *,
+        first: int = FIRST,
+        depthwise: bool = False,
+        keep_weight: float = 25.0,
     ) -> None:
         super().__init__()
-        self.clip, self.reference = clip, reference
-        self.trunk, self.old_trunk = Trunk(clip.visual.conv1), Trunk(reference.visual.conv1)
+        self.clip, self.reference, self.keep_weight = clip, reference, keep_weight
+        self.trunk = Trunk(clip.visual.conv1, first=first, depthwise=depthwise)
+        self.old_trunk = Trunk(reference.visual.conv1, first=first)
         self.old_trunk.requires_grad_(False)
         self.arms = nn.ModuleDict(arms)
         self.objectives = {name: Objective(arm, vocabulary, concepts, config) for name, arm in arms.items()}
@@ -77,7 +90,7 @@ class Tuning(nn.Module):
             fixed.requires_grad_(False)
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """Of the trunk's late stages and of the ViT with the map into it."""
+        """Of the trunk's stages that learn and of the ViT with the map into it."""
         return [p for part in (self.trunk, self.clip.visual) for p in part.parameters() if p.requires_grad]
 
     def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor) -> dict[str, Tensor]:
@@ -108,8 +121,46 @@ class Tuning(nn.Module):
             similarity_logits(patches, embeddings, scale=scale, bias=bias).unflatten(-1, features.grid)
             for patches in (features.patch_features, old_features)
         )
-        weight = new.new_full(new.shape[:2], KEEP_WEIGHT / (new.shape[0] * new.shape[1]))
+        weight = new.new_full(new.shape[:2], self.keep_weight / (new.shape[0] * new.shape[1]))
         return preservation_loss(new, old, weight)
+
+
+def mosaics(batch: dict[str, Tensor], share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Replaces a share of the views by mosaics of four views of the same data set, since sets differ in what they label.
+
+    Args:
+        batch: `images` (B, 3, H, W), `labels` (B, h, w), `set` (B,); H, W, h and w are even.
+        share: of each set's views; a set with fewer than four in the batch gets none.
+    """
+    images, labels = batch["images"].clone(), batch["labels"].clone()
+    small_images = F.avg_pool2d(batch["images"], SMALL)
+    small_labels = batch["labels"][:, ::SMALL, ::SMALL]
+    for number in batch["set"].unique().tolist():
+        here = (batch["set"] == number).nonzero()[:, 0].cpu()
+        if len(here) < SMALL**2:
+            continue
+        for target in here[torch.rand(len(here), generator=generator) < share].tolist():
+            four = here[torch.randperm(len(here), generator=generator)[: SMALL**2]]
+            for whole, parts in ((images, small_images), (labels, small_labels)):
+                rows = [torch.cat(list(pair), dim=-1) for pair in parts[four.to(parts.device)].chunk(SMALL)]
+                whole[target] = torch.cat(rows, dim=-2)
+    return {"images": images, "labels": labels, "set": batch["set"]}
+
+
+def start_arms(
+    decoders: str, clip: FrozenClip, vocabulary: Vocabulary, config: TrainConfig
+) -> tuple[dict[str, LDVC], dict[str, dict[str, Any]]]:
+    """Every arm on `clip`, from a folder of checkpoints or, if that is "fresh", as each begins; and their metadata."""
+    arms, metadata, now = {}, {}, metadata_of(vocabulary, config)
+    for arm in ARMS:
+        if decoders == "fresh":
+            arms[arm], metadata[arm] = LDVC(replace(config.model_config(), arm=arm), clip), now
+        else:
+            arms[arm], before = load_checkpoint(decoders, arm=arm, clip=clip)
+            seen = list(dict.fromkeys([*before["seen_names"], *now["seen_names"]]))
+            metadata[arm] = {**before, "seen_names": seen, "seen_words": {**before.get("seen_words", {}), **now["seen_words"]}}
+        arms[arm].to(clip.model.logit_scale.device)
+    return arms, metadata
 
 
 def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
@@ -121,97 +172,154 @@ def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
         save_checkpoint(arm, folder / name, metadata=metadata[name], clip="../clip")
 
 
-def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
-    """The command. `on_step` is called after each step with its number, from 1, and the parts of its loss."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="lite_tune")
-    parser.add_argument("--data", default=None, help="folder that holds the data sets; default: the configuration's")
-    parser.add_argument(
-        "--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start"
-    )
-    parser.add_argument("--clip", default="lite", help="the tower to start from")
-    parser.add_argument("--output", type=Path, default=Path("runs/lite_tune"))
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = load_config(options.config, options.set, data=options.data)
-    options.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+class State:
+    """Step, parameters and optimiser of a run, in a file that is replaced as a whole."""
 
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
-    vocabulary = Vocabulary(datasets, config.held_out(), other_words=read_other_words(config.other_words))
-    concepts = usable_concepts(read_concepts(config.concepts), vocabulary, config.held_out())
-    clip, arms, metadata = build_clip(options.clip), {}, {}
-    for arm in ARMS:
-        arms[arm], metadata[arm] = load_checkpoint(options.decoders, arm=arm, clip=clip)
-    groups = [group for arm in arms.values() for group in parameter_groups(arm, config)]  # while the tower is frozen
-    of_arms = [p for group in groups for p in group["params"]]
-    tuning = Tuning(clip, build_clip("lite"), arms, vocabulary, concepts, config)
-    of_tower = tuning.tower_parameters()
-    # no decay: the tower shall stay near what it was, not near zero
-    groups.append({"params": of_tower, "peak": TOWER_RATE * config.learning_rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    parameters = of_arms + of_tower
-    first, state_file = 0, options.output / "state.pt"
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        first = state["step"]
-        optimizer.load_state_dict(state["optimizer"])
+    def __init__(self, file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.file, self.parameters, self.optimizer = file, parameters, optimizer
+
+    def load(self) -> int:
+        """The number of steps done; 0 without a file."""
+        if not self.file.is_file():
+            return 0
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            for parameter, value in zip(parameters, state["parameters"], strict=True):
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
-        logger.info("resumed at step %d", first)
+        logger.info("resumed at step %d", state["step"])
+        return state["step"]
 
-    steps, batch_size = config.max_train_steps, config.train_batch_size
+    def save(self, step: int) -> None:
+        values = [p.detach() for p in self.parameters]
+        new = self.file.with_suffix(".new")
+        torch.save({"step": step, "optimizer": self.optimizer.state_dict(), "parameters": values}, new)
+        new.replace(self.file)
+
+
+def batches(
+    config: TrainConfig,
+    datasets: Sequence[SegmentationDataset],
+    vocabulary: Vocabulary,
+    clip: FrozenClip,
+    *,
+    first: int,
+    pinned: bool,
+) -> DataLoader:
+    """The views of a run from step `first` on, made afresh, for they go through stages that learn."""
+    size = config.train_batch_size
     views = TrainingViews(
         datasets,
         vocabulary,
         DrawSchedule([len(dataset) for dataset in datasets], list(config.sets.values()), config.seed),
-        draws=steps * batch_size,
+        draws=config.max_train_steps * size,
         augmentation=config.augmentation(),
         mean=clip.mean,
         std=clip.std,
         seed=config.seed,
     )
-    loader = DataLoader(Subset(views, range(first * batch_size, len(views))), batch_size=batch_size)
+    rest = Subset(views, range(first * size, len(views)))
+    return DataLoader(rest, batch_size=size, num_workers=config.num_workers, pin_memory=pinned)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="lite_tune")
+    parser.add_argument("--data", default=None, help="folder that holds the data sets; default: the configuration's")
+    parser.add_argument(
+        "--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start; or 'fresh'"
+    )
+    parser.add_argument("--clip", default="lite", help="the tower to start from")
+    parser.add_argument("--output", type=Path, default=Path("runs/lite_tune"))
+    parser.add_argument("--first_stage", type=int, default=FIRST, help=f"the first that learns, 0 to 4; default: {FIRST}")
+    parser.add_argument("--depthwise", action="store_true", help="depthwise kernels learn, too: slow on a CPU")
+    parser.add_argument("--tower_rate", type=float, default=0.375, help="learning rate over the decoders'; 0.375")
+    parser.add_argument("--keep_weight", type=float, default=25.0, help="of plain similarity as it was; 25")
+    parser.add_argument("--mosaics", type=float, default=0.0, help="share of views that are mosaics of four; 0")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
+    """The command. `on_step` is called after each step with its number, from 1, and the parts of its loss."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = load_config(options.config, options.set, data=options.data)
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
+    vocabulary = Vocabulary(
+        datasets,
+        config.held_out(),
+        hidden_as_background=config.held_out_as_negative,
+        other_words=read_other_words(config.other_words),
+    )
+    concepts = usable_concepts(read_concepts(config.concepts), vocabulary, config.held_out())
+    clip = build_clip(options.clip).to(device)
+    arms, metadata = start_arms(options.decoders, clip, vocabulary, config)
+    groups = [group for arm in arms.values() for group in parameter_groups(arm, config)]  # while the tower is frozen
+    of_arms = [p for group in groups for p in group["params"]]
+    tuning = Tuning(
+        clip,
+        build_clip("lite").to(device),
+        arms,
+        vocabulary,
+        concepts,
+        config,
+        first=options.first_stage,
+        depthwise=options.depthwise,
+        keep_weight=options.keep_weight,
+    )
+    of_tower = tuning.tower_parameters()
+    # no decay: the tower shall stay near what it was, not near zero
+    groups.append({"params": of_tower, "peak": options.tower_rate * config.learning_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    state = State(options.output / "state.pt", of_arms + of_tower, optimizer)
+    first, steps = state.load(), config.max_train_steps
+    loader = batches(config, datasets, vocabulary, clip, first=first, pinned=device.type == "cuda")
     preserve, full = config.preserve_names, config.full_vocabulary
     sampler = NameSampler(len(vocabulary), len(concepts), preserve=preserve, full_probability=full, seed=config.seed)
     reader = WordSampler(vocabulary.other_words, share=config.other_words_share, seed=config.seed)
-    half = resolved_precision(config.mixed_precision, on_cpu=True) == "bf16"
+    half = resolved_precision(config.mixed_precision, on_cpu=device.type == "cpu") == "bf16"
     tuning.arms.train()
     started, sums = time.monotonic(), {}
     for step, batch in enumerate(loader, start=first):
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, also after a resume
-        names, concept_ids = sampler.sample(step, vocabulary.present(batch["labels"]))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            losses = tuning(batch, names, concept_ids, reader.sample(step, names))
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout and mosaics, also after a resume
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        if options.mosaics:
+            batch = mosaics(batch, options.mosaics, torch.default_generator)
+        names, concept_ids = sampler.sample(step, vocabulary.present(batch["labels"]).cpu())
+        words = reader.sample(step, names)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)))
         losses["loss"].backward()
         for part in (of_arms, of_tower):
             nn.utils.clip_grad_norm_(part, config.clip_gradient)
         set_learning_rate(optimizer, step, config)
         optimizer.step()
         optimizer.zero_grad()
-        shown = {name: float(value.detach()) for name, value in losses.items()}
-        for name, value in shown.items():
-            sums[name] = sums.get(name, 0.0) + value / config.log_steps
+        if on_step is not None:
+            on_step(step + 1, {name: float(value.detach()) for name, value in losses.items()})
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach() / config.log_steps
         if (step + 1) % config.log_steps == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
-            means = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
+            require_finite(float(sums["loss"]), step + 1)
+            means = ", ".join(f"{name} {float(value):.3f}" for name, value in sums.items())
             logger.info("step %d/%d %s, %.2f s/step", step + 1, steps, means, pace)
             sums = {}
         if step + 1 == steps or (config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0):
-            state = {
-                "step": step + 1,
-                "optimizer": optimizer.state_dict(),
-                "parameters": [p.detach() for p in parameters],
-            }
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").replace(state_file)
+            require_finite(float(losses["loss"].detach()), step + 1)
+            state.save(step + 1)
             save(tuning, metadata, options.output)
-        if on_step is not None:
-            on_step(step + 1, shown)
     logger.info("finished: %s holds the tower and a checkpoint for each arm", options.output)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LdvcError as error:
+        sys.exit(f"error: {error}")
