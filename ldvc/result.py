@@ -127,6 +127,12 @@ class Segmentation:
         maps = self._stitch(self._scored, self.grid, after=torch.sigmoid, grid=True)[:, y, x]
         return (maps if self._averages_scores else torch.sigmoid(maps)).numpy()
 
+    def patch_label(self, y: int, x: int) -> int:
+        """Index of the name that fits that patch best, whatever the threshold; as for labels, scores alone do not decide."""
+        if self._averages_scores:
+            return int(self.patch_scores(y, x).argmax())
+        return int(self._stitch(self._compared, self.grid, grid=True)[:, y, x].argmax())
+
     @property
     def attention_shape(self) -> tuple[int, int]:
         """(layers, heads) that `cross_attention` may be asked for; (0, 0) if this result has no attention."""

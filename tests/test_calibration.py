@@ -1,10 +1,9 @@
 """From logits to scores: the formula by hand, and what the peak does to labels."""
 
 import numpy as np
-import pytest
 import torch
 
-from ldvc.calibration import BEST_PATCHES, SHORT_LIST, Calibration, peaks
+from ldvc.calibration import BEST_PATCHES, SHORT_LIST, STEEP, Calibration, leads, peaks
 from ldvc.pictures import Window
 from ldvc.result import Segmentation
 from ldvc.windows import WindowOutput
@@ -45,25 +44,66 @@ def test_scores_follow_the_formula() -> None:
     np.testing.assert_allclose(result(logits, calibration).patch_scores(2, 3), expected[:, 2, 3], atol=1e-5)
 
 
-@pytest.mark.parametrize("names", [2, SHORT_LIST])
-def test_in_a_short_list_the_label_is_the_highest_score(names: int) -> None:
-    found = result(torch.randn(names, 6, 8) * 3, Calibration(scale=0.7, bias=1.0, peak=0.5))
-    assert (found.labels_at((60, 80)) == found.scores_at((60, 80)).argmax(axis=0)).all()
+def test_a_lead_is_counted_over_the_best_other_name_and_all_windows() -> None:
+    windows = [torch.randn(3, 9, 11), torch.randn(3, 5, 7)]
+    values = np.concatenate([window.flatten(1).numpy() for window in windows], axis=1)
+    expected = []
+    for name in range(3):
+        ahead = values[name] - np.delete(values, name, axis=0).max(axis=0)
+        expected.append(np.sort(ahead)[-2:].mean())
+    np.testing.assert_allclose(leads(windows).numpy(), expected, rtol=1e-5)
+    assert leads([torch.ones(2, 3, 3)]).tolist() == [0, 0]  # equal everywhere
+    assert leads([torch.randn(1, 3, 3)]).tolist() == [0]
 
 
-def test_a_quiet_name_wins_where_it_is_best_for_itself() -> None:
+def test_names_are_compared_by_the_formula() -> None:
+    logits = torch.randn(4, 6, 8) * 3
+    values = logits.flatten(1).numpy()
+    top = values.max(axis=1)  # 2 % of 48 patches is one
+    ahead = [(values[name] - np.delete(values, name, axis=0).max(axis=0)).max() for name in range(4)]
+    there = 1 / (1 + np.exp(-STEEP * 1.5 * np.array(ahead)))
+    lowered = 0.5 * (there * top + (1 - there) * top.max())
+    expected = 1.5 * (logits.numpy() - lowered[:, None, None]) + 0.3
+    calibration = Calibration(scale=1.5, bias=0.3, peak=0.5)
+    np.testing.assert_allclose(calibration.compared([logits])[0].numpy(), expected, atol=1e-4)
+    offset = calibration.score_offset([logits])[:, None, None]
+    torch.testing.assert_close(calibration.compared([logits])[0] + offset, calibration.scored([logits])[0])
+    assert (result(logits, calibration).labels_at((6, 8)) == expected.argmax(axis=0)).all()
+
+
+def test_one_name_is_compared_by_its_score() -> None:
+    logits = torch.randn(1, 5, 5)
+    calibration = Calibration(scale=0.7, bias=1.0, peak=0.5)
+    torch.testing.assert_close(calibration.compared([logits]), calibration.scored([logits]))
+
+
+def test_a_quiet_name_that_is_there_gets_more_than_where_it_is_loudest() -> None:
     logits = torch.full((2, 1, 4), -4.0)
-    logits[0, 0] = torch.tensor([3.0, 2.0, -0.5, -0.5])  # loud
-    logits[1, 0] = torch.tensor([-6.0, -6.0, -1.0, -1.0])  # quiet, its peak is on the right
-    assert result(logits, Calibration()).labels_at((1, 4)).tolist() == [[0, 0, 0, 0]]
+    logits[0, 0] = torch.tensor([3.0, 2.0, -1.0, -4.0])  # loud
+    logits[1, 0] = torch.tensor([-6.0, -6.0, -2.0, -1.0])  # quiet, its peak is on the right
+    assert result(logits, Calibration()).labels_at((1, 4)).tolist() == [[0, 0, 0, 1]]
     assert result(logits, Calibration(peak=0.5)).labels_at((1, 4)).tolist() == [[0, 0, 1, 1]]
+
+
+def test_a_name_that_is_best_nowhere_does_not_get_the_edge_between_two_others() -> None:
+    logits = torch.full((3, 1, 5), -9.0)
+    logits[0, 0] = torch.tensor([6.0, 6.0, -3.5, -5.0, -5.0])  # a dog ...
+    logits[1, 0] = torch.tensor([-5.0, -5.0, -4.0, 4.0, 4.0])  # ... on grass
+    logits[2, 0] = torch.tensor([-4.0, -4.0, -4.5, -6.0, -6.0])  # no cat
+    calibration = Calibration(peak=0.5)
+    assert calibration.scored([logits])[0].argmax(dim=0)[0, 2] == 2
+    found = result(logits, calibration)
+    assert 2 not in found.labels_at((1, 5))
+    labels = [found.patch_label(0, x) for x in range(5)]
+    assert labels == calibration.compared([logits])[0].argmax(dim=0)[0].tolist() and found.patch_scores(0, 2).argmax() == 2
 
 
 def test_long_lists_are_compared_by_nearly_bare_logits_and_none_of_these_by_scores() -> None:
     logits = torch.randn(20 * SHORT_LIST, 5, 5) * 2
     calibration = Calibration(scale=1.0, bias=-1.0, peak=0.5)
     compared = calibration.compared([logits])[0]
-    torch.testing.assert_close(compared, logits - 1 - 0.5 / 20 * peaks([logits])[:, None, None])
+    highest = float(peaks([logits]).max())
+    assert (compared - (logits - 1)).abs().max() <= 0.5 / 20 * highest + 1e-5
     everywhere = result(logits, calibration)
     best, scores = everywhere.labels_at((5, 5)), everywhere.scores_at((5, 5))
     assert (best == compared.argmax(dim=0).numpy()).all()

@@ -57,7 +57,7 @@ class Spot:
         routing = result.routing(row, column, layer)
         attention = routing.token_attention.mean(axis=0) if head is None else routing.token_attention[head]
         boxes = [routing.boxes[int(region)] for region in routing.regions]
-        scores = result.patch_scores(row, column)
+        label = result.patch_label(row, column)
         return cls(
             row=row,
             column=column,
@@ -69,8 +69,8 @@ class Spot:
             attention=attention,
             inside=[float(attention[top:bottom, left:right].sum()) for top, left, bottom, right in boxes],
             shares=result.cross_attention(layer=layer, head=head)[:, row, column],
-            label=int(scores.argmax()),
-            score=float(scores.max()),
+            label=label,
+            score=float(result.patch_scores(row, column)[label]),
         )
 
     @property
