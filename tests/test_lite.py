@@ -38,11 +38,11 @@ def test_files_fit_a_space() -> None:
     assert sum(sizes.values()) < 80_000_000
 
 
-def test_masks_changed_the_late_image_tower_alone(predictors: dict[str, Predictor]) -> None:
+def test_masks_changed_the_image_tower_alone_and_not_its_first_stages(predictors: dict[str, Predictor]) -> None:
     """The experiment with held-out classes stands on the tower that saw no mask, the page on the tuned one."""
     changed, base = load_tensors(LITE / "clip_tuned"), load_tensors(LITE / "clip")
     assert changed and not any(torch.equal(tensor, base[name]) for name, tensor in changed.items())
-    early = ("visual.conv1.scale", "visual.conv1.backbone.conv_stem", *(f"visual.conv1.backbone.blocks.{n}." for n in range(4)))
+    early = ("visual.conv1.scale", "visual.conv1.backbone.conv_stem", *(f"visual.conv1.backbone.blocks.{n}." for n in range(2)))
     assert all(name.startswith("visual.") and not name.startswith(early) for name in changed)
     assert load_config("lite_experiment").model_config().clip == "lite"
     for arm in ARMS:
