@@ -1,0 +1,52 @@
+"""On a GPU the model is the same function, and its gradients are numbers; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldvc.checkpoint import load_checkpoint
+from ldvc.config import ARMS
+from ldvc.modeling.clip import build_clip
+from train.lite.trunk import Trunk
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
+NAMES = ["dog", "grass", "sky", "cup"]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("side", [320, 448, 512])  # regions with padding, and without: other kernels of attention
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_says_and_learns_on_a_gpu_what_it_does_on_a_cpu(arm: str, side: int, half: bool) -> None:
+    model, _ = load_checkpoint("lite", arm=arm)
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, side, side)
+    logits, gradients = {}, {}
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+            said = model(images.to(device), NAMES).mask_logits.float()
+        said.square().mean().backward()
+        logits[device] = said.detach().cpu()
+        gradients[device] = {n: p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(logits["cuda"], logits["cpu"], atol=0.5 if half else 0.02, rtol=0.1 if half else 1e-2)
+    assert gradients["cuda"].keys() == gradients["cpu"].keys()
+    for name, expected in gradients["cpu"].items():
+        found = gradients["cuda"][name]
+        assert found.isfinite().all(), name
+        off = (found - expected).norm() / expected.norm().clamp(min=1e-6)
+        assert off < (0.3 if half else 0.05), f"{name}: {off:.3f}"
+
+
+@pytest.mark.parametrize("side", [320, 448])
+def test_the_trunk_says_and_learns_on_a_gpu_what_it_does_on_a_cpu(side: int) -> None:
+    stem, images = build_clip("lite").visual.conv1, torch.randn(2, 3, side, side)
+    found = {}
+    for device in ("cpu", "cuda"):
+        trunk = Trunk(stem, first=2, depthwise=True).to(device)
+        features = trunk.late(trunk.early(images.to(device)))
+        features.square().mean().backward()
+        found[device] = [features.detach().cpu(), *(p.grad.cpu() for p in trunk.stages.parameters())]
+    for expected, tensor in zip(found["cpu"], found["cuda"], strict=True):
+        assert tensor.isfinite().all()
+        assert (tensor - expected).norm() / expected.norm().clamp(min=1e-6) < 0.05
