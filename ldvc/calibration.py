@@ -54,7 +54,8 @@ class Calibration:
         With w = sigmoid(STEEP * scale * lead) (see `leads`), the peak p of a name counts as w * p + (1 - w) * the highest
         of all. And the more names are in the list, the less is evened out: with 80 names most are absent.
         """
-        return [self.scale * each + self.bias - self._lowered_by(logits)[:, None, None] for each in logits]
+        lowered = self._lowered_by(logits)[:, None, None]
+        return [self.scale * each + self.bias - lowered for each in logits]
 
     @staticmethod
     def evenness(names: int) -> float:

@@ -270,12 +270,15 @@ class Segmentation:
     def _compared(self) -> list[Tensor]:
         return self._calibration.compared([output.logits for output in self._outputs])
 
+    @cached_property
+    def _score_offset(self) -> Tensor:
+        return self._calibration.score_offset([output.logits for output in self._outputs])
+
     def _score_of(self, best: Tensor, names: Tensor) -> Tensor:
         """Scores (height, width) of the best names, from what `_best_at` found."""
         if self._averages_scores:
             return best
-        offset = self._calibration.score_offset([output.logits for output in self._outputs])
-        return torch.sigmoid(best + offset[names])
+        return torch.sigmoid(best + self._score_offset[names])
 
     def _refined(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Enlarge maps from the canvas, their edges led by the photo's."""

@@ -1,6 +1,7 @@
 """From logits to scores: the formula by hand, and what the peak does to labels."""
 
 import numpy as np
+import pytest
 import torch
 
 from ldvc.calibration import BEST_PATCHES, SHORT_LIST, STEEP, Calibration, leads, peaks
@@ -56,19 +57,23 @@ def test_a_lead_is_counted_over_the_best_other_name_and_all_windows() -> None:
     assert leads([torch.randn(1, 3, 3)]).tolist() == [0]
 
 
-def test_names_are_compared_by_the_formula() -> None:
-    logits = torch.randn(4, 6, 8) * 3
-    values = logits.flatten(1).numpy()
+@pytest.mark.parametrize("names", [2, 4, SHORT_LIST, 20 * SHORT_LIST])
+def test_names_are_compared_by_the_formula(names: int) -> None:
+    windows = [torch.randn(names, 6, 5) * 3, torch.randn(names, 6, 3) * 3]
+    values = torch.cat([each.flatten(1) for each in windows], dim=1).numpy()
     top = values.max(axis=1)  # 2 % of 48 patches is one
-    ahead = [(values[name] - np.delete(values, name, axis=0).max(axis=0)).max() for name in range(4)]
+    ahead = [(values[name] - np.delete(values, name, axis=0).max(axis=0)).max() for name in range(names)]
     there = 1 / (1 + np.exp(-STEEP * 1.5 * np.array(ahead)))
-    lowered = 0.5 * (there * top + (1 - there) * top.max())
-    expected = 1.5 * (logits.numpy() - lowered[:, None, None]) + 0.3
+    lowered = 0.5 * min(1, SHORT_LIST / names) * (there * top + (1 - there) * top.max())
     calibration = Calibration(scale=1.5, bias=0.3, peak=0.5)
-    np.testing.assert_allclose(calibration.compared([logits])[0].numpy(), expected, atol=1e-4)
-    offset = calibration.score_offset([logits])[:, None, None]
-    torch.testing.assert_close(calibration.compared([logits])[0] + offset, calibration.scored([logits])[0])
-    assert (result(logits, calibration).labels_at((6, 8)) == expected.argmax(axis=0)).all()
+    compared, scored = calibration.compared(windows), calibration.scored(windows)
+    offset = calibration.score_offset(windows)[:, None, None]
+    for window, found, score in zip(windows, compared, scored, strict=True):
+        expected = 1.5 * (window.numpy() - lowered[:, None, None]) + 0.3
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+        torch.testing.assert_close(found + offset, score)
+    alone = result(windows[0], calibration)
+    assert (alone.labels_at((6, 5)) == calibration.compared(windows[:1])[0].argmax(dim=0).numpy()).all()
 
 
 def test_one_name_is_compared_by_its_score() -> None:
@@ -102,8 +107,7 @@ def test_long_lists_are_compared_by_nearly_bare_logits_and_none_of_these_by_scor
     logits = torch.randn(20 * SHORT_LIST, 5, 5) * 2
     calibration = Calibration(scale=1.0, bias=-1.0, peak=0.5)
     compared = calibration.compared([logits])[0]
-    highest = float(peaks([logits]).max())
-    assert (compared - (logits - 1)).abs().max() <= 0.5 / 20 * highest + 1e-5
+    assert (compared - (logits - 1)).abs().max() <= 0.5 / 20 * float(peaks([logits]).max()) + 1e-5
     everywhere = result(logits, calibration)
     best, scores = everywhere.labels_at((5, 5)), everywhere.scores_at((5, 5))
     assert (best == compared.argmax(dim=0).numpy()).all()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldvc.calibration import Calibration
 from ldvc.predictor import Predictor
 from ldvc.space import movement_of, shared_space
 from ldvc.visualize import colours_for, heat_table
@@ -181,6 +182,19 @@ def test_every_spot_of_an_odd_grid(results: dict) -> None:
             )
             assert list(spot.routing.affinity) == sorted(spot.routing.all_affinities, reverse=True)[: len(spot.inside)]
     assert Spot.of(result, 999, -5, layer=-1, head=None).row == rows - 1  # the nearest
+
+
+def test_a_spot_has_the_name_of_its_label_even_if_another_scores_higher(predictor: Predictor) -> None:
+    photo = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    result = predictor.segment([f"thing {i}" for i in range(40)], image=predictor.encode_image(photo))
+    result._calibration = Calibration(peak=1.0)
+    compared = result._calibration.compared([output.logits for output in result._outputs])[0]
+    differs = 0
+    for row, column in np.ndindex(*result.grid):
+        spot, scores = Spot.of(result, row, column, layer=-1, head=None), result.patch_scores(row, column)
+        assert spot.label == int(compared[:, row, column].argmax()) and spot.score == pytest.approx(scores[spot.label])
+        differs += spot.label != int(scores.argmax())
+    assert differs, "names that score higher than the label are what this is about"
 
 
 def test_spot_in_sliding_windows(predictor: Predictor) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint
-from ldvc.data import Vocabulary, open_sets
+from ldvc.data import BACKGROUND, Vocabulary, canonical, open_sets
 from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.stem import ConvStem
 from tests.forked import CONCEPTS
@@ -76,7 +76,8 @@ def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
 
 @pytest.mark.parametrize(("first", "depthwise"), [(FIRST, False), (0, True)])
 def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first: int, depthwise: bool) -> None:
-    images = torch.randn(2, 3, 64, 96)
+    stem = stem.double()  # rounding would add up over seven stages
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     trunk = Trunk(stem, first=first, depthwise=depthwise)
     before = copy.deepcopy(stem.backbone.state_dict())
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first
         changed = trunk.late(trunk.early(images))
         trunk.write_back(stem)
         assert (changed - expected).abs().max() > 0.01
-        torch.testing.assert_close(stem.features(images), changed, atol=5e-3, rtol=1e-3)
+        torch.testing.assert_close(stem.features(images), changed, atol=1e-3, rtol=1e-3)
     names = {name for name, tensor in stem.backbone.state_dict().items() if not torch.equal(tensor, before[name])}
     assert names and all(name.startswith("blocks") for name in names) and not any("running" in name for name in names)
     assert {int(name.split(".")[1]) for name in names} == set(range(first, 7))
@@ -172,9 +173,32 @@ def test_fresh_arms_begin_at_plain_similarity_and_know_only_the_names_of_the_run
             plain = arm.frozen_logits(images, names=["dog", "grass"])
         assert torch.corrcoef(torch.stack([said.flatten(), plain.flatten()]))[0, 1] > 0.9
     _, stored = load_checkpoint("lite", arm="ldvc", clip=clip)
-    _, metadata = start_arms("assets/lite", clip, vocabulary, config)
+    _, metadata = start_arms("lite", clip, vocabulary, config)
     assert metadata["ldvc"]["seen_names"][: len(stored["seen_names"])] == stored["seen_names"]
     assert set(vocabulary.spellings) <= set(metadata["ldvc"]["seen_names"])
+
+
+def test_held_out_classes_are_hidden_from_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names are neither learned nor preserved nor read, and their pixels are none of the seen classes."""
+    make_sets(tmp_path / "data")
+    (tmp_path / "concepts.txt").write_text("zebra\nkitten\ncat\nairplane\n")
+
+    class Seen(Exception):
+        pass
+
+    def look(self: Tuning, *arguments: object, **options: object) -> None:
+        raise Seen(*arguments[3:5])  # vocabulary and concepts
+
+    monkeypatch.setattr(Tuning, "__init__", look)
+    changes = ["sets={meadow: 0.5, pets: 0.5}", "photos_every={}", f"concepts={tmp_path / 'concepts.txt'}"]
+    command = ["--config", "lite_experiment_tune", "--decoders", "fresh", "--data", str(tmp_path / "data")]
+    with pytest.raises(Seen) as found:
+        main([*command, "--output", str(tmp_path / "out"), "--set", *changes])
+    vocabulary, concepts = found.value.args
+    assert vocabulary.names == ["grass", "sky", "dog"] and not {"cat", "airplane"} & {*concepts, *vocabulary.words}
+    for dataset, table in zip(open_sets(tmp_path / "data", ["meadow", "pets"], "train"), vocabulary.tables, strict=True):
+        hidden = [index for index in dataset.class_indices() if canonical(dataset.classes[index]) in ("cat", "airplane")]
+        assert hidden and all(table[index] == BACKGROUND for index in hidden)
 
 
 def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
@@ -214,8 +238,9 @@ def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
     monkeypatch.setattr(
         Tuning, "forward", lambda *arguments: {"loss": forward(*arguments)["loss"] * float("nan")}
     )
-    with pytest.raises(DivergedError, match="nan by step 1"):
-        main([*common, "--output", str(tmp_path / "broken")])
+    for often in ("log_steps=1", "checkpointing_steps=0"), ("log_steps=4", "checkpointing_steps=1"):
+        with pytest.raises(DivergedError, match="nan by step 1"):  # at a line of the log, or before a checkpoint
+            main([*common, "--output", str(tmp_path / "broken"), "--set", *often])
     assert not (tmp_path / "broken" / "state.pt").exists()
 
     tuned = build_clip(str(tmp_path / "whole" / "clip"))

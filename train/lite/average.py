@@ -1,4 +1,4 @@
-"""Step 6d of lite: between two tunings, the weighted mean of all weights.
+"""After step 6c of lite, for who tunes more than once: the weighted mean of all weights of two tunings.
 
     python -m train.lite.average --first assets/lite --second runs/lite_tune_gpu --share 0.75 --output runs/lite_average
 
