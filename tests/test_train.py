@@ -122,22 +122,27 @@ def test_checkpoint_loads_holds_only_what_learns_and_tells_what_was_seen(root: P
     assert "learnable parameters" in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("broken", [3, 4])
-def test_a_run_whose_loss_is_no_number_stops_and_keeps_what_was_good(
-    root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+@pytest.mark.parametrize(("what", "broken"), [("loss", 3), ("loss", 4), ("gradient", 3)])
+def test_a_run_that_is_no_number_stops_and_keeps_what_was_good(
+    root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: int
 ) -> None:
     """Whether the last line before a checkpoint is printed at its step or before it."""
     forward, calls = Objective.forward, iter(range(1, 100))
 
     def breaks(self: Objective, *arguments: torch.Tensor) -> dict[str, torch.Tensor]:
         losses = forward(self, *arguments)
-        return losses if next(calls) != broken else {**losses, "loss": losses["loss"] * float("nan")}
+        if next(calls) != broken:
+            return losses
+        # a root has no finite slope at 0
+        wrong = losses["loss"] * float("nan") if what == "loss" else losses["loss"] + (0 * losses["loss"]).sqrt()
+        return {**losses, "loss": wrong}
 
     monkeypatch.setattr(Objective, "forward", breaks)
-    config = config_of(root, tiny_clip_folder, f"broken{broken}", "checkpointing_steps=1", "log_steps=4")
-    with pytest.raises(DivergedError, match=f"nan by step {broken}.*[Rr]esume from the last checkpoint"):
+    config = config_of(root, tiny_clip_folder, f"{what}{broken}", "checkpointing_steps=1", "log_steps=4")
+    told = "loss is nan" if what == "loss" else "Weights are no numbers"
+    with pytest.raises(DivergedError, match=f"{told} by step {broken}.*[Rr]esume from the last checkpoint"):
         train(config)
-    kept = checkpoints_of(root / f"broken{broken}")
+    kept = checkpoints_of(root / f"{what}{broken}")
     assert [path.name for path in kept] == [f"checkpoint-{step}" for step in range(1, broken)]
     stored = load_file(kept[-1] / "trainable.safetensors")
     assert all(tensor.isfinite().all() for tensor in stored.values())

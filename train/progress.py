@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ from tqdm import tqdm
 from ldvc.errors import LdvcError
 from train.options import ConfigError, TrainConfig
 
+RESUME = (
+    ", so training stops. Resume from the last checkpoint with a lower learning rate (--set learning_rate=...), "
+    "or without bfloat16 (--set mixed_precision=no)."
+)
+
 
 class DivergedError(LdvcError):
-    """The loss is no number any more."""
+    """Loss or weights are no numbers any more."""
 
 
 def require_finite(loss: float, step: int) -> None:
@@ -37,10 +42,16 @@ def require_finite(loss: float, step: int) -> None:
         DivergedError: the loss is infinite or no number; what learned is lost from here on, what was saved before is not.
     """
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"The loss is {loss} by step {step}, so training stops. Resume from the last checkpoint with a lower learning rate "
-            "(--set learning_rate=...), or without bfloat16 (--set mixed_precision=no)."
-        )
+        raise DivergedError(f"The loss is {loss} by step {step}{RESUME}")
+
+
+def require_finite_weights(parameters: Iterable[Tensor], step: int) -> None:
+    """
+    Raises:
+        DivergedError: a weight is infinite or no number, as after a step whose loss was one and whose gradient was not.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise DivergedError(f"Weights are no numbers by step {step}{RESUME}")
 
 
 def check_trackers(name: str | None) -> None:

@@ -61,7 +61,7 @@ from train.checkpoints import (
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TRACKERS, ConfigError, TrainConfig, load_config
 from train.processes import SharedDropout, build_accelerator, sentence, shared_loss, start_processes
-from train.progress import Progress, check_trackers
+from train.progress import Progress, check_trackers, require_finite_weights
 from train.validation import Validation
 from train.words import read_other_words
 
@@ -281,6 +281,7 @@ def _train(
                 progress.report_validation(*validation(model, progress.step))
             if last or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
                 progress.require_finite()
+                require_finite_weights((p for p in model.parameters() if p.requires_grad), progress.step)
                 write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
 
     finished = whole_model(accelerator, objective, model)
