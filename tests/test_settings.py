@@ -370,6 +370,8 @@ def test_wrong_settings_are_sentences(root: Path, tiny_clip_folder: Path) -> Non
         (["setting=zero_shot"], "inductive, transductive, fully_supervised"),
         (["setting=transductive", "unseen=null"], "unseen: voc12"),
         (["self_training_start=2"], "self_training_start"),
+        (["inference={short_side: 512, window: 512.5, stride: 426}"], "window of inference must be a whole number"),
+        (["inference={long_side: wide}"], "inference must be a mapping of numbers"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_config("voc12_inductive", changes)

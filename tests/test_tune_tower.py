@@ -176,6 +176,7 @@ def test_fresh_arms_begin_at_plain_similarity_and_know_only_the_names_of_the_run
     _, metadata = start_arms("lite", clip, vocabulary, config)
     assert metadata["ldvc"]["seen_names"][: len(stored["seen_names"])] == stored["seen_names"]
     assert set(vocabulary.spellings) <= set(metadata["ldvc"]["seen_names"])
+    assert metadata["ldvc"]["inference"] == config.inference
 
 
 def test_held_out_classes_are_hidden_from_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,19 +202,42 @@ def test_held_out_classes_are_hidden_from_the_tower(tmp_path: Path, monkeypatch:
         assert hidden and all(table[index] == BACKGROUND for index in hidden)
 
 
-def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
-    tmp_path: Path, lite: FrozenClip, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def common(tmp_path: Path) -> list[str]:
+    """A command line of four small steps on photos in `tmp_path`."""
     make_sets(tmp_path / "data")
     (tmp_path / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
-    common = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
-    common += [
-        f"concepts={tmp_path / 'concepts.txt'}",
-        "preserve_names=2",
-        "train_batch_size=2",
-        "checkpointing_steps=2",
-    ]
-    common += ["warmup_steps=1", "photos_every={}", "max_train_steps=4", "mixed_precision=no", "log_steps=1"]
+    data = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
+    names = [f"concepts={tmp_path / 'concepts.txt'}", "preserve_names=2", "photos_every={}"]
+    steps = ["train_batch_size=2", "checkpointing_steps=2", "warmup_steps=1", "max_train_steps=4", "log_steps=1"]
+    return [*data, *names, *steps, "mixed_precision=no"]
+
+
+def test_in_turn_each_step_teaches_one_arm(
+    tmp_path: Path, common: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    found: list[dict[str, float]] = []
+    command = [*common, "log_steps=2", "--in_turn", "--keep_weight", "0", "--output", str(tmp_path / "out")]
+    with caplog.at_level("INFO", logger="tune_tower"):
+        main(command, on_step=lambda step, losses: found.append(losses))
+    arms = [{name.split(":")[0] for name in losses} - {"loss"} for losses in found]
+    assert arms == [{"ldvc"}, {"ldvc_without_lcsa"}, {"zegclip"}, {"ldvc"}]
+    for losses in found:
+        (own,) = (value for name, value in losses.items() if name.endswith(": loss"))
+        assert losses["loss"] == own, "nothing is kept, nothing else is learned"
+    (line,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("step 2/4"))
+    assert f"ldvc: loss {found[0]['ldvc: loss']:.3f}" in line, "a mean over the steps that taught it"
+    assert f"loss {(found[0]['loss'] + found[1]['loss']) / 2:.3f}," in line
+
+
+def steep(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same loss with a gradient that is no number: a root has no finite slope at 0."""
+    return {"loss": loss + (0 * loss).sqrt()}
+
+
+def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
+    tmp_path: Path, lite: FrozenClip, monkeypatch: pytest.MonkeyPatch, common: list[str]
+) -> None:
 
     class Killed(Exception):
         pass
@@ -236,11 +260,14 @@ def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
 
     forward = Tuning.forward
     monkeypatch.setattr(
-        Tuning, "forward", lambda *arguments: {"loss": forward(*arguments)["loss"] * float("nan")}
+        Tuning, "forward", lambda *arguments, **options: {"loss": forward(*arguments, **options)["loss"] * float("nan")}
     )
     for often in ("log_steps=1", "checkpointing_steps=0"), ("log_steps=4", "checkpointing_steps=1"):
         with pytest.raises(DivergedError, match="nan by step 1"):  # at a line of the log, or before a checkpoint
             main([*common, "--output", str(tmp_path / "broken"), "--set", *often])
+    monkeypatch.setattr(Tuning, "forward", lambda *arguments, **options: steep(forward(*arguments, **options)["loss"]))
+    with pytest.raises(DivergedError, match="Weights are no numbers by step 1"):
+        main([*common, "--output", str(tmp_path / "broken"), "--set", "checkpointing_steps=1"])
     assert not (tmp_path / "broken" / "state.pt").exists()
 
     tuned = build_clip(str(tmp_path / "whole" / "clip"))

@@ -141,7 +141,7 @@ class TrainConfig:
         validation_sets: data sets to evaluate on; empty = those of training. validation_split: list file of each set.
         validation_every: take every n-th photo of them. sheet_photos: photos on the picture sheet of an evaluation.
         half_precision_checkpoint: the finished checkpoint stores float16.
-        inference: how the finished checkpoint wants to be used.
+        inference: how the finished checkpoint wants to be used, see `ldvc.pictures.canvas_size`.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -210,7 +210,7 @@ class TrainConfig:
     validation_every: int = 1
     sheet_photos: int = 6
     half_precision_checkpoint: bool = False
-    inference: dict[str, int] = field(default_factory=lambda: {"short_side": 512, "window": 512, "stride": 426})
+    inference: dict[str, float] = field(default_factory=lambda: {"short_side": 512, "window": 512, "stride": 426})
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -234,6 +234,9 @@ class TrainConfig:
         for name in ("self_training_start", "self_training_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
+        for name, value in self.inference.items():
+            if name != "enlarge" and not isinstance(value, int):
+                raise ConfigError(f"{name} of inference must be a whole number of pixels, not {value}.")
         if self.focal_normalise not in ("masks", "pairs"):
             raise ConfigError(f"focal_normalise is masks or pairs, not '{self.focal_normalise}'.")
         if self.crop % self.loss_stride:

@@ -44,7 +44,7 @@ from train.lite.trunk import FIRST, Trunk
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TrainConfig, load_config
 from train.processes import resolved_precision
-from train.progress import require_finite
+from train.progress import require_finite, require_finite_weights
 from train.train import read_concepts
 from train.words import read_other_words
 
@@ -61,7 +61,7 @@ class Tuning(nn.Module):
         arms: by name, all on `clip`.
         vocabulary, concepts, config: see `Objective`.
         first, depthwise: what of the backbone learns, see `Trunk`.
-        keep_weight: of plain similarity, which shall stay what it was.
+        keep_weight: of plain similarity, which shall stay what it was; 0 saves the time that it takes.
     """
 
     def __init__(
@@ -93,8 +93,20 @@ class Tuning(nn.Module):
         """Of the trunk's stages that learn and of the ViT with the map into it."""
         return [p for part in (self.trunk, self.clip.visual) for p in part.parameters() if p.requires_grad]
 
-    def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor) -> dict[str, Tensor]:
-        """The loss and its parts; arguments as those of `Objective`, with `images` in the batch."""
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        names: Tensor,
+        concepts: Tensor,
+        words: Tensor,
+        *,
+        arms: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss and its parts; arguments as those of `Objective`, with `images` in the batch.
+
+        Args:
+            arms: those that learn in this step; None = all.
+        """
         seen = self.trunk.early(batch["images"])
         conv = self.clip.visual.conv1
         stem = conv.project(conv.scale(self.trunk.late(seen)))
@@ -104,11 +116,16 @@ class Tuning(nn.Module):
             old_features = self.old_tower(stem=old_stem).patch_features  # (B, N, d)
         views = {"stem": stem, "features": old_features, "labels": batch["labels"], "set": batch["set"]}
         parts = {}
-        for name, objective in self.objectives.items():
-            found = objective(views, names, concepts, words)
+        arms = list(self.objectives) if arms is None else arms
+        for name in arms:
+            found = self.objectives[name](views, names, concepts, words)
             parts |= {f"{name}: {part}": value for part, value in found.items()}
-        parts["keep"] = self._keep(stem, old_features, torch.cat([words, concepts + objective.word_count]), objective)
-        loss = parts["keep"] + sum(parts[f"{name}: loss"] for name in self.objectives)
+        loss = sum(parts[f"{name}: loss"] for name in arms)
+        if self.keep_weight:
+            objective = self.objectives[arms[0]]
+            chosen = torch.cat([words, concepts + objective.word_count])
+            parts["keep"] = self._keep(stem, old_features, chosen, objective)
+            loss = loss + parts["keep"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
     def _keep(self, stem: Tensor, old_features: Tensor, chosen: Tensor, objective: Objective) -> Tensor:
@@ -158,7 +175,8 @@ def start_arms(
         else:
             arms[arm], before = load_checkpoint(decoders, arm=arm, clip=clip)
             seen = list(dict.fromkeys([*before["seen_names"], *now["seen_names"]]))
-            metadata[arm] = {**before, "seen_names": seen, "seen_words": {**before.get("seen_words", {}), **now["seen_words"]}}
+            words = {**before.get("seen_words", {}), **now["seen_words"]}
+            metadata[arm] = {**before, "seen_names": seen, "seen_words": words, "inference": now["inference"]}
         arms[arm].to(clip.model.logit_scale.device)
     return arms, metadata
 
@@ -235,7 +253,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first_stage", type=int, default=FIRST, help=f"the first that learns, 0 to 4; default: {FIRST}")
     parser.add_argument("--depthwise", action="store_true", help="depthwise kernels learn, too: slow on a CPU")
     parser.add_argument("--tower_rate", type=float, default=0.375, help="learning rate over the decoders'; 0.375")
-    parser.add_argument("--keep_weight", type=float, default=25.0, help="of plain similarity as it was; 25")
+    parser.add_argument("--keep_weight", type=float, default=25.0, help="of plain similarity as it was; 25; 0 saves time")
+    parser.add_argument("--in_turn", action="store_true", help="each step teaches one arm: a third of the time of three")
     parser.add_argument("--mosaics", type=float, default=0.0, help="share of views that are mosaics of four; 0")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return parser.parse_args(arguments)
@@ -294,7 +313,8 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
         names, concept_ids = sampler.sample(step, vocabulary.present(batch["labels"]).cpu())
         words = reader.sample(step, names)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)))
+            learning = [ARMS[step % len(ARMS)]] if options.in_turn else None
+            losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)), arms=learning)
         losses["loss"].backward()
         for part in (of_arms, of_tower):
             nn.utils.clip_grad_norm_(part, config.clip_gradient)
@@ -304,15 +324,17 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
         if on_step is not None:
             on_step(step + 1, {name: float(value.detach()) for name, value in losses.items()})
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() / config.log_steps
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = total + value.detach(), count + 1
         if (step + 1) % config.log_steps == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
-            require_finite(float(sums["loss"]), step + 1)
-            means = ", ".join(f"{name} {float(value):.3f}" for name, value in sums.items())
+            require_finite(float(sums["loss"][0]), step + 1)
+            means = ", ".join(f"{name} {float(total) / count:.3f}" for name, (total, count) in sums.items())
             logger.info("step %d/%d %s, %.2f s/step", step + 1, steps, means, pace)
             sums = {}
         if step + 1 == steps or (config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0):
             require_finite(float(losses["loss"].detach()), step + 1)
+            require_finite_weights(of_arms + of_tower, step + 1)
             state.save(step + 1)
             save(tuning, metadata, options.output)
     logger.info("finished: %s holds the tower and a checkpoint for each arm", options.output)
