@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BEST_PATCHES = 0.02  # share of a photo's patches whose mean counts as the name's peak: steadier than the single best
+# Share of a photo's patches whose mean counts as the name's peak: steadier than the single best, and no more than a cup has.
+BEST_PATCHES = 0.005
 SHORT_LIST = 8  # names; who gives more than these does not mean that each of them is in the photo
 STEEP = 2.0  # how fast a name that is ahead of the others, or behind them, counts as there, or not
 

@@ -26,7 +26,7 @@ def result(logits: torch.Tensor, calibration: Calibration, background: float | N
 
 
 def test_peak_is_the_mean_of_the_best_patches_over_all_windows() -> None:
-    windows = [torch.randn(3, 9, 11), torch.randn(3, 5, 7)]
+    windows = [torch.randn(3, 19, 21), torch.randn(3, 5, 9)]
     values = np.concatenate([window.flatten(1).numpy() for window in windows], axis=1)
     count = int(BEST_PATCHES * values.shape[1])
     assert count == 2
@@ -37,7 +37,7 @@ def test_peak_is_the_mean_of_the_best_patches_over_all_windows() -> None:
 def test_scores_follow_the_formula() -> None:
     logits = torch.randn(4, 6, 8)
     calibration = Calibration(scale=1.5, bias=0.3, peak=0.5)
-    top = np.sort(logits.flatten(1).numpy(), axis=1)[:, -1]  # 2 % of 48 patches is one
+    top = np.sort(logits.flatten(1).numpy(), axis=1)[:, -1]  # half a percent of 48 patches is one
     expected = 1 / (1 + np.exp(-(1.5 * (logits.numpy() - 0.5 * top[:, None, None]) + 0.3)))
     scores = result(logits, calibration).scores_at((96, 128))  # pixels of which every 16th pair averages four patches
     np.testing.assert_allclose(scores[:, 0, 0], expected[:, 0, 0], atol=1e-5)
@@ -46,7 +46,7 @@ def test_scores_follow_the_formula() -> None:
 
 
 def test_a_lead_is_counted_over_the_best_other_name_and_all_windows() -> None:
-    windows = [torch.randn(3, 9, 11), torch.randn(3, 5, 7)]
+    windows = [torch.randn(3, 19, 21), torch.randn(3, 5, 9)]
     values = np.concatenate([window.flatten(1).numpy() for window in windows], axis=1)
     expected = []
     for name in range(3):
@@ -61,7 +61,7 @@ def test_a_lead_is_counted_over_the_best_other_name_and_all_windows() -> None:
 def test_names_are_compared_by_the_formula(names: int) -> None:
     windows = [torch.randn(names, 6, 5) * 3, torch.randn(names, 6, 3) * 3]
     values = torch.cat([each.flatten(1) for each in windows], dim=1).numpy()
-    top = values.max(axis=1)  # 2 % of 48 patches is one
+    top = values.max(axis=1)  # half a percent of 48 patches is one
     ahead = [(values[name] - np.delete(values, name, axis=0).max(axis=0)).max() for name in range(names)]
     there = 1 / (1 + np.exp(-STEEP * 1.5 * np.array(ahead)))
     lowered = 0.5 * min(1, SHORT_LIST / names) * (there * top + (1 - there) * top.max())

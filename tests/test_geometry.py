@@ -114,6 +114,10 @@ def test_canvas() -> None:
     assert canvas_size(300, 200, inference=lite, patch=16) == (448, 299)  # enlarged, but not more than twice
     assert canvas_size(150, 200, inference=lite, patch=16) == (300, 400)
     assert canvas_size(20, 10, inference=lite, patch=16) == (224, 112)  # tiny: up to a sensible size
+    wide = {"long_side": 576, "enlarge": 1.4}
+    assert canvas_size(960, 1280, inference=wide, patch=16) == (432, 576)
+    assert canvas_size(200, 320, inference=wide, patch=16) == (280, 448)  # it has no more detail to show
+    assert canvas_size(100, 120, inference=wide, patch=16) == (187, 224)
     assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
     assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
     assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
