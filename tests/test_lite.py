@@ -46,6 +46,7 @@ def test_masks_changed_the_image_tower_alone_and_not_its_first_stages(predictors
     assert all(name.startswith("visual.") and not name.startswith(early) for name in changed)
     assert load_config("lite_experiment").model_config().clip == "lite"
     for arm in ARMS:
+        assert predictors[arm].inference == load_config("lite_release").inference
         tower = predictors[arm].model.clip.model.state_dict()
         assert all(torch.equal(tower[name], tensor) for name, tensor in changed.items())
 
