@@ -170,6 +170,21 @@ def test_plain_similarity_needs_no_checkpoint(root: Path, tiny_clip_folder: Path
     assert "acc, present names" not in markdown([result])
 
 
+def test_plain_similarity_is_shown_photos_as_the_checkpoint_beside_it(
+    root: Path, checkpoint: Path, tiny_clip_folder: Path, tmp_path: Path
+) -> None:
+    """It takes its calibration from this evaluation, and the page shows all decoders the same picture."""
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inference": {"long_side": 96, "enlarge": 1.25}}))
+    words = ["--checkpoint", str(checkpoint), "--clip_arm", str(tiny_clip_folder), "--data", str(root), "--sets", "pets"]
+    evaluator.main([*words, "--calibrate", "--not_alone", "--output", str(tmp_path / "both")])
+    plain, own = json.loads((tmp_path / "both.json").read_text())
+    assert (plain["arm"], own["arm"]) == ("clip", "ldvc"), "first what all others are compared with"
+    assert plain["inference"] == own["inference"] == {"long_side": 96, "enlarge": 1.25}
+    stored = json.loads(path.read_text())
+    assert stored["clip_calibration"] == plain["calibration"] and stored["calibration"] == own["calibration"]
+
+
 def test_calibration_is_written_and_helps(root: Path, checkpoint: Path) -> None:
     datasets = [FolderDataset(root / "pets", "val")]
     before = evaluate(str(checkpoint), datasets)["sets"]["pets"]

@@ -134,6 +134,7 @@ def evaluate(
     unseen: frozenset[str] | None = None,
     calibrate: bool = False,
     peak: float = 0.0,
+    shown: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     **tallying: Any,
 ) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def evaluate(
         unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
         calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json, with
         peak: how far the threshold follows each name's own peak (`ldvc.calibration`).
+        shown: with arm "clip", the `inference` of the checkpoint beside which it stands, on the page, too; towers have none.
         options: see `chosen_inference`.
         tallying: offset, bf16, cache_dir, joint_only, alone and num_workers of `train.tally.tally_set`.
 
@@ -162,7 +164,7 @@ def evaluate(
         if clip is None and towers in open_clip.list_models() and not weights:
             raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
         model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0), clip=clip)
-        metadata: dict[str, Any] = {}
+        metadata: dict[str, Any] = {"inference": shown}
     else:
         model, metadata = load_checkpoint(source, arm=arm, clip=clip)
         arm = model.config.arm
@@ -319,8 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.rename:
             rename_classes(datasets, read_renamed(options.rename))
         unseen = load_split(options.unseen) if options.unseen else None
-        jobs = [(options.clip_arm, "clip")] if options.clip_arm else []
-        jobs += [(source, options.arm) for source in options.checkpoint]
+        jobs = [(source, options.arm) for source in options.checkpoint]
+        jobs += [(options.clip_arm, "clip")] if options.clip_arm else []
         if not jobs:
             raise LdvcError("Nothing to evaluate: give --checkpoint or --clip_arm.")
         if options.calibrate and options.joint_only:
@@ -331,14 +333,16 @@ def main(arguments: list[str] | None = None) -> None:
         on_cpu = not torch.cuda.is_available()
         state = PartialState(cpu=on_cpu)
         bf16 = not options.full_precision and resolved_precision("auto", on_cpu=on_cpu) == "bf16"
-        results = [
-            evaluate(
+        results: list[dict[str, Any]] = []
+        for source, arm in jobs:
+            result = evaluate(
                 source,
                 datasets,
                 arm=arm,
                 unseen=frozenset() if arm == "clip" and unseen is None else unseen,
                 calibrate=options.calibrate,
                 peak=options.peak,
+                shown=results[0]["inference"] if results else None,
                 options=vars(options),
                 offset=options.offset,
                 cache_dir=options.cache_dir,
@@ -347,8 +351,9 @@ def main(arguments: list[str] | None = None) -> None:
                 alone=not options.not_alone,
                 num_workers=options.num_workers,
             )
-            for source, arm in jobs
-        ]
+            results.append(result)
+        if options.clip_arm:
+            results.insert(0, results.pop())  # what all others are compared with
         if state.is_main_process:
             if options.calibrate and options.clip_arm:
                 for result in results[1:]:
