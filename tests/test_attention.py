@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -258,3 +260,17 @@ def test_lcsa_trains_under_bfloat16(grid: tuple[int, int]) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
     assert routing.token_attention(0, 0).dtype == torch.float32
     torch.testing.assert_close(output.float(), module(tokens, grid)[0], atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_on_a_gpu_learning_keeps_off_cudnns_attention(learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients were no numbers now and then; see tests/test_gpu.py for the kernel that a GPU takes."""
+    allowed = []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *_, **__: allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=torch.bfloat16, requires_grad=True)
+    with torch.set_grad_enabled(learning):
+        attend(tensor, tensor, tensor)
+    assert before and allowed == [not learning] and torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -7,6 +7,7 @@ import torch
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ARMS
+from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import build_clip
 from train.lite.trunk import Trunk
 
@@ -50,3 +51,11 @@ def test_the_trunk_says_and_learns_on_a_gpu_what_it_does_on_a_cpu(side: int) -> 
     for expected, tensor in zip(found["cpu"], found["cuda"], strict=True):
         assert tensor.isfinite().all()
         assert (tensor - expected).norm() / expected.norm().clamp(min=1e-6) < 0.05
+
+
+def test_learning_keeps_off_cudnns_attention() -> None:
+    query = torch.randn(8, 4, 16, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    mask = torch.rand(8, 1, 1, 16, device="cuda") < 0.9
+    mask[..., 0] = True
+    for each in (None, mask):
+        assert "Cudnn" not in type(attend(query, query, query, mask=each).grad_fn).__name__

@@ -7,23 +7,27 @@ only to the patches of the chosen regions.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldvc.modeling.regions import Layout
 
+SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # kernels to train with on a GPU
 GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, by whichever of two equal ways is faster.
 
-    PyTorch's fused kernel is best but for one case: its backward pass for bfloat16 on a CPU (torch 2.14, EPYC), where plain
-    matrix products took a tenth of the time on LCSA's small windows and less than half on whole grids.
+    PyTorch's fused kernel is best but for two cases. Its backward pass for bfloat16 on a CPU (torch 2.14, EPYC): plain matrix
+    products took a tenth of the time on LCSA's small windows and less than half on whole grids. And cuDNN's, which PyTorch
+    prefers on an H100 or H200: in training, LCSA's gradients were no numbers within some dozens of steps (torch 2.11).
 
     Args:
         query: (B, heads, N, d_head).
@@ -35,7 +39,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     """
     slow_kernel = query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
     if not (slow_kernel and (query.requires_grad or key.requires_grad or value.requires_grad)):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        with sdpa_kernel(SOUND) if query.is_cuda and torch.is_grad_enabled() else nullcontext():
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):  # or softmax would be widened to float32
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
         if mask is not None:
