@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,24 @@ from PIL import Image
 
 from ldvc.data import open_sets
 from train.lite import teacher_masks
-from train.lite.teacher_masks import ANIMALS, VOID, compose, contradicted, write_set
+from train.lite.teacher_masks import ANIMAL, ANIMALS, VOID, class_of_row, compose, contradicted, rare, write_set
 
-CUP, TABLE = 41, 60
+CUP, TABLE, VASE = 41, 60, 75
+
+
+class FewNouns:
+    """A WordNet of nine nouns: name -> offsets, its own first, then those above."""
+
+    NOUNS = {
+        "dog": ("1", ANIMAL), "dalmatian": ("2", "1", ANIMAL), "lion": ("3", ANIMAL), "okapi": ("4", "5", ANIMAL),
+        "giraffe": ("5", ANIMAL), "cougar": ("6", "7", ANIMAL), "cat": ("7", ANIMAL), "camera": ("8",), "yawl": ("99",),
+    }  # fmt: skip
+
+    def visible_sense(self, name: str) -> SimpleNamespace | None:
+        return SimpleNamespace(offset=self.NOUNS[name][0]) if name in self.NOUNS else None
+
+    def ancestors(self, offset: str) -> set[str]:
+        return next(set(above) for above in self.NOUNS.values() if above[0] == offset)
 
 
 def detections(*found: tuple[int, float, tuple[slice, slice]]) -> dict[str, np.ndarray]:
@@ -54,7 +70,7 @@ def test_what_the_label_contradicts_is_void_however_sure() -> None:
     "found",
     [
         detections(),
-        detections((CUP, 0.4, np.s_[0:4, 0:4])),  # nothing sure
+        detections((CUP, 0.45, np.s_[0:4, 0:4])),  # nothing sure
         detections((CUP, 0.9, np.s_[0:1, 0:1]), (TABLE, 0.3, np.s_[2:12, 0:16])),  # mostly doubts
     ],
     ids=["nothing", "nothing sure", "mostly doubts"],
@@ -73,7 +89,49 @@ def test_masks_have_the_size_of_the_photo() -> None:
 def test_captions_tell_of_animals() -> None:
     row = {"captions": "Two puppies run . || A brown dog and a horse on grass .", "wnid": "", "class": ""}
     assert contradicted(row, None) == set(ANIMALS) - {"dog", "horse"}
-    assert contradicted({"captions": "", "wnid": "", "class": ""}, None) == set()
+    assert contradicted({"captions": "", "wnid": "", "label": "", "class": ""}, None) == set()
+
+
+def test_a_label_names_a_class_by_its_words_or_by_what_stands_above_it() -> None:
+    names, of_synset = ["dog", "cat", "giraffe", "boat", "hot dog"], {"n1": "dog", "n5": "giraffe", "n7": "cat", "n99": "boat"}
+
+    def named(label: str, wnid: str = "") -> str:
+        return class_of_row({"label": label, "wnid": wnid}, names, of_synset, FewNouns())
+
+    assert named("Hotdog") == "hot dog" and named("dog") == "dog"
+    assert named("dalmatian") == "dog" and named("ketch") == "boat"
+    assert named("yawl", "n99") == "boat", "ImageNet's own synset comes before the word"
+    assert named("lion") == named("camera") == named("yin_yang") == named("") == ""
+    assert named("okapi") == named("cougar") == "", "WordNet puts them below giraffe and cat"
+
+
+def test_a_label_in_words_contradicts_other_animals_too() -> None:
+    def row(label: str, name: str) -> dict[str, str]:
+        return {"captions": "", "wnid": "", "label": label, "class": name}
+
+    assert contradicted(row("lion", ""), FewNouns()) == set(ANIMALS)
+    assert contradicted(row("dalmatian", "dog"), FewNouns()) == set(ANIMALS) - {"dog"}
+    assert contradicted(row("camera", ""), FewNouns()) == contradicted(row("yin_yang", ""), FewNouns()) == set()
+
+
+def test_what_is_large_is_what_the_label_names_and_so_not_another_class() -> None:
+    """Unless it holds it or carries it. What is small may well lie beside it, but the teacher must be surer."""
+    large, small = np.s_[0:6, 0:8], np.s_[8:10, 10:12]
+    found = detections((VASE, 0.95, large), (CUP, 0.65, small), (0, 0.55, np.s_[8:10, 0:2]), (TABLE, 0.9, np.s_[0:6, 8:16]))
+    mask = compose(found, (16, 12), set(), beside={TABLE})
+    assert mask is not None
+    assert (mask[large] == VOID).all() and (mask[small] == 1 + CUP).all() and (mask[8:10, 0:2] == VOID).all()
+    assert (mask[0:6, 8:16] == 1 + TABLE).all()
+    named = compose(found, (16, 12), set(), label=VASE, beside={TABLE})
+    assert named is not None and (named[large] == 1 + VASE).all()
+    unlabelled = compose(found, (16, 12), set())
+    assert unlabelled is not None and (unlabelled[large] == 1 + VASE).all() and (unlabelled[8:10, 0:2] == 1).all()
+
+
+def test_photos_of_rare_classes_are_given_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_masks, "RARE", 2)
+    masks = {name: np.array([0, VOID, *classes], np.uint8) for name, classes in (("a", [1]), ("b", [1, 2]), ("c", [1]))}
+    assert rare(masks) == {"b": masks["b"]}
 
 
 def test_what_the_label_says_needs_less_confidence() -> None:

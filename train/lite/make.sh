@@ -24,7 +24,7 @@ wait "$other"
 python -m train.lite.teacher_masks --data "$data" --work "$work" --compose
 mkdir -p "$work/data"
 for set in msrc coco-mini clothing facade camvid; do ln -sfn "$(realpath "$data")/$set" "$work/data/$set"; done
-for set in teacher-scenes teacher-objects; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done
+for set in teacher-scenes teacher-objects teacher-rare; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done
 
 for arm in ldvc ldvc_without_lcsa zegclip; do
   accelerate launch --cpu --num_processes 1 train/train.py --config lite_release_teacher --arm "$arm" --data "$work/data" \

@@ -9,8 +9,12 @@ YOLOv7-seg (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017 train), whose 
 only draws masks: neither its code nor its weights are part of lite. The experiment with held-out classes never uses them.
 
 The first two commands store each photo's detections in `WORK/teacher` (about 0.6 s a photo and core, resumable); `--compose`
-turns them into two data sets (plain folders), `WORK/teacher-scenes` and `WORK/teacher-objects`: what the teacher is sure of
-becomes its class, what it doubts is void, the rest is background, and so a negative of every class.
+turns them into data sets (plain folders), `WORK/teacher-scenes` and `WORK/teacher-objects`: what the teacher is sure of
+becomes its class, what it doubts is void, the rest is background, and so a negative of every class. `WORK/teacher-rare` holds
+those photos of both again that show a class of which there are few, so that a run can draw them more often.
+
+The teacher knows 80 classes and gives one of them to what is none: an okapi is a zebra, a comic cat a teddy bear, at any
+confidence. Most photos carry a label of what they show, so a label that is none of the 80 makes whatever is large void.
 """
 
 import argparse
@@ -37,13 +41,17 @@ VOID = 255
 LONG_SIDE = 512  # pixels at which the teacher looks; scenes (photos with captions) get more
 LONG_SIDE_SCENES = 640
 STRIDE = 64  # its largest stride: sides are multiples of it
-DOUBTED, SURE = 0.12, 0.4  # confidences: below the first a detection does not exist, between them it is void
+DOUBTED, SURE = 0.12, 0.5  # confidences: below the first a detection does not exist, between them it is void
+SURE_BESIDE = 0.6  # ... and sure enough beside what the label names
+LARGE = 0.05  # share of the photo from which on something is no longer beside what the label names, but that itself ...
+BESIDE = ("person", "dining table", "bowl")  # ... except these, which hold it or carry it
 OVERLAP = 0.6  # IoU above which two detections of a class are one
 LEAST_AREA = 0.004  # share of the photo that something sure must cover
 MOST_VOID = 0.35  # share of the photo
 LABELLED = 0.25  # ... and sure enough, if the photo's label says the same
 PHOTOS = 300  # of a class, those with the most classes first; a photo that shows a class with fewer is kept ...
 PEOPLE = 1100  # ... but people look in many ways
+RARE = 40  # photos of a class that is rare
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 ANIMAL = "00015388"  # WordNet's synset
 LABELS = {  # labels that name a class in words that `canonical` does not know
@@ -51,6 +59,11 @@ LABELS = {  # labels that name a class in words that `canonical` does not know
     "tv or monitor": "tv", "computer keyboard": "keyboard", "computer mouse": "mouse", "hotdog": "hot dog",
     "flower pot": "potted plant", "watercraft": "boat", "racket": "tennis racket", "ski": "skis", "stove": "oven",
     "purse": "handbag", "water bottle": "bottle", "wine bottle": "bottle", "table": "dining table",
+    "ketch": "boat", "schooner": "boat", "ferry": "boat", "container ship": "boat", "liner": "boat", "lifeboat": "boat",
+    "ewer": "vase", "bonsai": "potted plant", "hamburger": "sandwich", "cheeseburger": "sandwich", "baby bed": "bed",
+    "panda": "bear", "giant panda": "bear", "snowplow": "truck", "half track": "truck", "flamingo head": "bird",
+    "faces": "person", "tusker": "elephant",
+    "okapi": "", "cougar": "", "lynx": "", "garfield": "", "buddha": "",  # none, whatever WordNet says of them
 }  # fmt: skip
 
 
@@ -110,7 +123,11 @@ def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, 
 
 
 def compose(
-    found: dict[str, np.ndarray], size: tuple[int, int], doubted: set[int], label: int | None = None
+    found: dict[str, np.ndarray],
+    size: tuple[int, int],
+    doubted: set[int],
+    label: int | None = None,
+    beside: set[int] | None = None,
 ) -> np.ndarray | None:
     """One mask out of the detections.
 
@@ -119,6 +136,7 @@ def compose(
         size: (width, height) of the photo.
         doubted: classes that the photo's label contradicts; they become void however sure the teacher is.
         label: the class that the label names.
+        beside: classes that may be large although the label names something else; None: there is no label.
 
     Returns:
         (height, width) uint8: 0 background, 1 + class, `VOID`; None if nothing sure is large enough or too much is void.
@@ -128,12 +146,15 @@ def compose(
     if not len(cells):
         return None
     masks = F.interpolate(torch.from_numpy(cells)[None].float(), size[::-1], mode="bilinear")[0].numpy() >= 0.5
-    least = np.where(found["classes"] == (-1 if label is None else label), LABELLED, SURE)
+    areas = masks.reshape(len(masks), -1).sum(axis=1)
+    named = found["classes"] == (-1 if label is None else label)
+    least = np.where(named, LABELLED, SURE if beside is None else SURE_BESIDE)
     sure = (found["confidences"] >= least) & ~np.isin(found["classes"], list(doubted))
+    if beside is not None:
+        sure &= named | np.isin(found["classes"], list(beside)) | (areas < LARGE * masks[0].size)
     mask = np.zeros(size[::-1], dtype=np.uint8)
     for each in masks[~sure]:
         mask[each] = VOID
-    areas = masks.reshape(len(masks), -1).sum(axis=1)
     for number in np.flatnonzero(sure)[np.argsort(-areas[sure], kind="stable")]:  # a cup lies upon its table
         mask[masks[number]] = 1 + found["classes"][number]
     shown = (mask > 0) & (mask < VOID)
@@ -143,7 +164,8 @@ def compose(
 
 
 def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
-    """ImageNet synset ("n02099601") -> class, by hypernyms and by the list of everyday words."""
+    """Synset that ImageNet has ("n02099601"), or that is one of `names` -> class, by hypernyms and by the list of everyday
+    words."""
     imagenet = timm.data.ImageNetInfo("imagenet-1k")
     titles = [description.split(",")[0] for description in imagenet.label_descriptions()]
     by_title = {
@@ -153,7 +175,7 @@ def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
         for title in entry["classes"]
     }
     offsets = {sense.offset: name for name in names if (sense := wordnet.visible_sense(name)) is not None}
-    found = {}
+    found = {f"n{offset}": name for offset, name in offsets.items()}
     for synset, title in zip(imagenet.label_names(), titles, strict=True):
         above = [offsets[offset] for offset in wordnet.ancestors(synset[1:]) if offset in offsets]
         if title in by_title or above:
@@ -161,15 +183,32 @@ def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
     return found
 
 
-def read_rows(data: Path, names: list[str], of_synset: dict[str, str]) -> list[dict[str, str]]:
-    """Photos of the image tower with their `class` ("" if the label is none of `names`): scenes, then labelled classes, then
-    the rest, so that a teacher who is stopped early has seen the best."""
-    rows = []
+def synset_of(row: dict[str, str], wordnet: WordNet) -> str | None:
+    """What the photo's label means: its ImageNet synset, else that of its words."""
+    if row["wnid"]:
+        return row["wnid"]
+    words = row["label"].lower().replace("_", " ")
+    sense = wordnet.visible_sense(words) or wordnet.visible_sense(canonical(words)) if words else None
+    return sense and f"n{sense.offset}"
+
+
+def class_of_row(row: dict[str, str], names: list[str], of_synset: dict[str, str], wordnet: WordNet) -> str:
+    """The class that the photo's label names, in words or by its hypernyms; "" if it is none of `names`."""
+    label = row["label"].lower().replace("_", " ")
+    name = canonical(LABELS.get(label, label))
+    if not name or name in names:
+        return name
+    synset = synset_of(row, wordnet)
+    above = sorted(wordnet.ancestors(synset[1:])) if synset else []
+    return of_synset.get(synset) or next((of_synset[f"n{offset}"] for offset in above if f"n{offset}" in of_synset), "")
+
+
+def read_rows(data: Path, names: list[str], wordnet: WordNet) -> list[dict[str, str]]:
+    """Photos of the image tower with their `class` (see `class_of_row`): scenes, then labelled classes, then the rest, so that
+    a teacher who is stopped early has seen the best."""
+    of_synset = class_of_photo(names, wordnet)
     with open(data / "clip" / "labels.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            label = row["label"].lower().replace("_", " ")
-            name = canonical(LABELS.get(label, label))
-            rows.append({**row, "class": name if name in names else of_synset.get(row["wnid"], "")})
+        rows = [{**row, "class": class_of_row(row, names, of_synset, wordnet)} for row in csv.DictReader(file)]
     return sorted(rows, key=lambda row: (not row["captions"], not row["class"], row["source"] == "caltech"))
 
 
@@ -179,7 +218,8 @@ def contradicted(row: dict[str, str], wordnet: WordNet) -> set[str]:
         words = read_other_words(["lite/synonyms.json", "lite/kinds.json"])
         told = set(re.findall("[a-z]+", row["captions"].lower()))
         return {name for name in ANIMALS if not told & {form for word in (name, *words[name]) for form in (word, f"{word}s")}}
-    if row["wnid"] and ANIMAL in wordnet.ancestors(row["wnid"][1:]):
+    synset = synset_of(row, wordnet)
+    if synset and ANIMAL in wordnet.ancestors(synset[1:]):
         return {name for name in ANIMALS if name != row["class"]}
     return set()
 
@@ -189,7 +229,7 @@ def detect_all(args: argparse.Namespace) -> None:
     store = args.work / "teacher"
     store.mkdir(parents=True, exist_ok=True)
     teacher, names = load_teacher()
-    rows = read_rows(args.data, names, class_of_photo(names, WordNet()))[args.shard[0] :: args.shard[1]]
+    rows = read_rows(args.data, names, WordNet())[args.shard[0] :: args.shard[1]]
     for count, row in enumerate(rows, start=1):
         file = store / f"{Path(row['file']).stem}.npz"
         if file.exists():
@@ -208,20 +248,28 @@ def compose_all(args: argparse.Namespace) -> None:
     """Writes both data sets from the stored detections."""
     _, names = load_teacher()
     wordnet = WordNet()
-    of_synset = class_of_photo(names, wordnet)
+    beside = {names.index(name) for name in BESIDE}
     masks: dict[str, dict[str, np.ndarray]] = {"teacher-scenes": {}, "teacher-objects": {}}
-    for row in read_rows(args.data, names, of_synset):
+    for row in read_rows(args.data, names, wordnet):
         file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
         if not file.exists():
             continue
         doubted = {names.index(name) for name in contradicted(row, wordnet)}
         label = names.index(row["class"]) if row["class"] else None
         with Image.open(args.data / "clip" / "images" / row["file"]) as photo, np.load(file) as found:
-            mask = compose(dict(found), photo.size, doubted, label)
+            mask = compose(dict(found), photo.size, doubted, label, beside if row["label"] else None)
         if mask is not None:
             masks["teacher-scenes" if row["captions"] else "teacher-objects"][row["file"]] = mask
+    masks["teacher-rare"] = rare({file: mask for found in masks.values() for file, mask in found.items()})
     for name, found in masks.items():
         write_set(args.work / name, args.data / "clip" / "images", found, names)
+
+
+def rare(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that show a class which fewer than `RARE` of them show."""
+    shown = {file: [each for each in np.unique(mask).tolist() if 0 < each < VOID] for file, mask in masks.items()}
+    counts = Counter(each for classes in shown.values() for each in classes)
+    return {file: masks[file] for file, classes in shown.items() if any(counts[each] < RARE for each in classes)}
 
 
 def write_set(folder: Path, photos: Path, masks: dict[str, np.ndarray], names: list[str]) -> None:
