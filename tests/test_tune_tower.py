@@ -18,7 +18,7 @@ from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
 from train.lite.trunk import FIRST, Trunk
-from train.lite.tune_tower import Tuning, main, mosaics, start_arms
+from train.lite.tune_tower import Tuning, main, start_arms
 from train.options import load_config
 from train.progress import DivergedError
 
@@ -111,31 +111,6 @@ def test_with_depthwise_kernels_every_stage_learns(stem: ConvStem) -> None:
     assert any("conv_dw." in name for name in learned)
     with pytest.raises(AssertionError):
         Trunk(stem, first=FIRST + 1)
-
-
-def test_a_mosaic_holds_four_views_of_its_own_data_set_at_half_their_size() -> None:
-    numbers = torch.arange(7)  # each view is of one colour and one label
-    batch = {
-        "images": numbers[:, None, None, None].expand(7, 3, 16, 16).float(),
-        "labels": numbers[:, None, None].expand(7, 4, 4).short(),
-        "set": torch.tensor([0, 1, 0, 0, 1, 0, 0]),
-    }
-    made = mosaics(batch, 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(made["set"], batch["set"])
-    for view, (image, label) in enumerate(zip(made["images"], made["labels"], strict=True)):
-        if batch["set"][view] == 1:  # two views make no mosaic
-            assert (image == view).all() and (label == view).all()
-            continue
-        quarters = [
-            (image[:, y : y + 8, x : x + 8], label[y // 4 : y // 4 + 2, x // 4 : x // 4 + 2])
-            for y in (0, 8)
-            for x in (0, 8)
-        ]
-        shown = {int(part[0, 0, 0]) for part, _ in quarters}
-        assert len(shown) == 4 and shown <= {0, 2, 3, 5, 6}
-        assert all((part == part[0, 0, 0]).all() and (cells == part[0, 0, 0]).all() for part, cells in quarters)
-    kept = mosaics(batch, 0.0, torch.Generator())
-    assert torch.equal(kept["images"], batch["images"]) and torch.equal(kept["labels"], batch["labels"])
 
 
 def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: FrozenClip) -> None:

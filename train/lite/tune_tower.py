@@ -7,7 +7,7 @@ Until here the tower sees what ImageNet's labels asked for: what a photo shows, 
 (see `train/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three arms' losses, so that no arm has a
 tower of its own. What the tower knew of other names is kept twice: each arm preserves random concepts as in its own training,
 with the tower as it was for reference, and plain similarity of the tower itself is held to what it was for the names of the
-step. Some views may be mosaics of four, in which things are small and many, as in photos of rooms and streets.
+step. Some views may be mosaics of four or have things of others pasted into them, see `train/lite/mixing.py`.
 
 It runs on a GPU if there is one. The output folder holds `clip` (what differs from the bundled tower) and a checkpoint for each
 arm; with `state.pt` the same command goes on where it was stopped.
@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
@@ -40,6 +39,7 @@ from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip, save_clip_fo
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageTower
 from train.checkpoints import metadata_of
+from train.lite.mixing import mosaics, paste, things
 from train.lite.trunk import FIRST, Trunk
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TrainConfig, load_config
@@ -49,7 +49,6 @@ from train.train import read_concepts
 from train.words import read_other_words
 
 logger = logging.getLogger("tune_tower")
-SMALL = 2  # how much smaller a view is within a mosaic
 
 
 class Tuning(nn.Module):
@@ -140,28 +139,6 @@ class Tuning(nn.Module):
         )
         weight = new.new_full(new.shape[:2], self.keep_weight / (new.shape[0] * new.shape[1]))
         return preservation_loss(new, old, weight)
-
-
-def mosaics(batch: dict[str, Tensor], share: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Replaces a share of the views by mosaics of four views of the same data set, since sets differ in what they label.
-
-    Args:
-        batch: `images` (B, 3, H, W), `labels` (B, h, w), `set` (B,); H, W, h and w are even.
-        share: of each set's views; a set with fewer than four in the batch gets none.
-    """
-    images, labels = batch["images"].clone(), batch["labels"].clone()
-    small_images = F.avg_pool2d(batch["images"], SMALL)
-    small_labels = batch["labels"][:, ::SMALL, ::SMALL]
-    for number in batch["set"].unique().tolist():
-        here = (batch["set"] == number).nonzero()[:, 0].cpu()
-        if len(here) < SMALL**2:
-            continue
-        for target in here[torch.rand(len(here), generator=generator) < share].tolist():
-            four = here[torch.randperm(len(here), generator=generator)[: SMALL**2]]
-            for whole, parts in ((images, small_images), (labels, small_labels)):
-                rows = [torch.cat(list(pair), dim=-1) for pair in parts[four.to(parts.device)].chunk(SMALL)]
-                whole[target] = torch.cat(rows, dim=-2)
-    return {"images": images, "labels": labels, "set": batch["set"]}
 
 
 def start_arms(
@@ -256,6 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep_weight", type=float, default=25.0, help="of plain similarity as it was; 25; 0 saves time")
     parser.add_argument("--in_turn", action="store_true", help="each step teaches one arm: a third of the time of three")
     parser.add_argument("--mosaics", type=float, default=0.0, help="share of views that are mosaics of four; 0")
+    parser.add_argument("--paste", type=float, default=0.0, help="share of views with things of others pasted in; 0")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return parser.parse_args(arguments)
 
@@ -276,6 +254,7 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
         hidden_as_background=config.held_out_as_negative,
         other_words=read_other_words(config.other_words),
     )
+    pasted = vocabulary.known & things(datasets, vocabulary)  # (sets, names)
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, config.held_out())
     clip = build_clip(options.clip).to(device)
     arms, metadata = start_arms(options.decoders, clip, vocabulary, config)
@@ -306,8 +285,10 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
     tuning.arms.train()
     started, sums = time.monotonic(), {}
     for step, batch in enumerate(loader, start=first):
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout and mosaics, also after a resume
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, mosaics and what is pasted, also after a resume
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        if options.paste:
+            batch = paste(batch, options.paste, pasted, torch.default_generator)
         if options.mosaics:
             batch = mosaics(batch, options.mosaics, torch.default_generator)
         names, concept_ids = sampler.sample(step, vocabulary.present(batch["labels"]).cpu())
