@@ -17,6 +17,7 @@ from ldvc.modeling.stem import ConvStem
 from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
+from train.lite import tune_tower
 from train.lite.trunk import FIRST, Trunk
 from train.lite.tune_tower import Tuning, main, start_arms
 from train.options import load_config
@@ -204,6 +205,27 @@ def test_in_turn_each_step_teaches_one_arm(
     (line,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("step 2/4"))
     assert f"ldvc: loss {found[0]['ldvc: loss']:.3f}" in line, "a mean over the steps that taught it"
     assert f"loss {(found[0]['loss'] + found[1]['loss']) / 2:.3f}," in line
+
+
+def test_things_are_pasted_before_views_become_mosaics(
+    tmp_path: Path, common: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple] = []
+
+    class Enough(Exception):
+        pass
+
+    def enough(*arguments: object) -> None:
+        calls.append(arguments)
+        raise Enough
+
+    monkeypatch.setattr(tune_tower, "paste", lambda batch, *others: calls.append(others) or {**batch, "pasted": True})
+    monkeypatch.setattr(tune_tower, "mosaics", enough)
+    with pytest.raises(Enough):
+        main([*common, "--paste", "0.4", "--mosaics", "0.2", "--output", str(tmp_path / "out")])
+    (paste_share, known, _), (batch, mosaic_share, _) = calls
+    assert (paste_share, mosaic_share) == (0.4, 0.2) and batch["pasted"]
+    assert known.sum(dim=1).tolist() == [1, 2], "meadow's dog, and the pets; meadow's stuff stays where it is"
 
 
 def steep(loss: torch.Tensor) -> dict[str, torch.Tensor]:
