@@ -23,11 +23,12 @@ GATHERED = 2_000_000  # values of keys and values that are gathered at once on a
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, by whichever of two equal ways is faster.
+    """Scaled dot-product attention, by whichever of PyTorch's equal ways is fast and sound.
 
-    PyTorch's fused kernel is best but for two cases. Its backward pass for bfloat16 on a CPU (torch 2.14, EPYC): plain matrix
-    products took a tenth of the time on LCSA's small windows and less than half on whole grids. And cuDNN's, which PyTorch
-    prefers on an H100 or H200: in training, LCSA's gradients were no numbers within some dozens of steps (torch 2.11).
+    The fused kernel that it chooses is best but for two cases. The backward pass for bfloat16 on a CPU (torch 2.14, EPYC):
+    plain matrix products took a tenth of the time on LCSA's small windows and less than half on whole grids. And cuDNN's
+    kernel, which it prefers on an H100 or H200: in training, LCSA's gradients were no numbers within some dozens of steps
+    (torch 2.11).
 
     Args:
         query: (B, heads, N, d_head).

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
 
 from ldvc.data import SegmentationDataset, Vocabulary
 
@@ -70,9 +71,8 @@ def paste(batch: dict[str, Tensor], share: float, known: Tensor, generator: torc
         if not able or torch.rand((), generator=generator) >= share:
             continue
         for _ in range(1 + _below(PASTED, generator)):
-            name = able[_below(len(able), generator)]
-            views = [view for view in shown[name] if view != target]
-            source = views[_below(len(views), generator)]
+            name = _one_of(able, generator)
+            source = _one_of([view for view in shown[name] if view != target], generator)
             picture, thing = _cut_out(batch["images"][source], cells[source] == name, generator)
             height, width = thing.shape
             y, x = (_below(labels.shape[axis] - side + 1, generator) for axis, side in ((-2, height), (-1, width)))
@@ -87,8 +87,8 @@ def paste(batch: dict[str, Tensor], share: float, known: Tensor, generator: torc
 def _cut_out(image: Tensor, thing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The box around a thing, shrunk and maybe mirrored: (3, s h', s w') of (3, H, W) and (h', w') bool of (h, w)."""
     scale = image.shape[-1] // thing.shape[-1]
-    rows, columns = (thing.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    left, top, last_column, last_row = masks_to_boxes(thing[None])[0].int().tolist()
+    right, bottom = last_column + 1, last_row + 1
     picture, thing = image[:, top * scale : bottom * scale, left * scale : right * scale], thing[top:bottom, left:right]
     if torch.rand((), generator=generator) < FLIPPED:
         picture, thing = picture.flip(-1), thing.flip(-1)
@@ -98,6 +98,10 @@ def _cut_out(image: Tensor, thing: Tensor, generator: torch.Generator) -> tuple[
     thing = F.interpolate(thing[None, None].float(), size=(height, width), mode="area")[0, 0] >= 0.5
     size = (height * scale, width * scale)
     return F.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0], thing
+
+
+def _one_of(choices: Sequence[int], generator: torch.Generator) -> int:
+    return choices[_below(len(choices), generator)]
 
 
 def _below(count: int, generator: torch.Generator) -> int:

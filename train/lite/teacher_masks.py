@@ -265,16 +265,21 @@ def compose_all(args: argparse.Namespace) -> None:
         write_set(args.work / name, args.data / "clip" / "images", found, names)
 
 
+def classes_in(mask: np.ndarray) -> list[int]:
+    """Indices of the teacher's names that a mask shows."""
+    return [each - 1 for each in np.unique(mask).tolist() if 0 < each < VOID]
+
+
 def rare(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Those that show a class which fewer than `RARE` of them show."""
-    shown = {file: [each for each in np.unique(mask).tolist() if 0 < each < VOID] for file, mask in masks.items()}
+    shown = {file: classes_in(mask) for file, mask in masks.items()}
     counts = Counter(each for classes in shown.values() for each in classes)
     return {file: masks[file] for file, classes in shown.items() if any(counts[each] < RARE for each in classes)}
 
 
 def write_set(folder: Path, photos: Path, masks: dict[str, np.ndarray], names: list[str]) -> None:
     """A plain folder with links to those photos that show a class of which there are not yet `PHOTOS`."""
-    shown = {file: [each - 1 for each in np.unique(mask) if 0 < each < VOID] for file, mask in masks.items()}
+    shown = {file: classes_in(mask) for file, mask in masks.items()}
     kept: Counter[int] = Counter()
     files = []
     for file in sorted(shown, key=lambda file: -len(shown[file])):
@@ -300,7 +305,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th photo from I on")
-    parser.add_argument("--compose", action="store_true", help="write the data set from what is stored")
+    parser.add_argument("--compose", action="store_true", help="write the data sets from what is stored")
     args = parser.parse_args()
     (compose_all if args.compose else detect_all)(args)
 
