@@ -10,10 +10,12 @@ from math import log
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ldvc.config import ModelConfig
 from ldvc.data import BACKGROUND, VOID
 from ldvc.losses import mask_loss
+from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.decoders import ZegClipDecoder
 from ldvc.modeling.model import LDVC
@@ -86,16 +88,62 @@ def test_shapes(model: LDVC) -> None:
         output = model(torch.randn(2, 3, 64, 96), [f"name {n}" for n in range(15)], return_attention=True)
     assert output.mask_logits.shape == (2, 15, 4, 6)
     assert output.class_embeddings.shape == (2, 15, JOINT) and output.patch_features.shape == (2, 24, JOINT)
-    assert [attention.shape for attention in output.patch_attention] == [(2, HEADS, 15, 4, 6)] * LAYERS
+    assert [attention.shape for attention in output.cross_attention] == [(2, HEADS, 15, 4, 6)] * LAYERS
 
 
 @torch.no_grad()
 def test_masks_are_the_mean_over_heads_of_the_last_scores_before_the_softmax(model: LDVC) -> None:
-    """Read back from the attention: log softmax over patches is the score less one number per head and name."""
+    """Read back from the attention: log softmax over names is the score less one number per head and patch."""
     output = model(torch.randn(1, 3, 64, 64), ["dog", "grass"], return_attention=True)
-    scores = output.patch_attention[-1].log().mean(dim=1)  # (1, C, 4, 4), up to a constant per name
+    scores = output.cross_attention[-1].log().mean(dim=1)  # (1, C, 4, 4), up to a constant per patch
     difference = output.mask_logits - scores
-    torch.testing.assert_close(difference, difference[..., :1, :1].expand_as(difference), atol=2e-4, rtol=0)
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_layers_made_of_pytorchs_own_parts(model: LDVC) -> None:
+    """As in the authors' code: unit vectors as they are, attention, ReLU, norms after adding, scores over sqrt(d_head)."""
+    decoder = model.decoder
+    classes = F.normalize(torch.randn(2, 5, JOINT), dim=-1)
+    patches = F.normalize(torch.randn(2, 12, JOINT), dim=-1)
+    found = decoder(patches, classes, (3, 4)).mask_logits
+
+    state = classes
+    for block in decoder.blocks:
+        attention = torch.nn.MultiheadAttention(JOINT, HEADS, batch_first=True)
+        attention.in_proj_weight.copy_(torch.cat([block.cross_attention.query.weight, block.cross_attention.key_value.weight]))
+        attention.in_proj_bias.copy_(torch.cat([block.cross_attention.query.bias, block.cross_attention.key_value.bias]))
+        attention.out_proj.load_state_dict(block.cross_attention.out.state_dict())
+        state = block.cross_norm(state + attention(state, patches, patches, need_weights=False)[0])
+        fed = F.linear(F.relu(F.linear(state, block.ffn[0].weight, block.ffn[0].bias)), block.ffn[2].weight, block.ffn[2].bias)
+        state = block.ffn_norm(state + fed)
+    query, key = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (decoder.query(state), decoder.key(patches)))
+    scores = (query @ key.mT / (JOINT // HEADS) ** 0.5).mean(dim=1)  # (2, 5, 12)
+    torch.testing.assert_close(found, scores.unflatten(-1, (3, 4)), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_layer_drops_attention_activations_and_branches_while_training(model: LDVC) -> None:
+    """A tenth of each; what remains of the attention weights is scaled up, so that the mean stays."""
+    block, classes, patches = model.decoder.blocks[0], torch.randn(1, 3, JOINT), torch.randn(1, 7, JOINT)
+    assert block.cross_attention.dropout == block.dropout.p == block.ffn[1][1].p == 0.1
+    quiet, _ = block(classes, patches)
+    torch.testing.assert_close(block(classes, patches)[0], quiet)
+    block.train()
+    try:
+        assert not torch.allclose(block(classes, patches)[0], quiet, atol=1e-3)
+        query, key, value = torch.zeros(1, 1, 2000, 1), torch.zeros(1, 1, 100, 1), torch.ones(1, 1, 100, 1)
+        kept = attend(query, key, value, dropout=0.1)
+        assert kept.std() == pytest.approx((0.1 / 0.9 / 100) ** 0.5, rel=0.1) and kept.mean() == pytest.approx(1, abs=0.01)
+    finally:
+        block.eval()
+
+
+def test_linear_layers_start_as_in_the_authors_code(model: LDVC) -> None:
+    parts = [part for whole in (model.decoder, model.adapter) for part in whole.modules() if isinstance(part, torch.nn.Linear)]
+    assert len(parts) == 2 * 5 + 2 + 1
+    for part in parts:
+        assert part.weight.std().item() == pytest.approx(0.02, rel=0.02) and part.bias.abs().max() == 0
 
 
 @torch.no_grad()
@@ -124,7 +172,7 @@ def test_loss_of_fixed_tensors_by_hand() -> None:
     """Four patches, two seen names, of which one is in the photo; the last pixel is void: a negative, as in ZegCLIP's code.
 
     One decoder layer with identity projections, width 4 and 2 heads: the mask logit is the mean over heads of
-    (2 a_h) . (2 v_h) / sqrt(2), that is sqrt(2) * a . v. The patches are chosen so that sigmoids are 3/4, 1/4 and 1/2.
+    a_h . v_h / sqrt(2), that is a . v / sqrt(8). The patches are chosen so that sigmoids are 3/4, 1/4 and 1/2.
     """
     decoder = ZegClipDecoder(
         ModelConfig(arm="zegclip", decoder_heads=2, decoder_layers=1, **PUBLISHED), 4, scale=9.0, bias=9.0
@@ -133,7 +181,7 @@ def test_loss_of_fixed_tensors_by_hand() -> None:
         for projection in (decoder.query, decoder.key):
             projection.weight.copy_(torch.eye(4))
             projection.bias.zero_()
-    t = log(3) / 2**0.5  # sigmoid(sqrt(2) * t) = 3/4
+    t = log(3) * 8**0.5  # sigmoid(t / sqrt(8)) = 3/4
     patches = torch.tensor([[[t, -t, 0, 0], [-t, -t, 0, 0], [0, 0, 0, 0], [t, -t, 0, 0]]])
     names = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
     logits = decoder(patches, names, (2, 2)).mask_logits

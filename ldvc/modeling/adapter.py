@@ -4,13 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldvc.modeling.attention import init_normal
+
 
 class TextAdapter(nn.Module):
     """T_new = Linear_{2d->d}([T * V_g ; T]), ZegCLIP's relationship descriptor (Zhou et al., 2023).
 
     Args:
         width: d.
-        start_at_identity: the weight of T starts as the identity and that of T * V_g at zero, so that T_new = T.
+        start_at_identity: the weight of T starts as the identity and that of T * V_g at zero, so that T_new = T; otherwise
+            both start as ZegCLIP's do.
     """
 
     def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
@@ -21,6 +24,8 @@ class TextAdapter(nn.Module):
                 self.linear.weight.zero_()
                 self.linear.weight[:, width:] = torch.eye(width)
                 self.linear.bias.zero_()
+        else:
+            init_normal(self.linear)
 
     def forward(self, class_embeddings: Tensor, global_embedding: Tensor) -> Tensor:
         """Adapt each name to each picture, in float32 (the product is a third of a CLIP logit's resolution in bfloat16).

@@ -1,7 +1,8 @@
 """The decoders: from patch features and class embeddings to mask logits. Three arms behind one interface.
 
 Inside a decoder both are multiplied by sqrt(d), so that unit vectors have elements of about 1 and a residual branch with a
-small gate is a small change. Logits are computed in float32, also under autocast.
+small gate is a small change; only `zegclip` in its published form takes them as they are. Logits are computed in float32, also
+under autocast.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldvc.config import ModelConfig
-from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention, Routing, attention_scores, init_identity
+from ldvc.modeling.attention import (
+    CrossAttention,
+    RoutedSelfAttention,
+    Routing,
+    attention_scores,
+    init_identity,
+    init_normal,
+)
+
+PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,9 @@ class DecoderOutput:
         patch_features: (B, N, d), as they leave the decoder.
         class_embeddings: (B, C, d), as they leave the decoder: anchors of the logits.
         cross_attention: for each layer (B, heads, C, h, w), softmax over the C names, or None if not asked for. The arms
-            can be compared on this scale: `zegclip` itself takes its softmax over patches (`patch_attention`), and here
-            is the softmax over names of the same scores.
+            can be compared on this scale: `zegclip` itself takes its softmax over patches, and here is the softmax over
+            names of the same scores.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
-        patch_attention: only `zegclip`: for each layer (B, heads, C, h, w), softmax over the patches.
         patch_features_before, class_embeddings_before: the same two as they came in, so that one sees which of them a
             decoder moves. References, not copies.
     """
@@ -40,7 +49,6 @@ class DecoderOutput:
     class_embeddings: Tensor
     cross_attention: list[Tensor] | None = None
     routing: list[Routing] | None = None
-    patch_attention: list[Tensor] | None = None
     patch_features_before: Tensor | None = None
     class_embeddings_before: Tensor | None = None
 
@@ -185,23 +193,28 @@ class LocalConsensusDecoder(nn.Module):
 class ZegClipBlock(nn.Module):
     """Post-norm cross-attention of names to patches, then FFN: T <- T + g * (LN(T + branch(T)) - T).
 
-    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity.
+    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity. Where nothing starts at CLIP,
+    activation and dropout are the published ones, too.
     """
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init)
+        dropout = 0.0 if config.start_at_clip else PUBLISHED_DROPOUT
+        self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init, dropout=dropout)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_gate = Gate(width, config.gate_init)
         self.ffn = _feed_forward(width, config.ffn_ratio)
+        if not config.start_at_clip:
+            self.ffn[1] = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+        self.dropout = nn.Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn_gate = Gate(width, config.gate_init)
 
     def forward(self, classes: Tensor, patches: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Classes (B, C, d) and patches (B, N, d) -> classes, and scores (B, heads, C, N) or None."""
         branch, scores = self.cross_attention(classes, patches, return_scores=return_scores)
-        classes = classes + self.cross_gate(self.cross_norm(classes + branch) - classes)
-        classes = classes + self.ffn_gate(self.ffn_norm(classes + self.ffn(classes)) - classes)
+        classes = classes + self.cross_gate(self.cross_norm(classes + self.dropout(branch)) - classes)
+        classes = classes + self.ffn_gate(self.ffn_norm(classes + self.dropout(self.ffn(classes))) - classes)
         return classes, scores
 
 
@@ -212,12 +225,13 @@ class ZegClipDecoder(nn.Module):
     feed-forward network reaches no mask, so those parts are not built (2.6M of the published model's parameters, beside the
     3.15M of self-attentions that it holds and never calls; tests/test_zegclip_parity.py counts them).
     The scores get a learnable scale and bias; where `start_at_clip`, query and key start as identities and scale and bias so
-    that logits are CLIP's own; otherwise they are the bare scores of the published form.
+    that logits are CLIP's own. Otherwise this is the published form, as its authors' code has it: unit vectors go in as they
+    are, layers have ReLU and dropout, linear layers start small, and masks are the bare scores.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        self.heads = config.decoder_heads
+        self.heads, self.unit = config.decoder_heads, width**0.5 if config.start_at_clip else 1.0
         assert width % self.heads == 0, f"{self.heads} heads do not divide a width of {width}"
         self.blocks = nn.ModuleList(ZegClipBlock(config, width) for _ in range(config.decoder_layers - 1))
         self.query = nn.Linear(width, width)
@@ -228,6 +242,9 @@ class ZegClipDecoder(nn.Module):
             # mean over heads of q_h . k_h / sqrt(d_head), with |q| = |k| = sqrt(d), is sqrt(d_head) * cosine
             scale = scale / math.sqrt(width // self.heads)
         else:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    init_normal(module)
             scale, bias = 1.0, 0.0
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(float(bias)))
@@ -242,8 +259,7 @@ class ZegClipDecoder(nn.Module):
         skip_lcsa: bool = False,
     ) -> DecoderOutput:
         """Decode; arguments as of `LocalConsensusDecoder`. There is no LCSA to skip here."""
-        unit = patch_features.shape[-1] ** 0.5
-        patches, classes = patch_features.float() * unit, class_embeddings.float() * unit
+        patches, classes = patch_features.float() * self.unit, class_embeddings.float() * self.unit
         all_scores = []
         for block in self.blocks:
             classes, scores = block(classes, patches, return_scores=return_attention)
@@ -255,19 +271,17 @@ class ZegClipDecoder(nn.Module):
             mean_score = query.float() @ key.float().transpose(1, 2) / (self.heads * head_width**0.5)  # (B, C, N)
             logits = mean_score * self.log_scale.exp() + self.bias
 
-        over_names = over_patches = None
+        over_names = None
         if return_attention:
             split = "b n (heads c) -> b heads n c"
             last = attention_scores(rearrange(query, split, heads=self.heads), rearrange(key, split, heads=self.heads))
             all_scores.append(last)  # (B, heads, C, N)
             over_names = [scores.softmax(dim=2).unflatten(-1, grid) for scores in all_scores]
-            over_patches = [scores.softmax(dim=3).unflatten(-1, grid) for scores in all_scores]
         return DecoderOutput(
             mask_logits=logits.unflatten(-1, grid),
             patch_features=patch_features,
-            class_embeddings=classes / unit,
+            class_embeddings=classes / self.unit,
             cross_attention=over_names,
-            patch_attention=over_patches,
             patch_features_before=patch_features,
             class_embeddings_before=class_embeddings,
         )

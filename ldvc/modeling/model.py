@@ -15,8 +15,6 @@ from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.decoders import DecoderOutput, build_decoder
 from ldvc.modeling.towers import DEFAULT_GATE, ImageFeatures, ImageTower, TextTower
 
-ZEGCLIP_PARAMETERS = 13_800_000  # learnable parameters of ZegCLIP, as published (of which 3.15M are never used)
-
 
 def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
     """Plain CLIP similarity: scale * cos(patch, name) + bias, in float32 (a rounded cosine times the scale would be coarse).

@@ -81,7 +81,9 @@ def run_block(
 class ImageTower(nn.Module):
     """CLIP's image tower at any resolution, with M learnable tokens before every layer.
 
-    As in ZegCLIP's VPT, all layers' prompts go through one shared linear projection, a LayerNorm and dropout.
+    All layers' prompts go through one shared linear projection, a LayerNorm and dropout, which ZegCLIP's VPT has, too. In its
+    authors' code the norm stands elsewhere, between the last block and `ln_post`, where a norm follows another; and while
+    training, the frozen blocks lose a tenth of their branches (drop path). Neither is built.
 
     Args:
         clip: frozen CLIP; held, not owned: its parameters are not parameters of this module.
