@@ -41,7 +41,7 @@ class Calibration:
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> Calibration:
         """From a checkpoint's metadata; what is absent takes its default."""
-        content = content or {}
+        content = dict(content or {})
         return cls(**{key: float(content[key]) for key in ("scale", "bias", "peak") if key in content})
 
     def scored(self, logits: Sequence[Tensor]) -> list[Tensor]:

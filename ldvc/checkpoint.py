@@ -15,6 +15,7 @@ from the checkpoint's own folder. A folder may instead hold one checkpoint per a
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,10 +26,12 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from ldvc.calibration import Calibration
 from ldvc.config import ARMS, ModelConfig
 from ldvc.errors import CheckpointError, WeightsNotFoundError
 from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
 from ldvc.modeling.model import LDVC
+from ldvc.pictures import require_inference
 from ldvc.weights import hub_reachable, load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
@@ -55,7 +58,8 @@ def save_checkpoint(
         model: its trainable part is stored.
         folder: created if need be; a checkpoint that is there is replaced.
         metadata: "seen_names", "seen_words", "calibration", "inference" and anything else that JSON can hold.
-        clip: how the configuration shall name the CLIP, such as "../clip"; None = as the model was configured.
+        clip: how the configuration shall name the CLIP, such as "../clip"; None = as the model was configured, a folder by its
+            path from this one, so that both may move together.
         dtype: of the stored matrices; None = as they are (float32), `torch.float16` halves the file.
 
     Returns:
@@ -64,7 +68,7 @@ def save_checkpoint(
     folder = Path(folder)
     metadata = dict(metadata or {})
     assert "model" not in metadata, "the model's configuration is written from the model itself"
-    config = model.config if clip is None else replace(model.config, clip=clip)
+    config = replace(model.config, clip=_relative_clip(model.config.clip, folder) if clip is None else clip)
     content = {"model": config.to_dict(), **DEFAULT_METADATA, **metadata}
     save_tensors(model.trainable_state_dict(), folder, dtype=dtype)
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -73,7 +77,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    source: str | Path, *, arm: str | None = None, clip: FrozenClip | None = None
+    source: str | Path, *, arm: str | None = None, clip: FrozenClip | None = None, sibling: LDVC | None = None
 ) -> tuple[LDVC, dict[str, Any]]:
     """Build the model that a checkpoint describes, on the CPU and in evaluation mode.
 
@@ -81,10 +85,12 @@ def load_checkpoint(
         source: folder, Hub id ("owner/name") or "lite".
         arm: which arm, where a folder holds several; None = "ldvc" or the first there is. "clip" (plain similarity, which
             has no weights of its own) loads any arm for its towers; ask the model for `frozen_logits`.
-        clip: a CLIP that is already built, to be shared; None = build the one that the checkpoint names.
+        clip: a CLIP that is already built, to be used whatever the checkpoint names; None = the one that it names.
+        sibling: a loaded model, whose CLIP is shared if the checkpoint names the same.
 
     Returns:
-        The model and the metadata: everything in config.json but the model's configuration.
+        The model, its configuration with the path of the CLIP as found, and the metadata: everything in config.json but the
+        model's configuration.
 
     Raises:
         WeightsNotFoundError: nothing is there, or the Hub cannot be reached.
@@ -95,7 +101,9 @@ def load_checkpoint(
     if arm not in (None, "clip", config.arm):
         raise CheckpointError(f"{folder} holds the arm {config.arm!r}, not {arm!r}; ask for {config.arm!r}.")
     if clip is None:
-        clip = build_clip(_resolve_clip(config.clip, folder), config.pretrained)
+        config = replace(config, clip=_resolve_clip(config.clip, folder))
+        same = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
+        clip = sibling.clip if same else build_clip(config.clip, config.pretrained)
     model = LDVC(config, clip)
     model.load_trainable_state_dict(load_tensors(folder))
     return model.eval(), metadata
@@ -116,15 +124,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} does not describe a model of this project: it has no 'model'.")
-    return ModelConfig.from_dict(content.pop("model")), {**DEFAULT_METADATA, **content}
-
-
-def available_arms(source: str | Path) -> list[str]:
-    """Arms that a source holds, in the order of `ldvc.config.ARMS`."""
-    folder = _source_folder(source)
-    if _describes_model(folder):
-        return [read_config(folder)[0].arm]
-    return [name for name in ARMS if _describes_model(folder / name)]
+    try:
+        config, metadata = ModelConfig.from_dict(content.pop("model")), {**DEFAULT_METADATA, **content}
+        for key in ("calibration", "clip_calibration"):
+            Calibration.from_metadata(metadata.get(key))
+        require_inference(metadata["inference"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds settings that cannot be used: {error}.") from error
+    return config, metadata
 
 
 def _source_folder(source: str | Path) -> Path:
@@ -157,9 +164,10 @@ def _describes_model(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return "model" in json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return True  # damaged: `read_config` says so
+    return not isinstance(content, dict) or "model" in content
 
 
 def _checkpoint_folder(folder: Path, arm: str | None) -> Path:
@@ -175,6 +183,14 @@ def _checkpoint_folder(folder: Path, arm: str | None) -> Path:
     if arm not in there:
         raise CheckpointError(f"{folder} does not hold the arm {arm!r}; it has {', '.join(there)}.")
     return folder / arm
+
+
+def _relative_clip(clip: str, folder: Path) -> str:
+    """Inverse of `_resolve_clip`; an architecture's name stays."""
+    if not Path(clip).is_dir():
+        return clip
+    path = os.path.relpath(clip, folder)
+    return path if path.startswith(".") else f"./{path}"  # "clip" alone would be the name of an architecture
 
 
 def _resolve_clip(clip: str, folder: Path) -> str:

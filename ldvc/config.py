@@ -10,6 +10,7 @@ from ldvc.errors import CheckpointError
 
 ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 BRANCH_INITS = ("identity", "random")
+COUNTS = {"decoder_layers": 1, "decoder_heads": 1, "ffn_ratio": 1, "regions": 1, "topk": 1, "visual_prompts": 0}  # at least
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,15 @@ class ModelConfig:
             not self.text_prompts or prefix.strip() != "",
             "text_prompts need a template with words before the name, such as 'a photo of a {}.'",
         )
-        for name in ("decoder_layers", "decoder_heads", "ffn_ratio", "regions", "topk"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        require(self.visual_prompts >= 0, f"visual_prompts must not be negative, not {self.visual_prompts}")
+        for name, least in COUNTS.items():
+            value = getattr(self, name)
+            require(type(value) is int and value >= least, f"{name} must be a whole number from {least} on, not {value!r}")
+        for name in ("gate_init", "lcsa_gate_init"):
+            value = getattr(self, name)
+            require(value is None or type(value) in (int, float), f"{name} must be a number or null, not {value!r}")
+        for name in ("text_prompts", "text_adapter", "local_conv", "start_at_clip", "normalize_output"):
+            require(type(getattr(self, name)) is bool, f"{name} must be true or false, not {getattr(self, name)!r}")
+        require(isinstance(self.clip, str), f"clip must be a name or a path, not {self.clip!r}")
         require(
             0.0 <= self.visual_prompt_dropout < 1.0,
             f"visual_prompt_dropout must be in [0, 1), not {self.visual_prompt_dropout}",

@@ -53,7 +53,7 @@ def clean_names(names: str | Sequence[str]) -> list[str]:
         InvalidNamesError: nothing is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
     """
     if isinstance(names, str):
-        names = re.split(r"[,;\n\r\u3001\uff0c]", names)
+        names = re.split(r"[,;\n\r\u3001\uff0c\uff1b]", names)
     classes: list[str] = []
     known: set[str] = set()
     for name in names:
@@ -82,7 +82,7 @@ def _clean_word(word: str) -> str:
         InvalidNamesError: it is longer than `MAX_NAME_LENGTH`.
     """
     word = "".join(" " if letter not in JOINERS and unicodedata.category(letter) in NEVER_TYPED else letter for letter in word)
-    word = " ".join(word.split()).strip(JOINERS)
+    word = " ".join(word.split()).strip(JOINERS + " ")  # together: blanks may stand between joiners
     if len(word) > MAX_NAME_LENGTH:
         raise InvalidNamesError(
             f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "

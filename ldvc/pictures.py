@@ -50,7 +50,7 @@ def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
             "accepted; make it smaller and try again."
         )
     try:
-        picture = _to_rgb(source)
+        picture = to_rgb(source)
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files, TypeError and RuntimeError among them
         raise InvalidImageError("The picture is damaged or incomplete; save it again and retry.") from error
     if max_side is not None and max(picture.size) > max_side:
@@ -83,7 +83,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as `load_picture` shows it: upright, RGB. Whatever Pillow raises on damaged files goes through."""
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
     image.load()
@@ -112,6 +113,17 @@ class Window:
     left: int
     height: int
     width: int
+
+
+def require_inference(inference: Any) -> None:
+    """Raises ValueError, with the reason, for settings that `canvas_size` and `sliding_windows` cannot use."""
+    if not isinstance(inference, dict) or not {"long_side", "short_side"} & set(inference):
+        raise ValueError(f"'inference' must name 'long_side' or 'short_side', not {inference!r}")
+    if ("window" in inference) != ("stride" in inference):
+        raise ValueError("'inference' must name 'window' and 'stride' together")
+    for key, value in inference.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"'{key}' of 'inference' must be a positive number, not {value!r}")
 
 
 def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class Predictor:
         )
         self.family = family or f"{source or ''}#{id(model.clip)}"
         self._image: ImageState | None = None
-        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name in lower case -> (d,)
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name as the tokenizer lowers it -> (d,)
         self._lock = threading.Lock()
 
     @classmethod
@@ -130,13 +130,13 @@ class Predictor:
         if arm == PLAIN_CLIP and _sibling is not None:
             model, metadata = _sibling.model, _sibling.metadata
         else:
-            clip = None if _sibling is None else _sibling.model.clip
-            model, metadata = load_checkpoint(source, arm=arm, clip=clip)
-        family = None if _sibling is None else _sibling.family
+            model, metadata = load_checkpoint(source, arm=arm, sibling=_sibling and _sibling.model)
+        family = _sibling.family if _sibling is not None and model.clip is _sibling.model.clip else None
         return cls(model, metadata, arm=arm, device=device, family=family, source=str(source))
 
     def sibling(self, arm: str) -> Predictor:
-        """Another arm of the same checkpoint. The frozen towers are shared, and so is the encoding of photos up to them.
+        """Another arm of the same checkpoint. Where both stand on the same frozen towers, these are shared, and so is the
+        encoding of photos up to them.
 
         Raises:
             CheckpointError, WeightsNotFoundError: the checkpoint has no such arm.
@@ -207,7 +207,7 @@ class Predictor:
     @torch.no_grad()
     def encode_names(self, names: Sequence[str]) -> Tensor:
         """Class embeddings (C, d) of cleaned names; known names come from the cache."""
-        keys = [name.casefold() for name in names]
+        keys = [name.lower() for name in names]  # not casefold: "fuß" and "fuss" have tokens of their own
         with self._lock:
             found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
         missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
@@ -238,7 +238,6 @@ class Predictor:
         attention: bool = True,
         features: bool = False,
         skip_lcsa: bool = False,
-        refine: bool = False,
     ) -> Segmentation:
         """Segment the photo into the named classes.
 
@@ -246,13 +245,12 @@ class Predictor:
             names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
                 "sofa | couch" is one class with two words: each is encoded by itself, the class's score is the higher of
                 theirs (patch by patch), its attention the sum of theirs, and it counts as seen if one of them does.
-            background: None = the best name everywhere; a number t in 0..1 = pixels where no score reaches t are -1,
-                "none of these".
+            background: None = the best name everywhere; a number t in 0..1 = pixels whose best name has a score below t are
+                -1, "none of these".
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
             attention: keep cross-attention and routing, readable from the result.
             features: keep patch features and class embeddings before and after the decoder.
             skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the arm without LCSA.
-            refine: let the edges of the score maps follow the photo's (guided filter).
 
         Raises:
             InvalidImageError: no photo was set.
@@ -301,7 +299,6 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            refine=refine,
         )
 
 

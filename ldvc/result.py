@@ -11,13 +11,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldvc.calibration import Calibration
 from ldvc.enlarge import best_of, resampling_matrix
 from ldvc.errors import LdvcError
-from ldvc.refine import guided_upsample
 from ldvc.windows import (
     DecoderFeatures,
     PatchRouting,
@@ -55,7 +53,6 @@ class Segmentation:
         outputs: list[WindowOutput],
         calibration: Calibration | None = None,
         background: float | None = None,
-        refine: bool = False,
         synonyms: list[list[str]] | None = None,
     ) -> None:
         self.names = names
@@ -64,7 +61,6 @@ class Segmentation:
         self.arm = arm
         self.picture = picture
         self.background = background
-        self.refine = refine
         self.grid = (-(-canvas[0] // patch), -(-canvas[1] // patch))
         self._canvas = canvas
         self._patch = patch
@@ -201,8 +197,12 @@ class Segmentation:
 
     @property
     def patch_labels(self) -> list[np.ndarray]:
-        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part."""
-        return [output.logits.argmax(dim=0).flatten().numpy() for output in self._outputs]
+        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part.
+
+        Decided as labels are, so that a patch belongs to the class that the picture shows there.
+        """
+        evidence = self._scored if self._averages_scores else self._compared
+        return [each.argmax(dim=0).flatten().numpy() for each in evidence]
 
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
@@ -231,7 +231,7 @@ class Segmentation:
 
     def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Of each pixel (height, width) the highest evidence, in the sense of `_maps`, and the index of its name."""
-        if not self._averages_scores and not self.refine:
+        if not self._averages_scores:
             window = self._outputs[0].window
             return best_of(self._compared[0], size, canvas=self._canvas, window=window, patch=self._patch)
         best = torch.full(size, -torch.inf)
@@ -256,10 +256,8 @@ class Segmentation:
         logits = self._scored if as_scores or self._averages_scores else self._compared
         logits = [each[names] for each in logits]
         if self._averages_scores:
-            maps = self._stitch(logits, self._canvas if self.refine else size, after=torch.sigmoid)
-            return self._refined(maps, size).clamp(0, 1) if self.refine else maps
-        maps = self._stitch(logits, self._canvas if self.refine else size)
-        maps = self._refined(maps, size) if self.refine else maps
+            return self._stitch(logits, size, after=torch.sigmoid)
+        maps = self._stitch(logits, size)
         return torch.sigmoid(maps) if as_scores else maps
 
     @cached_property
@@ -280,21 +278,9 @@ class Segmentation:
             return best
         return torch.sigmoid(best + self._score_offset[names])
 
-    def _refined(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge maps from the canvas, their edges led by the photo's."""
-        guide, guide_full = (_as_guide(self.picture, at) for at in (self._canvas, size))
-        return guided_upsample(maps, guide=guide, guide_full=guide_full, radius=self._patch)
-
     def _stitch(
         self, maps: list[Tensor], size: tuple[int, int], *, after: Callable | None = None, grid: bool = False
     ) -> Tensor:
         """`stitch` for the windows of this photo."""
         windows = [output.window for output in self._outputs]
         return stitch(maps, windows, size, canvas=self._canvas, patch=self._patch, after=after, grid=grid)
-
-
-def _as_guide(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """(3, height, width) in 0..1."""
-    if picture.shape[:2] != tuple(size):
-        picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

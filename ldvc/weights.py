@@ -106,8 +106,12 @@ def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float3
     if (folder / SINGLE_FILE).is_file():
         files = [folder / SINGLE_FILE]
     elif (folder / INDEX_FILE).is_file():
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        try:
+            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+            files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            path = folder / INDEX_FILE
+            raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.") from error
     else:
         raise WeightsNotFoundError(
             f"There are no weights in {folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there."

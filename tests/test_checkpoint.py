@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -16,7 +17,7 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
-from ldvc.checkpoint import available_arms, load_checkpoint, read_config, save_checkpoint
+from ldvc.checkpoint import load_checkpoint, read_config, save_checkpoint
 from ldvc.config import ARMS, ModelConfig
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
@@ -125,9 +126,11 @@ def test_folder_of_arms_with_a_relative_clip(
     for arm in ("ldvc", "zegclip"):
         save_checkpoint(make_model(tiny_config, tiny_clip, arm), tmp_path / arm, clip="../clip", dtype=torch.float16)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert available_arms(moved) == ["ldvc", "zegclip"] and available_arms(moved / "zegclip") == ["zegclip"]
-    model, _ = load_checkpoint(moved)
-    assert model.config.arm == "ldvc" and model.config.clip == "../clip"
+    model, metadata = load_checkpoint(moved)
+    assert model.config.arm == "ldvc" and model.config.clip == str(moved / "clip")
+    assert read_config(moved / "ldvc")[0].clip == "../clip"
+    again = save_checkpoint(model, tmp_path / "elsewhere" / "deep", metadata=metadata)  # the path is found from there, too
+    assert read_config(again)[0].clip == os.path.relpath(moved / "clip", again) and load_checkpoint(again)
     assert load_checkpoint(moved, arm="zegclip")[0].config.arm == "zegclip"
     assert load_checkpoint(str(moved), arm="clip")[0].config.arm == "ldvc"
     for arm in ("ldvc_without_lcsa", "unheard of"):
@@ -174,6 +177,34 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
     (tmp_path / "config.json").write_text('{"model": {"topk": "four"}}')
     with pytest.raises(CheckpointError, match="not valid"):
         read_config(tmp_path)
+    for content in ("null", "3", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match="does not describe a model"):
+            load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"inference": {"enlarge": 1.4}}, "long_side"),
+        ({"inference": {"short_side": 512, "window": 512}}, "together"),
+        ({"inference": {"long_side": "big"}}, "positive number"),
+        ({"inference": None}, "long_side"),
+        ({"calibration": {"scale": "big"}}, "big"),
+        ({"clip_calibration": [1, 2]}, "settings that cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model": {}, **settings}))
+    with pytest.raises(CheckpointError, match=says):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_of_shards_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        load_tensors(tmp_path)
 
 
 def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
@@ -194,6 +225,9 @@ def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
         {"template": "a photo-of-{}"},
         {"template": "{} in a photo"},
         {"topk": 0},
+        {"decoder_layers": 2.5},
+        {"gate_init": "x"},
+        {"local_conv": "yes"},
         {"visual_prompts": -1},
         {"visual_prompt_dropout": 1.0},
         {"branch_init": "zero"},
@@ -287,6 +321,11 @@ def test_weights_of_another_architecture_are_named(tiny_name: str, tmp_path: Pat
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="cannot be read"):
         build_clip(tiny_name, str(tmp_path / "text.pt"))
+
+
+def test_weights_of_another_activation_are_refused_before_they_are_fetched(offline: None) -> None:
+    with pytest.raises(CheckpointError, match="'ViT-B-16-quickgelu'"):
+        build_clip("ViT-B-16", "openai")
 
 
 def test_openai_weights_without_network_say_what_to_do(offline: None) -> None:

@@ -1,4 +1,4 @@
-"""Labels and scores lie where the photo's pixels are, at any size, in one window and in many, with and without edges followed.
+"""Labels and scores lie where the photo's pixels are, at any size, in one window and in many.
 
 The model of these tests sees colours: its "patch features" are the mean colours of patches, its "names" are colours, so that
 the right answer is known for every pixel.
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
 from ldvc.pictures import Window, canvas_size, sliding_windows
-from ldvc.refine import symmetric_inverse
 from ldvc.result import Segmentation
 from ldvc.windows import WindowOutput
 from tests.colours import BLUE, COLOURS, colour_predictor, halves
@@ -121,33 +120,3 @@ def test_canvas() -> None:
     assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
     assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
     assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
-
-
-# ---- edges ------------------------------------------------------------------------------------------------------------
-
-
-def test_refining_moves_edges_to_the_photos_edges() -> None:
-    """A boundary in the middle of a patch: coarse maps blur it, the guided filter finds it."""
-    predictor = colour_predictor()
-    split = 16 * 14 + 8
-    predictor.set_image(halves(448, 448, split))
-    coarse = predictor.segment(["red", "green"])
-    refined = predictor.segment(["red", "green"], refine=True)
-    assert refined.scores.shape == coarse.scores.shape
-    assert refined.scores.min() >= 0 and refined.scores.max() <= 1
-
-    def steepest(scores: np.ndarray) -> tuple[int, float]:
-        steps = np.abs(np.diff(scores[0, 200]))
-        return int(steps.argmax()) + 1, float(steps.max())
-
-    assert steepest(coarse.scores)[1] < 0.15
-    where, step = steepest(refined.scores)
-    assert where == split and step > 0.5
-    assert (refined.labels[:, : split - 2] == 0).all() and (refined.labels[:, split + 2 :] == 1).all()
-
-
-def test_inverse_of_small_matrices() -> None:
-    factors = torch.randn(3, 3, 50, generator=torch.Generator().manual_seed(0))
-    matrices = torch.einsum("ikn,jkn->ijn", factors, factors) + 0.1 * torch.eye(3)[:, :, None]
-    expected = torch.linalg.inv(matrices.permute(2, 0, 1)).permute(1, 2, 0)
-    assert torch.allclose(symmetric_inverse(matrices), expected, rtol=1e-2, atol=1e-2)

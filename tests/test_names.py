@@ -12,6 +12,7 @@ def test_names_are_cleaned() -> None:
     assert clean_names(" dog,, Grass ;dog\nGRASS, wine   glass,\t,") == ["dog", "Grass", "wine glass"]
     assert clean_names(["sky\x00", " ", "Sky", "straße", "STRASSE"]) == ["sky", "straße"]
     assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
+    assert clean_names("dog\uff0ccat\uff1bcow, \u200d dog, \u200d \u200d") == ["dog", "cat", "cow"]  # joiners shape words only
 
 
 def test_synonyms_are_cleaned() -> None:
@@ -24,7 +25,13 @@ def test_synonyms_are_cleaned() -> None:
 
 @pytest.mark.parametrize(
     ("names", "says"),
-    [("", "at least one"), (" , ;", "at least one"), ("x" * 81, "commas"), ([f"name {i}" for i in range(201)], "at most")],
+    [
+        ("", "at least one"),
+        (" , ;", "at least one"),
+        ("\u200d \u200d", "at least one"),
+        ("x" * 81, "commas"),
+        ([f"name {i}" for i in range(201)], "at most"),
+    ],
 )
 def test_bad_names_are_refused_with_a_sentence(names: str | list[str], says: str) -> None:
     with pytest.raises(InvalidNamesError, match=says):

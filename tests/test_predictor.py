@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from ldvc import Predictor
 from ldvc.errors import CheckpointError, InvalidImageError, LdvcError, WeightsNotFoundError
+from ldvc.modeling.clip import build_clip, save_clip_folder
 from ldvc.names import MAX_NAMES
 from ldvc.pictures import Window
 from ldvc.result import Segmentation
@@ -155,6 +157,51 @@ def test_photo_and_names_are_encoded_once() -> None:
         predictor.segment(["red", "white"])
         assert len(predictor._embeddings) == 2
         assert predictor.segment(["red", "blue", "white"]).labels.shape == (64, 64)
+
+
+def test_a_name_has_its_own_embedding_whoever_asked_before(checkpoint: Path) -> None:
+    """The cache knows no more names as one than the tokenizer does, which lowers letters and nothing else."""
+    asked_first, alone = (Predictor.from_pretrained(str(checkpoint), device="cpu") for _ in range(2))
+    asked_first.encode_names(["fuss", "DOG"])
+    words = ["fu\u00df", "dog"]
+    torch.testing.assert_close(asked_first.encode_names(words), alone.encode_names(words))
+    assert len(asked_first._embeddings) == 3
+
+
+def test_patches_belong_to_the_class_that_the_picture_shows() -> None:
+    """With evened peaks the best logit need not be the best name: red is louder everywhere, and blue is there all the same."""
+    predictor = colour_predictor(calibration={"scale": 1.0, "bias": 0.0, "peak": 0.8})
+    logits = torch.tensor([[[6.0, 2.1]], [[-2.0, 2.0]]])
+    result = Segmentation(
+        names=["red", "blue"],
+        seen=[True, True],
+        arm="ldvc",
+        picture=np.zeros((16, 32, 3), dtype=np.uint8),
+        canvas=(16, 32),
+        patch=16,
+        outputs=[WindowOutput(Window(0, 0, 16, 32), logits)],
+        calibration=predictor.calibration,
+    )
+    expected = [result.patch_label(0, column) for column in (0, 1)]
+    assert result.patch_labels[0].tolist() == expected == result.labels[8, [4, 28]].tolist()
+    assert expected != logits.argmax(dim=0)[0].tolist(), "here the bare logits say otherwise"
+
+
+def test_an_arm_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "mixed", arms=("ldvc", "zegclip"))
+    other = build_clip(str(folder / "clip")).model
+    with torch.no_grad():
+        other.visual.proj.mul_(-1)
+    save_clip_folder(other, folder / "clip2", {"base": "../clip"})
+    config = json.loads((folder / "zegclip" / "config.json").read_text())
+    config["model"]["clip"] = "../clip2"
+    (folder / "zegclip" / "config.json").write_text(json.dumps(config))
+    sibling = Predictor.from_pretrained(str(folder), arm="ldvc", device="cpu").sibling("zegclip")
+    alone = Predictor.from_pretrained(str(folder), arm="zegclip", device="cpu")
+    assert sibling.weights_digest == alone.weights_digest
+    for each in (sibling, alone):
+        each.set_image(photo)
+    np.testing.assert_array_equal(sibling.segment(["dog", "cat"]).scores, alone.segment(["dog", "cat"]).scores)
 
 
 def test_arms_share_the_encoding_of_a_photo(

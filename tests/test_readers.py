@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ldvc.data import (
+    VOID,
     Augmentation,
     DrawSchedule,
     SegmentationDataset,
@@ -25,6 +26,7 @@ from ldvc.data import (
     open_sets,
 )
 from ldvc.errors import DataError
+from ldvc.pictures import load_picture
 from tests.tiny_data import make_benchmarks, make_coco_stuff, make_context, make_set, make_sets, make_voc
 from train.processes import sentence
 
@@ -217,6 +219,30 @@ def test_a_folder_takes_photos_as_cameras_write_them(tmp_path: Path) -> None:
     assert dataset.pair(1)[0].size == dataset.pair(2)[0].size == (60, 40)
 
 
+def test_a_folder_is_read_as_the_page_reads_uploads(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "mine", ["sky", "grass"], size=(40, 60))
+    deep = np.linspace(0, 4000, 2400).reshape(40, 60).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "images" / "deep.png")
+    Image.new("RGBA", (60, 40), (0, 0, 200, 128)).save(folder / "images" / "glass.png")
+    for name in ("deep", "glass"):
+        Image.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(folder / "masks" / f"{name}.png")
+    (folder / "train.txt").write_text("deep\nglass\n")
+    dataset = open_set(tmp_path, "mine", "train")
+    for index, name in enumerate(("deep", "glass")):
+        shown = np.asarray(dataset.image(index))
+        np.testing.assert_array_equal(shown, load_picture(folder / "images" / f"{name}.png"))
+    assert shown[0, 0].tolist() == [127, 127, 227], "half a blue over white"
+
+
+def test_a_class_that_is_void_is_no_name(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "mine", ["unlabelled", "sky", "grass"])
+    (folder / "dataset.json").write_text('{"classes": ["unlabelled", "sky", "grass"], "ignore_index": 0}')
+    dataset = open_set(tmp_path, "mine", "train")
+    assert dataset.names() == ["sky", "grass"] and dataset.class_indices() == [1, 2]
+    vocabulary = Vocabulary([dataset])
+    assert vocabulary.names == ["sky", "grass"] and vocabulary.tables[0][:3].tolist() == [VOID, 0, 1]
+
+
 # ---- photos that cannot be used -----------------------------------------------------------------------------------------
 
 DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
@@ -231,6 +257,22 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "colours": (lambda photo, mask: Image.new("RGB", (72, 48)).save(mask), "mode RGB"),
     "16 bits": (lambda photo, mask: Image.fromarray(np.zeros((48, 72), np.uint16)).save(mask), "mode I;16"),
 }
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, RuntimeError])
+def test_whatever_pillow_makes_of_a_damaged_file_is_one_sentence(
+    tmp_path: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kinds that its TIFF reader raises at some damaged EXIF blocks."""
+    make_set(tmp_path / "mine", ["sky", "grass"])
+    dataset = open_set(tmp_path, "mine", "train")
+
+    def fail(*_) -> None:
+        raise kind("odd")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    with pytest.raises(DataError, match="The photo .* cannot be read: odd"):
+        dataset.pair(0)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

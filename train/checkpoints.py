@@ -289,13 +289,9 @@ def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDV
 
 
 def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfig) -> None:
-    """Writes the finished checkpoint; a CLIP folder is named relative to it, so that both may move together."""
-    clip = model.config.clip
-    if Path(clip).is_dir():
-        clip = os.path.relpath(clip, folder)
-        clip = clip if clip.startswith(".") else f"./{clip}"  # "clip" alone would be the name of an architecture
+    """Writes the finished checkpoint."""
     dtype = torch.float16 if config.half_precision_checkpoint else None
-    save_checkpoint(model, folder, metadata=metadata_of(vocabulary, config), clip=clip, dtype=dtype)
+    save_checkpoint(model, folder, metadata=metadata_of(vocabulary, config), dtype=dtype)
 
 
 def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:

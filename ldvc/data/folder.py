@@ -15,8 +15,9 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 class FolderDataset(SegmentationDataset):
     """One split of a plain folder.
 
-    Photos may have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters; their EXIF orientation is
-    obeyed, because whoever drew the mask saw the photo upright.
+    Photos may have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters, and are read as the page reads
+    uploads: upright, because whoever drew the mask saw them so, transparency over white. A class whose index is
+    `ignore_index` ("unlabelled") is void and no class.
 
     Args:
         folder: the data set's folder.
@@ -35,7 +36,7 @@ class FolderDataset(SegmentationDataset):
   train.txt, val.txt   a photo's name without suffix on each line
   images/NAME.jpg
   masks/NAME.png       8-bit class indices"""
-    upright = True
+    as_uploaded = True
 
     def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
         self.folder, self.split = Path(folder), split

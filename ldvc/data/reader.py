@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ldvc.errors import DataError
+from ldvc.pictures import to_rgb
 
 IGNORE = 255
 _BAD = -1
-# What Pillow raises for files that are missing, truncated, damaged or of another kind.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class SegmentationDataset(ABC):
@@ -38,7 +35,7 @@ class SegmentationDataset(ABC):
     layout: ClassVar[str]
     title: ClassVar[str]
     tree: ClassVar[str]
-    upright: ClassVar[bool] = False  # whether the EXIF orientation of photos is obeyed
+    as_uploaded: ClassVar[bool] = False  # whether photos may be of any kind and turned, and are read as the page reads them
 
     name: str
     folder: Path
@@ -70,8 +67,8 @@ class SegmentationDataset(ABC):
         path = self.photo_path(self.stems[index])
         try:
             with Image.open(path) as file:
-                return (ImageOps.exif_transpose(file) if self.upright else file).convert("RGB")
-        except _UNREADABLE as error:
+                return to_rgb(file) if self.as_uploaded else file.convert("RGB")
+        except Exception as error:  # missing, truncated, damaged: Pillow raises a dozen kinds
             raise DataError(f"The photo {path} cannot be read: {_reason(error)}") from None
 
     def mask(self, index: int) -> np.ndarray:
@@ -83,13 +80,11 @@ class SegmentationDataset(ABC):
         path = self.mask_path(self.stems[index])
         try:
             with Image.open(path) as file:
-                if file.mode not in ("L", "P"):
-                    raise DataError(
-                        f"The mask {path} is not an 8-bit picture of class indices but of Pillow's mode {file.mode}."
-                    )
-                raw = np.array(file)
-        except _UNREADABLE as error:
+                mode, raw = file.mode, np.array(file)
+        except Exception as error:  # as above
             raise DataError(f"The mask {path} cannot be read: {_reason(error)}") from None
+        if mode not in ("L", "P"):
+            raise DataError(f"The mask {path} is not an 8-bit picture of class indices but of Pillow's mode {mode}.")
         mask = self._table[raw]
         if (mask == _BAD).any():
             raise DataError(
@@ -112,8 +107,8 @@ class SegmentationDataset(ABC):
         return image, mask
 
     def class_indices(self) -> list[int]:
-        """Mask indices of the real classes, background left out."""
-        return [index for index in range(len(self.classes)) if index != self.background_index]
+        """Mask indices of the real classes, background and void left out."""
+        return [index for index in range(len(self.classes)) if index not in (self.background_index, self.ignore_index)]
 
     def names(self) -> list[str]:
         """Names of the real classes, as the data set spells them."""

@@ -5,7 +5,6 @@ behind it. A frozen stage gives the same output for the same view, so N views of
 every run, arm and seed reads them from one file per data set.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -164,6 +163,8 @@ class ViewCache:
         """
         if self.done >= len(self):
             return True
+        import fcntl  # here and not above: Windows has none, and whoever only segments photos needs none
+
         with open(self.folder / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -118,7 +118,7 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
 
     Raises:
         WeightsNotFoundError: weights are neither here nor reachable, or the architecture is unknown.
-        CheckpointError: weights do not fit the architecture.
+        CheckpointError: weights do not fit the architecture, or were trained with another activation.
         LdvcError: the architecture is not a plain ViT with a causal text transformer.
     """
     folder = LITE_FOLDER / "clip" if clip == "lite" else Path(clip)
@@ -244,6 +244,11 @@ def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any
         known = ", ".join(open_clip.list_pretrained_tags_by_model(clip)) or "none"
         raise WeightsNotFoundError(
             f"{pretrained!r} is neither a file nor a folder nor a known set of weights for {clip} (known: {known})."
+        )
+    if tag.get("quick_gelu", False) != open_clip.get_model_config(clip).get("quick_gelu", False):
+        other = clip.removesuffix("-quickgelu") if clip.endswith("-quickgelu") else f"{clip}-quickgelu"
+        raise CheckpointError(
+            f"The weights {pretrained!r} were trained with another activation than that of {clip}: ask for {other!r}."
         )
     repository, _, filename = tag.get("hf_hub", "").rpartition("/")
     for name in [filename] if filename else WEIGHT_FILES:
