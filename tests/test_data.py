@@ -28,6 +28,7 @@ from ldvc.data import (
     spellings,
     weights_digest,
 )
+from ldvc.data.views import fresh_view
 from ldvc.errors import DataError
 from tests.tiny_data import make_set, make_sets
 
@@ -217,11 +218,22 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
     assert stored["stem"].shape == (3, 2, 2) and stored["features"].shape == (4, 3)
     assert fresh["images"].shape == (3, 32, 32) and stored["set"] == fresh["set"]
     assert stored["labels"].shape == fresh["labels"].shape == (8, 8) and stored["labels"].dtype == torch.int16
+    drawn = TrainingViews(datasets, vocabulary, schedule, caches=again, **shared)
+    met = set()
+    for number in range(40):  # some turns through both sets
+        place, photo, count = schedule[number]
+        view = count % 2
+        met.add(view)
+        _, labels = fresh_view(datasets[place], photo, caches[0].augmentation, (0, photo, view))
+        assert torch.equal(drawn[number]["labels"], torch.from_numpy(vocabulary.tables[place][labels]))
+    assert met == {0, 1}, "all stored views are used"
 
 
-def test_choices_of_augmentation_that_came_later_leave_older_caches_valid(root: Path, tmp_path: Path) -> None:
+def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None:
+    make_sets(tmp_path / "data")
+
     def folder(**choices: float) -> str:
-        (dataset,) = open_sets(root, ["pets"], "train")
+        (dataset,) = open_sets(tmp_path / "data", ["pets"], "train")
         shapes = {"stem_shape": (3, 2, 2), "feature_shape": (4, 3)}
         augmentation = Augmentation(crop=32, **choices)
         return ViewCache(
@@ -229,11 +241,14 @@ def test_choices_of_augmentation_that_came_later_leave_older_caches_valid(root: 
         ).folder.name
 
     first = folder()
-    assert first == "pets-train-9ebc8622c854"  # as before those choices existed
-    assert folder(uniform_scale=False, hue=18.0, largest_class=1.0) == first
-    assert (
-        len({first, folder(uniform_scale=True), folder(hue=36.0), folder(largest_class=0.75), folder(aspect=1.1)}) == 5
-    )
+    assert folder() == first
+    others = [{"uniform_scale": True}, {"hue": 36.0}, {"largest_class": 0.75}, {"aspect": 1.1}]
+    assert len({first, *(folder(**choices) for choices in others)}) == 5
+    for kind, suffix in (("masks", "png"), ("images", "jpg")):
+        file = tmp_path / "data" / "pets" / kind / f"photo2.{suffix}"
+        before = folder()
+        Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file)
+        assert folder() != before, f"corrected {kind} are not those of the cache"
 
 
 def test_digest_sees_every_weight() -> None:

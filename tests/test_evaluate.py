@@ -26,8 +26,8 @@ from tests import forked
 from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
 from train import tables, tally
-from train.evaluate import chosen_inference, evaluate
-from train.tables import class_tables, confusion_picture, markdown, quoted_benchmark
+from train.evaluate import chosen_inference, evaluate, measures
+from train.tables import _how, class_tables, confusion_picture, markdown, quoted_benchmark
 from train.tally import tally_set
 
 SLIDING = {"short_side": 60, "window": 32, "stride": 24}
@@ -197,6 +197,43 @@ def test_calibration_is_written_and_helps(root: Path, checkpoint: Path) -> None:
     assert after["pAcc"] == before["pAcc"]
 
 
+def test_with_a_peak_the_threshold_follows_each_name(root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+    """Names alone: with 24 patches the peak is the best patch, and what counts is the logit minus its share of that."""
+    dataset, peak = FolderDataset(root / "pets", "val"), 0.4
+    model, ious = LDVC(tiny_config, tiny_clip).eval(), []
+    shared = {"seen": lambda _: True, "inference": {"long_side": 84}, "bf16": False}
+    found, bare = (tally_set(model, "ldvc", dataset, peak=share, **shared) for share in (peak, 0.0))
+    for index in range(len(dataset)):
+        image, mask = dataset.pair(index)
+        for number, name in enumerate(dataset.names(), start=1):
+            if not (mask == number).any():
+                continue
+            canvas, _, pixels = cut_windows(image, inference={"long_side": 84}, patch=16)
+            with torch.no_grad():
+                logits = model(normalise(pixels[0], tiny_clip.mean, tiny_clip.std)[None], [name]).mask_logits
+            full = F.interpolate(logits, scale_factor=16, mode="bilinear", align_corners=False)[0, 0, : canvas[0], : canvas[1]]
+            positive, valid = full >= peak * logits.max(), torch.from_numpy(mask != 255)
+            truth = torch.from_numpy(mask == number)
+            ious.append(float((positive & truth & valid).sum() / ((positive | truth) & valid).sum()))
+    assert found.curves["alone"].mean_iou_at(0.0) == pytest.approx(np.mean(ious), abs=0.01)
+    assert bare.curves["alone"].mean_iou_at(0.0) != pytest.approx(np.mean(ious), abs=0.01)
+    assert torch.equal(found.joint.counts, bare.joint.counts), "the literature's measures know no peak"
+
+
+def test_offset_and_bare_scores_have_columns_of_their_own(
+    root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip
+) -> None:
+    dataset = FolderDataset(root / "pets", "val")
+    model = LDVC(tiny_config, tiny_clip).eval()
+    found = tally_set(model, "ldvc", dataset, seen=lambda name: name == "dog", offset=0.4, inference={"long_side": 84})
+    columns = measures(found, [True, False], {"scale": 1.0, "bias": 0.0})
+    for suffix, confusion in (("", found.joint), ("_offset", found.offset)):
+        dog, cat = confusion.iou().tolist()
+        assert (columns[f"mIoU_S{suffix}"], columns[f"mIoU_U{suffix}"]) == pytest.approx((dog, cat), nan_ok=True)
+        assert columns[f"pAcc{suffix}"] == pytest.approx(confusion.pixel_accuracy())
+    assert columns["pAcc"] != columns["pAcc_offset"], "0.4 off every dog changes something"
+
+
 # ---- what is seen -------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +264,12 @@ def test_the_way_photos_are_shown() -> None:
     assert chosen_inference(lite, {}) == {"long_side": 448}
     assert chosen_inference(lite, {"mode": "slide"}) == {"short_side": 512, "window": 512, "stride": 426}
     assert chosen_inference(lite, {"short_side": 300}) == {"short_side": 300}
+    bundled = {"inference": {"long_side": 576, "enlarge": 1.4}}
+    assert chosen_inference(bundled, {"mode": "whole"}) == {"long_side": 576, "enlarge": 1.4}
+    assert chosen_inference(bundled, {"long_side": 448}) == {"long_side": 448, "enlarge": 1.4}
+    assert chosen_inference(bundled, {"enlarge": 2.0}) == {"long_side": 576, "enlarge": 2.0}
+    assert chosen_inference(bundled, {"short_side": 300}) == {"short_side": 300}
+    assert "at most 1.4 times enlarged" in _how(bundled["inference"])
     paper = {"inference": SLIDING}
     assert chosen_inference(paper, {"mode": "whole"}) == {"short_side": 60}
     assert chosen_inference(paper, {"stride": 8}) == {"short_side": 60, "window": 32, "stride": 8}
@@ -366,6 +409,8 @@ def test_mistakes_on_the_command_line_are_sentences(root: Path, checkpoint: Path
         evaluator.main(pets)
     with pytest.raises(SystemExit, match="--joint_only"):
         evaluator.main([*pets, "--checkpoint", str(checkpoint), "--calibrate", "--joint_only"])
+    with pytest.raises(SystemExit, match="lite is no local checkpoint folder"):  # before anything is computed
+        evaluator.main([*pets, "--checkpoint", "lite", "--calibrate"])
     with pytest.raises(SystemExit, match="gaps"):
         evaluator.main([*pets, "--checkpoint", str(checkpoint), "--mode", "slide", "--stride", "999"])
     folder = make_set(tmp_path / "data" / "broken", ["grass", "sky"], photos=3)
@@ -385,7 +430,7 @@ def test_mistakes_on_the_command_line_are_sentences(root: Path, checkpoint: Path
 
 
 def test_wrong_values_on_the_command_line_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--peak", "1.5"], ["--layouts", "msrc"], ["--layouts", "voc=voc"], ["--stride", "0"]):
+    for words in (["--peak", "1.5"], ["--layouts", "msrc"], ["--layouts", "voc=voc"], ["--stride", "0"], ["--enlarge", "0"]):
         with pytest.raises(SystemExit) as error:
             evaluator.parse(words)
         assert error.value.code == 2 and words[0] in capsys.readouterr().err

@@ -106,6 +106,70 @@ def test_arms_all_prints_one_table_with_every_arm(
     assert len(started) == 7, "nothing is done twice"
 
 
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Replaces trainings and evaluations; returns the list that fills with their commands."""
+    started: list[list[str]] = []
+
+    def pretend(words: list[str], **_: object) -> subprocess.CompletedProcess:
+        started.append(words)
+        if "--output" in words:
+            numbers = dict.fromkeys(experiment.COLUMNS, 0.25)
+            tables.write_json(Path(words[words.index("--output") + 1] + ".json"), [{"sets": {"msrc": numbers}}])
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(experiment.subprocess, "run", pretend)
+    return started
+
+
+def test_every_run_is_told_its_seed_its_changes_its_towers_and_what_is_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = pretended(monkeypatch)
+    words = ["--arms", "zegclip", "--seeds", "3", "5", "--ablations", "topk_1", "--ablation_seeds", "4", "--clip", "towers"]
+    experiment.main([*words, "--output_dir", str(tmp_path), "--sets", "msrc", "--set", "max_train_steps=7"])
+    told = []
+    for command in started:
+        script = next(place for place, word in enumerate(command) if word.endswith(("train.py", "evaluate.py")))
+        if command[script].endswith("train.py"):
+            given = trainer.parse(command[script + 1 :])
+            told.append((given.arm, given.seed, given.clip, given.set))
+        else:
+            given = evaluator.parse(command[script + 1 :])
+            assert given.unseen == "lite_experiment" and given.sets == ["msrc"]
+            assert given.clip_arm in (None, "towers") and (given.clip_arm is None) == bool(given.checkpoint)
+    assert told == [
+        ("zegclip", 3, "towers", ["max_train_steps=7"]),
+        ("zegclip", 5, "towers", ["max_train_steps=7"]),
+        ("ldvc", 4, "towers", ["max_train_steps=7", "topk=1"]),
+    ]
+
+
+def test_a_table_names_the_command_and_holds_no_runs_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    started = pretended(monkeypatch)
+    words = ["--arms", "ldvc", "--seeds", "0", "--sets", "msrc", "--output_dir", str(tmp_path)]
+    experiment.main([*words, "--set", "max_train_steps=7"])
+    table = capsys.readouterr().out
+    assert f"`python train/experiment.py {' '.join(words)} --set max_train_steps=7`" in table and ": 7 steps of 4" in table
+    count = len(started)
+    with pytest.raises(SystemExit, match=r"other settings \(changes \['max_train_steps=7'\], not \[\]\)"):
+        experiment.main(words)
+    with pytest.raises(SystemExit, match="towers 'lite', not 'others'"):
+        experiment.main([*words, "--clip", "others", "--collect"])
+    assert len(started) == count
+
+
+@pytest.mark.parametrize("config", ["lite_experiment", "lite_release", "lite_tune", "msrc", "voc12_inductive"])
+def test_plain_similarity_is_shown_photos_as_the_configuration_says(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = pretended(monkeypatch)
+    experiment.main(["--config", config, "--arms", "--output_dir", str(tmp_path), "--sets", "msrc"])
+    given = vars(evaluator.parse(started[0][2:]))
+    assert evaluator.chosen_inference({}, given) == load_config(config).inference
+
+
 @pytest.fixture(scope="module")
 def tiny_model(tiny_clip: FrozenClip) -> Callable[..., LDVC]:
     """A model in which every part counts, and what an ablation changes in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -128,8 +129,9 @@ def test_a_folder_of_checkpoints_is_not_trained_over_by_mistake(tmp_path: Path) 
 
 
 def test_a_resumed_run_says_what_it_does_differently(root: Path, whole: Path) -> None:
+    folder = shutil.copytree(whole, root / "longer")
     changes = ("train_batch_size=1", "max_train_steps=5", "checkpoints_total_limit=1")
-    assert run(train_here, root, "whole", changes, "latest") == [0]
-    log = (whole / "log.txt").read_text()
+    assert run(train_here, root, "longer", changes, "latest") == [0]
+    log = (folder / "log.txt").read_text()
     assert "photos a step 2 -> 1" in log and "max_train_steps 4 -> 5" in log and "seed" not in log
-    assert [entry["step"] for entry in history(whole)] == [1, 2, 3, 4, 5]
+    assert [entry["step"] for entry in history(folder)] == [1, 2, 3, 4, 5]

@@ -241,12 +241,16 @@ def test_transductive_training_resumes_to_the_bit_and_starts_as_the_inductive(
 @pytest.mark.parametrize(
     ("config", "name", "seen", "unseen"),
     [
-        ("voc12_inductive", "voc2012", 15, 5),
-        ("coco_stuff_transductive", "coco_stuff164k", 156, 15),
-        ("context_fully_supervised", "pascal_context59", 59, 10),
+        (f"{benchmark}_{setting}", name, classes if setting == "fully_supervised" else classes - unseen, unseen)
+        for benchmark, name, classes, unseen in (
+            ("voc12", "voc2012", 20, 5),
+            ("coco_stuff", "coco_stuff164k", 171, 15),
+            ("context", "pascal_context59", 59, 10),
+        )
+        for setting in ("inductive", "transductive", "fully_supervised")
     ],
 )
-def test_each_layout_is_trained_and_evaluated(
+def test_each_benchmark_is_trained_and_evaluated_in_each_setting(
     root: Path, tiny_clip_folder: Path, config: str, name: str, seen: int, unseen: int
 ) -> None:
     steps = []

@@ -20,7 +20,7 @@ from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
 from train.lite import tune_tower
 from train.lite.trunk import FIRST, Trunk
 from train.lite.tune_tower import Tuning, main, start_arms
-from train.options import load_config
+from train.options import ConfigError, load_config
 from train.progress import DivergedError
 
 DILATED = {"kernel_size": 5, "padding": 4, "dilation": 2, "groups": 6}
@@ -255,6 +255,8 @@ def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
     whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 4
     assert all(map(torch.equal, whole["parameters"], parts["parameters"]))
+    with pytest.raises(ConfigError, match=r"other settings \(learning_rate, tower_rate\)"):
+        main([*common, "--output", str(tmp_path / "parts"), "--tower_rate", "0.1", "--set", "learning_rate=1e-4"])
 
     forward = Tuning.forward
     monkeypatch.setattr(

@@ -273,7 +273,7 @@ def test_validation_touches_no_random_numbers(root: Path, watched: Path) -> None
     from ldvc.checkpoint import load_checkpoint
     from train.validation import Validation
 
-    config = config_of(root, "watched", "validation_split=val", "sheet_photos=2")
+    config = config_of(root, "apart", "validation_split=val", "sheet_photos=2")
     vocabulary = Vocabulary(open_sets(root / "data", ["meadow", "pets"], "train"), config.held_out())
     model, _ = load_checkpoint(watched)
     model.train()
@@ -291,4 +291,4 @@ def test_validation_touches_no_random_numbers(root: Path, watched: Path) -> None
     results, sheet = validation(model, 9)
     assert next_numbers() == expected and [module.training for module in model.modules()] == modes
     assert set(results) == {"meadow", "pets"} and sheet.dtype == np.uint8
-    assert (watched / "sheets" / "step-000009.png").is_file()
+    assert (root / "apart" / "sheets" / "step-000009.png").is_file()

@@ -6,6 +6,7 @@ learnable parameters, of which 3.15M are never used; 100 * focal + dice. What is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -38,7 +39,7 @@ def norm(width: int) -> int:
 @pytest.fixture(scope="module")
 def model() -> LDVC:
     torch.manual_seed(0)
-    config = ModelConfig(pretrained=None, arm="zegclip", visual_prompts=PROMPTS, **PUBLISHED)
+    config = replace(load_config("voc12_inductive", arm="zegclip").model_config(), pretrained=None)
     return LDVC(config, build_clip("ViT-B-16-quickgelu")).eval()
 
 
@@ -211,11 +212,12 @@ def test_loss_of_fixed_tensors_by_hand() -> None:
 
 
 def test_the_recipe_is_the_published_one() -> None:
-    config = load_config("voc12_inductive")
+    config = load_config("voc12_inductive", arm="zegclip")
     model = config.model_config()
     assert (model.clip, model.pretrained, model.visual_prompts) == ("ViT-B-16-quickgelu", "openai", PROMPTS)
     assert (model.decoder_layers, model.decoder_heads, model.ffn_ratio) == (LAYERS, HEADS, 4)
     assert (model.gate_init, model.start_at_clip, model.branch_init) == (None, False, "random")
+    assert not model.text_prompts and load_config("voc12_inductive", arm="ldvc").model_config().text_prompts
     assert (config.learning_rate, config.weight_decay, config.warmup_steps, config.power) == (2e-5, 0.01, 1500, 0.9)
     assert (config.max_train_steps, config.train_batch_size, config.crop) == (20_000, 16, 512)
     assert config.inference == {"short_side": 512, "window": 512, "stride": 426}

@@ -96,32 +96,36 @@ def class_table(tally: Tally, names: Sequence[str], sources: Sequence[str | None
 
 
 def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """How large photos are shown: the checkpoint's way, changed by --mode, --long_side, --short_side, --window, --stride.
+    """How large photos are shown: the checkpoint's way, changed by --mode, --long_side, --short_side, --window, --stride
+    and --enlarge.
 
     Raises:
         LdvcError: the options contradict each other.
     """
-    given = {key: options.get(key) for key in ("long_side", "short_side", "window", "stride") if options.get(key)}
+    keys = ("long_side", "short_side", "window", "stride", "enlarge")
+    own = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+    given = {key: options.get(key) for key in keys if options.get(key)}
     mode = options.get("mode")
     if mode == "whole" and given.keys() & {"window", "stride"}:
         raise LdvcError("--window and --stride belong to --mode slide, not to --mode whole.")
-    if "long_side" in given and len(given) > 1:
+    if "long_side" in given and given.keys() & {"short_side", "window", "stride"}:
         raise LdvcError("Give --long_side alone, or --short_side (with --window and --stride for --mode slide).")
     if mode == "slide" or given.keys() & {"window", "stride"}:
         if "long_side" in given:
             raise LdvcError("--mode slide takes --short_side, --window and --stride, not --long_side.")
-        own = metadata.get("inference") or {}
         result = PROTOCOL | (own if "window" in own else {}) | given
         if result["stride"] > result["window"]:
             raise LdvcError(
                 f"A stride of {result['stride']} leaves gaps between windows of {result['window']} pixels; take a smaller one."
             )
-    elif given:
-        result = given
     else:
-        result = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+        if "short_side" in given:  # the literature's way: however small photos are
+            own = {}
+        elif "long_side" in given:
+            own = {key: value for key, value in own.items() if key == "enlarge"}
+        result = own | given
         if mode == "whole":
-            result = {key: value for key, value in result.items() if key in ("long_side", "short_side")}
+            result = {key: value for key, value in result.items() if key not in ("window", "stride")}
     return result
 
 
@@ -244,7 +248,16 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float], *, k
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, path)
             return
-    raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
+    require_local(source)
+
+
+def require_local(source: str) -> None:
+    """
+    Raises:
+        LdvcError: the checkpoint is not a local folder, so that nothing can be written into it.
+    """
+    if not Path(source).is_dir():
+        raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------
@@ -279,6 +292,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short_side", type=int, help="of the photo in pixels, whole or under sliding windows")
     parser.add_argument("--window", type=int, help="side of a sliding window in pixels")
     parser.add_argument("--stride", type=int, help="step of a sliding window in pixels")
+    parser.add_argument("--enlarge", type=float, help="how much small photos are enlarged at most; default: the checkpoint's")
     parser.add_argument(
         "--offset", type=float, default=OFFSET, help=f"gamma, off the scores of seen classes; {OFFSET:g}"
     )
@@ -303,6 +317,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is a number of pixels of at least 1, not {value}")
+    if options.enlarge is not None and options.enlarge <= 0:
+        parser.error(f"--enlarge is a factor above 0, not {options.enlarge}")
     if not 0 <= options.peak <= 1:
         parser.error(f"--peak is a share from 0 to 1, not {options.peak}")
     for pair in options.layouts:
@@ -327,6 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise LdvcError("Nothing to evaluate: give --checkpoint or --clip_arm.")
         if options.calibrate and options.joint_only:
             raise LdvcError("--calibrate needs the masks that --joint_only leaves out; give only one of them.")
+        for source in options.checkpoint if options.calibrate else ():
+            require_local(source)
         if options.output:
             make_room(options.output)
         start_processes(__file__, sys.argv[1:])

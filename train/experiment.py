@@ -11,7 +11,7 @@ as quoted, where the evaluation is one of the published benchmarks. --ablations 
 
 Each run is a call of train/train.py and then of the evaluator. Interrupted runs continue at their last checkpoint, finished
 ones are not repeated, and several of these commands may share one output folder: a run that another is working on is skipped.
-Writes results.json and results.md into the output folder.
+A run that lies there with other settings is refused. Writes results.json and results.md into the output folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class Run:
         return self.folder / "evaluation.json"
 
     @property
+    def settings(self) -> Path:
+        """On what they depend, see `settings`."""
+        return self.folder / "settings.json"
+
+    @property
     def trained(self) -> bool:
         """The trainer writes the checkpoint's config.json at its very end."""
         return (self.folder / "config.json").is_file()
@@ -118,6 +124,29 @@ def launch(processes: int) -> list[str]:
     return [*words, "--dynamo_backend", "no", "--mixed_precision", "no"]
 
 
+def settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers of a run depend on, beside the data."""
+    wanted = {"config": options.config, "changes": list(run.changes), "clip": options.clip, "processes": options.processes}
+    if run.arm == CLIP:
+        wanted = {"towers": options.towers, "shown": options.shown}
+    return wanted | {"sets": options.sets, "unseen": options.unseen}
+
+
+def require_same(run: Run, options: argparse.Namespace) -> None:
+    """
+    Raises:
+        ConfigError: the run was begun with other settings, so that its numbers are no part of this experiment.
+    """
+    if not run.settings.is_file():
+        return
+    found, wanted = json.loads(run.settings.read_text(encoding="utf-8")), settings(run, options)
+    others = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
+    if others:
+        raise ConfigError(
+            f"{run.folder} was made with other settings ({'; '.join(others)}); give another --output_dir, or remove it."
+        )
+
+
 def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
     """The commands that finish a run."""
     shared, commands = ["--data", options.data], []
@@ -156,6 +185,7 @@ def finish(run: Run, options: argparse.Namespace) -> None:
         except BlockingIOError:
             logger.info("%s, seed %d: another process is at it", run.line, run.seed)
             return
+        write_json(run.settings, settings(run, options))
         logger.info("%s, seed %d: started; output in %s", run.line, run.seed, output.name)
         for words in command(run, options):
             code = subprocess.run(
@@ -248,6 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes for every run"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -263,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
         root = Path(options.output_dir)
         ablations = read_ablations(options.ablations)
         runs = plan(root, options.arms, options.seeds, ablations, options.ablation_seeds, options.set)
+        for run in runs:
+            require_same(run, options)
     except LdvcError as error:
         sys.exit(f"error: {error}")
     if not options.collect:
@@ -271,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
     content = collect(runs)
     photos = config.train_batch_size * config.gradient_accumulation_steps * options.processes
     about = (
-        f"`python train/experiment.py --config {options.config}`: "
+        f"`{shlex.join(['python', 'train/experiment.py', *arguments])}` (configuration `{options.config}`): "
         f"{config.max_train_steps} steps of {photos} photos; "
         f"held out: split `{options.unseen}`. Mean ± sample standard deviation over seeds. "
         f'"offset": 0.1 subtracted from the scores of seen classes.'

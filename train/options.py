@@ -51,7 +51,7 @@ def check_types(config: Any) -> None:
         inner = get_args(options[0])[-1:] if isinstance(value, list | tuple | dict) else ()
         parts = value.values() if isinstance(value, dict) else value if inner else ()
         if fits and inner and inner[0] is not Any:
-            wanted = (int, float) if inner[0] is float else inner[0]
+            wanted = (int, float) if inner[0] is float else get_origin(inner[0]) or inner[0]
             fits = all(isinstance(part, wanted) and not isinstance(part, bool) for part in parts)
         if not fits:
             expected = " or ".join(dict.fromkeys(words[get_origin(option) or option] for option in options))
@@ -60,7 +60,7 @@ def check_types(config: Any) -> None:
 
 
 _AT_LEAST_ONE = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit")
-_AT_LEAST_ONE += ("log_steps", "crop", "loss_stride", "cache_batch", "validation_every", "sheet_photos")
+_AT_LEAST_ONE += ("log_steps", "crop", "loss_stride", "validation_every", "sheet_photos")
 _NOT_NEGATIVE = ("checkpointing_steps", "validation_steps", "num_workers", "warmup_steps", "seed", "view_seed")
 _NOT_NEGATIVE += ("weight_decay", "clip_gradient", "preserve_names", "preserve_weight", "preserve_unknown_weight")
 _NOT_NEGATIVE += ("rare_photos",)
@@ -100,7 +100,7 @@ class TrainConfig:
     preservation, cached views) is off.
 
     Attributes:
-        model: fields of ModelConfig that differ from its defaults.
+        model: fields of ModelConfig that differ from its defaults. per_arm: arm -> those that differ for it alone.
         data: folder that holds the data sets. sets: data set -> probability that a draw comes from it; layouts: data set ->
             layout, where it shall not be found out (see `ldvc.data.open_set`).
         unseen: split of held-out classes (`ldvc/data/splits`), or null: all are seen.
@@ -114,7 +114,7 @@ class TrainConfig:
         loss_stride: pixels per cell of the mask loss; 1 = full resolution.
         views_per_photo: stored views of each photo, one number or data set -> number; 0 = augment afresh for every step.
         photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
-        cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs. cache_batch: photos at once.
+        cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs.
         focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `ldvc.losses.mask_loss`.
         ignore_as_negative: void pixels, those of held-out classes among them, are negatives of every name (ZegCLIP) rather
             than counting nowhere.
@@ -145,6 +145,7 @@ class TrainConfig:
     """
 
     model: dict[str, Any] = field(default_factory=dict)
+    per_arm: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: str = "data"
     sets: dict[str, float] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
@@ -166,7 +167,6 @@ class TrainConfig:
     photos_every: dict[str, int] = field(default_factory=dict)
     cache_dir: str = "runs/cache"
     view_seed: int = 0
-    cache_batch: int = 8
     focal_weight: float = 100.0
     dice_weight: float = 1.0
     focal_alpha: float = 0.25
@@ -248,7 +248,8 @@ class TrainConfig:
 
     def model_config(self) -> ModelConfig:
         """The model that this run trains."""
-        return ModelConfig.from_dict(self.model)
+        arm = self.model.get("arm", ModelConfig.arm)
+        return ModelConfig.from_dict(self.model | self.per_arm.get(arm, {}))
 
     def held_out(self) -> frozenset[str]:
         """Canonical names of the classes whose masks training must not see."""

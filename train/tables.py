@@ -97,7 +97,8 @@ def _how(inference: Mapping[str, Any]) -> str:
     if "window" in inference:
         return "short side {short_side}, windows of {window} every {stride} pixels".format(**inference)
     key = "long_side" if "long_side" in inference else "short_side"
-    return f"{key.replace('_', ' ')} {inference[key]}, whole"
+    enlarged = f", at most {inference['enlarge']:g} times enlarged" if "enlarge" in inference else ""
+    return f"{key.replace('_', ' ')} {inference[key]}, whole{enlarged}"
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:

@@ -78,7 +78,7 @@ class StemCache:
         cls, root: str, dataset: Any, clip: Any, inference: Mapping[str, Any], dtype: torch.dtype, digest: str
     ) -> StemCache:
         """The cache below `root` for these photos at this size and these towers (`digest` of their weights)."""
-        key = json.dumps([list(dataset.stems), sorted(inference.items()), clip.patch_size, digest, str(dtype)])
+        key = json.dumps([dataset.fingerprint(), sorted(inference.items()), clip.patch_size, digest, str(dtype)])
         folder = Path(root) / f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)
@@ -261,8 +261,8 @@ def tally_set(
         offset: subtracted from the scores of seen classes in one of the confusion matrices.
         bf16: autocast.
         cache_dir: where stems are kept; None computes them anew.
-        peak: of the calibration (`ldvc.calibration`); `present` and the curves are counted as the page shows them. The
-            other two confusion matrices are the literature's, of bare logits.
+        peak: of the calibration (`ldvc.calibration`); `present` and the curves are counted with it, as the page shows them
+            but for the scale, which is fitted afterwards. The other confusion matrices are the literature's, of bare logits.
         joint_only: only the literature's measures: decode each photo once, with all names.
         alone: also decode each present name by itself.
         process, processes: take photos process, process + processes, ...; `gather` adds the shares up.

@@ -234,6 +234,7 @@ def _train(
     progress = Progress(accelerator, config, photos=per_step, state=state)
     parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
     progress.say(f"{model.config.arm}: learnable parameters: {parts}")
+    progress.say("photos: " + ", ".join(f"{dataset.name} {len(dataset):,}" for dataset in datasets))
     progress.say(
         f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve; a step takes {per_step} photos: "
         f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x {config.train_batch_size} x "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from ldvc.data.class_names import load_classes
 from ldvc.data.reader import IGNORE, SegmentationDataset
+
+logger = logging.getLogger(__name__)
 
 
 class _VocKit(SegmentationDataset):
@@ -75,6 +78,8 @@ class Voc2012(_VocKit):
             return [folder / f"{self.split}.txt"]
         for files in (("trainaug.txt",), ("train_aug.txt",), ("train.txt", "aug.txt"), ("train.txt",)):
             if all((folder / file).is_file() for file in files):
+                if files == ("train.txt",):
+                    logger.warning("%s has neither trainaug.txt nor aug.txt: 1,464 photos instead of 10,582", folder)
                 return [folder / file for file in files]
         return [folder / "trainaug.txt"]
 

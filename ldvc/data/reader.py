@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -105,6 +107,21 @@ class SegmentationDataset(ABC):
                 f"but its mask has {mask.shape[1]} x {mask.shape[0]}."
             )
         return image, mask
+
+    def fingerprint(self) -> str:
+        """Tells this split of photos and masks from any other, and from itself once a file has changed: what is computed from
+        it may be kept under this name. SHA-256 (hex) of all paths, sizes and times of change, and of what numbers mean."""
+        meaning = [self.classes, self.background_index, self.ignore_index]
+        digest = hashlib.sha256(json.dumps(meaning).encode())
+        for stem in self.stems:
+            for path in (self.photo_path(stem), self.mask_path(stem)):
+                try:
+                    stat = path.stat()
+                    facts = f"{stat.st_size} {stat.st_mtime_ns}"
+                except OSError:
+                    facts = "missing"
+                digest.update(f"{path.resolve()} {facts}\n".encode())
+        return digest.hexdigest()
 
     def class_indices(self) -> list[int]:
         """Mask indices of the real classes, background and void left out."""

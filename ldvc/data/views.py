@@ -81,12 +81,6 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _key(augmentation: Augmentation) -> dict[str, object]:
-    """What names a cache. Choices that came later are left out at their first value: older caches stay good."""
-    first = {"uniform_scale": False, "hue": 18.0, "largest_class": 1.0}
-    return {name: value for name, value in asdict(augmentation).items() if first.get(name, ...) != value}
-
-
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
@@ -118,13 +112,12 @@ class ViewCache:
         assert views > 0, "a cache holds at least one view of each photo"
         self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
         key = {
-            "stems": dataset.stems,
-            "classes": dataset.classes,
-            "augmentation": _key(augmentation),
+            "photos": dataset.fingerprint(),
+            "augmentation": asdict(augmentation),
             "seed": seed,
             "views": views,
             "towers": towers,
-            "format": 1,
+            "format": 2,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.name}-{dataset.split}-{digest}"

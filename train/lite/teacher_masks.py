@@ -245,7 +245,7 @@ def detect_all(args: argparse.Namespace) -> None:
 
 
 def compose_all(args: argparse.Namespace) -> None:
-    """Writes both data sets from the stored detections."""
+    """Writes all three data sets from the stored detections."""
     _, names = load_teacher()
     wordnet = WordNet()
     beside = {names.index(name) for name in BESIDE}

@@ -42,13 +42,16 @@ from train.checkpoints import metadata_of
 from train.lite.mixing import mosaics, paste, things
 from train.lite.trunk import FIRST, Trunk
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
-from train.options import TrainConfig, load_config
+from train.options import ConfigError, TrainConfig, load_config
 from train.processes import resolved_precision
 from train.progress import require_finite, require_finite_weights
 from train.train import read_concepts
 from train.words import read_other_words
 
 logger = logging.getLogger("tune_tower")
+# What may change when a run goes on: where things lie, and what is told and kept on the way.
+NO_PART_OF_A_RUN = {"config", "set", "output", "output_dir", "data", "cache_dir", "num_workers", "log_steps"}
+NO_PART_OF_A_RUN |= {"checkpointing_steps"}
 
 
 class Tuning(nn.Module):
@@ -168,16 +171,29 @@ def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
 
 
 class State:
-    """Step, parameters and optimiser of a run, in a file that is replaced as a whole."""
+    """Step, parameters and optimiser of a run, and on what it depends, in a file that is replaced as a whole."""
 
-    def __init__(self, file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    ) -> None:
         self.file, self.parameters, self.optimizer = file, parameters, optimizer
+        self.settings = {name: repr(value) for name, value in settings.items()}
 
     def load(self) -> int:
-        """The number of steps done; 0 without a file."""
+        """The number of steps done; 0 without a file.
+
+        Raises:
+            ConfigError: what is there is another run's.
+        """
         if not self.file.is_file():
             return 0
         state = torch.load(self.file, map_location="cpu", weights_only=True)
+        others = [name for name, value in self.settings.items() if state.get("settings", {}).get(name) != value]
+        if others:
+            raise ConfigError(
+                f"{self.file} is the state of a run with other settings ({', '.join(others)}); give its settings to go on with "
+                "it, or another --output."
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             for parameter, value in zip(self.parameters, state["parameters"], strict=True):
@@ -188,7 +204,8 @@ class State:
     def save(self, step: int) -> None:
         values = [p.detach() for p in self.parameters]
         new = self.file.with_suffix(".new")
-        torch.save({"step": step, "optimizer": self.optimizer.state_dict(), "parameters": values}, new)
+        content = {"step": step, "optimizer": self.optimizer.state_dict(), "parameters": values, "settings": self.settings}
+        torch.save(content, new)
         new.replace(self.file)
 
 
@@ -226,7 +243,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start; or 'fresh'"
     )
     parser.add_argument("--clip", default="lite", help="the tower to start from")
-    parser.add_argument("--output", type=Path, default=Path("runs/lite_tune"))
+    parser.add_argument("--output", type=Path, help="default: the configuration's output_dir")
     parser.add_argument("--first_stage", type=int, default=FIRST, help=f"the first that learns, 0 to 4; default: {FIRST}")
     parser.add_argument("--depthwise", action="store_true", help="depthwise kernels learn, too: slow on a CPU")
     parser.add_argument("--tower_rate", type=float, default=0.375, help="learning rate over the decoders'; 0.375")
@@ -243,7 +260,8 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(options.config, options.set, data=options.data)
-    options.output.mkdir(parents=True, exist_ok=True)
+    output = options.output or Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -252,7 +270,7 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
         datasets,
         config.held_out(),
         hidden_as_background=config.held_out_as_negative,
-        other_words=read_other_words(config.other_words),
+        other_words=read_other_words(config.other_words) if config.other_words else None,
     )
     pasted = vocabulary.known & things(datasets, vocabulary)  # (sets, names)
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, config.held_out())
@@ -275,7 +293,8 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
     # no decay: the tower shall stay near what it was, not near zero
     groups.append({"params": of_tower, "peak": options.tower_rate * config.learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    state = State(options.output / "state.pt", of_arms + of_tower, optimizer)
+    settings = {name: value for name, value in (config.to_dict() | vars(options)).items() if name not in NO_PART_OF_A_RUN}
+    state = State(output / "state.pt", of_arms + of_tower, optimizer, settings)
     first, steps = state.load(), config.max_train_steps
     loader = batches(config, datasets, vocabulary, clip, first=first, pinned=device.type == "cuda")
     preserve, full = config.preserve_names, config.full_vocabulary
@@ -297,7 +316,7 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
             learning = [ARMS[step % len(ARMS)]] if options.in_turn else None
             losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)), arms=learning)
         losses["loss"].backward()
-        for part in (of_arms, of_tower):
+        for part in (of_arms, of_tower) if config.clip_gradient else ():
             nn.utils.clip_grad_norm_(part, config.clip_gradient)
         set_learning_rate(optimizer, step, config)
         optimizer.step()
@@ -317,8 +336,8 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
             require_finite(float(losses["loss"].detach()), step + 1)
             require_finite_weights(of_arms + of_tower, step + 1)
             state.save(step + 1)
-            save(tuning, metadata, options.output)
-    logger.info("finished: %s holds the tower and a checkpoint for each arm", options.output)
+            save(tuning, metadata, output)
+    logger.info("finished: %s holds the tower and a checkpoint for each arm", output)
 
 
 if __name__ == "__main__":
