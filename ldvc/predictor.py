@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
@@ -43,6 +44,7 @@ PLAIN_CLIP = "clip"
 PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)
 DEFAULT_INFERENCE = {"long_side": 448}
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
+ONE_AND_THE_SAME = 0.99999  # cosine; "dog" and "dogs", as near as words get in lite, have less
 
 
 @dataclass
@@ -266,7 +268,8 @@ class Predictor:
             state = self.encode_image(state.picture)
         classes = clean_names(names)
         words = [synonyms_of(name) for name in classes]
-        embeddings = self.encode_names([word for group in words for word in group])
+        flat = [word for group in words for word in group]
+        embeddings = self.encode_names(flat)
         join = Synonyms([len(group) for group in words])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):
@@ -299,7 +302,20 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
+            alike=alike(flat, embeddings),
         )
+
+
+def alike(words: Sequence[str], embeddings: Tensor) -> list[list[str]]:
+    """Groups of words whose embeddings (len(words), d) are one and the same: the text tower cannot read what differs.
+
+    Lite's, for instance, learned from English nouns; of other scripts it knows no token.
+    """
+    cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(embeddings.float(), dim=-1).T
+    same = (cosine > ONE_AND_THE_SAME).tolist()
+    first = [row.index(True) for row in same]  # the first word that each is like
+    groups = [[word for word, of in zip(words, first, strict=True) if of == index] for index in dict.fromkeys(first)]
+    return [group for group in groups if len(group) > 1]
 
 
 class Synonyms:

@@ -35,6 +35,7 @@ class Segmentation:
         names: the class names; label i means names[i]. Of synonyms, the first.
         synonyms: for each class its words; one, mostly.
         seen: for each name, whether the checkpoint saw masks of it in training.
+        alike: groups of words that the model cannot tell apart; which of their classes a pixel gets means nothing.
         arm: which arm answered.
         picture: uint8 (H, W, 3), the photo.
         background: threshold of "none of these", or None. May be set anew: label maps follow.
@@ -54,10 +55,12 @@ class Segmentation:
         calibration: Calibration | None = None,
         background: float | None = None,
         synonyms: list[list[str]] | None = None,
+        alike: list[list[str]] | None = None,
     ) -> None:
         self.names = names
         self.synonyms = [[name] for name in names] if synonyms is None else synonyms
         self.seen = seen
+        self.alike = alike or []
         self.arm = arm
         self.picture = picture
         self.background = background

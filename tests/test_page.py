@@ -274,6 +274,15 @@ def test_program(url: str) -> None:
     assert Path(file).name == "dog-mask.png" and mask.mode == "P"
     assert np.array_equal(np.asarray(mask), labels)
 
+    names = ["dog", "grass | lawn", "\u72d7", "\u8349"]
+    listed = client.predict(photo=handle_file(str(DOG)), names=names, api_name="/segment")[2]
+    assert [each["name"] for each in listed["classes"]] == ["dog", "grass", "\u72d7", "\u8349"]
+    if listed["model"] == "lite":
+        assert listed["alike"] == [["\u72d7", "\u8349"]] and data["alike"] == []
+    with pytest.raises(AppError, match="a text, or a list of texts"):
+        client.predict(photo=handle_file(str(DOG)), names={"dog": 1}, api_name="/segment")
+    with pytest.raises(AppError, match="true or false, not “no”"):
+        client.predict(photo=handle_file(str(DOG)), names="dog", use_background="no", api_name="/segment")
     with pytest.raises(AppError, match="at least one class name"):
         client.predict(photo=handle_file(str(DOG)), names=" ", api_name="/segment")
     with pytest.raises(AppError, match="not a picture"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import DOG, EVIL, Visitor
+from tests.browsing import DOG, EVIL, Visitor, set_range
 
 NAMES = f"dog, grass | lawn, {EVIL}"
 
@@ -183,6 +184,78 @@ def test_back_to_a_long_list_and_names_typed_meanwhile(asked: Visitor) -> None:
     assert len(shares) == 14 and shares == sorted(shares, reverse=True) and shares[0] > 0
 
 
+def test_an_untidy_list_is_tidied_unless_something_else_was_typed(asked: Visitor) -> None:
+    field = asked.page.get_by_label("Class names").first
+    for typed, remains in ((None, "dog, grass, sky"), (" dog ;cat", " dog ;cat")):
+        before = asked.answers()
+        asked.type_names("dog,grass;  sky,dog")
+        asked.page.locator("#run").click()
+        if typed is not None:
+            asked.type_names(typed)
+        asked.wait_for_answer(before)
+        asked.page.wait_for_timeout(500)
+        assert field.input_value() == remains
+
+
+def test_a_threshold_that_is_set_while_an_answer_is_computed_counts(asked: Visitor) -> None:
+    page = asked.page
+    before = asked.answers()
+    asked.type_names("dog, grass, boat, bus, cake, chair, clock, fork, kite")
+    page.locator("#run").click()
+    page.locator("#overlay .background").check()
+    set_range(page, "#overlay .threshold", 0.8)
+    asked.wait_for_answer(before)
+    page.wait_for_timeout(800)
+    assert page.locator("#overlay .background").is_checked()
+    assert json.loads(asked.download("data")[1])["threshold"] == 0.8
+    page.locator("#overlay .background").uncheck()
+
+
+def test_an_answer_says_when_it_is_that_of_another_question(asked: Visitor) -> None:
+    page, stale = asked.page, asked.page.locator("#stale .ldvc-notice")
+    before = asked.answers()
+    asked.type_names("dog, grass")
+    asked.segment()
+    asked.wait_for_answer(before)
+    stale.wait_for(state="hidden")
+    asked.type_names("dog, grass, sky")
+    stale.wait_for()
+    asked.type_names(" dog;grass,")
+    stale.wait_for(state="hidden")  # the same question
+    page.locator("#examples button").nth(1).click()
+    stale.wait_for()
+    asked.upload(DOG)
+    asked.type_names("dog, grass")
+    before = asked.answers()
+    asked.segment()
+    asked.wait_for_answer(before)
+    stale.wait_for(state="hidden")
+
+
+def test_a_list_that_is_changed_by_hand_is_ones_own(asked: Visitor) -> None:
+    page = asked.page
+    chosen = page.locator("#vocabulary input").first
+    chosen.click()
+    page.get_by_role("option", name="PASCAL VOC 2012 (20)").click()
+    page.locator("#chips li").nth(19).wait_for()
+    assert chosen.input_value() == "PASCAL VOC 2012 (20)"
+    page.locator("#chips button").first.click()
+    page.wait_for_function("document.querySelectorAll('#chips li').length === 19")
+    page.wait_for_function("document.querySelector('#vocabulary input').value === 'My own names'")
+
+
+def test_words_that_the_model_cannot_read_are_named(asked: Visitor) -> None:
+    remark = asked.page.locator("#names-problem .ldvc-notice")
+    for names, expected in (("\u72d7, dog, \u8349", True), ("dog, dogs", False)):
+        before = asked.answers()
+        asked.type_names(names)
+        asked.segment()
+        asked.wait_for_answer(before)
+        remark.wait_for(state="visible" if expected else "hidden")
+        if expected:
+            assert "\u201c\u72d7\u201d and \u201c\u8349\u201d apart" in remark.inner_text()
+
+
 def test_phone_and_dark(browser, url: str) -> None:
     """At 390 px nothing of a tab sticks out, and in the dark its words are light."""
     visitor = Visitor(browser, url + "?__theme=dark", width=390)
@@ -193,6 +266,7 @@ def test_phone_and_dark(browser, url: str) -> None:
     visitor.type_names(NAMES)
     visitor.segment()
     visitor.wait_for_answer()
+    page.wait_for_function("document.querySelector('#tabs').getBoundingClientRect().top < 300")  # the answer is shown
     places = {
         "Attention": "#attention-grid img",
         "Routing": "#routing-view .ldvc-stage",

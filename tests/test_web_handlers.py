@@ -6,10 +6,13 @@ import io
 import json
 import pickle
 import re
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -17,12 +20,13 @@ from PIL import Image
 
 from ldvc.names import synonyms_of
 from ldvc.visualize import colours_for, rgb
-from ldvc.web import html, texts
+from ldvc.web import html, models, texts
 from ldvc.web.downloads import KINDS, Identity, Look, make_file, safe_name
 from ldvc.web.handlers import LCSA_OFF, Handlers
 from ldvc.web.inputs import EXAMPLES_FOLDER, read_examples, uploaded_file
 from ldvc.web.layout import build_page
 from ldvc.web.models import Catalogue, Models
+from ldvc.web.tabs.segment import SegmentTab
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.segmentation import MAPS_SHOWN, class_maps, viewer_data
 from ldvc.web.visit import Problem, Visit
@@ -34,8 +38,13 @@ IDENTITY = Identity("tiny", "0" * 64)
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    return Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def catalogue(checkpoint_folder: Path) -> Catalogue:
+    return Catalogue(str(checkpoint_folder))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +71,44 @@ def test_first_answer(handlers: Handlers, photo: str) -> None:
     (result,) = handlers.results(visit, "ldvc")
     assert result.size == (240, 360) and result.seen == [True, False]
     assert visit.photo_name == "my photo.v2.png"
+
+
+def test_programs_may_give_a_list_and_mistakes_of_theirs_are_sentences(handlers: Handlers, photo: str) -> None:
+    visit = handlers.segment(photo, ["dog", "sofa | couch"], False, 0.5, Visit())
+    assert visit.asked == ["dog", "sofa | couch"]
+    for names, flag, field in (({"dog": 1}, False, "names"), (["dog", 3], False, "names"), ("dog", "no", "run")):
+        with pytest.raises(Problem) as caught:
+            handlers.segment(photo, names, flag, 0.5, Visit())
+        assert caught.value.field == field
+
+
+def test_a_forgotten_visit_is_answered_with_a_sentence(handlers: Handlers) -> None:
+    with gr.Blocks():
+        tab = SegmentTab(handlers, gr.State(Visit()))
+    for kind in KINDS:
+        _, problem = tab._maker(kind)(Visit())
+        assert html.problem(texts.FORGOTTEN) == problem.value and problem.visible
+
+
+def test_who_asks_for_a_loaded_model_does_not_wait_for_one_that_is_being_loaded(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    catalogue = Catalogue(str(checkpoint_folder), full=str(checkpoint_folder))
+    real = models.Models
+
+    def slow(source: str) -> Models:
+        loading.set()
+        assert go_on.wait(30)
+        return real(source)
+
+    monkeypatch.setattr(models, "Models", slow)
+    with ThreadPoolExecutor(1) as pool:
+        full = pool.submit(catalogue.get, "full")
+        assert loading.wait(30)
+        assert catalogue.get(None) is catalogue.get(catalogue.default)  # while the other is on its way
+        go_on.set()
+        assert full.result() is catalogue.get("full")
 
 
 def test_arms_are_computed_when_they_are_asked_for(

@@ -131,12 +131,20 @@ def test_a_layer_drops_attention_activations_and_branches_while_training(model: 
     quiet, _ = block(classes, patches)
     torch.testing.assert_close(block(classes, patches)[0], quiet)
     block.train()
+    calls = []
+    handle = block.dropout.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
     try:
-        assert not torch.allclose(block(classes, patches)[0], quiet, atol=1e-3)
+        for part in ("attention", "activations", "branches"):
+            block.cross_attention.dropout = 0.5 * (part == "attention")
+            block.ffn[1][1].p, block.dropout.p = 0.5 * (part == "activations"), 0.5 * (part == "branches")
+            assert not torch.allclose(block(classes, patches)[0], quiet, atol=1e-3), part
+        assert len(calls) == 2 * 3, "the branch of attention and that of the feed-forward network"
         query, key, value = torch.zeros(1, 1, 2000, 1), torch.zeros(1, 1, 100, 1), torch.ones(1, 1, 100, 1)
         kept = attend(query, key, value, dropout=0.1)
         assert kept.std() == pytest.approx((0.1 / 0.9 / 100) ** 0.5, rel=0.1) and kept.mean() == pytest.approx(1, abs=0.01)
     finally:
+        block.cross_attention.dropout = block.ffn[1][1].p = block.dropout.p = 0.1
+        handle.remove()
         block.eval()
 
 

@@ -27,7 +27,7 @@ OVERLAY_SIDE = 1280
 def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab: SegmentTab) -> None:
     """Declare the endpoints; called inside the page's context."""
 
-    def ask(photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit) -> Visit:
+    def ask(photo: str | None, names: Any, use_background: Any, threshold: Any, visit: Visit) -> Visit:
         """Segment for a program: a problem becomes an error with the same sentence."""
         try:
             return handlers.segment(photo, names, use_background, threshold, visit, add_context=False)
@@ -39,10 +39,10 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
     ) -> tuple[np.ndarray, np.ndarray, dict, Visit]:
         """Segment a photo by class names.
 
-        Names are separated by commas; "sofa | couch" are two words for one class. With use_background, pixels where no
-        name's score reaches the threshold (0 to 1) are none of these. Returns the photo painted by class, a label map (grey
-        value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area shares,
-        colours.
+        Names are separated by commas, or a list; "sofa | couch" are two words for one class. With use_background, pixels whose
+        best name has a score below the threshold (0 to 1) are none of these. Returns the photo painted by class, a label map
+        (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area shares,
+        colours, and groups of words that the model cannot tell apart ("alike").
         """
         visit = ask(photo, names, use_background, threshold, visit)
         (result,) = handlers.results(visit, "ldvc")
@@ -83,7 +83,7 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         return segment_tab.write(kind, visit, Look()), visit
 
     with gr.Column(visible=False):  # what programs give and get
-        use_background = gr.Checkbox(label="Allow none of these")
+        use_background = unchecked(gr.Checkbox(label="Allow none of these"))
         threshold = unchecked(gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"))
         key = gr.Textbox(label="Vocabulary")
         kind = gr.Textbox(label="Kind of file")
@@ -115,6 +115,7 @@ def summarise(result: Segmentation, labels: np.ndarray, colours: list[str], *, m
         "classes": [
             {"name": name, "seen": seen, "area": round(share, 4), "colour": colour} for name, seen, share, colour in rows
         ],
+        "alike": result.alike,
         "threshold": result.background,
         "none_of_these": none,
     }

@@ -78,7 +78,7 @@ class Handlers:
 
         Args:
             photo: path of the uploaded file.
-            names: separated by commas, synonyms by "|".
+            names: separated by commas, or a list; synonyms by "|".
             use_background: allow "none of these".
             threshold: score that a name must reach then.
             visit: what the visitor was looking at.
@@ -95,6 +95,8 @@ class Handlers:
         self.catalogue.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
+        if not isinstance(use_background, bool):
+            raise Problem("run", texts.NO_FLAG.format(value=use_background))
         background = checked_threshold(threshold) if use_background else None
         cleaned = cleaned_names(names)
         context_added, declined = False, visit.context_declined
@@ -110,6 +112,7 @@ class Handlers:
         after = replace(
             visit,
             model=key,
+            photo=photo,
             fingerprint=fingerprint,
             photo_name=Path(photo).name,
             asked=cleaned,
@@ -218,12 +221,14 @@ def weights_digest(models: Models, arm: str) -> str:
     return models.other(arm).weights_digest
 
 
-def cleaned_names(names: str | None) -> list[str]:
-    """Names as they will be asked.
+def cleaned_names(names: Any) -> list[str]:
+    """Names as they will be asked, from one text or from a program's list of texts.
 
     Raises:
-        Problem: no name, or too many, or one too long.
+        Problem: no name, or too many, or one too long, or something else than text.
     """
+    if not isinstance(names or "", str | list | tuple):
+        raise Problem("names", texts.NO_NAMES.format(value=names))
     try:
         return clean_names(names or "")
     except InvalidNamesError as error:

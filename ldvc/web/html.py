@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every text that a visitor can influence goes through `escape` here and nowhere else."""
+"""Pieces of HTML. Every text that a visitor can influence goes through `escape`, here and in the views."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ def problem(sentence: str) -> str:
 def notice(sentence: str) -> str:
     """A remark that is not an error."""
     return f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
+
+
+def listed(words: Sequence[str]) -> str:
+    """["dog", "cat", "cow"] -> “dog”, “cat” and “cow”; not escaped."""
+    quoted = [f"“{word}”" for word in words]
+    return " and ".join([*([", ".join(quoted[:-1])] if quoted[1:] else []), quoted[-1]])
 
 
 def empty(sentence: str) -> str:

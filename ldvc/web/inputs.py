@@ -27,6 +27,19 @@ element.addEventListener("click", (event) => {
 """
 
 
+# Names as they were asked, tidied: written into the field unless something else was typed meanwhile.
+TIDY_JS = """(pair, names) => {
+  const [asked, tidy] = pair ? JSON.parse(pair) : [names, names];
+  return names === asked ? tidy : names;
+}"""
+# On a phone the answer is below the question: show it, unless something was wrong with the question.
+REVEAL_JS = """() => {
+  const tabs = document.querySelector("#tabs");
+  const below = tabs.getBoundingClientRect().top > 0.6 * window.innerHeight;
+  if (below && !document.querySelector(".ldvc-problem")) tabs.scrollIntoView({ behavior: "smooth" });
+}"""
+
+
 def uploaded_file(payload: Any) -> str | None:
     """The path of what was uploaded, unopened.
 
@@ -35,10 +48,11 @@ def uploaded_file(payload: Any) -> str | None:
     return None if payload is None or not payload.path else str(payload.path)
 
 
-def unchecked(component: gr.Slider | gr.Number) -> gr.Slider | gr.Number:
-    """A number's widget that hands over whatever a program sends; whoever uses it says what is wrong in one sentence.
+def unchecked(component: Any) -> Any:
+    """A widget that hands over whatever a program sends; whoever uses it says what is wrong in one sentence.
 
-    Gradio's own check ends in a stack trace in the log, and for what is no number in no sentence at all.
+    Gradio's own check of numbers ends in a stack trace in the log, and for what is no number in no sentence at all; a list that
+    should be a text becomes one.
     """
     component.preprocess = lambda payload: payload
     return component
@@ -86,13 +100,15 @@ class Question:
             elem_classes="ldvc-examples",
         )
         with gr.Group(elem_classes="ldvc-names"):
-            self.names = gr.Textbox(
-                label=texts.NAMES_LABEL,
-                info=texts.NAMES_INFO,
-                placeholder=texts.NAMES_PLACEHOLDER,
-                lines=1,
-                max_lines=5,
-                elem_id="names",
+            self.names = unchecked(
+                gr.Textbox(
+                    label=texts.NAMES_LABEL,
+                    info=texts.NAMES_INFO,
+                    placeholder=texts.NAMES_PLACEHOLDER,
+                    lines=1,
+                    max_lines=5,
+                    elem_id="names",
+                )
             )
             self.chips = gr.HTML(js_on_load=CHIPS_JS, apply_default_css=False, elem_id="chips")
         names_problem = gr.HTML(visible=False, elem_id="names-problem")
@@ -118,17 +134,41 @@ class Question:
         model_problem = gr.HTML(visible=False, elem_id="model-problem")
 
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
+        self.tidied = gr.Textbox(visible=False)
+        self.stale = gr.HTML(visible=False, elem_id="stale", render=False)  # rendered above the answer
         self.asked = [self.photo, self.names, self.model]
-        self.outputs = [self.names, self.chips, self.context_row, *self.problems.values()]
+        self.outputs = [self.names, self.chips, self.context_row, self.tidied, self.stale, *self.problems.values()]
 
     def answered(self, visit: Visit, names: str) -> dict:
-        """Updates after a question about these names was answered; what was typed meanwhile stays, if it can."""
-        tidy = ", ".join(visit.asked)
-        return {
-            self.names: gr.skip() if tidy == names else tidy,
+        """Updates after a question about these names was answered."""
+        updates = {
+            self.tidied: json.dumps([names, ", ".join(visit.asked)]),
             self.context_row: gr.Column(visible=visit.context_added),
+            self.stale: gr.HTML(visible=False),
             **self.no_problems(),
         }
+        groups = [html.listed(words) for result in visit.results.values() if result for words in result.alike]
+        if groups:
+            remark = html.notice(texts.ALIKE.format(names=", nor ".join(dict.fromkeys(groups))))
+            updates[self.problems["names"]] = gr.HTML(remark, visible=True)
+        return updates
+
+    def after(self, event: Any) -> None:
+        """What the browser does after an event that segments: tidy the list of names, show the answer."""
+        event.then(None, [self.tidied, self.names], self.names, js=TIDY_JS, api_visibility="private")
+        event.then(None, js=REVEAL_JS, api_visibility="private")
+
+    def compared(self, photo: str | None, names: str, visit: Visit) -> dict:
+        """Updates once photo or names have changed: whether the answer is that of another question, and no sentence about
+        names that are not there any more."""
+        visit = visit.latest
+        try:
+            same_names = clean_names(names or "") == visit.asked
+        except InvalidNamesError:
+            same_names = False
+        outdated = not visit.empty and not (same_names and photo == visit.photo)
+        updates = {self.stale: gr.HTML(html.notice(texts.STALE), visible=outdated)}
+        return updates if same_names else updates | {self.problems["names"]: gr.HTML("", visible=False)}
 
     def no_problems(self) -> dict:
         """Take all sentences away."""
@@ -169,14 +209,19 @@ class Question:
                 self.context_row: gr.Column(visible=False),
             }
 
-        def look_at(photo: str | None) -> Any:
+        def look_at(photo: str | None, names: str, visit: Visit) -> dict:
             """A file that is no picture is told at once, not only when the button is pressed."""
+            sentence = ""
             try:
                 if photo:
                     self.handlers.read_photo(photo)
             except Problem as problem:
-                return gr.HTML(html.problem(str(problem)), visible=True)
-            return gr.HTML("", visible=False)
+                sentence = html.problem(str(problem))
+            updates = self.compared(photo, names, visit)
+            return updates | {self.problems["photo"]: gr.HTML(sentence, visible=bool(sentence))}
+
+        def read_names(names: str, model: str, photo: str | None, visit: Visit) -> dict:
+            return self.compared(photo, names, visit) | {self.chips: self.chips_for(names, model)}
 
         def take_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
             """A list replaces the names; one's own come back when they are chosen again."""
@@ -184,12 +229,12 @@ class Question:
             own = own if names in lists else names
             return (own if key == OWN else ", ".join(vocabularies()[key].classes)), own
 
-        def remove(names: str, event: gr.EventData) -> str:
+        def remove(names: str, event: gr.EventData) -> tuple[str, str]:
             try:
                 cleaned = clean_names(names or "")
             except InvalidNamesError:
-                return names
-            return ", ".join(name for index, name in enumerate(cleaned) if index != event.index)
+                return names, OWN
+            return ", ".join(name for index, name in enumerate(cleaned) if index != event.index), OWN
 
         def choose_model(key: str, names: str) -> tuple[Any, str]:
             try:
@@ -199,12 +244,26 @@ class Question:
             return gr.HTML("", visible=False), self.chips_for(names, key)
 
         self.gallery.select(take_example, None, [self.photo, self.vocabulary, *self.outputs], **light)
-        self.photo.change(look_at, self.photo, self.problems["photo"], trigger_mode="always_last", **light)
+        self.photo.change(
+            look_at,
+            [self.photo, self.names, self.visit],
+            [self.problems["photo"], self.problems["names"], self.stale],
+            trigger_mode="always_last",
+            **light,
+        )
         self.vocabulary.input(
             take_vocabulary, [self.vocabulary, self.names, self.own_names], [self.names, self.own_names], **light
         )
-        self.names.change(self.chips_for, [self.names, self.model], self.chips, trigger_mode="always_last", **light)
-        self.chips.remove(remove, self.names, self.names, **light)
+        self.names.change(
+            read_names,
+            [self.names, self.model, self.photo, self.visit],
+            [self.chips, self.problems["names"], self.stale],
+            trigger_mode="always_last",
+            **light,
+        )
+        # a list that is changed by hand is one's own
+        self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **light)
+        self.chips.remove(remove, self.names, [self.names, self.vocabulary], **light)
         self.model.input(
             choose_model,
             [self.model, self.names],

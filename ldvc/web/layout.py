@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 TABS: tuple[type[Tab], ...] = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
 STYLES = [Path(__file__).with_name(name) for name in ("style.css", "tabs.css")]
-VISIT_SECONDS = 3600  # an encoded photo is forgotten after an hour without use
-MAX_VISITS = 200  # each keeps a photo of up to 6 MB and its features
+VISIT_SECONDS = 3 * 3600  # an encoded photo is forgotten so long after the visitor's last question
+MAX_VISITS = 100  # each keeps a photo, its features and answers: 20 to 100 MB, of the 16 GB of a free Space
 
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -78,7 +78,7 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
     handlers = Handlers(catalogue)
 
     with gr.Blocks(
-        title=f"{texts.TITLE}: segment a photo by any names", analytics_enabled=False, delete_cache=(3600, 7200)
+        title=f"{texts.TITLE}: segment a photo by any names", analytics_enabled=False, delete_cache=(3600, VISIT_SECONDS + 3600)
     ) as page:
         visit = gr.State(Visit(), time_to_live=VISIT_SECONDS)
         gr.HTML(html.header())
@@ -87,13 +87,12 @@ def build_page(catalogue: Catalogue) -> gr.Blocks:
                 question = Question(handlers, visit)
             tabs: dict[str, Tab] = {}
             places: dict[str, gr.Tab] = {}
-            with (
-                gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"),
-                gr.Tabs(elem_id="tabs", overflow_behavior="wrap"),
-            ):
-                for kind in TABS:
-                    with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as places[kind.key]:
-                        tabs[kind.key] = kind(handlers, visit)
+            with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"):
+                question.stale.render()
+                with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
+                    for kind in TABS:
+                        with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as places[kind.key]:
+                            tabs[kind.key] = kind(handlers, visit)
         gr.HTML(f'<p class="ldvc-about">{texts.ABOUT}</p>', elem_classes="ldvc-later")
 
         wire(handlers, question, tabs, places, visit)
@@ -110,19 +109,25 @@ def wire(
         """Run an action that segments; a problem becomes a sentence beside its field and changes nothing else."""
         try:
             after = action(photo, names, before.background is not None, before.background or 0.0, before, model=model)
+            # What the visitor set while this was computed counts, and from now on it is set in the new visit.
+            after.background = before.background
+            handlers.choose(before.chosen, after)
+            before.successor = after
             drawing, shown = {}, ""
             while shown != after.open_tab:  # another tab may be opened meanwhile
                 shown = after.open_tab
                 drawing |= tabs[shown].draw(after)
             for tab in tabs.values():
                 drawing |= tab.announce(after)
-            before.successor = after
             return {visit: after, **question.answered(after, names), **drawing}
         except Problem as problem:
+            before.successor = None
             return question.refused(problem)
         except gr.Error:  # a sentence of ZeroGPU's, about the visitor's quota
+            before.successor = None
             raise
         except Exception:
+            before.successor = None
             log.exception("an action of the page failed")
             return question.refused(Problem("run", texts.UNEXPECTED))
 
@@ -136,13 +141,15 @@ def wire(
 
     def move_threshold(present: Visit, event: gr.EventData) -> dict:
         present = present.latest
+        if present.empty:
+            return {segment_tab.problem: gr.HTML(html.problem(texts.FORGOTTEN), visible=True)}
         if not handlers.rethreshold(event.value, present):
             return gr.skip()
         return segment_tab.unless_overtaken(present, segment_tab.repaint)
 
     private = {"api_visibility": "private"}
     asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
-    gr.on(
+    pressed = gr.on(
         [question.run.click, question.names.submit],
         press_segment,
         asked,
@@ -151,9 +158,18 @@ def wire(
         trigger_mode="always_last",  # names that were changed while the last ones were asked for are not forgotten
         **private,
     )
-    question.remove_context.click(press_remove, asked, changed, show_progress_on=[question.remove_context], **private)
+    removed = question.remove_context.click(
+        press_remove, asked, changed, show_progress_on=[question.remove_context], **private
+    )
+    for event in (pressed, removed):
+        question.after(event)
     segment_tab.viewer.threshold(
-        move_threshold, visit, segment_tab.outputs, show_progress="hidden", trigger_mode="always_last", **private
+        move_threshold,
+        visit,
+        [*segment_tab.outputs, segment_tab.problem],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **private,
     )
     for key, tab in tabs.items():
         places[key].select(tab.open, visit, tab.outputs, show_progress_on=tab.waiting, **private)

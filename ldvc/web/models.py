@@ -56,7 +56,7 @@ class Catalogue:
     def __init__(self, main: str | Models = "lite", full: str | None = None) -> None:
         first = main if isinstance(main, Models) else Models(main)
         self.default = first.name
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of loading the full model; who asks for what is there does not wait for it
         self._loaded: dict[str, Models] = {first.name: first}
         self._full = full
 
@@ -95,12 +95,14 @@ class Catalogue:
             Problem: it is not here; the sentence says what to do.
         """
         key = key or self.default
+        if key in self._loaded:
+            return self._loaded[key]
+        if key != self.FULL:
+            raise Problem("model", texts.NO_SUCH_MODEL.format(names=", ".join(self.choices)))
+        if self._full is None:
+            raise Problem("model", texts.FULL_MISSING)
         with self._lock:
             if key not in self._loaded:
-                if key != self.FULL:
-                    raise Problem("model", texts.NO_SUCH_MODEL.format(names=", ".join(self.choices)))
-                if self._full is None:
-                    raise Problem("model", texts.FULL_MISSING)
                 try:
                     self._loaded[key] = Models(self._full)
                 except LdvcError as error:

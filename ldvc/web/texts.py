@@ -1,4 +1,4 @@
-"""Every sentence of the page, in one place."""
+"""The sentences of the page and its Segment tab; those of the other tabs are in tabs/texts.py."""
 
 TITLE = "LDVC"
 TAGLINE = "Type any class names. See which pixels they are, and which names each pixel listens to."
@@ -11,9 +11,11 @@ PHOTO_LABEL = "Photo"
 PHOTO_HINT = "Drop a photo here, paste one, or click to choose"
 EXAMPLES_LABEL = "Or take an example"
 NAMES_LABEL = "Class names"
-NAMES_INFO = "Separated by commas; “sofa | couch” are two words for one class."
+NAMES_INFO = "English nouns, separated by commas; “sofa | couch” are two words for one class."
 NAMES_PLACEHOLDER = "dog, grass, cat"
 RUN = "Segment"
+ALIKE = "The model reads English nouns and cannot tell {names} apart: which of them a pixel gets means nothing."
+STALE = "The answer to an older question; press Segment."
 CHIPS_LABEL = "Classes that will be asked for"
 CHIPS_COUNT = "{all} classes, of which the model saw masks of {seen} in training."
 REMOVE = "Remove {name}"
@@ -38,6 +40,12 @@ FULL_MISSING = (
 FULL_FAILED = "The full model could not be loaded."
 NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}."
 NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
+NO_FLAG = "Whether “none of these” is allowed is true or false, not “{value}”."
+NO_NAMES = "Class names are a text, or a list of texts, not {value}."
+FORGOTTEN = (
+    "Your photo is no longer kept here, since you asked nothing for some hours. Press Segment; if that does not help, choose "
+    "the photo anew."
+)
 NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."

@@ -27,6 +27,7 @@ class Visit:
 
     Attributes:
         model: key of the model choice; empty = the page's own.
+        photo: path of the uploaded file.
         fingerprint: of the photo that `image` encodes.
         photo_name: the name of its file.
         image: the encoded photo: new names do not encode it again.
@@ -46,6 +47,7 @@ class Visit:
     """
 
     model: str = ""
+    photo: str = ""
     fingerprint: str = ""
     photo_name: str = ""
     image: ImageState | None = None

@@ -115,6 +115,9 @@ class SegmentTab(Tab):
 
     def _maker(self, kind: str) -> Any:
         def make(visit: Visit) -> list[Any]:
+            visit = visit.latest  # an answer that is being drawn has the threshold that was set meanwhile
+            if visit.empty:
+                return [gr.skip(), gr.HTML(html.problem(texts.FORGOTTEN), visible=True)]
             try:
                 return [self.write(kind, visit), gr.HTML(visible=False)]
             except Exception:

@@ -85,8 +85,8 @@ ROUTING_SCALE = "Share of token attention, {head}"
 SPACE_EMPTY = "Segment a photo first: here you will see which of the two moved, the patches or the names."
 SPACE_TITLE = "Which of the two moved?"
 SPACE_HELP = (
-    "Dots are patches, diamonds are class names. LDVC holds the names still and moves the patches to them; ZegCLIP holds the "
-    "patches still and moves the names. Drag from before to after."
+    "Dots are patches, diamonds are class names. LDVC holds the names still and moves the patches; ZegCLIP holds the patches "
+    "still and moves the names. Drag from before to after."
 )
 SPACE_SLIDER = "From before the decoder (0) to after it (100)"
 SPACE_BEFORE = "before the decoder"
@@ -104,7 +104,8 @@ SPACE_EXACTLY_TEXT = (
     "patches, in CLIP’s full joint space and not in the plane. Before is after the text adapter: the names as this "
     "photo’s decoder gets them. 0 means bit for bit the same.</p>"
     "<p><b>Patch and its class</b> is the mean cosine of a patch and the class that this decoder gave it, both before or "
-    "both after. ZegCLIP’s masks additionally pass through a query and a key projection, which are left out here.</p>"
+    "both after. It may fall: for the mask it only matters that the right name comes out ahead of the others. ZegCLIP’s masks "
+    "additionally pass through a query and a key projection, which are left out here.</p>"
     "<p><b>The plane</b> is fitted once to the points of both decoders, before and after together, each counting once. "
     "Colours are the classes that a decoder gave its patches. Two names that look close here may be far apart in the "
     "dimensions that the plane does not show.</p>"
@@ -118,8 +119,8 @@ COMPARE_HELP = "Same photo, same names, same colours. Names that the model never
 COMPARE_ARMS = {
     "clip": "No decoder: cosine of patch and name in the CLIP beneath.",
     "zegclip": "Names are queries and move; patches stay.",
-    "ldvc_without_lcsa": "Patches move to the names, each for itself.",
-    "ldvc": "Patches agree with look-alikes, then move to the names.",
+    "ldvc_without_lcsa": "Patches listen to the names and move, each for itself.",
+    "ldvc": "Patches agree with look-alikes, then listen to the names and move.",
 }
 COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
 COMPARE_FOOTNOTE = (

@@ -134,14 +134,13 @@ def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence
     heights = dict(
         zip(chosen, spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6), strict=True)
     )
-    pieces = []
+    pieces: list[str] = []
+    labels: list[str] = []  # on top of all diamonds
     for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
         (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
         distance = part.movement.embedding_drift[index]
-        moves = (
-            f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
-            f"<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
-        )
+        group = f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
+        moves = f"{group}<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
         if index not in written:
             pieces.append(f'{moves}<path class="ldvc-diamond" d="{_diamond(x, y, 4.0)}"/></g>')
             continue
@@ -155,10 +154,11 @@ def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence
         pieces.append(
             f'<path class="ldvc-diamond-before" d="{_diamond(x, y)}"/>'
             f'<path class="ldvc-name-trail" d="M{x:.1f} {y:.1f}L{after[index, 0]:.1f} {after[index, 1]:.1f}"/>'
-            f'{moves}{leader}<path class="ldvc-diamond" d="{_diamond(x, y)}"/>'
-            f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{"end" if left else "start"}">{escape(short)}</text></g>'
+            f'{moves}{leader}<path class="ldvc-diamond" d="{_diamond(x, y)}"/></g>'
         )
-    return "".join(pieces)
+        anchor = "end" if left else "start"
+        labels.append(f'{group}<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}">{escape(short)}</text></g>')
+    return "".join(pieces + labels)
 
 
 def _diamond(x: float, y: float, radius: float = 8.0) -> str:
