@@ -186,10 +186,10 @@ def _checkpoint_folder(folder: Path, arm: str | None) -> Path:
 
 
 def _relative_clip(clip: str, folder: Path) -> str:
-    """Inverse of `_resolve_clip`; an architecture's name stays."""
-    if not Path(clip).is_dir():
+    """Inverse of `_resolve_clip`; "lite" and an architecture's name stay. Resolved, for ".." does not undo a link."""
+    if clip == "lite" or not Path(clip).is_dir():
         return clip
-    path = os.path.relpath(clip, folder)
+    path = os.path.relpath(Path(clip).resolve(), folder.resolve())
     return path if path.startswith(".") else f"./{path}"  # "clip" alone would be the name of an architecture
 
 

@@ -42,10 +42,11 @@ class ModelConfig:
             projections only averages patches that look alike, which leaves CLIP's similarity nearly what it is, so it may
             start wider open than the rest. Unused where `gate_init` is None.
         start_at_clip: text adapter starts as the identity, mask logits as plain CLIP similarity, and visual prompts are
-            gated.
+            gated. Otherwise the adapter starts as ZegCLIP's does, and `zegclip` is its authors' in all: unit vectors go in,
+            layers have ReLU and dropout, linear layers start from a normal distribution of deviation 0.02.
         branch_init: "identity": the projections of decoder attention start as identity matrices, so that a branch starts
             as a similarity-weighted mean of what it attends to, the same for every name; "random": PyTorch's usual
-            initialisation.
+            initialisation. Unused by `zegclip` where it is its authors'.
         normalize_output: (ldvc arms) L2-normalise the patch features that leave the decoder, as CLIP does before its
             similarity, so that logits stay on the scale of the towers however long the features grow. The paper leaves
             it open.

@@ -302,20 +302,29 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            alike=alike(flat, embeddings),
+            alike=alike(words, embeddings),
         )
 
 
-def alike(words: Sequence[str], embeddings: Tensor) -> list[list[str]]:
-    """Groups of words whose embeddings (len(words), d) are one and the same: the text tower cannot read what differs.
+def alike(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str]]:
+    """Words of different classes whose embeddings are one and the same: the text tower cannot read in what they differ.
 
-    Lite's, for instance, learned from English nouns; of other scripts it knows no token.
+    Lite's, for instance, learned from English nouns, and of Chinese it knows no token.
+
+    Args:
+        classes: the words of each.
+        embeddings: (words in all, d).
+
+    Returns:
+        Groups of words.
     """
-    cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(embeddings.float(), dim=-1).T
-    same = (cosine > ONE_AND_THE_SAME).tolist()
-    first = [row.index(True) for row in same]  # the first word that each is like
-    groups = [[word for word, of in zip(words, first, strict=True) if of == index] for index in dict.fromkeys(first)]
-    return [group for group in groups if len(group) > 1]
+    unit = F.normalize(embeddings.float(), dim=-1)
+    same = (unit @ unit.T > ONE_AND_THE_SAME).tolist()
+    groups: dict[int, list[tuple[str, int]]] = {}  # the first of some words that are alike -> them, and their classes
+    named = [(word, index) for index, words in enumerate(classes) for word in words]
+    for row, each in zip(same, named, strict=True):
+        groups.setdefault(row.index(True), []).append(each)
+    return [[word for word, _ in group] for group in groups.values() if len({index for _, index in group}) > 1]
 
 
 class Synonyms:

@@ -35,24 +35,30 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Pa
     return make_workplace(tmp_path_factory.mktemp("distributed"), tiny_clip_folder)
 
 
-@pytest.mark.parametrize(("arm", "views"), [("ldvc", 0), ("zegclip", 2)])
-def test_two_processes_learn_as_one_with_twice_the_batch(root: Path, arm: str, views: int) -> None:
+@pytest.mark.parametrize(
+    ("arm", "views", "changes"),
+    [("ldvc", 0, ()), ("zegclip", 2, ()), ("zegclip", 0, ("start_at_clip=false", "gate_init=null"))],  # with its dropout
+)
+def test_two_processes_learn_as_one_with_twice_the_batch(
+    root: Path, arm: str, views: int, changes: tuple[str, ...]
+) -> None:
     """With dropout, augmentation and sampled names; with views made afresh, and with stored ones that each run builds for
     itself (two processes: one data set each). Photos differ in how many masks and pixels they have, so a loss that each
     process normalised for itself would differ; a parameter without gradient would stop the second step.
     (Weights are not compared: where a gradient is zero but for rounding, Adam makes a whole step of the rounding.)"""
-    shared = (f"arm={arm}", "focal_normalise=masks", "validation_steps=4")
+    shared = (f"arm={arm}", "focal_normalise=masks", "validation_steps=4", *changes)
+    kind = f"{arm}{len(changes)}"
     for name, batch, processes in (("one", 4, 1), ("two", 2, 2)):
         own = (f"train_batch_size={batch}", f"views_per_photo={views}", f"cache_dir={root / f'cache-{arm}-{name}'}")
-        assert run(train_here, root, f"{arm}-{name}", (*shared, *own), processes=processes) == [0] * processes
-    one, two = history(root / f"{arm}-one"), history(root / f"{arm}-two")
+        assert run(train_here, root, f"{kind}-{name}", (*shared, *own), processes=processes) == [0] * processes
+    one, two = history(root / f"{kind}-one"), history(root / f"{kind}-two")
     assert [entry["step"] for entry in two] == [1, 2, 3, 4]
     for left, right in zip(one, two, strict=True):
         assert left == pytest.approx(right, rel=1e-3)
     assert one[0] == pytest.approx(two[0], rel=1e-5)
 
     def validation(name: str) -> dict:
-        lines = (root / f"{arm}-{name}" / "history.jsonl").read_text().splitlines()
+        lines = (root / f"{kind}-{name}" / "history.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["validation"]
 
     for name in ("meadow", "pets"):  # three photos each: the shares are uneven

@@ -168,6 +168,14 @@ def test_a_name_has_its_own_embedding_whoever_asked_before(checkpoint: Path) -> 
     assert len(asked_first._embeddings) == 3
 
 
+def test_words_of_different_classes_that_are_one_to_the_model_are_told() -> None:
+    """The model of colours knows no "mauve" and no "beige": both are the same grey to it."""
+    predictor = colour_predictor()
+    predictor.set_image(halves(32, 32, 16))
+    assert predictor.segment(["red", "mauve", "beige | green"]).alike == [["mauve", "beige"]]
+    assert predictor.segment(["red", "mauve | beige"]).alike == [], "they are one class anyway"
+
+
 def test_patches_belong_to_the_class_that_the_picture_shows() -> None:
     """With evened peaks the best logit need not be the best name: red is louder everywhere, and blue is there all the same."""
     predictor = colour_predictor(calibration={"scale": 1.0, "bias": 0.0, "peak": 0.8})

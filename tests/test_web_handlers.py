@@ -76,18 +76,23 @@ def test_first_answer(handlers: Handlers, photo: str) -> None:
 def test_programs_may_give_a_list_and_mistakes_of_theirs_are_sentences(handlers: Handlers, photo: str) -> None:
     visit = handlers.segment(photo, ["dog", "sofa | couch"], False, 0.5, Visit())
     assert visit.asked == ["dog", "sofa | couch"]
+    for flag in (None, False, 0):
+        assert handlers.segment(photo, "dog", flag, None, Visit()).background is None
     for names, flag, field in (({"dog": 1}, False, "names"), (["dog", 3], False, "names"), ("dog", "no", "run")):
         with pytest.raises(Problem) as caught:
             handlers.segment(photo, names, flag, 0.5, Visit())
         assert caught.value.field == field
 
 
-def test_a_forgotten_visit_is_answered_with_a_sentence(handlers: Handlers) -> None:
+def test_a_forgotten_visit_is_answered_with_a_sentence(handlers: Handlers, photo: str) -> None:
     with gr.Blocks():
         tab = SegmentTab(handlers, gr.State(Visit()))
     for kind in KINDS:
         _, problem = tab._maker(kind)(Visit())
         assert html.problem(texts.FORGOTTEN) == problem.value and problem.visible
+    after = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
+    for changes in (tab.update(after), tab.repaint(after)):
+        assert not changes[tab.problem].visible and tab.problem in tab.outputs, "once there is an answer, it goes"
 
 
 def test_who_asks_for_a_loaded_model_does_not_wait_for_one_that_is_being_loaded(

@@ -249,6 +249,7 @@ def write_calibration(source: str, arm: str, calibration: dict[str, float], *, k
             os.replace(temporary, path)
             return
     require_local(source)
+    raise LdvcError(f"{source} holds no checkpoint of {arm}, so its calibration cannot be written.")
 
 
 def require_local(source: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ldvc.config import ModelConfig
+from ldvc.config import ARMS, ModelConfig
 from ldvc.data import Augmentation, load_split
 from ldvc.errors import LdvcError
 
@@ -51,7 +51,7 @@ def check_types(config: Any) -> None:
         inner = get_args(options[0])[-1:] if isinstance(value, list | tuple | dict) else ()
         parts = value.values() if isinstance(value, dict) else value if inner else ()
         if fits and inner and inner[0] is not Any:
-            wanted = (int, float) if inner[0] is float else get_origin(inner[0]) or inner[0]
+            wanted = (int, float) if inner[0] is float else inner[0]
             fits = all(isinstance(part, wanted) and not isinstance(part, bool) for part in parts)
         if not fits:
             expected = " or ".join(dict.fromkeys(words[get_origin(option) or option] for option in options))
@@ -100,7 +100,7 @@ class TrainConfig:
     preservation, cached views) is off.
 
     Attributes:
-        model: fields of ModelConfig that differ from its defaults. per_arm: arm -> those that differ for it alone.
+        model: fields of ModelConfig that differ from its defaults.
         data: folder that holds the data sets. sets: data set -> probability that a draw comes from it; layouts: data set ->
             layout, where it shall not be found out (see `ldvc.data.open_set`).
         unseen: split of held-out classes (`ldvc/data/splits`), or null: all are seen.
@@ -145,7 +145,6 @@ class TrainConfig:
     """
 
     model: dict[str, Any] = field(default_factory=dict)
-    per_arm: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: str = "data"
     sets: dict[str, float] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
@@ -248,8 +247,7 @@ class TrainConfig:
 
     def model_config(self) -> ModelConfig:
         """The model that this run trains."""
-        arm = self.model.get("arm", ModelConfig.arm)
-        return ModelConfig.from_dict(self.model | self.per_arm.get(arm, {}))
+        return ModelConfig.from_dict(self.model)
 
     def held_out(self) -> frozenset[str]:
         """Canonical names of the classes whose masks training must not see."""
@@ -310,7 +308,8 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
             raise ConfigError(f"'{key}' is no field of the training or model configuration.")
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Fields, and arm -> those that differ for it (the key `per_arm`)."""
     path = Path(path)
     if not path.is_file():
         path = CONFIG_FOLDER / path.name if path.suffix else CONFIG_FOLDER / f"{path.name}.yaml"
@@ -322,9 +321,13 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     base = values.pop("base", None)
-    merged: dict[str, Any] = _read_yaml(path.parent / base) if base else {}
+    merged, per_arm = _read_yaml(path.parent / base) if base else ({}, {})
+    for arm, own in values.pop("per_arm", {}).items():
+        if arm not in ARMS or not isinstance(own, Mapping) or "arm" in own:
+            raise ConfigError(f"per_arm of {path} must give an arm ({', '.join(ARMS)}) fields that differ, not {arm}: {own}.")
+        per_arm = {**per_arm, arm: {**per_arm.get(arm, {}), **own}}
     _merge(merged, values)
-    return merged
+    return merged, per_arm
 
 
 def _number_if_text(value: Any) -> Any:
@@ -342,23 +345,28 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     """Reads a configuration.
 
     Args:
-        path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from.
+        path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_arm` holds,
+            arm by arm, fields that differ from its others.
         changes: "key=value" with a YAML value, e.g. "preserve_weight=0", "gate_init=null", "sets={msrc: 1}".
         overrides: further fields; None leaves the file's value.
 
     Raises:
         ConfigError: unknown file or field, or a value that cannot be.
     """
-    values = _read_yaml(path)
+    values, per_arm = _read_yaml(path)
+    given: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ConfigError(f"'{change}' is no change of the form key=value.")
         try:
-            _merge(values, {key.strip().removeprefix("model."): yaml.safe_load(text)})
+            _merge(given, {key.strip().removeprefix("model."): yaml.safe_load(text)})
         except yaml.YAMLError:
             raise ConfigError(f"'{text}' in '{change}' is not valid YAML; put quotation marks around text.") from None
-    _merge(values, {key: value for key, value in overrides.items() if value is not None})
+    _merge(given, {key: value for key, value in overrides.items() if value is not None})
+    arm = (values.get("model", {}) | given.get("model", {})).get("arm", ModelConfig.arm)
+    _merge(values, per_arm.get(arm, {}))
+    _merge(values, given)
     if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
         values["mixed_precision"] = "no"
     for key, value in values.items():

@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 
 from ldvc.losses import Processes
+from ldvc.modeling.model import LDVC
 from train.options import ConfigError, TrainConfig
 
 _RANKS = ("LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -179,6 +180,15 @@ def sentence(error: Exception) -> str:
 def shared_loss(accelerator: Accelerator) -> Processes:
     """What the losses need to know of the other processes."""
     return Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)
+
+
+def share_dropout(model: LDVC, *, process: int, count: int) -> None:
+    """Replaces all dropout of a model. Photos are along axis 1 of the projected prompts, and along axis 0 elsewhere."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Dropout and child.p:
+                dim = 1 if parent is model.image_tower else 0
+                setattr(parent, name, SharedDropout(child.p, dim=dim, process=process, count=count))
 
 
 class SharedDropout(nn.Dropout):

@@ -60,7 +60,7 @@ from train.checkpoints import (
 )
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TRACKERS, ConfigError, TrainConfig, load_config
-from train.processes import SharedDropout, build_accelerator, sentence, shared_loss, start_processes
+from train.processes import build_accelerator, sentence, share_dropout, shared_loss, start_processes
 from train.progress import Progress, check_trackers, require_finite_weights
 from train.validation import Validation
 from train.words import read_other_words
@@ -219,10 +219,8 @@ def _train(
     )
     objective = Objective(model, vocabulary, concepts, config, processes=shared_loss(accelerator))
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, fused=True)
-    if accelerator.num_processes > 1 and config.model_config().visual_prompts:
-        process, count = accelerator.process_index, accelerator.num_processes
-        rate = model.image_tower.prompt_dropout.p
-        model.image_tower.prompt_dropout = SharedDropout(rate, dim=1, process=process, count=count)
+    if accelerator.num_processes > 1:
+        share_dropout(model, process=accelerator.process_index, count=accelerator.num_processes)
     register_trainable_only(accelerator, model)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     if checkpoint:

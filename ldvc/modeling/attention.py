@@ -22,9 +22,7 @@ SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, by whichever of PyTorch's equal ways is fast and sound.
 
     The fused kernel that it chooses is best but for two cases. The backward pass for bfloat16 on a CPU (torch 2.14, EPYC):
@@ -36,7 +34,6 @@ def attend(
         query: (B, heads, N, d_head).
         key, value: (B, heads, M, d_head).
         mask: booleans that broadcast to (B, heads, N, M), True = may attend; no row may be all False.
-        dropout: share of the attention weights that is dropped.
 
     Returns:
         (B, heads, N, d_head).
@@ -44,12 +41,12 @@ def attend(
     slow_kernel = query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
     if not (slow_kernel and (query.requires_grad or key.requires_grad or value.requires_grad)):
         with sdpa_kernel(SOUND) if query.is_cuda and torch.is_grad_enabled() else nullcontext():
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):  # or softmax would be widened to float32
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        return F.dropout(scores.softmax(dim=-1), dropout) @ value
+        return scores.softmax(dim=-1) @ value
 
 
 def init_identity(linear: nn.Linear) -> None:
@@ -79,7 +76,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, init: str = "random", dropout: float = 0.0) -> None:
         super().__init__()
         assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -102,7 +99,10 @@ class CrossAttention(nn.Module):
         key, value = rearrange(
             self.key_value(context), "b n (two heads c) -> two b heads n c", two=2, heads=self.heads
         )  # (B, heads, C, d_head) each
-        mixed = attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        if self.training and self.dropout.p:
+            mixed = self.dropout(attention_scores(query, key).softmax(dim=-1)).to(value.dtype) @ value
+        else:
+            mixed = attend(query, key, value)
         output = self.out(rearrange(mixed, "b heads n c -> b n (heads c)"))
         scores = attention_scores(query, key) if return_scores else None
         return output, scores

@@ -95,7 +95,7 @@ class Handlers:
         self.catalogue.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
-        if not isinstance(use_background, bool):
+        if use_background not in (None, False, True):  # a program's "no" would count as yes
             raise Problem("run", texts.NO_FLAG.format(value=use_background))
         background = checked_threshold(threshold) if use_background else None
         cleaned = cleaned_names(names)

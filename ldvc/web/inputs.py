@@ -36,7 +36,7 @@ TIDY_JS = """(pair, names) => {
 REVEAL_JS = """() => {
   const tabs = document.querySelector("#tabs");
   const below = tabs.getBoundingClientRect().top > 0.6 * window.innerHeight;
-  if (below && !document.querySelector(".ldvc-problem")) tabs.scrollIntoView({ behavior: "smooth" });
+  if (below && !document.querySelector(".ldvc-question .ldvc-problem")) tabs.scrollIntoView({ behavior: "smooth" });
 }"""
 
 
@@ -62,6 +62,14 @@ def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[tuple[str, str, str]]:
     """(path, title, fitting names) of each example photo, from the folder's examples.json."""
     entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
     return [(str(folder / entry["file"]), entry["title"], ", ".join(entry["names"])) for entry in entries]
+
+
+def same_names(names: str, visit: Visit) -> bool:
+    """Whether a list of names is that of a visit's question, however it is written."""
+    try:
+        return clean_names(names or "") == visit.asked
+    except InvalidNamesError:
+        return False
 
 
 class Question:
@@ -144,7 +152,6 @@ class Question:
         updates = {
             self.tidied: json.dumps([names, ", ".join(visit.asked)]),
             self.context_row: gr.Column(visible=visit.context_added),
-            self.stale: gr.HTML(visible=False),
             **self.no_problems(),
         }
         groups = [html.listed(words) for result in visit.results.values() if result for words in result.alike]
@@ -155,20 +162,16 @@ class Question:
 
     def after(self, event: Any) -> None:
         """What the browser does after an event that segments: tidy the list of names, show the answer."""
-        event.then(None, [self.tidied, self.names], self.names, js=TIDY_JS, api_visibility="private")
-        event.then(None, js=REVEAL_JS, api_visibility="private")
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        tidy = event.then(None, [self.tidied, self.names], self.names, js=TIDY_JS, **quiet)
+        tidy.then(self.outdated, [*self.asked, self.visit], self.stale, queue=False, **quiet)
+        event.then(None, js=REVEAL_JS, **quiet)
 
-    def compared(self, photo: str | None, names: str, visit: Visit) -> dict:
-        """Updates once photo or names have changed: whether the answer is that of another question, and no sentence about
-        names that are not there any more."""
+    def outdated(self, photo: str | None, names: str, model: str, visit: Visit) -> Any:
+        """Above the answer: whether it is that of another question than the one that stands on the left."""
         visit = visit.latest
-        try:
-            same_names = clean_names(names or "") == visit.asked
-        except InvalidNamesError:
-            same_names = False
-        outdated = not visit.empty and not (same_names and photo == visit.photo)
-        updates = {self.stale: gr.HTML(html.notice(texts.STALE), visible=outdated)}
-        return updates if same_names else updates | {self.problems["names"]: gr.HTML("", visible=False)}
+        same = same_names(names, visit) and (photo, model) == (visit.photo, visit.model)
+        return gr.HTML(html.notice(texts.STALE), visible=not visit.empty and not same)
 
     def no_problems(self) -> dict:
         """Take all sentences away."""
@@ -180,6 +183,7 @@ class Question:
         return {
             **self.no_problems(),
             place: gr.HTML(html.problem(str(problem)), visible=True),
+            self.tidied: "",
             self.context_row: gr.Column(visible=False),
         }
 
@@ -209,7 +213,7 @@ class Question:
                 self.context_row: gr.Column(visible=False),
             }
 
-        def look_at(photo: str | None, names: str, visit: Visit) -> dict:
+        def look_at(photo: str | None, names: str, model: str, visit: Visit) -> dict:
             """A file that is no picture is told at once, not only when the button is pressed."""
             sentence = ""
             try:
@@ -217,11 +221,16 @@ class Question:
                     self.handlers.read_photo(photo)
             except Problem as problem:
                 sentence = html.problem(str(problem))
-            updates = self.compared(photo, names, visit)
-            return updates | {self.problems["photo"]: gr.HTML(sentence, visible=bool(sentence))}
+            return {
+                self.problems["photo"]: gr.HTML(sentence, visible=bool(sentence)),
+                self.stale: self.outdated(photo, names, model, visit),
+            }
 
-        def read_names(names: str, model: str, photo: str | None, visit: Visit) -> dict:
-            return self.compared(photo, names, visit) | {self.chips: self.chips_for(names, model)}
+        def read_names(photo: str | None, names: str, model: str, visit: Visit) -> dict:
+            updates = {self.chips: self.chips_for(names, model), self.stale: self.outdated(photo, names, model, visit)}
+            if not same_names(names, visit.latest):  # a sentence about names that are not there any more
+                updates[self.problems["names"]] = gr.HTML("", visible=False)
+            return updates
 
         def take_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
             """A list replaces the names; one's own come back when they are chosen again."""
@@ -236,18 +245,19 @@ class Question:
                 return names, OWN
             return ", ".join(name for index, name in enumerate(cleaned) if index != event.index), OWN
 
-        def choose_model(key: str, names: str) -> tuple[Any, str]:
+        def choose_model(photo: str | None, names: str, key: str, visit: Visit) -> tuple[Any, str, Any]:
+            outdated = self.outdated(photo, names, key, visit)
             try:
                 self.handlers.catalogue.get(key)
             except Problem as problem:
-                return gr.HTML(html.notice(str(problem)), visible=True), self.chips_for(names, None)
-            return gr.HTML("", visible=False), self.chips_for(names, key)
+                return gr.HTML(html.notice(str(problem)), visible=True), self.chips_for(names, None), outdated
+            return gr.HTML("", visible=False), self.chips_for(names, key), outdated
 
         self.gallery.select(take_example, None, [self.photo, self.vocabulary, *self.outputs], **light)
         self.photo.change(
             look_at,
-            [self.photo, self.names, self.visit],
-            [self.problems["photo"], self.problems["names"], self.stale],
+            [*self.asked, self.visit],
+            [self.problems["photo"], self.stale],
             trigger_mode="always_last",
             **light,
         )
@@ -256,7 +266,7 @@ class Question:
         )
         self.names.change(
             read_names,
-            [self.names, self.model, self.photo, self.visit],
+            [*self.asked, self.visit],
             [self.chips, self.problems["names"], self.stale],
             trigger_mode="always_last",
             **light,
@@ -266,8 +276,8 @@ class Question:
         self.chips.remove(remove, self.names, [self.names, self.vocabulary], **light)
         self.model.input(
             choose_model,
-            [self.model, self.names],
-            [self.problems["model"], self.chips],
+            [*self.asked, self.visit],
+            [self.problems["model"], self.chips, self.stale],
             show_progress="minimal",
             api_visibility="private",
         )

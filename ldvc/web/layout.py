@@ -114,8 +114,8 @@ def wire(
             handlers.choose(before.chosen, after)
             before.successor = after
             drawing, shown = {}, ""
-            while shown != after.open_tab:  # another tab may be opened meanwhile
-                shown = after.open_tab
+            while shown != after.open_tab or after.drawn.get(shown) != tabs[shown].stamp(after):
+                shown = after.open_tab  # another tab may be opened meanwhile, another threshold set
                 drawing |= tabs[shown].draw(after)
             for tab in tabs.values():
                 drawing |= tab.announce(after)
@@ -166,7 +166,7 @@ def wire(
     segment_tab.viewer.threshold(
         move_threshold,
         visit,
-        [*segment_tab.outputs, segment_tab.problem],
+        segment_tab.outputs,
         show_progress="hidden",
         trigger_mode="always_last",
         **private,

@@ -42,10 +42,7 @@ NO_SUCH_VOCABULARY = "There is no vocabulary “{name}”; choose one of {names}
 NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
 NO_FLAG = "Whether “none of these” is allowed is true or false, not “{value}”."
 NO_NAMES = "Class names are a text, or a list of texts, not {value}."
-FORGOTTEN = (
-    "Your photo is no longer kept here, since you asked nothing for some hours. Press Segment; if that does not help, choose "
-    "the photo anew."
-)
+FORGOTTEN = "The page keeps your photo no longer. Press Segment; if that does not help, choose the photo anew."
 NO_SUCH_FILE = "There is no file of the kind “{name}”; choose one of {names}."
 UNEXPECTED = (
     "Something went wrong on our side, and nothing of yours is lost. Try again; if it stays, try another photo."

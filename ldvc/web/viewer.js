@@ -5,11 +5,13 @@ const [figure, canvas, tip, legend] = [".ldvc-viewer", "canvas", ".ldvc-tip", ".
 const [opacity, outline, background, threshold] = [".opacity", ".outline", ".background", ".threshold"].map(find);
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const NONE = -1;
+const WISH_LASTS = 5000; // milliseconds
 const MANY = 12; // classes from which on the legend is sorted by area
 let shown = null; // what the server sent
 let photo, grey, best, sent; // Uint8 per pixel: RGBA, luminance, score of the best class in 0..255, class + 1
 let hovered = null; // class under the pointer in the legend
 let alone = null; // name of the class that was pressed
+let wish = null; // the threshold that was set here last, while the server may not know of it yet: { value, until }
 let answer = 0; // counts answers, so that a slow picture of an older one is dropped
 
 const pixels = async (uri, width, height) => {
@@ -158,8 +160,11 @@ const take = async () => {
     opacity.value = 100 * next.opacity;
     outline.checked = next.outline;
   }
-  background.checked = next.threshold !== null;
-  if (next.threshold !== null) threshold.value = next.threshold;
+  if (wish && (next.threshold === wish.value || performance.now() > wish.until)) wish = null;
+  if (!wish) { // an answer that crossed a wish on its way does not undo it: the one to the wish follows
+    background.checked = next.threshold !== null;
+    if (next.threshold !== null) threshold.value = next.threshold;
+  }
   const none = { name: "", title: next.none, seen: null, colour: next.none_colour };
   const lines = [...next.classes, none].map(line);
   if (next.classes.length > MANY) { // of a long list, what is in the photo comes first
@@ -177,7 +182,11 @@ outline.addEventListener("input", soon);
 background.addEventListener("input", soon);
 threshold.addEventListener("input", soon);
 for (const control of [opacity, outline]) control.addEventListener("change", look);
-const rethreshold = () => trigger("threshold", { value: background.checked ? Number(threshold.value) : null });
+const rethreshold = () => {
+  const value = background.checked ? Number(threshold.value) : null;
+  wish = { value, until: performance.now() + WISH_LASTS };
+  trigger("threshold", { value });
+};
 for (const control of [background, threshold]) control.addEventListener("change", rethreshold);
 
 const under = (event) => {

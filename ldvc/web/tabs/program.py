@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ldvc.result import Segmentation
-from ldvc.web.inputs import uploaded_file
+from ldvc.web.inputs import unchecked, uploaded_file
 from ldvc.web.tabs import Tab, texts
 from ldvc.web.visit import Problem, Visit
 
@@ -32,14 +32,14 @@ def declare(
     with gr.Column(visible=False):
         photo = gr.Image(type="filepath", image_mode=None, label="Photo")
         photo.preprocess = uploaded_file
-        names = gr.Textbox(label="Class names, separated by commas")
+        names = unchecked(gr.Textbox(label="Class names, separated by commas, or a list"))
         further, returned = [make() for make in inputs], [make() for make in outputs]
         gr.Button().click(
             function, [photo, names, *further, tab.visit], [*returned, tab.visit], api_name=name, show_progress="hidden"
         )
 
 
-def ask(tab: Tab, photo: str | None, names: str, visit: Visit | None, **options: Any) -> Visit:
+def ask(tab: Tab, photo: str | None, names: Any, visit: Visit | None, **options: Any) -> Visit:
     """Segment for a program: a problem becomes an error with the same sentence."""
     settings = {"use_background": False, "threshold": 0.5, **options}
     try:

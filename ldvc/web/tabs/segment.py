@@ -56,7 +56,7 @@ class SegmentTab(Tab):
             gr.HTML(html.section(texts.MAPS_TITLE, texts.MAPS_HELP))
             self.maps = gr.HTML(elem_id="class-maps")
             gr.HTML(html.scale_bar())
-        self.outputs = [self.empty, self.viewer, self.downloads, self.maps_part, self.maps]
+        self.outputs = [self.empty, self.viewer, self.downloads, self.maps_part, self.maps, self.problem]
         self.waiting = [self.empty, self.viewer]
 
     def update(self, visit: Visit) -> dict:
@@ -69,12 +69,13 @@ class SegmentTab(Tab):
             self.downloads: gr.Column(visible=True),
             self.maps_part: gr.Column(visible=True),
             self.maps: class_maps(self._result(visit)),
+            self.problem: gr.HTML(visible=False),
         }
 
     def repaint(self, visit: Visit) -> dict:
         """What a new threshold changes."""
         visit.drawn[self.key] = self.stamp(visit)
-        return {self.viewer: self._painted(visit)}
+        return {self.viewer: self._painted(visit), self.problem: gr.HTML(visible=False)}
 
     def stamp(self, visit: Visit) -> tuple:
         """The chosen class is shown without drawing anew."""
