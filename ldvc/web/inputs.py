@@ -27,6 +27,17 @@ element.addEventListener("click", (event) => {
 """
 
 
+# Gradio reads the examples out as "Thumbnail 1 of 8"; they have titles.
+TITLES_JS = """
+const titles = %s;
+const name = () => document.querySelectorAll("#examples button.thumbnail-item").forEach((button, index) => {
+  button.title = titles[index];
+  button.setAttribute("aria-label", titles[index]);
+});
+name();
+new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+"""
+
 # Names as they were asked, tidied: written into the field unless something else was typed meanwhile.
 TIDY_JS = """(pair, names) => {
   const [asked, tidy] = pair ? JSON.parse(pair) : [names, names];
@@ -93,7 +104,8 @@ class Question:
         )
         self.photo.preprocess = uploaded_file
         photo_problem = gr.HTML(visible=False, elem_id="photo-problem")
-        gr.HTML(html.caption(texts.EXAMPLES_LABEL))
+        titles = json.dumps([title for _, title, _ in self.examples])
+        gr.HTML(html.caption(texts.EXAMPLES_LABEL), js_on_load=TITLES_JS % titles)
         self.gallery = gr.Gallery(
             [(path, title) for path, title, _ in self.examples],
             label=texts.EXAMPLES_LABEL,
