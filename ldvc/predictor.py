@@ -268,8 +268,7 @@ class Predictor:
             state = self.encode_image(state.picture)
         classes = clean_names(names)
         words = [synonyms_of(name) for name in classes]
-        flat = [word for group in words for word in group]
-        embeddings = self.encode_names(flat)
+        embeddings = self.encode_names([word for group in words for word in group])
         join = Synonyms([len(group) for group in words])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):

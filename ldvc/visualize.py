@@ -89,7 +89,7 @@ def colours_for(names: Sequence[str]) -> list[str]:
     for the two common kinds of colour blindness) moves on to the next that is distinct.
 
     Returns:
-        "#rrggbb" for each name; no two are equal for up to 200 names, which is more than may be asked for.
+        "#rrggbb" for each name; no two are equal for up to 200 names, as many as may be asked for.
     """
     chosen: list[int] = []
     nearest = np.full(len(_CANDIDATES), np.inf)  # distance of each candidate to the closest colour given so far

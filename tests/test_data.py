@@ -251,6 +251,17 @@ def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None
         assert folder() != before, f"corrected {kind} are not those of the cache"
 
 
+def test_what_is_computed_from_photos_alone_survives_other_masks_and_names(tmp_path: Path) -> None:
+    make_sets(tmp_path / "data")
+    (dataset,) = open_sets(tmp_path / "data", ["pets"], "val")
+    before, with_masks = dataset.fingerprint(masks=False), dataset.fingerprint()
+    dataset.classes = ["nothing", "hound", "kitten"]
+    assert dataset.fingerprint(masks=False) == before and dataset.fingerprint() != with_masks
+    photo = dataset.photo_path(dataset.stems[0])
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
+    assert dataset.fingerprint(masks=False) != before
+
+
 def test_digest_sees_every_weight() -> None:
     layer = torch.nn.Linear(3, 2)
     before = weights_digest(layer)

@@ -16,7 +16,6 @@ from PIL import Image
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.data import FolderDataset, load_classes, load_split, normalise
-from ldvc.enlarge import resampling_matrix
 from ldvc.errors import LdvcError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
@@ -25,9 +24,9 @@ from ldvc.pictures import cut_windows
 from tests import forked
 from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
-from train import tables, tally
+from train import tally
 from train.evaluate import chosen_inference, evaluate, measures
-from train.tables import _how, class_tables, confusion_picture, markdown, quoted_benchmark
+from train.tables import _how, class_tables, markdown, quoted_benchmark
 from train.tally import tally_set
 
 SLIDING = {"short_side": 60, "window": 32, "stride": 24}
@@ -47,34 +46,6 @@ def checkpoint(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) 
     }
     save_checkpoint(LDVC(tiny_config, tiny_clip), tmp_path / "model", metadata=metadata)
     return tmp_path / "model"
-
-
-@pytest.mark.parametrize("height, width", [(37, 80), (80, 37), (64, 64), (5, 80)])
-def test_resampling_equals_upsampling_and_cutting(height: int, width: int) -> None:
-    cells = (-(-height // 16), -(-width // 16))
-    logits = torch.randn(3, *cells)
-    rows, columns = (
-        resampling_matrix(side, canvas=side, start=0, cells=n, patch=16)[0]
-        for side, n in zip((height, width), cells, strict=True)
-    )
-    padded = F.interpolate(logits[None], size=(cells[0] * 16, cells[1] * 16), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(rows @ (logits @ columns.T), padded[:, :height, :width], atol=1e-5, rtol=1e-4)
-
-
-def test_photos_are_cut_into_whole_patches() -> None:
-    picture = Image.new("RGB", (120, 90), (200, 0, 0))
-    canvas, windows, pixels = cut_windows(picture, inference={"long_side": 80}, patch=16)
-    assert pixels.shape == (1, 64, 80, 3) and canvas == (60, 80) and len(windows) == 1
-    assert (pixels == (200, 0, 0)).all()
-    gradient = Image.fromarray(np.arange(60 * 84, dtype=np.uint32).view(np.uint8).reshape(60, 84, 4)[..., :3].copy())
-    canvas, windows, pixels = cut_windows(gradient, inference=SLIDING, patch=16)
-    assert canvas == (60, 84) and [(w.top, w.left) for w in windows] == [
-        (top, left) for top in (0, 24, 28) for left in (0, 24, 48, 52)
-    ]
-    for window, piece in zip(windows, pixels, strict=True):
-        part = np.asarray(gradient)[window.top : window.top + 32, window.left : window.left + 32]
-        np.testing.assert_array_equal(piece, part)
-    assert cut_windows(gradient, inference={"short_side": 30}, patch=16)[0] == (30, 42), "whole, by its short side"
 
 
 def slow_maps(model: LDVC, image: Image.Image, names: list[str], inference: dict[str, int]) -> torch.Tensor:
@@ -318,29 +289,6 @@ def test_published_numbers_stand_only_beside_their_benchmark(root: Path, checkpo
     table = markdown([result])
     (line,) = [line for line in table.splitlines() if line.startswith("| ZegCLIP |")]
     assert "quoted: Zhou" in line and "| - | 0.919 | 0.778 | 0.843 | - |" in line and "not run here" in table
-
-
-@pytest.mark.parametrize("benchmark", ["voc", "coco_stuff"])
-def test_published_numbers_are_consistent(benchmark: str) -> None:
-    """hIoU is the harmonic mean of the other two, up to their rounding."""
-    for method, row in tables.published()[benchmark]["methods"].items():
-        s, u = row["mIoU_S"], row["mIoU_U"]
-        assert row["hIoU"] == pytest.approx(2 * s * u / (s + u), abs=0.11), method
-
-
-def test_confusion_picture_shows_shares() -> None:
-    counts = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-    picture = np.asarray(confusion_picture(counts, ["dog", "cat", "a long name"], ["cat"]))
-    side = 3 * 24
-    cells = picture[-8 - side : -8, -8 - side : -8][12::24, 12::24].astype(int)
-    light = cells.sum(axis=-1)
-    assert light[0, 0] > light[1, 1] > light[0, 1] > light[0, 2] == light[1, 0]
-    assert (cells[2] == 225).all(), "a class without ground truth"
-    red = picture[..., 0].astype(int) - picture[..., 1] > 80
-    first = picture.shape[0] - 8 - side  # where the cells begin
-    across = [red[:first, first + 24 * number :][:, :24].any() for number in range(3)]
-    down = [red[first + 24 * number :, :first][:24].any() for number in range(3)]
-    assert across == down == [False, True, False], "unseen names are red"
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------

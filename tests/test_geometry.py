@@ -13,7 +13,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
-from ldvc.pictures import Window, canvas_size, sliding_windows
+from ldvc.enlarge import resampling_matrix
+from ldvc.pictures import Window, canvas_size, cut_windows, sliding_windows
 from ldvc.result import Segmentation
 from ldvc.windows import WindowOutput
 from tests.colours import BLUE, COLOURS, colour_predictor, halves
@@ -120,3 +121,35 @@ def test_canvas() -> None:
     assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
     assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
     assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
+
+
+# ---- what the tower is shown, and back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width", [(37, 80), (80, 37), (64, 64), (5, 80)])
+def test_resampling_equals_upsampling_and_cutting(height: int, width: int) -> None:
+    cells = (-(-height // 16), -(-width // 16))
+    logits = torch.randn(3, *cells)
+    rows, columns = (
+        resampling_matrix(side, canvas=side, start=0, cells=n, patch=16)[0]
+        for side, n in zip((height, width), cells, strict=True)
+    )
+    padded = F.interpolate(logits[None], size=(cells[0] * 16, cells[1] * 16), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(rows @ (logits @ columns.T), padded[:, :height, :width], atol=1e-5, rtol=1e-4)
+
+
+def test_photos_are_cut_into_whole_patches() -> None:
+    picture = Image.new("RGB", (120, 90), (200, 0, 0))
+    canvas, windows, pixels = cut_windows(picture, inference={"long_side": 80}, patch=16)
+    assert pixels.shape == (1, 64, 80, 3) and canvas == (60, 80) and len(windows) == 1
+    assert (pixels == (200, 0, 0)).all()
+    sliding = {"short_side": 60, "window": 32, "stride": 24}
+    gradient = Image.fromarray(np.arange(60 * 84, dtype=np.uint32).view(np.uint8).reshape(60, 84, 4)[..., :3].copy())
+    canvas, windows, pixels = cut_windows(gradient, inference=sliding, patch=16)
+    assert canvas == (60, 84) and [(w.top, w.left) for w in windows] == [
+        (top, left) for top in (0, 24, 28) for left in (0, 24, 48, 52)
+    ]
+    for window, piece in zip(windows, pixels, strict=True):
+        part = np.asarray(gradient)[window.top : window.top + 32, window.left : window.left + 32]
+        np.testing.assert_array_equal(piece, part)
+    assert cut_windows(gradient, inference={"short_side": 30}, patch=16)[0] == (30, 42), "whole, by its short side"

@@ -377,6 +377,8 @@ def test_wrong_settings_are_sentences(root: Path, tiny_clip_folder: Path) -> Non
         (["self_training_start=2"], "self_training_start"),
         (["inference={short_side: 512, window: 512.5, stride: 426}"], "window of inference must be a whole number"),
         (["inference={long_side: wide}"], "inference must be a mapping of numbers"),
+        (["inference={enlarge: 1.4}"], "must name 'long_side' or 'short_side'"),
+        (["inference={short_side: 512, window: 512}"], "'window' and 'stride' together"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_config("voc12_inductive", changes)

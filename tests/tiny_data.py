@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldvc.data import SegmentationDataset
+
 COLOURS = {
     "grass": (40, 160, 40),
     "sky": (90, 150, 240),
@@ -133,3 +135,10 @@ def make_benchmarks(root: Path) -> Path:
     """All three side by side, as mmsegmentation's `data` folder holds them."""
     make_voc(root), make_coco_stuff(root), make_context(root)
     return root
+
+
+def names_in(dataset: SegmentationDataset, index: int) -> list[str]:
+    """The classes of a mask's stripes from left to right, "-" where nothing counts."""
+    row = dataset.mask(index)[0]
+    values = row[np.insert(np.diff(row.astype(int)) != 0, 0, True)]
+    return ["-" if value == dataset.ignore_index else dataset.classes[value] for value in values]

@@ -78,8 +78,8 @@ class Run:
         return self.folder / "evaluation.json"
 
     @property
-    def settings(self) -> Path:
-        """On what they depend, see `settings`."""
+    def settings_file(self) -> Path:
+        """On what they depend, see `settings_of`."""
         return self.folder / "settings.json"
 
     @property
@@ -124,7 +124,7 @@ def launch(processes: int) -> list[str]:
     return [*words, "--dynamo_backend", "no", "--mixed_precision", "no"]
 
 
-def settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers of a run depend on, beside the data."""
     wanted = {"config": options.config, "changes": list(run.changes), "clip": options.clip, "processes": options.processes}
     if run.arm == CLIP:
@@ -137,9 +137,9 @@ def require_same(run: Run, options: argparse.Namespace) -> None:
     Raises:
         ConfigError: the run was begun with other settings, so that its numbers are no part of this experiment.
     """
-    if not run.settings.is_file():
+    if not run.settings_file.is_file():
         return
-    found, wanted = json.loads(run.settings.read_text(encoding="utf-8")), settings(run, options)
+    found, wanted = json.loads(run.settings_file.read_text(encoding="utf-8")), settings_of(run, options)
     others = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if others:
         raise ConfigError(
@@ -185,7 +185,7 @@ def finish(run: Run, options: argparse.Namespace) -> None:
         except BlockingIOError:
             logger.info("%s, seed %d: another process is at it", run.line, run.seed)
             return
-        write_json(run.settings, settings(run, options))
+        write_json(run.settings_file, settings_of(run, options))
         logger.info("%s, seed %d: started; output in %s", run.line, run.seed, output.name)
         for words in command(run, options):
             code = subprocess.run(

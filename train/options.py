@@ -17,6 +17,7 @@ import yaml
 from ldvc.config import ARMS, ModelConfig
 from ldvc.data import Augmentation, load_split
 from ldvc.errors import LdvcError
+from ldvc.pictures import require_inference
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SETTINGS = ("inductive", "transductive", "fully_supervised")
@@ -233,6 +234,10 @@ class TrainConfig:
         for name in ("self_training_start", "self_training_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
+        try:
+            require_inference(self.inference)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
         for name, value in self.inference.items():
             if name != "enlarge" and not isinstance(value, int):
                 raise ConfigError(f"{name} of inference must be a whole number of pixels, not {value}.")

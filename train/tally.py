@@ -78,7 +78,7 @@ class StemCache:
         cls, root: str, dataset: Any, clip: Any, inference: Mapping[str, Any], dtype: torch.dtype, digest: str
     ) -> StemCache:
         """The cache below `root` for these photos at this size and these towers (`digest` of their weights)."""
-        key = json.dumps([dataset.fingerprint(), sorted(inference.items()), clip.patch_size, digest, str(dtype)])
+        key = json.dumps([dataset.fingerprint(masks=False), sorted(inference.items()), clip.patch_size, digest, str(dtype)])
         folder = Path(root) / f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)

@@ -108,19 +108,24 @@ class SegmentationDataset(ABC):
             )
         return image, mask
 
-    def fingerprint(self) -> str:
-        """Tells this split of photos and masks from any other, and from itself once a file has changed: what is computed from
-        it may be kept under this name. SHA-256 (hex) of all paths, sizes and times of change, and of what numbers mean."""
-        meaning = [self.classes, self.background_index, self.ignore_index]
-        digest = hashlib.sha256(json.dumps(meaning).encode())
+    def fingerprint(self, *, masks: bool = True) -> str:
+        """Tells this split from any other, and from itself once a file has changed: what is computed from it may be kept under
+        this name. SHA-256 (hex) of all stems, sizes and times of change.
+
+        Args:
+            masks: those of the masks, too, and what their numbers mean.
+        """
+        digest = hashlib.sha256()
+        if masks:
+            digest.update(json.dumps([self.classes, self.background_index, self.ignore_index]).encode())
         for stem in self.stems:
-            for path in (self.photo_path(stem), self.mask_path(stem)):
+            for path in (self.photo_path(stem), *([self.mask_path(stem)] if masks else [])):
                 try:
                     stat = path.stat()
                     facts = f"{stat.st_size} {stat.st_mtime_ns}"
                 except OSError:
                     facts = "missing"
-                digest.update(f"{path.resolve()} {facts}\n".encode())
+                digest.update(f"{stem} {facts}\n".encode())
         return digest.hexdigest()
 
     def class_indices(self) -> list[int]:

@@ -44,8 +44,8 @@ def notice(sentence: str) -> str:
 
 def listed(words: Sequence[str]) -> str:
     """["dog", "cat", "cow"] -> “dog”, “cat” and “cow”; not escaped."""
-    quoted = [f"“{word}”" for word in words]
-    return " and ".join([*([", ".join(quoted[:-1])] if quoted[1:] else []), quoted[-1]])
+    *others, last = [f"“{word}”" for word in words]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def empty(sentence: str) -> str:

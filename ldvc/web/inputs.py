@@ -12,6 +12,7 @@ from ldvc.errors import InvalidNamesError
 from ldvc.names import clean_names
 from ldvc.web import html, texts
 from ldvc.web.handlers import Handlers
+from ldvc.web.models import MAIN_ARM
 from ldvc.web.visit import Problem, Visit
 from ldvc.web.vocabularies import vocabularies
 
@@ -30,12 +31,15 @@ element.addEventListener("click", (event) => {
 # Gradio reads the examples out as "Thumbnail 1 of 8"; they have titles.
 TITLES_JS = """
 const titles = %s;
-const name = () => document.querySelectorAll("#examples button.thumbnail-item").forEach((button, index) => {
-  button.title = titles[index];
-  button.setAttribute("aria-label", titles[index]);
+const watch = new MutationObserver(() => {
+  const buttons = document.querySelectorAll("#examples button.thumbnail-item");
+  buttons.forEach((button, index) => {
+    button.title = titles[index];
+    button.setAttribute("aria-label", titles[index]);
+  });
+  if (buttons.length === titles.length) watch.disconnect(); // they are drawn once, after this
 });
-name();
-new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+watch.observe(document.body, { childList: true, subtree: true });
 """
 
 # Names as they were asked, tidied: written into the field unless something else was typed meanwhile.
@@ -166,9 +170,9 @@ class Question:
             self.context_row: gr.Column(visible=visit.context_added),
             **self.no_problems(),
         }
-        groups = [html.listed(words) for result in visit.results.values() if result for words in result.alike]
+        groups = [html.listed(words) for words in visit.results[MAIN_ARM].alike]
         if groups:
-            remark = html.notice(texts.ALIKE.format(names=", nor ".join(dict.fromkeys(groups))))
+            remark = html.notice(texts.ALIKE.format(names=", nor ".join(groups)))
             updates[self.problems["names"]] = gr.HTML(remark, visible=True)
         return updates
 

@@ -120,14 +120,12 @@ def wire(
             for tab in tabs.values():
                 drawing |= tab.announce(after)
             return {visit: after, **question.answered(after, names), **drawing}
-        except Problem as problem:
-            before.successor = None
-            return question.refused(problem)
-        except gr.Error:  # a sentence of ZeroGPU's, about the visitor's quota
-            before.successor = None
-            raise
-        except Exception:
-            before.successor = None
+        except Exception as error:
+            before.successor = None  # what is shown stays, and so does what is set in it
+            if isinstance(error, Problem):
+                return question.refused(error)
+            if isinstance(error, gr.Error):  # a sentence of ZeroGPU's, about the visitor's quota
+                raise
             log.exception("an action of the page failed")
             return question.refused(Problem("run", texts.UNEXPECTED))
 
