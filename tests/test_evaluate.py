@@ -131,6 +131,21 @@ def test_evaluate_tells_seen_from_unseen_and_caches(
     assert any(line.startswith(f"| cat | {cat['pixels']} | **unseen** | {cat['iou']:.3f}") for line in lines)
 
 
+def test_stems_are_kept_for_photos_as_they_are(tmp_path: Path, tiny_clip: FrozenClip) -> None:
+    make_sets(tmp_path / "data")
+    dataset = FolderDataset(tmp_path / "data" / "pets", "val")
+
+    def folder() -> Path:
+        return tally.StemCache.of(tmp_path, dataset, tiny_clip, {"long_side": 84}, torch.float32, "towers").folder
+
+    before = folder()
+    dataset.classes = ["nothing", "hound", "kitten"]
+    assert folder() == before, "asked for by other words"
+    photo = dataset.photo_path(dataset.stems[0])
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
+    assert folder() != before
+
+
 def test_plain_similarity_needs_no_checkpoint(root: Path, tiny_clip_folder: Path) -> None:
     datasets = [FolderDataset(root / "pets", "val")]
     result = evaluate(

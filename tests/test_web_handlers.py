@@ -92,6 +92,37 @@ def test_a_forgotten_visit_is_answered_with_a_sentence(handlers: Handlers, photo
         assert not changes[tab.problem].visible and tab.problem in tab.outputs, "once there is an answer, it goes"
 
 
+def test_what_is_set_while_an_answer_is_computed_is_set_in_the_answer(
+    catalogue: Catalogue, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Handlers.segment
+    before = segment(Handlers(catalogue), photo, "dog, cat", False, 0.5, Visit())
+
+    def meanwhile(self: Handlers, *asked: object, **options: object) -> Visit:
+        after = segment(self, *asked, **options)
+        assert self.rethreshold(0.8, before) and self.choose("cat", before)
+        return after
+
+    page = build_page(catalogue)
+    (press,) = (each for each in page.fns.values() if each.name == "press_segment")
+    monkeypatch.setattr(Handlers, "segment", meanwhile)
+    changes = press.fn(photo, "dog, cat, cow", None, before)
+    (after,) = (value for value in changes.values() if isinstance(value, Visit))
+    assert (after.names, after.background, after.chosen) == (["dog", "cat", "cow"], 0.8, "cat")
+    assert before.latest is after
+    refused = press.fn(photo, " ", None, after)
+    assert after.latest is after and not any(isinstance(value, Visit) for value in refused.values())
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no drawing today")
+
+    monkeypatch.setattr(Handlers, "segment", segment)
+    monkeypatch.setattr(SegmentTab, "update", fails)
+    told = press.fn(photo, "dog, sky", None, after)
+    assert after.latest is after, "what is shown stays, and so does what is set in it"
+    assert any(texts.UNEXPECTED in str(getattr(value, "value", "")) for value in told.values())
+
+
 def test_who_asks_for_a_loaded_model_does_not_wait_for_one_that_is_being_loaded(
     checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
