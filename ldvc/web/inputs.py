@@ -31,15 +31,13 @@ element.addEventListener("click", (event) => {
 # Gradio reads the examples out as "Thumbnail 1 of 8"; they have titles.
 TITLES_JS = """
 const titles = %s;
-const watch = new MutationObserver(() => {
-  const buttons = document.querySelectorAll("#examples button.thumbnail-item");
-  buttons.forEach((button, index) => {
-    button.title = titles[index];
-    button.setAttribute("aria-label", titles[index]);
-  });
-  if (buttons.length === titles.length) watch.disconnect(); // they are drawn once, after this
+const name = () => document.querySelectorAll("#examples button.thumbnail-item").forEach((button, index) => {
+  if (button.title) return;
+  button.title = titles[index];
+  button.setAttribute("aria-label", titles[index]);
 });
-watch.observe(document.body, { childList: true, subtree: true });
+name(); // before or after Gradio has drawn them, which it may do again
+new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
 """
 
 # Names as they were asked, tidied: written into the field unless something else was typed meanwhile.
