@@ -1,4 +1,4 @@
-"""The readers: official layouts, what is said of wrong ones, and photos that cannot be used."""
+"""The readers: official layouts, plain folders, and what is said of wrong ones."""
 
 from __future__ import annotations
 
