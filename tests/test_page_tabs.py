@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,15 @@ def test_routing_by_click_key_and_number(asked: Visitor) -> None:
     assert spot() == (1, 0)
     assert page.evaluate("document.activeElement.className") == "ldvc-stage", "the focus must outlive the answer"
 
+    for _ in range(6):  # faster than answers come: none is lost, and no answer to an earlier key takes one back
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(20)
+    page.wait_for_function("document.querySelector('#routing-view .ldvc-stage').dataset.column === '6'")
+    page.wait_for_timeout(500)
+    assert spot() == (1, 6)
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelector('#routing-view .ldvc-stage').dataset.column === '0'")
+
     def type_row() -> None:
         page.locator("#routing-row input").fill(str(rows))
 
@@ -214,6 +224,42 @@ def test_a_threshold_that_is_set_while_an_answer_is_computed_counts(asked: Visit
     assert asked.answers() > before and page.locator("#overlay .background").is_checked()
     assert page.locator("#overlay output").inner_text() == "0.80"
     page.locator("#overlay .background").uncheck()
+
+
+def test_what_is_set_in_quick_succession_ends_at_the_last(asked: Visitor) -> None:
+    """Faster than the server answers: the file has what is on the screen, and so have the other tabs."""
+    page = asked.page
+
+    def drag(*values: float) -> None:
+        page.locator("#overlay .threshold").evaluate(
+            """async (slider, values) => {
+                for (const value of values) {
+                    slider.value = value;
+                    for (const kind of ["input", "change"]) slider.dispatchEvent(new Event(kind, { bubbles: true }));
+                    await new Promise(resolve => setTimeout(resolve, 15));
+                }
+            }""",
+            values,
+        )
+
+    page.locator("#overlay .background").check()
+    drag(0, 0.01, 0.02, 1)
+    page.wait_for_timeout(1500)  # all events have arrived
+    assert page.locator("#overlay output").inner_text() == "1.00"
+    open_tab(asked, "Compare", "#compare-view img")
+    page.wait_for_function("document.querySelector('#compare-view figure').innerText.includes('none of these')")
+    open_tab(asked, "Segment", "#overlay canvas")
+    with page.expect_download() as caught:
+        page.locator("#overlay .threshold").evaluate(
+            """slider => {
+                slider.value = 0.4;
+                document.querySelector("#download-data").click(); // before any event has told the server
+            }"""
+        )
+    assert json.loads(Path(caught.value.path()).read_bytes())["threshold"] == 0.4
+    before = asked.answers()
+    page.locator("#overlay .background").uncheck()
+    asked.wait_for_answer(before)
 
 
 def test_an_answer_says_when_it_is_that_of_another_question(asked: Visitor) -> None:

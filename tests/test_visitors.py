@@ -80,20 +80,24 @@ def act(address: str, name: str, photo: Path) -> list[str]:
     visitor = Visitor(address)
     shown = []
 
-    def note(elem_id: str, event: str, data: Any = None) -> None:
-        answer = visitor.trigger(elem_id, event, data)
+    def note(elem_id: str, event: str) -> None:
+        answer = visitor.trigger(elem_id, event)
         assert answer.errors == []
         outputs = {str(component): seen(visitor, output) for component, output in answer.outputs.items()}
         shown.append(json.dumps(outputs, sort_keys=True))
+
+    def set_threshold(background: float | None) -> None:
+        visitor.set("overlay-said", {"opacity": 0.5, "outline": True, "alone": None, "background": background})
+        note("overlay", "threshold")
 
     visitor.set("photo", visitor.upload(photo))
     for names in NAMES[name]:
         visitor.set("names", names)
         note("run", "click")
-        note("overlay", "threshold", {"value": 0.4})
+        set_threshold(0.4)
         for tab in ("attention", "routing", "space", "compare", "segment"):
             note(f"tab-{tab}", "select")
-        note("overlay", "threshold", {"value": None})
+        set_threshold(None)
     visitor.close()
     return shown
 

@@ -85,8 +85,10 @@ def test_a_forgotten_visit_is_answered_with_a_sentence(handlers: Handlers, photo
     with gr.Blocks():
         tab = SegmentTab(handlers, gr.State(Visit()))
     for kind in KINDS:
-        _, problem = tab._maker(kind)(Visit())
+        _, problem = tab._maker(kind)(Visit(), None)
         assert html.problem(texts.FORGOTTEN) == problem.value and problem.visible
+    set_there = {"opacity": 0.5, "outline": True, "alone": None, "background": 0.5}
+    assert texts.FORGOTTEN in tab._move_threshold(Visit(), set_there)[tab.problem].value
     after = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
     for changes in (tab.update(after), tab.repaint(after)):
         assert not changes[tab.problem].visible and tab.problem in tab.outputs, "once there is an answer, it goes"

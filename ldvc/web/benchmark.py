@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -59,10 +58,10 @@ class Bench:
         self.picture.save(path, quality=92)
         return path
 
-    def timed(self, elem_id: str, event: str, event_data: Any = None, *, shows: str) -> float:
+    def timed(self, elem_id: str, event: str, *, shows: str) -> float:
         """Seconds until an event is answered and what `shows` names is here, files included."""
         start = time.perf_counter()
-        answer = self.visitor.trigger(elem_id, event, event_data)
+        answer = self.visitor.trigger(elem_id, event)
         shown = answer.outputs.get(self.visitor.ids[shows])
         if isinstance(shown, dict) and isinstance(shown.get("value"), dict) and shown["value"].get("url"):
             self.visitor.fetch(shown["value"])
@@ -94,7 +93,9 @@ class Bench:
     def threshold(self) -> Iterator[float]:
         """Another threshold of "none of these"."""
         for run in range(self.runs):
-            yield self.timed("overlay", "threshold", {"value": 0.2 + 0.02 * run}, shows="overlay")
+            shown = {"opacity": 0.55, "outline": True, "alone": None, "background": 0.2 + 0.02 * run}
+            self.visitor.set("overlay-said", shown)
+            yield self.timed("overlay", "threshold", shows="overlay")
 
     def layer(self) -> Iterator[float]:
         """Another decoder layer in the Attention tab."""
@@ -107,8 +108,8 @@ class Bench:
         """A click on a spot of the photo in the Routing tab."""
         self.visitor.trigger("tab-routing", "select")
         for run in range(self.runs):
-            spot = {"row": 2 + run % 16, "column": 3 + run}
-            yield self.timed("routing-view", "pick", spot, shows="routing-view")
+            self.visitor.set("routing-picked", [2 + run % 16, 3 + run])
+            yield self.timed("routing-view", "pick", shows="routing-view")
 
 
 def opacity(address: str, runs: int) -> Iterator[float]:

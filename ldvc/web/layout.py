@@ -135,16 +135,6 @@ def wire(
     def press_remove(*asked: Any) -> dict:
         return answer(handlers.remove_context, *asked)
 
-    segment_tab = tabs["segment"]
-
-    def move_threshold(present: Visit, event: gr.EventData) -> dict:
-        present = present.latest
-        if present.empty:
-            return {segment_tab.problem: gr.HTML(html.problem(texts.FORGOTTEN), visible=True)}
-        if not handlers.rethreshold(event.value, present):
-            return gr.skip()
-        return segment_tab.unless_overtaken(present, segment_tab.repaint)
-
     private = {"api_visibility": "private"}
     asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
     pressed = gr.on(
@@ -152,7 +142,7 @@ def wire(
         press_segment,
         asked,
         changed,
-        show_progress_on=[question.run, *segment_tab.outputs[:2]],
+        show_progress_on=[question.run, *tabs["segment"].outputs[:2]],
         trigger_mode="always_last",  # names that were changed while the last ones were asked for are not forgotten
         **private,
     )
@@ -161,19 +151,13 @@ def wire(
     )
     for event in (pressed, removed):
         question.after(event)
-    segment_tab.viewer.threshold(
-        move_threshold,
-        visit,
-        segment_tab.outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        **private,
-    )
     for key, tab in tabs.items():
-        places[key].select(tab.open, visit, tab.outputs, show_progress_on=tab.waiting, **private)
+        places[key].select(
+            tab.open, visit, tab.outputs, show_progress_on=tab.waiting, trigger_mode="always_last", **private
+        )
     question.wire()
     for tab in tabs.values():
         tab.wire()
-    api.declare(handlers, question, visit, segment_tab)
+    api.declare(handlers, question, visit, tabs["segment"])
     for tab in tabs.values():
         tab.endpoints()

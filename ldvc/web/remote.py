@@ -140,7 +140,7 @@ class Visitor:
         }
         self._kinds = {each["id"]: each["type"] for each in config["components"]}
         loading = [each for each in self._dependencies if any(event == "load" for _, event in each["targets"])]
-        self._run(loading, None, Answer())
+        self._run(loading, Answer())
 
     def value(self, elem_id: str) -> Any:
         """What a component shows."""
@@ -164,7 +164,7 @@ class Visitor:
         """Put a value into a component, as typing or choosing does, without any event."""
         self.values[self.ids[elem_id]] = value
 
-    def trigger(self, elem_id: str, event: str, event_data: Any = None) -> Answer:
+    def trigger(self, elem_id: str, event: str) -> Answer:
         """Do something to a component and wait for all that follows from it.
 
         Raises:
@@ -174,7 +174,7 @@ class Visitor:
         if not dependencies:
             raise PageError(f"Nothing on the page listens to {event!r} of #{elem_id}.")
         answer, start = Answer(), time.perf_counter()
-        self._run(dependencies, event_data, answer, trigger=self.ids[elem_id])
+        self._run(dependencies, answer, trigger=self.ids[elem_id])
         answer.seconds = time.perf_counter() - start
         return answer
 
@@ -190,9 +190,9 @@ class Visitor:
         component = self.ids.get(elem_id)
         return [each for each in self._dependencies if [component, event] in each["targets"]]
 
-    def _run(self, dependencies: list[dict], event_data: Any, answer: Answer, trigger: int | None = None) -> None:
+    def _run(self, dependencies: list[dict], answer: Answer, trigger: int | None = None) -> None:
         """Events of one action together, then what is chained to them."""
-        waiting = {self._join(each, event_data, trigger): each for each in dependencies if each["backend_fn"]}
+        waiting = {self._join(each, trigger): each for each in dependencies if each["backend_fn"]}
         follow: list[dict] = []
         while waiting:
             for event_id, message in self._messages():
@@ -203,14 +203,14 @@ class Visitor:
                 if not waiting:
                     break
         if follow:
-            self._run(follow, None, answer, trigger)
+            self._run(follow, answer, trigger)
 
-    def _join(self, dependency: dict, event_data: Any, trigger: int | None) -> str:
+    def _join(self, dependency: dict, trigger: int | None) -> str:
         """Put an event into the queue; returns its id."""
         data = [None if self._kinds[each] == "state" else self.values[each] for each in dependency["inputs"]]
         question = {
             "data": data,
-            "event_data": event_data,
+            "event_data": None,
             "fn_index": dependency["id"],
             "trigger_id": trigger,
             "session_hash": self.session,

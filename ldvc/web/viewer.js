@@ -34,7 +34,7 @@ const percent = (share) => (share > 0 && share < 0.01 ? "<1\u202f%" : `${Math.ro
 const labels = () => {
   const found = new Int16Array(sent.length);
   const limit = background.checked ? threshold.value * 255 : -1;
-  const exact = (background.checked ? Number(threshold.value) : null) === shown.threshold;
+  const exact = wanted() === shown.threshold;
   for (let i = 0; i < found.length; i++) {
     if (exact) found[i] = sent[i] - 1;
     else found[i] = best[i] < limit ? NONE : shown.best_labels[i] - 1;
@@ -95,7 +95,9 @@ const draw = () => {
 };
 
 const soon = () => requestAnimationFrame(draw);
-const look = () => trigger("look", { opacity: opacity.value / 100, outline: outline.checked, alone });
+const wanted = () => (background.checked ? Number(threshold.value) : null);
+figure.said = () => ({ opacity: opacity.value / 100, outline: outline.checked, alone, background: wanted() });
+const look = () => trigger("look");
 const press = (name) => {
   alone = alone === name ? null : name;
   hovered = null;
@@ -183,9 +185,8 @@ background.addEventListener("input", soon);
 threshold.addEventListener("input", soon);
 for (const control of [opacity, outline]) control.addEventListener("change", look);
 const rethreshold = () => {
-  const value = background.checked ? Number(threshold.value) : null;
-  wish = { value, until: performance.now() + WISH_LASTS };
-  trigger("threshold", { value });
+  wish = { value: wanted(), until: performance.now() + WISH_LASTS };
+  trigger("threshold");
 };
 for (const control of [background, threshold]) control.addEventListener("change", rethreshold);
 

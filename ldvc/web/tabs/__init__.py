@@ -26,10 +26,11 @@ first overlay never waits for them.
 What a visitor looks at is the `Visit` in `gr.State`: their own, never shared. Events may change it in place (the chosen class,
 results that are kept, `visit.kept` for whatever a tab wants to remember until the next question); do not return it as an
 output, or a slow event would overwrite a newer question. An event that draws starts from `visit.latest` and ends with
-`unless_overtaken`, so that a slow one draws nothing over the answer to a newer question. Everything that needs the model goes
-through `handlers.results` or, for other computations, `handlers.compute(function, ...)` with a function of a module's top
-level that gets the `Models` of the visit first: on ZeroGPU it runs in another process, so values go in and come out, and
-changes in place stay there.
+`unless_overtaken`, so that a slow one draws nothing over the answer to a newer question. What a script of the page says (a
+spot, a threshold) goes into its event as an input, not as the event's data; `SAID` of the Segment tab says why. Everything
+that needs the model goes through `handlers.results` or, for other computations, `handlers.compute(function, ...)` with a
+function of a module's top level that gets the `Models` of the visit first: on ZeroGPU it runs in another process, so values go
+in and come out, and changes in place stay there.
 """
 
 from __future__ import annotations

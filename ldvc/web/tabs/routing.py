@@ -23,13 +23,16 @@ PHOTO_SIDE = 720
 # the focus.
 STAGE_SCRIPT = """
 let at = null;
+let waiting = 0; // milliseconds: until when answers to earlier keys do not count
 const stage = () => element.querySelector('.ldvc-stage');
 const go = (row, column) => {
     const data = stage().dataset;
     row = Math.min(Math.max(row, 0), data.rows - 1);
     column = Math.min(Math.max(column, 0), data.columns - 1);
     at = [row, column];
-    trigger('pick', {row: row, column: column});
+    waiting = performance.now() + 5000;
+    element.dataset.picked = JSON.stringify(at);
+    trigger('pick');
 };
 element.addEventListener('click', (event) => {
     if (!stage() || !stage().contains(event.target)) return;
@@ -47,8 +50,14 @@ element.addEventListener('keydown', (event) => {
     event.preventDefault();
     go(...goals[event.key]);
 });
-watch('value', () => { const data = stage() && stage().dataset; at = data ? [Number(data.row), Number(data.column)] : null; });
+watch('value', () => {
+    const data = stage() && stage().dataset, shown = data ? [Number(data.row), Number(data.column)] : null;
+    if (`${shown}` === `${at}` || performance.now() > waiting) [at, waiting] = [shown, 0];
+});
 """
+
+# The patch that was picked last, as an event's inputs at the moment in which it is sent; see `SAID` of the Segment tab.
+PICKED = """() => [null, JSON.parse(document.querySelector('#routing-view [data-picked]').dataset.picked)]"""
 
 
 @dataclass
@@ -80,6 +89,7 @@ class RoutingTab(Tab):
                 self.row = gr.Number(label=texts.ROUTING_ROW, precision=0, elem_id="routing-row", min_width=90)
                 self.column = gr.Number(label=texts.ROUTING_COLUMN, precision=0, elem_id="routing-column", min_width=90)
             self.view = gr.HTML(elem_id="routing-view", apply_default_css=False, js_on_load=STAGE_SCRIPT)
+            self.picked = gr.JSON(visible=False, elem_id="routing-picked")  # see `PICKED`
         self.controls = [self.layer, self.head, self.row, self.column]
         self.pictures = [self.view, self.row, self.column]
         self.outputs = [self.empty, self.body, self.layer, self.head, *self.pictures]
@@ -158,15 +168,15 @@ class RoutingTab(Tab):
             drawing = {each: change for each, change in drawing.items() if typed.get(each) != change}
             return self.unless_overtaken(visit, lambda _: drawing)
 
-        def pick(event: gr.EventData, visit: Visit) -> Any:
+        def pick(visit: Visit, picked: list[int]) -> Any:
             visit = visit.latest
             if visit.empty:
                 return gr.skip()
-            visit.kept["routing-spot"] = (int(event.row), int(event.column))
+            visit.kept["routing-spot"] = tuple(picked)
             return self.unless_overtaken(visit, self.draw_pictures)
 
         options = {"trigger_mode": "always_last", **self.quiet}
-        self.view.pick(pick, self.visit, self.pictures, **options)
+        self.view.pick(pick, [self.visit, self.picked], self.pictures, js=PICKED, **options)
         changes = [self.layer.input, self.head.input, self.row.input, self.column.input]
         gr.on(changes, change, [*self.controls, self.visit], self.pictures, **options)
 

@@ -21,6 +21,9 @@ from ldvc.web.visit import Visit
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parents[1]
+# What is set in the viewer when an event is sent, as its second input. An event's own data would not do: one that waits for its
+# turn (`trigger_mode="always_last"`) is sent with the data of the event before it, and only inputs are read anew.
+SAID = """() => [null, document.querySelector("#overlay .ldvc-viewer").said()]"""
 SAVE = """(file) => {
     const link = document.createElement("a");
     link.href = file.url;
@@ -43,6 +46,7 @@ class SegmentTab(Tab):
             apply_default_css=False,
             elem_id="overlay",
         )
+        self.said = gr.JSON(visible=False, elem_id="overlay-said")  # see `SAID`; None = nothing is set there
         with gr.Column(visible=False, elem_classes="ldvc-downloads") as self.downloads:
             gr.HTML(html.caption(texts.DOWNLOADS_TITLE))
             with gr.Row(elem_classes="ldvc-buttons"):
@@ -77,18 +81,35 @@ class SegmentTab(Tab):
         visit.drawn[self.key] = self.stamp(visit)
         return {self.viewer: self._painted(visit), self.problem: gr.HTML(visible=False)}
 
+    def hear(self, visit: Visit, said: dict[str, Any] | None) -> None:
+        """Take over what is set in the viewer, in place.
+
+        Args:
+            visit: the latest.
+            said: opacity 0..1, outline, alone (a name or None), and background (threshold of "none of these" or None).
+        """
+        if visit.empty or said is None:
+            return
+        opacity = min(max(float(said["opacity"]), 0.0), 1.0)
+        visit.settings[self.key] = Look(opacity, bool(said["outline"]), said["alone"])
+        self.handlers.choose(said["alone"], visit)
+        self.handlers.rethreshold(said["background"], visit)
+
     def stamp(self, visit: Visit) -> tuple:
         """The chosen class is shown without drawing anew."""
         return (visit.version,)
 
     def wire(self) -> None:
         """The viewer paints by itself; the server is told what it shows, and makes files."""
-        self.viewer.look(self._note_look, self.visit, None, queue=False, **self.quiet)
+        options = {"js": SAID, "trigger_mode": "always_last", **self.quiet}
+        self.viewer.look(self._look, [self.visit, self.said], None, queue=False, **options)
+        self.viewer.threshold(self._move_threshold, [self.visit, self.said], self.outputs, **options)
         for kind, button in self.buttons.items():
             button.click(
                 self._maker(kind),
-                self.visit,
+                [self.visit, self.said],
                 [self.file, self.problem],
+                js=SAID,
                 show_progress="minimal",
                 show_progress_on=button,
                 api_visibility="private",
@@ -108,18 +129,25 @@ class SegmentTab(Tab):
             kept = visit.kept["segment.photo"] = photo_uri(result.picture, long_side=VIEW_SIDE, quality=88)
         return viewer_data(result, photo=kept, opacity=look.opacity, outline=look.outline)
 
-    def _note_look(self, visit: Visit, event: gr.EventData) -> None:
-        opacity = min(max(float(event.opacity), 0.0), 1.0)
-        visit.settings[self.key] = Look(opacity, bool(event.outline), event.alone)
-        if event.alone is not None:
-            self.handlers.choose(event.alone, visit.latest)
+    def _look(self, visit: Visit, said: dict[str, Any]) -> None:
+        self.hear(visit.latest, said)
+
+    def _move_threshold(self, visit: Visit, said: dict[str, Any]) -> Any:
+        visit = visit.latest
+        if visit.empty:
+            return {self.problem: gr.HTML(html.problem(texts.FORGOTTEN), visible=True)}
+        self.hear(visit, said)
+        if visit.drawn.get(self.key) == self.stamp(visit):
+            return gr.skip()
+        return self.unless_overtaken(visit, self.repaint)
 
     def _maker(self, kind: str) -> Any:
-        def make(visit: Visit) -> list[Any]:
+        def make(visit: Visit, said: dict[str, Any] | None) -> list[Any]:
             visit = visit.latest  # an answer that is being drawn has the threshold that was set meanwhile
             if visit.empty:
                 return [gr.skip(), gr.HTML(html.problem(texts.FORGOTTEN), visible=True)]
             try:
+                self.hear(visit, said)  # a file holds what is on the screen, even if the event that said so is under way
                 return [self.write(kind, visit), gr.HTML(visible=False)]
             except Exception:
                 log.exception("a download failed")
