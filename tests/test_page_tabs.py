@@ -178,6 +178,28 @@ def test_compare_shows_four(asked: Visitor) -> None:
     assert page.locator("#compare-view img[src=x]").count() == 0
 
 
+def test_a_tab_that_is_opened_again_before_it_is_drawn_is_the_open_one(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Segment", "#overlay canvas")
+    asked.type_names("boat, grass")
+    before = asked.answers()
+    page.locator("#run").click()
+    asked.wait_for_answer(before)
+    page.evaluate(
+        """async () => {
+            for (const tab of ["attention", "segment", "attention"]) {
+                document.querySelector(`[role=tab][data-tab-id=${tab}]`).click();
+                await new Promise(resolve => setTimeout(resolve, 20));
+            }
+        }"""
+    )
+    page.locator("#attention-grid").get_by_text("boat").first.wait_for()
+    page.wait_for_timeout(500)
+    asked.type_names("chair, grass")
+    page.locator("#run").click()
+    page.locator("#attention-grid").get_by_text("chair").first.wait_for()
+
+
 def test_back_to_a_long_list_and_names_typed_meanwhile(asked: Visitor) -> None:
     page = asked.page
     open_tab(asked, "Compare", "#compare-view img")
@@ -293,6 +315,21 @@ def test_a_list_that_is_changed_by_hand_is_ones_own(asked: Visitor) -> None:
     page.locator("#chips button").first.click()
     page.wait_for_function("document.querySelectorAll('#chips li').length === 19")
     page.wait_for_function("document.querySelector('#vocabulary input').value === 'My own names'")
+    left = page.locator("#chips .ldvc-name").all_inner_texts()
+    page.evaluate(
+        """async () => { // faster than the server answers, and while the chips are those of a longer list
+            for (const name of ["bird", "bottle", "cat", "dog"]) {
+                document.querySelector(`#chips button[data-name="${name}"]`).click();
+                await new Promise(resolve => setTimeout(resolve, 10));
+            }
+        }"""
+    )
+    assert page.locator("#chips li:visible").count() == 15
+    left = [name for name in left if name not in ("bird", "bottle", "cat", "dog")]
+    page.wait_for_function("document.querySelectorAll('#chips li').length === 15")
+    page.wait_for_timeout(500)
+    assert page.locator("#chips li:visible .ldvc-name").all_inner_texts() == left
+    assert page.locator("#names textarea").input_value() == ", ".join(left)
 
 
 def test_words_that_the_model_cannot_read_are_named(asked: Visitor) -> None:

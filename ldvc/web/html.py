@@ -74,14 +74,15 @@ def chips(entries: Sequence[tuple[str, str | None]]) -> str:
     if not entries:
         return ""
     items = []
-    for index, (name, source) in enumerate(entries):
+    for name, source in entries:
         kind = texts.UNSEEN if source is None else texts.SEEN
         elsewhere = source is not None and plain(source) not in map(plain, synonyms_of(name))
         title = f' title="{escape(texts.SEEN_AS.format(name=source))}"' if elsewhere else ""
         items.append(
             f'<li class="ldvc-chip"><span class="ldvc-name">{escape(name)}</span>'
             f'<span class="ldvc-tag ldvc-{kind}"{title}>{kind}</span>'
-            f'<button type="button" data-index="{index}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button></li>'
+            f'<button type="button" data-name="{escape(name)}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button>'
+            "</li>"
         )
     count = sum(source is not None for _, source in entries)
     summary = ""

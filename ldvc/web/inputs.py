@@ -19,13 +19,27 @@ from ldvc.web.vocabularies import vocabularies
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
 OWN = "own"  # key of the visitor's own names among the vocabularies
 
-# A chip's button says which name goes; the list is redrawn by the server.
+# A chip's button says which name goes; the list is redrawn by the server. Names that were removed are sent until they are gone,
+# so that several buttons may be pressed faster than answers come.
 CHIPS_JS = """
+let removed = [];
+const say = () => { element.dataset.removed = JSON.stringify(removed); };
 element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-index]");
-  if (button) trigger("remove", { index: Number(button.dataset.index) });
+  const button = event.target.closest("button[data-name]");
+  if (!button) return;
+  removed.push(button.dataset.name);
+  button.closest("li").hidden = true;
+  say();
+  trigger("remove");
+});
+watch("value", () => {
+  const buttons = [...element.querySelectorAll("button[data-name]")];
+  removed = removed.filter((name) => buttons.some((button) => button.dataset.name === name));
+  for (const button of buttons) button.closest("li").hidden = removed.includes(button.dataset.name);
+  say();
 });
 """
+REMOVED = """(names) => [names, JSON.parse(document.querySelector("#chips [data-removed]").dataset.removed)]"""
 
 
 # Gradio reads the examples out as "Thumbnail 1 of 8"; they have titles.
@@ -39,6 +53,12 @@ const name = () => document.querySelectorAll("#examples button.thumbnail-item").
 name(); // before or after Gradio has drawn them, which it may do again
 new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
 """
+
+# The example that was clicked last, whatever was clicked first and waited; see `SAID` of the Segment tab.
+TAKEN = """() => {
+  const examples = [...document.querySelectorAll("#examples button.thumbnail-item")];
+  return [examples.findIndex((each) => each.matches(".selected"))];
+}"""
 
 # Names as they were asked, tidied: written into the field unless something else was typed meanwhile.
 TIDY_JS = """(pair, names) => {
@@ -108,6 +128,7 @@ class Question:
         photo_problem = gr.HTML(visible=False, elem_id="photo-problem")
         titles = json.dumps([title for _, title, _ in self.examples])
         gr.HTML(html.caption(texts.EXAMPLES_LABEL), js_on_load=TITLES_JS % titles)
+        self.taken = gr.Number(visible=False, precision=0)  # see `TAKEN`
         self.gallery = gr.Gallery(
             [(path, title) for path, title, _ in self.examples],
             label=texts.EXAMPLES_LABEL,
@@ -133,6 +154,7 @@ class Question:
                 )
             )
             self.chips = gr.HTML(js_on_load=CHIPS_JS, apply_default_css=False, elem_id="chips")
+            self.removed = gr.JSON(visible=False)  # see `REMOVED`
         names_problem = gr.HTML(visible=False, elem_id="names-problem")
         with gr.Column(visible=False, elem_classes="ldvc-context") as self.context_row:
             gr.HTML(html.notice(texts.ONE_NAME_ADDED))
@@ -217,8 +239,8 @@ class Question:
         """Events that need no computing."""
         light = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
-        def take_example(event: gr.SelectData) -> dict:
-            path, _, fitting = self.examples[event.index]
+        def take_example(index: int) -> dict:
+            path, _, fitting = self.examples[index]
             return {
                 self.photo: path,
                 self.names: fitting,
@@ -252,12 +274,12 @@ class Question:
             own = own if names in lists else names
             return (own if key == OWN else ", ".join(vocabularies()[key].classes)), own
 
-        def remove(names: str, event: gr.EventData) -> tuple[str, str]:
+        def remove(names: str, removed: list[str]) -> tuple[str, str]:
             try:
                 cleaned = clean_names(names or "")
             except InvalidNamesError:
                 return names, OWN
-            return ", ".join(name for index, name in enumerate(cleaned) if index != event.index), OWN
+            return ", ".join(name for name in cleaned if name not in removed), OWN
 
         def choose_model(photo: str | None, names: str, key: str, visit: Visit) -> tuple[Any, str, Any]:
             outdated = self.outdated(photo, names, key, visit)
@@ -267,7 +289,14 @@ class Question:
                 return gr.HTML(html.notice(str(problem)), visible=True), self.chips_for(names, None), outdated
             return gr.HTML("", visible=False), self.chips_for(names, key), outdated
 
-        self.gallery.select(take_example, None, [self.photo, self.vocabulary, *self.outputs], **light)
+        self.gallery.select(
+            take_example,
+            self.taken,
+            [self.photo, self.vocabulary, *self.outputs],
+            js=TAKEN,
+            trigger_mode="always_last",
+            **light,
+        )
         self.photo.change(
             look_at,
             [*self.asked, self.visit],
@@ -287,7 +316,14 @@ class Question:
         )
         # a list that is changed by hand is one's own
         self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **light)
-        self.chips.remove(remove, self.names, [self.names, self.vocabulary], **light)
+        self.chips.remove(
+            remove,
+            [self.names, self.removed],
+            [self.names, self.vocabulary],
+            js=REMOVED,
+            trigger_mode="always_last",
+            **light,
+        )
         self.model.input(
             choose_model,
             [*self.asked, self.visit],
