@@ -146,3 +146,9 @@ def set_range(page, selector: str, value: float) -> None:
         " slider.dispatchEvent(new Event('change', {bubbles: true})); }",
         value,
     )
+
+
+def open_tab(visitor: Visitor, name: str, expected: str) -> None:
+    """Click a tab and wait for what stands there."""
+    visitor.page.get_by_role("tab", name=name, exact=True).click()
+    visitor.page.locator(expected).first.wait_for()

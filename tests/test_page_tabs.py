@@ -6,13 +6,12 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import DOG, EVIL, Visitor, set_range
+from tests.browsing import DOG, EVIL, Visitor, open_tab, set_range
 
 NAMES = f"dog, grass | lawn, {EVIL}"
 
@@ -28,11 +27,6 @@ def asked(browser, url: str) -> Iterator[Visitor]:
     yield visitor
     assert "Traceback" not in visitor.page.locator("body").inner_text()
     visitor.close()
-
-
-def open_tab(visitor: Visitor, name: str, expected: str) -> None:
-    visitor.page.get_by_role("tab", name=name, exact=True).click()
-    visitor.page.locator(expected).first.wait_for()
 
 
 def changed(visitor: Visitor, selector: str, attribute: str, action) -> str:
@@ -178,31 +172,6 @@ def test_compare_shows_four(asked: Visitor) -> None:
     assert page.locator("#compare-view img[src=x]").count() == 0
 
 
-def test_a_tab_that_is_opened_again_before_it_is_drawn_is_the_open_one(asked: Visitor) -> None:
-    page = asked.page
-    open_tab(asked, "Segment", "#overlay canvas")
-    asked.type_names("boat, grass")
-    before = asked.answers()
-    page.locator("#run").click()
-    asked.wait_for_answer(before)
-    page.evaluate(
-        """async () => {
-            for (const tab of ["attention", "segment", "attention"]) {
-                document.querySelector(`[role=tab][data-tab-id=${tab}]`).click();
-                await new Promise(resolve => setTimeout(resolve, 20));
-            }
-        }"""
-    )
-    page.locator("#attention-grid").get_by_text("boat").first.wait_for()
-    page.wait_for_timeout(500)
-    asked.type_names("chair, grass")
-    page.locator("#run").click()
-    page.locator("#attention-grid").get_by_text("chair").first.wait_for()
-    before = asked.answers()
-    open_tab(asked, "Segment", "#overlay canvas")
-    asked.wait_for_answer(before)  # drawn when it is opened; the next test counts answers
-
-
 def test_back_to_a_long_list_and_names_typed_meanwhile(asked: Visitor) -> None:
     page = asked.page
     open_tab(asked, "Compare", "#compare-view img")
@@ -249,42 +218,6 @@ def test_a_threshold_that_is_set_while_an_answer_is_computed_counts(asked: Visit
     assert asked.answers() > before and page.locator("#overlay .background").is_checked()
     assert page.locator("#overlay output").inner_text() == "0.80"
     page.locator("#overlay .background").uncheck()
-
-
-def test_what_is_set_in_quick_succession_ends_at_the_last(asked: Visitor) -> None:
-    """Faster than the server answers: the file has what is on the screen, and so have the other tabs."""
-    page = asked.page
-
-    def drag(*values: float) -> None:
-        page.locator("#overlay .threshold").evaluate(
-            """async (slider, values) => {
-                for (const value of values) {
-                    slider.value = value;
-                    for (const kind of ["input", "change"]) slider.dispatchEvent(new Event(kind, { bubbles: true }));
-                    await new Promise(resolve => setTimeout(resolve, 15));
-                }
-            }""",
-            values,
-        )
-
-    page.locator("#overlay .background").check()
-    drag(0, 0.01, 0.02, 1)
-    page.wait_for_timeout(1500)  # all events have arrived
-    assert page.locator("#overlay output").inner_text() == "1.00"
-    open_tab(asked, "Compare", "#compare-view img")
-    page.wait_for_function("document.querySelector('#compare-view figure').innerText.includes('none of these')")
-    open_tab(asked, "Segment", "#overlay canvas")
-    with page.expect_download() as caught:
-        page.locator("#overlay .threshold").evaluate(
-            """slider => {
-                slider.value = 0.4;
-                document.querySelector("#download-data").click(); // before any event has told the server
-            }"""
-        )
-    assert json.loads(Path(caught.value.path()).read_bytes())["threshold"] == 0.4
-    before = asked.answers()
-    page.locator("#overlay .background").uncheck()
-    asked.wait_for_answer(before)
 
 
 def test_an_answer_says_when_it_is_that_of_another_question(asked: Visitor) -> None:
