@@ -2,14 +2,14 @@
 
 A checkpoint is a folder with `config.json` and `model.safetensors` (in shards, where it is big; see `ldvc.weights`). Only
 prompts, adapter and decoder are stored; the frozen CLIP is named in the configuration, and a relative path to it is meant
-from the checkpoint's own folder. A folder may instead hold one checkpoint per arm, in folders named after the arms.
+from the checkpoint's own folder. A folder may instead hold one checkpoint per decoder, in folders named after the decoders.
 
 `config.json` is::
 
     {"model": {... ModelConfig ...},
      "seen_names": [...],                              names that the decoder saw masks of
      "seen_words": {name: [...]},                      other words that it read for them
-     "calibration": {"scale": 1.0, "bias": 0.0},       from mask logits to scores, see ldvc/calibration.py
+     "calibration": {"scale": 1.0, "bias": 0.0, "threshold": 0.5},   from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
      ...}
 """
@@ -27,15 +27,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ldvc.calibration import Calibration
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, WeightsNotFoundError
+from ldvc.inference import require_inference
 from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
 from ldvc.modeling.model import LDVC
-from ldvc.pictures import require_inference
 from ldvc.weights import hub_reachable, load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
-DEFAULT_ARM = "ldvc"
+DEFAULT_DECODER = "ldvc"
 DEFAULT_METADATA: dict[str, Any] = {
     "seen_names": [],
     "calibration": {"scale": 1.0, "bias": 0.0},
@@ -77,14 +77,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    source: str | Path, *, arm: str | None = None, clip: FrozenClip | None = None, sibling: LDVC | None = None
+    source: str | Path, *, decoder: str | None = None, clip: FrozenClip | None = None, sibling: LDVC | None = None
 ) -> tuple[LDVC, dict[str, Any]]:
     """Build the model that a checkpoint describes, on the CPU and in evaluation mode.
 
     Args:
         source: folder, Hub id ("owner/name") or "lite".
-        arm: which arm, where a folder holds several; None = "ldvc" or the first there is. "clip" (plain similarity, which
-            has no weights of its own) loads any arm for its towers; ask the model for `frozen_logits`.
+        decoder: which decoder, where a folder holds several; None = "ldvc" or the first there is. "clip" (plain similarity,
+            which has no weights of its own) loads any decoder for its towers; ask the model for `frozen_logits`.
         clip: a CLIP that is already built, to be used whatever the checkpoint names; None = the one that it names.
         sibling: a loaded model, whose CLIP is shared if the checkpoint names the same.
 
@@ -94,12 +94,12 @@ def load_checkpoint(
 
     Raises:
         WeightsNotFoundError: nothing is there, or the Hub cannot be reached.
-        CheckpointError: what is there does not describe a model, or is of another arm.
+        CheckpointError: what is there does not describe a model, or is of another decoder.
     """
-    folder = _checkpoint_folder(_source_folder(source), arm)
+    folder = _checkpoint_folder(_source_folder(source), decoder)
     config, metadata = read_config(folder)
-    if arm not in (None, "clip", config.arm):
-        raise CheckpointError(f"{folder} holds the arm {config.arm!r}, not {arm!r}; ask for {config.arm!r}.")
+    if decoder not in (None, "clip", config.decoder):
+        raise CheckpointError(f"{folder} holds the decoder {config.decoder!r}, not {decoder!r}; ask for {config.decoder!r}.")
     if clip is None:
         config = replace(config, clip=_resolve_clip(config.clip, folder))
         same = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
@@ -170,19 +170,19 @@ def _describes_model(folder: Path) -> bool:
     return not isinstance(content, dict) or "model" in content
 
 
-def _checkpoint_folder(folder: Path, arm: str | None) -> Path:
-    if arm not in (None, "clip", *ARMS):
-        raise CheckpointError(f"There is no arm {arm!r}; choose one of {', '.join(ARMS)} or 'clip'.")
+def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:
+    if decoder not in (None, "clip", *DECODERS):
+        raise CheckpointError(f"There is no decoder {decoder!r}; choose one of {', '.join(DECODERS)} or 'clip'.")
     if _describes_model(folder):
         return folder
-    there = [name for name in ARMS if _describes_model(folder / name)]
+    there = [name for name in DECODERS if _describes_model(folder / name)]
     if not there:
-        raise CheckpointError(f"{folder} holds no checkpoint: neither {CONFIG_FILE} with a model nor folders of arms.")
-    if arm in (None, "clip"):
-        arm = DEFAULT_ARM if DEFAULT_ARM in there else there[0]
-    if arm not in there:
-        raise CheckpointError(f"{folder} does not hold the arm {arm!r}; it has {', '.join(there)}.")
-    return folder / arm
+        raise CheckpointError(f"{folder} holds no checkpoint: neither {CONFIG_FILE} with a model nor folders of decoders.")
+    if decoder in (None, "clip"):
+        decoder = DEFAULT_DECODER if DEFAULT_DECODER in there else there[0]
+    if decoder not in there:
+        raise CheckpointError(f"{folder} does not hold the decoder {decoder!r}; it has {', '.join(there)}.")
+    return folder / decoder
 
 
 def _relative_clip(clip: str, folder: Path) -> str:

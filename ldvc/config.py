@@ -8,7 +8,7 @@ from typing import Any
 
 from ldvc.errors import CheckpointError
 
-ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip")
+DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 BRANCH_INITS = ("identity", "random")
 COUNTS = {"decoder_layers": 1, "decoder_heads": 1, "ffn_ratio": 1, "regions": 1, "topk": 1, "visual_prompts": 0}  # at least
 
@@ -17,14 +17,14 @@ COUNTS = {"decoder_layers": 1, "decoder_heads": 1, "ffn_ratio": 1, "regions": 1,
 class ModelConfig:
     """Everything that is needed to build a model, apart from its weights.
 
-    The defaults start every arm at plain CLIP similarity. The form that the papers publish is
-    `gate_init=None, start_at_clip=False, branch_init="random", normalize_output=False`.
+    The defaults start every decoder at plain CLIP similarity. The form that the papers publish is
+    `gate_init=None, start_at_clip=False, branch_init="random"`.
 
     Attributes:
         clip: open_clip architecture, or a folder with config.json and safetensors (see modeling/clip.py), or "lite".
         pretrained: open_clip tag, a local file or a folder with weights; None = random weights. Unused when `clip` is a
             folder or "lite".
-        arm: which decoder, one of `ARMS`.
+        decoder: which decoder, one of `DECODERS`.
         template: sentence around a class name; what stands before "{}" is the context that text prompts replace.
         visual_prompts: number M of learnable tokens at every layer of the image tower; 0 = none.
         visual_prompt_dropout: dropout on projected visual prompts while training.
@@ -38,23 +38,20 @@ class ModelConfig:
         local_conv: depthwise convolution on the values (LCSA).
         gate_init: first value of the learnable gates on residual branches (and on visual prompts, where
             `start_at_clip`); None = ungated as published.
-        lcsa_gate_init: first value of the gates on LCSA alone; None = `gate_init`. LCSA that starts with identity
-            projections only averages patches that look alike, which leaves CLIP's similarity nearly what it is, so it may
-            start wider open than the rest. Unused where `gate_init` is None.
+        lcsa_gate_init: first value of the gate on the LCSA of the last block; None = `gate_init`. LCSA starts as a mean over
+            similar patches, which leaves CLIP's similarity nearly what it is, so it may start wider open than the rest.
+            Unused where `gate_init` is None.
         start_at_clip: text adapter starts as the identity, mask logits as plain CLIP similarity, and visual prompts are
             gated. Otherwise the adapter starts as ZegCLIP's does, and `zegclip` is its authors' in all: unit vectors go in,
             layers have ReLU and dropout, linear layers start from a normal distribution of deviation 0.02.
-        branch_init: "identity": the projections of decoder attention start as identity matrices, so that a branch starts
-            as a similarity-weighted mean of what it attends to, the same for every name; "random": PyTorch's usual
+        branch_init: "identity": the projections of decoder attention start as (scaled) identity matrices, so that a branch
+            starts as a similarity-weighted mean of what it attends to, the same for every name; "random": PyTorch's usual
             initialisation. Unused by `zegclip` where it is its authors'.
-        normalize_output: (ldvc arms) L2-normalise the patch features that leave the decoder, as CLIP does before its
-            similarity, so that logits stay on the scale of the towers however long the features grow. The paper leaves
-            it open.
     """
 
     clip: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
-    arm: str = "ldvc"
+    decoder: str = "ldvc"
     template: str = "a photo of a {}."
     visual_prompts: int = 10
     visual_prompt_dropout: float = 0.1
@@ -70,14 +67,13 @@ class ModelConfig:
     lcsa_gate_init: float | None = None
     start_at_clip: bool = True
     branch_init: str = "identity"
-    normalize_output: bool = True
 
     def __post_init__(self) -> None:
         def require(condition: bool, sentence: str) -> None:
             if not condition:
                 raise CheckpointError(f"The model configuration is not valid: {sentence}.")
 
-        require(self.arm in ARMS, f"arm must be one of {', '.join(ARMS)}, not {self.arm!r}")
+        require(self.decoder in DECODERS, f"decoder must be one of {', '.join(DECODERS)}, not {self.decoder!r}")
         require(
             self.branch_init in BRANCH_INITS,
             f"branch_init must be one of {', '.join(BRANCH_INITS)}, not {self.branch_init!r}",
@@ -101,7 +97,7 @@ class ModelConfig:
         for name in ("gate_init", "lcsa_gate_init"):
             value = getattr(self, name)
             require(value is None or type(value) in (int, float), f"{name} must be a number or null, not {value!r}")
-        for name in ("text_prompts", "text_adapter", "local_conv", "start_at_clip", "normalize_output"):
+        for name in ("text_prompts", "text_adapter", "local_conv", "start_at_clip"):
             require(type(getattr(self, name)) is bool, f"{name} must be true or false, not {getattr(self, name)!r}")
         require(isinstance(self.clip, str), f"clip must be a name or a path, not {self.clip!r}")
         require(
@@ -110,8 +106,8 @@ class ModelConfig:
         )
 
     @property
-    def first_lcsa_gate(self) -> float | None:
-        """First value of the gates on LCSA; None where no branch is gated."""
+    def last_lcsa_gate(self) -> float | None:
+        """First value of the gate on the LCSA of the last block; None where no branch is gated."""
         return self.gate_init if self.gate_init is None or self.lcsa_gate_init is None else self.lcsa_gate_init
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +121,11 @@ class ModelConfig:
         Raises:
             CheckpointError: a key is unknown or a value not valid.
         """
+        if "arm" in values:
+            raise CheckpointError(
+                "This checkpoint is of an older version of this project, whose decoders read their masks in another way; "
+                "train it again with this version."
+            )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from ldvc.data.class_names import canonical
+from ldvc.data.class_names import canonical, plain
 from ldvc.errors import InvalidNamesError
 
 MAX_NAMES = 200
@@ -18,6 +18,12 @@ MAX_NAME_LENGTH = 80
 SYNONYM_MARK = "|"
 JOINERS = "\u200c\u200d"
 NEVER_TYPED = ("Cc", "Cf", "Cs")  # Unicode's control, format and surrogate characters
+
+# What class lists call "none of the others". It is no word for a CLIP text tower.
+NONE_WORDS = frozenset(
+    {"background", "other", "others", "rest", "the rest", "everything else", "none", "none of these", "none of the above"}
+    | {"nothing", "unlabeled", "unlabelled"}
+)
 
 # Nouns of everyday class lists whose plural is not made with an "s".
 IRREGULAR = {
@@ -71,6 +77,22 @@ def clean_names(names: str | Sequence[str]) -> list[str]:
     if len(known) > MAX_NAMES:
         raise InvalidNamesError(f"These are {len(known)} names; at most {MAX_NAMES} can be compared at once.")
     return classes
+
+
+def without_none_words(classes: Sequence[str]) -> tuple[list[str], bool]:
+    """Cleaned classes without `NONE_WORDS`, and whether there was one.
+
+    Raises:
+        InvalidNamesError: nothing else is left.
+    """
+    kept = []
+    for name in classes:
+        words = [word for word in synonyms_of(name) if plain(word) not in NONE_WORDS]
+        if words:
+            kept.append(f" {SYNONYM_MARK} ".join(words))
+    if not kept:
+        raise InvalidNamesError(f"“{classes[0]}” means none of the other names; type at least one class name beside it.")
+    return kept, kept != list(classes)
 
 
 def _clean_word(word: str) -> str:

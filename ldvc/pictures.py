@@ -1,10 +1,8 @@
-"""Pictures in: whatever a visitor uploads becomes an upright RGB array, and every array becomes a canvas that fits a ViT."""
+"""Pictures in: whatever a visitor uploads becomes an upright RGB array."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,7 +10,6 @@ from PIL import Image, ImageOps
 from ldvc.errors import InvalidImageError
 
 MAX_PIXELS = 100_000_000  # a picture of 100 megapixels takes 300 MB as an array
-SMALL_LONG_SIDE = 224  # smaller pictures are enlarged to this long side; others to at most twice their size
 
 Source = Image.Image | np.ndarray | str | Path
 
@@ -103,86 +100,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image).convert("RGB")
     return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of the canvas that the image tower sees at once; all numbers in canvas pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def require_inference(inference: Any) -> None:
-    """Raises ValueError, with the reason, for settings that `canvas_size` and `sliding_windows` cannot use."""
-    if not isinstance(inference, dict) or not {"long_side", "short_side"} & set(inference):
-        raise ValueError(f"'inference' must name 'long_side' or 'short_side', not {inference!r}")
-    if ("window" in inference) != ("stride" in inference):
-        raise ValueError("'inference' must name 'window' and 'stride' together")
-    for key, value in inference.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(f"'{key}' of 'inference' must be a positive number, not {value!r}")
-
-
-def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
-    """Size at which a picture is shown to the tower, before padding.
-
-    `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
-    (sliding window). Small pictures are enlarged at most twice (`enlarge`, if `inference` holds it), or up to
-    `SMALL_LONG_SIDE`. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
-
-    Returns:
-        (height, width) of the canvas in pixels.
-    """
-    longest, shortest = max(height, width), min(height, width)
-    if "long_side" in inference:
-        scale = inference["long_side"] / longest
-    else:
-        scale = inference["short_side"] / shortest
-        longest_allowed = 4 * inference.get("window", inference["short_side"])
-        scale = min(scale, longest_allowed / longest)  # a panorama would need windows without end
-    scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE / longest))
-    return max(patch, round(height * scale)), max(patch, round(width * scale))
-
-
-def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> list[Window]:
-    """Windows that cover a canvas; one that covers it all when `inference` names no window.
-
-    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the canvas.
-    """
-    if "window" not in inference:
-        return [Window(0, 0, height, width)]
-
-    def starts(length: int) -> list[int]:
-        window, stride = inference["window"], inference["stride"]
-        steps = max(0, -(-(length - window) // stride))
-        return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
-
-    window = inference["window"]
-    return [
-        Window(top, left, min(window, height), min(window, width)) for top in starts(height) for left in starts(width)
-    ]
-
-
-def cut_windows(
-    image: Image.Image, *, inference: dict[str, Any], patch: int
-) -> tuple[tuple[int, int], list[Window], np.ndarray]:
-    """The picture as the image tower sees it: resized to its canvas, cut into windows, padded to whole patches.
-
-    Args:
-        image: RGB.
-        inference: see `canvas_size`.
-        patch: pixels per patch side.
-
-    Returns:
-        The canvas (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding repeats the
-        last row and column, so that convolutions see no artificial edge.
-    """
-    size = canvas_size(image.height, image.width, inference=inference, patch=patch)
-    windows = sliding_windows(*size, inference=inference)
-    shown = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
-    padding = ((0, -windows[0].height % patch), (0, -windows[0].width % patch), (0, 0))
-    crops = [shown[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
-    return size, windows, np.stack([np.pad(crop, padding, mode="edge") for crop in crops])

@@ -17,55 +17,37 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
+from ldvc.data.class_names import canonical
 from ldvc.errors import InvalidImageError
+from ldvc.inference import ImageState, bf16_is_faster, encode_picture
 from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import SeenNames, clean_names, synonyms_of
-from ldvc.pictures import Source, Window, cut_windows, load_picture
-from ldvc.result import Segmentation
-from ldvc.windows import DecoderFeatures, WindowOutput
+from ldvc.names import SeenNames, clean_names, synonyms_of, without_none_words
+from ldvc.pictures import Source, load_picture
+from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
-PREDICTOR_ARMS = (*ARMS, PLAIN_CLIP)
+PREDICTOR_DECODERS = (*DECODERS, PLAIN_CLIP)
 DEFAULT_INFERENCE = {"long_side": 448}
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
 ONE_AND_THE_SAME = 0.99999  # cosine; "dog" and "dogs", as near as words get in lite, have less
 
-
-@dataclass
-class ImageState:
-    """What is kept of one photo: small enough to be kept for each visitor, on the CPU so that it can be handed around.
-
-    Attributes:
-        picture: uint8 (H, W, 3).
-        canvas: (height, width) at which the tower saw it, without padding.
-        windows: what the tower saw at once.
-        family: predictors of one family share their frozen towers and may share this state.
-        stems: the frozen patch embedding of each window, (1, width, h, w).
-        features: by arm, the image features of each window (prompts differ between arms); filled when first asked for.
-    """
-
-    picture: np.ndarray
-    canvas: tuple[int, int]
-    windows: list[Window]
-    family: str
-    stems: list[Tensor]
-    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
+# The softmax over one name is 1 everywhere, so a single name gets company: stuff that most photos show.
+COMPANY = ("wall", "floor", "grass", "sky", "tree", "water", "road")
 
 
 class Predictor:
@@ -73,10 +55,12 @@ class Predictor:
 
     Args:
         model: the whole model; moved to `device` and set to evaluation.
-        metadata: of its checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "peak"}, see `Calibration`;
-            `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window", "stride"}).
-        arm: one of `PREDICTOR_ARMS`; "clip" is the plain similarity of the frozen towers.
+        metadata: of its checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "threshold"}, see
+            `Calibration`; `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window",
+            "stride"}).
+        decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
+        bf16: compute the patch embedding in bfloat16; None = where the processor is faster with it.
         family: of the predictor whose frozen towers this one shares (see `sibling`).
         source: where the checkpoint came from, for `sibling` and for people.
     """
@@ -86,21 +70,23 @@ class Predictor:
         model: LDVC,
         metadata: dict[str, Any] | None = None,
         *,
-        arm: str | None = None,
+        decoder: str | None = None,
         device: str | torch.device | None = None,
+        bf16: bool | None = None,
         family: str | None = None,
         source: str | None = None,
     ) -> None:
         metadata = metadata or {}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
+        self.bf16 = self.device.type == "cpu" and bf16_is_faster() if bf16 is None else bf16
         self.metadata = metadata
-        self.arm = arm or model.config.arm
+        self.decoder = decoder or model.config.decoder
         self.source = source
         self.inference = dict(metadata.get("inference") or DEFAULT_INFERENCE)
         self.seen_names = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
         self.calibration = Calibration.from_metadata(
-            metadata.get("clip_calibration" if self.arm == PLAIN_CLIP else "calibration")
+            metadata.get("clip_calibration" if self.decoder == PLAIN_CLIP else "calibration")
         )
         self.family = family or f"{source or ''}#{id(model.clip)}"
         self._image: ImageState | None = None
@@ -112,7 +98,7 @@ class Predictor:
         cls,
         source: str = "lite",
         *,
-        arm: str = "ldvc",
+        decoder: str = "ldvc",
         device: str | torch.device | None = None,
         _sibling: Predictor | None = None,
     ) -> Predictor:
@@ -120,33 +106,33 @@ class Predictor:
 
         Args:
             source: "lite" (comes with this project), a folder, or an id on the Hugging Face Hub.
-            arm: "ldvc", "ldvc_without_lcsa", "zegclip", or "clip" (plain similarity of the frozen towers).
+            decoder: "ldvc", "ldvc_without_lcsa", "zegclip", or "clip" (plain similarity of the frozen towers).
             device: where to compute; None = a GPU if there is one.
 
         Raises:
             WeightsNotFoundError, CheckpointError: with a sentence that says what to do.
-            ValueError: there is no such arm.
+            ValueError: there is no such decoder.
         """
-        if arm not in PREDICTOR_ARMS:
-            raise ValueError(f"There is no arm {arm!r}; choose one of {', '.join(PREDICTOR_ARMS)}.")
-        if arm == PLAIN_CLIP and _sibling is not None:
+        if decoder not in PREDICTOR_DECODERS:
+            raise ValueError(f"There is no decoder {decoder!r}; choose one of {', '.join(PREDICTOR_DECODERS)}.")
+        if decoder == PLAIN_CLIP and _sibling is not None:
             model, metadata = _sibling.model, _sibling.metadata
         else:
-            model, metadata = load_checkpoint(source, arm=arm, sibling=_sibling and _sibling.model)
+            model, metadata = load_checkpoint(source, decoder=decoder, sibling=_sibling and _sibling.model)
         family = _sibling.family if _sibling is not None and model.clip is _sibling.model.clip else None
-        return cls(model, metadata, arm=arm, device=device, family=family, source=str(source))
+        return cls(model, metadata, decoder=decoder, device=device, family=family, source=str(source))
 
-    def sibling(self, arm: str) -> Predictor:
-        """Another arm of the same checkpoint. Where both stand on the same frozen towers, these are shared, and so is the
+    def sibling(self, decoder: str) -> Predictor:
+        """Another decoder of the same checkpoint. Where both stand on the same frozen towers, these are shared, and so is the
         encoding of photos up to them.
 
         Raises:
-            CheckpointError, WeightsNotFoundError: the checkpoint has no such arm.
+            CheckpointError, WeightsNotFoundError: the checkpoint has no such decoder.
         """
-        if arm == self.arm:
+        if decoder == self.decoder:
             return self
         assert self.source is not None, "only a predictor made by from_pretrained knows where its siblings are"
-        return type(self).from_pretrained(self.source, arm=arm, device=self.device, _sibling=self)
+        return type(self).from_pretrained(self.source, decoder=decoder, device=self.device, _sibling=self)
 
     @cached_property
     def weights_digest(self) -> str:
@@ -177,32 +163,30 @@ class Predictor:
     @torch.no_grad()
     def encode_image(self, image: Source) -> ImageState:
         """Encode a photo without keeping it: the state belongs to the caller."""
-        picture = load_picture(image)
-        patch = self.model.clip.patch_size
-        canvas, windows, pieces = cut_windows(Image.fromarray(picture), inference=self.inference, patch=patch)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.model.clip.mean, self.model.clip.std))
-        stems = []
-        for piece in pieces:
-            pixels = torch.from_numpy(piece).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-            stems.append(self.model.image_tower.stem(((pixels - mean) / std).to(self.device)).cpu())
-        state = ImageState(picture=picture, canvas=canvas, windows=windows, family=self.family, stems=stems)
+        state = encode_picture(
+            load_picture(image),
+            self.model.image_tower,
+            inference=self.inference,
+            family=self.family,
+            bf16=self.bf16,
+        )
         self._features(state)
         return state
 
     @torch.no_grad()
     def _features(self, state: ImageState) -> list[ImageFeatures]:
-        """Image features of every window with this arm's prompts, on the CPU."""
-        if self.arm not in state.features:
+        """Image features of every window with this decoder's prompts, on the CPU."""
+        if self.decoder not in state.features:
             features = []
             for stem in state.stems:
                 stem = stem.to(self.device)
-                if self.arm == PLAIN_CLIP:
+                if self.decoder == PLAIN_CLIP:
                     found = self.model.image_tower(stem=stem, prompted=False)
                 else:
                     found = self.model.encode_image(stem=stem)
                 features.append(move(found, "cpu"))
-            state.features[self.arm] = features
-        return state.features[self.arm]
+            state.features[self.decoder] = features
+        return state.features[self.decoder]
 
     # ---- names ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +198,7 @@ class Predictor:
             found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
         missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
         if missing:
-            if self.arm == PLAIN_CLIP:
+            if self.decoder == PLAIN_CLIP:
                 tower = self.model.text_tower
                 embeddings = tower(tower.tokenize(list(missing.values())), prompted=False)
             else:
@@ -230,13 +214,13 @@ class Predictor:
 
     # ---- answer ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def segment(
         self,
         names: Sequence[str] | str,
         *,
-        background: float | None = None,
+        background: float | Literal["default"] | None = "default",
         image: ImageState | None = None,
+        company: Sequence[str] = COMPANY,
         attention: bool = True,
         features: bool = False,
         skip_lcsa: bool = False,
@@ -247,61 +231,93 @@ class Predictor:
             names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
                 "sofa | couch" is one class with two words: each is encoded by itself, the class's score is the higher of
                 theirs (patch by patch), its attention the sum of theirs, and it counts as seen if one of them does.
-            background: None = the best name everywhere; a number t in 0..1 = pixels whose best name has a score below t are
-                -1, "none of these".
+                "background", "other", "none" and the like are no classes: they say that pixels may be none of the others.
+            background: a threshold in 0..1: pixels whose best name has a lower score are -1, "none of these". "default" = the
+                checkpoint's own; None = the best name everywhere.
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
+            company: words that patches may attend to where `names` is a single class; empty = none.
             attention: keep cross-attention and routing, readable from the result.
             features: keep patch features and class embeddings before and after the decoder.
-            skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the arm without LCSA.
+            skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the decoder without LCSA.
 
         Raises:
             InvalidImageError: no photo was set.
             InvalidNamesError: no name is left, or there are too many, or one is too long.
             ValueError: `background` is not in 0..1.
         """
-        if background is not None and not 0.0 <= background <= 1.0:
-            raise ValueError(f"background is a threshold between 0 and 1, not {background}.")
+        classes, none_named = without_none_words(clean_names(names))
+        if background == "default" or (none_named and background is None):
+            background = self.calibration.threshold
+        return self.segment_words(
+            [synonyms_of(name) for name in classes],
+            background=background,
+            image=image,
+            company=company,
+            attention=attention,
+            features=features,
+            skip_lcsa=skip_lcsa,
+        )
+
+    @torch.no_grad()
+    def segment_words(
+        self,
+        words: Sequence[Sequence[str]],
+        *,
+        background: float | None,
+        image: ImageState | None = None,
+        company: Sequence[str] = COMPANY,
+        attention: bool = True,
+        features: bool = False,
+        skip_lcsa: bool = False,
+    ) -> Segmentation:
+        """`segment` for classes whose names are already clean; `words` has the words of each class."""
+        is_number = isinstance(background, Real) and not isinstance(background, bool)
+        if background is not None and not (is_number and 0.0 <= background <= 1.0):
+            raise ValueError(f'background is a threshold between 0 and 1, None or "default", not {background!r}.')
         state = image or self._image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
         if state.family != self.family:  # encoded by other towers
             state = self.encode_image(state.picture)
-        classes = clean_names(names)
-        words = [synonyms_of(name) for name in classes]
-        embeddings = self.encode_names([word for group in words for word in group])
+        words = [list(group) for group in words]
+        flat = [word for group in words for word in group]
+        asked = {canonical(word) for word in flat}
+        company = [word for word in company if canonical(word) not in asked] if len(words) == 1 else []
+        embeddings = self.encode_names([*flat, *company])
         join = Synonyms([len(group) for group in words])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):
             encoded = move(encoded, self.device)
-            if self.arm == PLAIN_CLIP:
+            if self.decoder == PLAIN_CLIP:
                 clip = self.model.clip
                 logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
-                outputs.append(WindowOutput(window, join.best(logits[0].unflatten(-1, encoded.grid).cpu())))
+                decoded = DecoderOutput(logits.unflatten(-1, encoded.grid), encoded.patch_features, embeddings[None])
             else:
                 decoded = self.model.decode(
                     encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa
                 )
-                outputs.append(
-                    WindowOutput(
-                        window,
-                        join.best(decoded.mask_logits[0].float().cpu()),
-                        [join.total(layer[0].float().cpu(), dim=1) for layer in decoded.cross_attention or ()],
-                        [routing_to_cpu(layer) for layer in decoded.routing or ()],
-                        decoder_features(decoded) if features else None,
-                    )
+            outputs.append(
+                WindowOutput(
+                    window,
+                    join.best(decoded.mask_logits[0, : len(flat)].float().cpu()),
+                    [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
+                    [routing_to_cpu(layer) for layer in decoded.routing or ()],
+                    decoder_features(decoded, len(flat)) if features and self.decoder != PLAIN_CLIP else None,
                 )
+            )
         return Segmentation(
             names=[group[0] for group in words],
             synonyms=words,
-            seen=[name in self.seen_names for name in classes],
-            arm=self.arm,
+            seen=[any(word in self.seen_names for word in group) for group in words],
+            decoder=self.decoder,
             picture=state.picture,
             canvas=state.canvas,
             patch=self.model.clip.patch_size,
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            alike=alike(words, embeddings),
+            alike=alike(words, embeddings[: len(flat)]),
+            company=company,
         )
 
 
@@ -318,7 +334,9 @@ def alike(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str
         Groups of words.
     """
     unit = F.normalize(embeddings.float(), dim=-1)
-    same = (unit @ unit.T > ONE_AND_THE_SAME).tolist()
+    with torch.autocast(unit.device.type, enabled=False):  # bfloat16 rounds 0.998 to 1
+        similarity = unit @ unit.T
+    same = (similarity > ONE_AND_THE_SAME).fill_diagonal_(True).tolist()  # rounding or a zero vector would differ
     groups: dict[int, list[tuple[str, int]]] = {}  # the first of some words that are alike -> them, and their classes
     named = [(word, index) for index, words in enumerate(classes) for word in words]
     for row, each in zip(same, named, strict=True):
@@ -327,7 +345,7 @@ def alike(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str
 
 
 class Synonyms:
-    """Joins what was computed word by word into classes; `counts` has the number of words of each class."""
+    """Joins the logits of words into those of classes; `counts` has the number of words of each class."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.starts = [sum(counts[:i]) for i in range(len(counts))]
@@ -340,18 +358,12 @@ class Synonyms:
             return logits
         return torch.stack([logits[i:j].amax(dim=0) for i, j in zip(self.starts, self.ends, strict=True)])
 
-    def total(self, attention: Tensor, *, dim: int) -> Tensor:
-        """Words along `dim` -> classes: shares of attention exclude each other, so those of a class add up."""
-        if self.trivial:
-            return attention
-        parts = [attention.narrow(dim, i, j - i).sum(dim) for i, j in zip(self.starts, self.ends, strict=True)]
-        return torch.stack(parts, dim=dim)
 
-
-def decoder_features(decoded: DecoderOutput) -> DecoderFeatures:
-    """Before and after the decoder, for the first picture of the batch, on the CPU."""
-    names = ("patch_features_before", "patch_features", "class_embeddings_before", "class_embeddings")
-    return DecoderFeatures(*(getattr(decoded, name)[0].float().cpu() for name in names))
+def decoder_features(decoded: DecoderOutput, words: int) -> DecoderFeatures:
+    """Before and after the decoder, for the first picture of the batch and its first `words` embeddings, on the CPU."""
+    patches = (decoded.patch_features_before, decoded.patch_features)
+    classes = (decoded.class_embeddings_before[:, :words], decoded.class_embeddings[:, :words])
+    return DecoderFeatures(*(values[0].float().cpu() for values in (*patches, *classes)))
 
 
 def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:

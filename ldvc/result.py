@@ -1,12 +1,13 @@
 """What a segmentation found: label map, score maps, attention and routing, at any size.
 
 The decoder's maps have one value per patch, of one or several windows of the photo. They are kept that small; label and
-score maps are drawn from them at the size that is asked for.
+score maps are upsampled from them to the size that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,31 +15,65 @@ import torch
 from torch import Tensor
 
 from ldvc.calibration import Calibration
-from ldvc.enlarge import best_of, resampling_matrix
 from ldvc.errors import LdvcError
-from ldvc.windows import (
-    DecoderFeatures,
-    PatchRouting,
-    WindowOutput,
-    distance_to_centre,
-    patch_routing,
-    stitch,
-)
+from ldvc.inference import Axis, Window, stitch, upsample, upsampled_argmax
+from ldvc.modeling.attention import Routing
+from ldvc.patch_routing import PatchRouting, distance_to_centre, patch_routing
 
 CHUNK = 32_000_000  # values of score maps that are worked on at once
 
 
+@dataclass(frozen=True)
+class DecoderFeatures:
+    """What went into the decoder and what came out, of one window; d is CLIP's joint width.
+
+    Attributes:
+        patches_before, patches_after: (N, d), float32.
+        classes_before, classes_after: (E, d), float32, one for each word (a class may have several, see
+            `Segmentation.embedding_classes`); before is what the text adapter made of the words for this photo.
+    """
+
+    patches_before: Tensor
+    patches_after: Tensor
+    classes_before: Tensor
+    classes_after: Tensor
+
+
+@dataclass
+class WindowOutput:
+    """What the decoder returned for one window.
+
+    Attributes:
+        window: where it is on the canvas.
+        logits: (C, h, w), one value per patch, padding included.
+        attention_scores: for each layer (heads, E, h, w), scores of cross-attention before the softmax: the E words of the
+            classes, class by class, then the words of `Segmentation.company`.
+        routing: for each layer; empty without LCSA.
+        features: before and after the decoder, or None if not asked for.
+    """
+
+    window: Window
+    logits: Tensor
+    attention_scores: list[Tensor] = field(default_factory=list)
+    routing: list[Routing] = field(default_factory=list)
+    features: DecoderFeatures | None = None
+
+
 class Segmentation:
     """The answer to `Predictor.segment`.
+
+    One rule: the label of a pixel is the name with the highest score, and -1 ("none of these") where that score is below
+    `background`.
 
     Attributes:
         names: the class names; label i means names[i]. Of synonyms, the first.
         synonyms: for each class its words; one, mostly.
         seen: for each name, whether the checkpoint saw masks of it in training.
         alike: groups of words that the model cannot tell apart; which of their classes a pixel gets means nothing.
-        arm: which arm answered.
+        decoder: which decoder answered.
         picture: uint8 (H, W, 3), the photo.
         background: threshold of "none of these", or None. May be set anew: label maps follow.
+        company: words that the patches may attend to besides the names; they are no classes.
         grid: (h, w), patches of the whole photo; the size of attention maps.
     """
 
@@ -47,7 +82,7 @@ class Segmentation:
         *,
         names: list[str],
         seen: list[bool],
-        arm: str,
+        decoder: str,
         picture: np.ndarray,
         canvas: tuple[int, int],
         patch: int,
@@ -56,12 +91,14 @@ class Segmentation:
         background: float | None = None,
         synonyms: list[list[str]] | None = None,
         alike: list[list[str]] | None = None,
+        company: list[str] | None = None,
     ) -> None:
         self.names = names
         self.synonyms = [[name] for name in names] if synonyms is None else synonyms
         self.seen = seen
         self.alike = alike or []
-        self.arm = arm
+        self.company = company or []
+        self.decoder = decoder
         self.picture = picture
         self.background = background
         self.grid = (-(-canvas[0] // patch), -(-canvas[1] // patch))
@@ -77,34 +114,41 @@ class Segmentation:
 
     @property
     def labels(self) -> np.ndarray:
-        """int (H, W): index into `names`, -1 = none of these."""
+        """int64 (H, W): index into `names`, -1 = none of these."""
         return self.labels_at(self.size)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """float32 (C, H, W) in 0..1. Big photos and long lists need much memory; `scores_at` draws smaller maps."""
+        """float32 (C, H, W) in 0..1. Big photos and long lists need much memory; `scores_at` makes smaller maps."""
         return self.scores_at(self.size)
 
     def labels_at(self, size: tuple[int, int]) -> np.ndarray:
         """Label map (height, width) at another size of the same photo."""
-        return self.labels_with_best(size)[0]
+        names, scores = self.best_at(size)
+        return names if self.background is None else np.where(scores < self.background, -1, names)
 
-    def labels_with_best(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Label map at a size, and what it would be if every pixel had to be one of the names."""
+    def best_at(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The best name of each pixel, whatever the threshold, int64 (height, width), and its score, float32."""
         best, names = self._best_at(size)
-        if self.background is None:
-            return names.numpy(), names.numpy()
-        return torch.where(self._score_of(best, names) < self.background, -1, names).numpy(), names.numpy()
-
-    def best_scores_at(self, size: tuple[int, int]) -> np.ndarray:
-        """The score (height, width) of the best name of each pixel: what `background` is compared with."""
-        return self._score_of(*self._best_at(size)).numpy()
+        return names.numpy(), self._score(best).numpy()
 
     def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
-        """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of name `index`."""
-        if index is not None:
-            return self._maps(size, slice(index, index + 1))[0].numpy()
-        return torch.cat([scores for _, scores in self._chunks(size)]).numpy()
+        """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of name `index`.
+
+        Where two names have the same score after rounding to float32, the one with the lower logit gets the next smaller
+        number, so that the argmax of the scores is the label.
+        """
+        best, names = self._best_at(size)
+        score = self._score(best)
+        below = torch.nextafter(score, torch.zeros(()))
+        chosen = range(len(self.names)) if index is None else [index]
+        maps = torch.empty(len(chosen), *size)
+        for place, values in self._maps(size, chosen):
+            part = maps[place : place + len(values)]
+            part.copy_(self._score(values))
+            wins = names == torch.tensor(chosen[place : place + len(values)])[:, None, None]
+            torch.where(wins, score, torch.minimum(part, below), out=part)
+        return maps.numpy() if index is None else maps[0].numpy()
 
     def area_shares(self, labels: np.ndarray) -> list[float]:
         """Share of the photo that each name covers in a label map; what remains is none of these."""
@@ -123,43 +167,52 @@ class Segmentation:
 
     def patch_scores(self, y: int, x: int) -> np.ndarray:
         """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
-        maps = self._stitch(self._scored, self.grid, after=torch.sigmoid, grid=True)[:, y, x]
-        return (maps if self._averages_scores else torch.sigmoid(maps)).numpy()
+        return self._score(self._patch_values(y, x)).numpy()
 
     def patch_label(self, y: int, x: int) -> int:
-        """Index of the name that fits that patch best, whatever the threshold; as for labels, scores alone do not decide."""
-        if self._averages_scores:
-            return int(self.patch_scores(y, x).argmax())
-        return int(self._stitch(self._compared, self.grid, grid=True)[:, y, x].argmax())
+        """Index of the name that fits that patch best, whatever the threshold."""
+        return int(self._patch_values(y, x).argmax())
 
     @property
     def attention_shape(self) -> tuple[int, int]:
         """(layers, heads) that `cross_attention` may be asked for; (0, 0) if this result has no attention."""
-        layers = self._outputs[0].cross_attention
+        layers = self._outputs[0].attention_scores
         return len(layers), len(layers[0]) if layers else 0
 
     def cross_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
-        """How much of each patch's attention goes to each name.
+        """How much of each patch's attention goes to each name: the softmax over the names of a head's scores.
+
+        Synonyms add up. With `company`, the softmax runs over names and company together, see `company_attention`.
 
         Args:
-            layer: of the decoder.
-            head: None = mean of all heads.
+            layer: of the decoder. The scores of the last one, averaged over heads, are the mask logits without their bias.
+            head: None = the softmax of the scores' mean over heads.
 
         Returns:
-            float32 (C, h, w), summing to 1 over the names. With one name it is 1 everywhere.
+            float32 (C, h, w), summing to 1 over the names (and company). With one name and no company it is 1 everywhere.
 
         Raises:
             LdvcError: this result has no attention (plain similarity, or `attention=False`).
         """
-        if not self._outputs[0].cross_attention:
+        return self._attention(layer, head)[:-1].numpy()
+
+    def company_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
+        """The attention (h, w) that goes to the words of `company`, taken together; arguments as of `cross_attention`."""
+        return self._attention(layer, head)[-1].numpy()
+
+    def _attention(self, layer: int, head: int | None) -> Tensor:
+        """(C + 1, h, w): classes, then company."""
+        if not self._outputs[0].attention_scores:
             raise LdvcError(
-                "This result holds no attention: segment with attention=True and an arm that has a decoder."
+                "This result holds no attention: segment with attention=True and a decoder other than plain similarity."
             )
-        layers = [output.cross_attention[layer] for output in self._outputs]
-        maps = [weights.mean(dim=0) if head is None else weights[head] for weights in layers]
-        if len(maps) == 1:
-            return maps[0].numpy()
-        return self._stitch(maps, self.grid, grid=True).numpy()
+        owner = torch.tensor(self.embedding_classes + [len(self.names)] * len(self.company))
+        maps = []
+        for output in self._outputs:
+            scores = output.attention_scores[layer]  # (heads, E, h, w)
+            weights = (scores.mean(dim=0) if head is None else scores[head]).softmax(dim=0)
+            maps.append(weights.new_zeros(len(self.names) + 1, *weights.shape[1:]).index_add_(0, owner, weights))
+        return maps[0] if len(maps) == 1 else self._stitch(maps, self.grid, grid=True)
 
     @property
     def has_routing(self) -> bool:
@@ -170,10 +223,10 @@ class Segmentation:
         """Where the patch in row `y`, column `x` of `grid` was routed by LCSA (see `patch_at` for photo pixels).
 
         Raises:
-            LdvcError: this arm has no LCSA, or the result was made with attention=False.
+            LdvcError: this decoder has no LCSA, or the result was made with attention=False.
         """
         if not self._outputs[0].routing:
-            raise LdvcError("This result holds no routing: segment with attention=True and the arm 'ldvc'.")
+            raise LdvcError("This result holds no routing: segment with attention=True and the decoder 'ldvc'.")
         assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
         at = ((y + 0.5) * self._patch, (x + 0.5) * self._patch)  # on the canvas
         output = min(self._outputs, key=lambda each: distance_to_centre(each.window, at))
@@ -190,7 +243,7 @@ class Segmentation:
             LdvcError: this result has none (plain similarity, or `features=False`).
         """
         if self._outputs[0].features is None:
-            raise LdvcError("This result holds no features: segment with features=True and an arm that has a decoder.")
+            raise LdvcError("This result holds no features: segment with features=True and a decoder that has a decoder.")
         return [output.features for output in self._outputs]
 
     @property
@@ -200,12 +253,8 @@ class Segmentation:
 
     @property
     def patch_labels(self) -> list[np.ndarray]:
-        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part.
-
-        Decided as labels are, so that a patch belongs to the class that the picture shows there.
-        """
-        evidence = self._scored if self._averages_scores else self._compared
-        return [each.argmax(dim=0).flatten().numpy() for each in evidence]
+        """The best name of each patch, window by window: (N,) indices into `names`; `background` plays no part."""
+        return [each.argmax(dim=0).flatten().numpy() for each in self._calibrated]
 
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
@@ -218,12 +267,10 @@ class Segmentation:
         """Enlarge maps on `grid` (..., h, w) to a size of the photo, the padding of the last patches cut off."""
         maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
         rows, columns = (
-            resampling_matrix(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)[
-                0
-            ]
+            Axis.of(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)
             for axis in (0, 1)
         )
-        return (rows @ maps @ columns.T).numpy()
+        return upsample(maps.reshape(-1, *self.grid), rows, columns).reshape(*maps.shape[:-2], *size).numpy()
 
     # ---- from patches to pixels -----------------------------------------------------------------------------------
 
@@ -232,58 +279,45 @@ class Segmentation:
         """Several windows are averaged after the sigmoid, as in the evaluation protocol."""
         return len(self._outputs) > 1
 
+    @cached_property
+    def _calibrated(self) -> list[Tensor]:
+        return [self._calibration(output.logits) for output in self._outputs]
+
+    def _score(self, values: Tensor) -> Tensor:
+        """float32 scores of what `_maps` and `_best_at` return, above 0 so that there is a lower score (see `scores_at`)."""
+        scores = values.float() if self._averages_scores else torch.sigmoid(values)
+        return scores.clamp_(min=torch.finfo(torch.float32).tiny)
+
+    def _patch_values(self, y: int, x: int) -> Tensor:
+        """(C,) what `_maps` has, of one patch."""
+        after = torch.sigmoid if self._averages_scores else None
+        return self._stitch(self._calibrated, self.grid, after=after, grid=True)[:, y, x]
+
     def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Of each pixel (height, width) the highest evidence, in the sense of `_maps`, and the index of its name."""
+        """Of each pixel (height, width) the highest of `_maps`, and the index of its name."""
         if not self._averages_scores:
             window = self._outputs[0].window
-            return best_of(self._compared[0], size, canvas=self._canvas, window=window, patch=self._patch)
-        best = torch.full(size, -torch.inf)
+            return upsampled_argmax(
+                self._calibrated[0], size, canvas=self._canvas, window=window, patch=self._patch
+            )
+        best = torch.full(size, -torch.inf, dtype=torch.float64)
         labels = torch.zeros(size, dtype=torch.int64)
-        for start, evidence in self._chunks(size, as_scores=False):
-            top, index = evidence.max(dim=0)
+        for start, values in self._maps(size, range(len(self.names))):
+            top, index = values.max(dim=0)
             labels = torch.where(top > best, index + start, labels)
             best = torch.maximum(best, top)
         return best, labels
 
-    def _chunks(self, size: tuple[int, int], *, as_scores: bool = True) -> Iterator[tuple[int, Tensor]]:
-        """Maps of a few names at a time: (index of the first, (names, height, width)); arguments as of `_maps`."""
+    def _maps(self, size: tuple[int, int], names: range | list[int]) -> Iterator[tuple[int, Tensor]]:
+        """A few names at a time: the place of the first in `names`, and (n, height, width) logits of scores, float32; of
+        several windows the averaged scores, float64, in which logits up to 36 can be told apart."""
         step = max(1, CHUNK // max(size[0] * size[1], 1))
-        for start in range(0, len(self.names), step):
-            yield start, self._maps(size, slice(start, start + step), as_scores=as_scores)
+        after = torch.sigmoid if self._averages_scores else None
+        for start in range(0, len(names), step):
+            chosen = slice(names[start], names[min(start + step, len(names)) - 1] + 1)
+            yield start, self._stitch([each[chosen] for each in self._calibrated], size, after=after)
 
-    def _maps(self, size: tuple[int, int], names: slice, *, as_scores: bool = True) -> Tensor:
-        """(names, height, width): scores in 0..1, or else what names are compared by, which never saturates.
-
-        Averaged windows are scores in both cases.
-        """
-        logits = self._scored if as_scores or self._averages_scores else self._compared
-        logits = [each[names] for each in logits]
-        if self._averages_scores:
-            return self._stitch(logits, size, after=torch.sigmoid)
-        maps = self._stitch(logits, size)
-        return torch.sigmoid(maps) if as_scores else maps
-
-    @cached_property
-    def _scored(self) -> list[Tensor]:
-        return self._calibration.scored([output.logits for output in self._outputs])
-
-    @cached_property
-    def _compared(self) -> list[Tensor]:
-        return self._calibration.compared([output.logits for output in self._outputs])
-
-    @cached_property
-    def _score_offset(self) -> Tensor:
-        return self._calibration.score_offset([output.logits for output in self._outputs])
-
-    def _score_of(self, best: Tensor, names: Tensor) -> Tensor:
-        """Scores (height, width) of the best names, from what `_best_at` found."""
-        if self._averages_scores:
-            return best
-        return torch.sigmoid(best + self._score_offset[names])
-
-    def _stitch(
-        self, maps: list[Tensor], size: tuple[int, int], *, after: Callable | None = None, grid: bool = False
-    ) -> Tensor:
+    def _stitch(self, maps: list[Tensor], size: tuple[int, int], **options) -> Tensor:
         """`stitch` for the windows of this photo."""
         windows = [output.window for output in self._outputs]
-        return stitch(maps, windows, size, canvas=self._canvas, patch=self._patch, after=after, grid=grid)
+        return stitch(maps, windows, size, canvas=self._canvas, patch=self._patch, **options)

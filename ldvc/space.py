@@ -1,13 +1,13 @@
 """Which of the two moved: patch features and class embeddings before and after a decoder (the paper's Figure 2).
 
 LDVC's decoder moves the patches and keeps the names; ZegCLIP's moves the names and keeps the patches. Here both are measured
-by cosine distance in CLIP's joint space, and drawn in the plane of one principal component analysis of all arms together, so
-that pictures of two arms have the same axes.
+by cosine distance in CLIP's joint space, and drawn in the plane of one principal component analysis of all decoders
+together, so that pictures of two decoders have the same axes.
 
     predictor = Predictor.from_pretrained("lite")
     image = predictor.encode_image("dog.jpg")
-    found = [predictor.sibling(arm).segment(names, image=image, features=True) for arm in ("ldvc", "zegclip")]
-    space = shared_space({each.arm: movement_of(each) for each in found})
+    found = [predictor.sibling(decoder).segment(names, image=image, features=True) for decoder in ("ldvc", "zegclip")]
+    space = shared_space({each.decoder: movement_of(each) for each in found})
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def fit_plane(points: np.ndarray) -> Plane:
 
 
 @dataclass(frozen=True)
-class ArmSpace:
-    """One arm in the plane: (N, 2) and (E, 2) coordinates, beside what was measured in all d dimensions."""
+class DecoderSpace:
+    """One decoder in the plane: (N, 2) and (E, 2) coordinates, beside what was measured in all d dimensions."""
 
     patches_before: np.ndarray
     patches_after: np.ndarray
@@ -169,32 +169,32 @@ class ArmSpace:
 
 @dataclass(frozen=True)
 class Space:
-    """Several arms in one plane."""
+    """Several decoders in one plane."""
 
     plane: Plane
-    arms: dict[str, ArmSpace]
+    decoders: dict[str, DecoderSpace]
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """(left, low, right, high) of all points of all arms."""
+        """(left, low, right, high) of all points of all decoders."""
         points = np.concatenate(
             [
                 part
-                for arm in self.arms.values()
-                for part in (arm.patches_before, arm.patches_after, arm.embeddings_before, arm.embeddings_after)
+                for decoder in self.decoders.values()
+                for part in (decoder.patches_before, decoder.patches_after, decoder.embeddings_before, decoder.embeddings_after)
             ]
         )
         return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
 def shared_space(movements: Mapping[str, Movement]) -> Space:
-    """Project the movements of several arms into the plane of one analysis of all their points, each counting once."""
+    """Project the movements of several decoders into the plane of one analysis of all their points, each counting once."""
     parts = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")
     plane = fit_plane(np.concatenate([getattr(each, part) for each in movements.values() for part in parts]))
     return Space(
         plane=plane,
-        arms={
-            arm: ArmSpace(*(plane.project(getattr(movement, part)) for part in parts), movement)
-            for arm, movement in movements.items()
+        decoders={
+            decoder: DecoderSpace(*(plane.project(getattr(movement, part)) for part in parts), movement)
+            for decoder, movement in movements.items()
         },
     )

@@ -32,8 +32,11 @@ class ColourModel:
     """Knows colours and nothing else; has what `Predictor` asks of a model."""
 
     def __init__(self, patch: int = 16) -> None:
-        self.clip = SimpleNamespace(patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0)
-        self.config = SimpleNamespace(arm="ldvc")
+        weights = SimpleNamespace(logit_scale=torch.zeros(()))
+        self.clip = SimpleNamespace(
+            patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0, model=weights
+        )
+        self.config = SimpleNamespace(decoder="ldvc")
         self.image_tower = self
         self.photos = 0
         self.encoded_names: list[str] = []
@@ -59,8 +62,8 @@ class ColourModel:
     def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
         distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)
         logits = (4 - 8 * distance).unflatten(1, features.grid)[None]
-        attention = [logits.softmax(dim=1)[:, None]] if return_attention else None
-        return DecoderOutput(logits, features.patch_features, embeddings[None], cross_attention=attention)
+        scores = [logits[:, None]] if return_attention else None  # of one head
+        return DecoderOutput(logits, features.patch_features, embeddings[None], cross_attention=scores)
 
 
 def colour_predictor(**metadata: Any) -> Predictor:

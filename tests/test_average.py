@@ -9,7 +9,7 @@ import torch
 
 from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.modeling.clip import LITE_FOLDER, save_clip_folder
 from train.lite.average import average, between
 
@@ -26,26 +26,26 @@ def test_between_two_sets_of_weights() -> None:
 def test_the_mean_of_two_folders_is_a_folder_with_a_tower_of_its_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     (tmp_path / "other").mkdir()
-    for arm in ARMS:
-        model, metadata = load_checkpoint("lite", arm=arm)
+    for decoder in DECODERS:
+        model, metadata = load_checkpoint("lite", decoder=decoder)
         with torch.no_grad():
-            model.decoder.bias += 2
+            model.decoder.mask_scores.bias += 2
             model.clip.visual.proj += 0.5
-        save_checkpoint(model, tmp_path / "other" / arm, metadata={**metadata, "note": arm}, clip="../clip")
+        save_checkpoint(model, tmp_path / "other" / decoder, metadata={**metadata, "note": decoder}, clip="../clip")
     save_clip_folder(model.clip.model, tmp_path / "other" / "clip", {"base": str(LITE_FOLDER / "clip")})
     average(LITE_FOLDER, tmp_path / "other", 0.25, tmp_path / "mean")
 
-    for arm in ARMS:
-        before, _ = load_checkpoint("lite", arm=arm)
-        after, metadata = load_checkpoint(tmp_path / "mean", arm=arm)
-        assert metadata["note"] == arm
-        torch.testing.assert_close(after.decoder.bias, before.decoder.bias + 0.5)
+    for decoder in DECODERS:
+        before, _ = load_checkpoint("lite", decoder=decoder)
+        after, metadata = load_checkpoint(tmp_path / "mean", decoder=decoder)
+        assert metadata["note"] == decoder
+        torch.testing.assert_close(after.decoder.mask_scores.bias, before.decoder.mask_scores.bias + 0.5)
         torch.testing.assert_close(after.clip.visual.proj, before.clip.visual.proj + 0.125, atol=1e-3, rtol=1e-3)
         changed = {
             name
             for name, tensor in after.trainable_state_dict().items()
             if not torch.allclose(tensor, before.trainable_state_dict()[name])
         }
-        assert changed == {"decoder.bias"}
-    predictor = Predictor.from_pretrained(str(tmp_path / "mean"), arm="zegclip")
+        assert changed == {"decoder.mask_scores.bias"}
+    predictor = Predictor.from_pretrained(str(tmp_path / "mean"), decoder="zegclip")
     torch.testing.assert_close(predictor.model.clip.visual.proj, after.clip.visual.proj)

@@ -39,7 +39,7 @@ def test_the_opponent_is_lcsa_with_all_regions() -> None:
 def content(ldvc: float, lcsa: float) -> dict:
     return {
         "about": "made up",
-        "training": {arm: {"seconds": [2.0, 4.0, 3.0], "bytes": 5_000_000} for arm in ("ldvc", "zegclip")},
+        "training": {decoder: {"seconds": [2.0, 4.0, 3.0], "bytes": 5_000_000} for decoder in ("ldvc", "zegclip")},
         "inference": {BARE: {"seconds": [1.0, 1.0, 9.0]}, "ldvc": {"seconds": [ldvc, ldvc, 0.5]}},
         "attention": {
             side: {"lcsa": [lcsa * (side / 64) ** 2], "full": [(side / 64) ** 4]} for side in (16, 32, 64, 96)
@@ -59,7 +59,7 @@ def test_summary_names_medians_ratios_and_bars() -> None:
 def test_it_runs_and_measures_memory_in_a_process_of_its_own(
     tiny_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(benchmark, "ARMS", ("ldvc",))  # one process instead of three
+    monkeypatch.setattr(benchmark, "DECODERS", ("ldvc",))  # one process instead of three
     words = ["--clip", str(tiny_clip_folder), "--image_size", "64", "--names", "3", "--prompts", "2", "--rounds", "1"]
     words += ["--width", "32", "--grids", "4", "8", "12", "--threads", "1"]
     benchmark.main([*words, "--output", str(tmp_path / "table")])

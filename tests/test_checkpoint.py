@@ -17,8 +17,9 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
+from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint, read_config, save_checkpoint
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
 from ldvc.modeling.model import LDVC
@@ -29,8 +30,8 @@ from ldvc.weights import load_tensors, save_tensors
 METADATA = {"seen_names": ["dog", "grass"], "calibration": {"scale": 2.0, "bias": -1.0}, "note": "été"}
 
 
-def make_model(config: ModelConfig, clip: FrozenClip, arm: str = "ldvc") -> LDVC:
-    model = LDVC(replace(config, arm=arm), clip)
+def make_model(config: ModelConfig, clip: FrozenClip, decoder: str = "ldvc") -> LDVC:
+    model = LDVC(replace(config, decoder=decoder), clip)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -101,13 +102,13 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_round_trip(
-    arm: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str], tmp_path: Path
+    decoder: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str], tmp_path: Path
 ) -> None:
-    model = make_model(tiny_config, tiny_clip, arm)
+    model = make_model(tiny_config, tiny_clip, decoder)
     save_checkpoint(model, tmp_path / "run", metadata=METADATA)
-    loaded, metadata = load_checkpoint(tmp_path / "run", arm=arm)
+    loaded, metadata = load_checkpoint(tmp_path / "run", decoder=decoder)
     assert loaded.config == model.config and not loaded.training
     assert metadata == {**METADATA, "inference": {"long_side": 448}}
     images = torch.randn(1, 3, 64, 80)
@@ -118,26 +119,26 @@ def test_round_trip(
     assert shared.clip is tiny_clip
 
 
-def test_folder_of_arms_with_a_relative_clip(
+def test_folder_of_decoders_with_a_relative_clip(
     tiny_config: ModelConfig, tiny_clip: FrozenClip, tiny_clip_folder: Path, tmp_path: Path
 ) -> None:
     """The layout of assets/lite, which can be moved as a whole."""
     shutil.copytree(tiny_clip_folder, tmp_path / "clip")
-    for arm in ("ldvc", "zegclip"):
-        save_checkpoint(make_model(tiny_config, tiny_clip, arm), tmp_path / arm, clip="../clip", dtype=torch.float16)
+    for decoder in ("ldvc", "zegclip"):
+        save_checkpoint(make_model(tiny_config, tiny_clip, decoder), tmp_path / decoder, clip="../clip", dtype=torch.float16)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     model, metadata = load_checkpoint(moved)
-    assert model.config.arm == "ldvc" and model.config.clip == str(moved / "clip")
+    assert model.config.decoder == "ldvc" and model.config.clip == str(moved / "clip")
     assert read_config(moved / "ldvc")[0].clip == "../clip"
     again = save_checkpoint(model, tmp_path / "elsewhere" / "deep", metadata=metadata)  # the path is found from there, too
     assert read_config(again)[0].clip == os.path.relpath(moved / "clip", again) and load_checkpoint(again)
-    assert load_checkpoint(moved, arm="zegclip")[0].config.arm == "zegclip"
-    assert load_checkpoint(str(moved), arm="clip")[0].config.arm == "ldvc"
-    for arm in ("ldvc_without_lcsa", "unheard of"):
-        with pytest.raises(CheckpointError, match=arm):
-            load_checkpoint(moved, arm=arm)
+    assert load_checkpoint(moved, decoder="zegclip")[0].config.decoder == "zegclip"
+    assert load_checkpoint(str(moved), decoder="clip")[0].config.decoder == "ldvc"
+    for decoder in ("ldvc_without_lcsa", "unheard of"):
+        with pytest.raises(CheckpointError, match=decoder):
+            load_checkpoint(moved, decoder=decoder)
     with pytest.raises(CheckpointError, match="ask for 'ldvc'"):
-        load_checkpoint(moved / "ldvc", arm="zegclip")
+        load_checkpoint(moved / "ldvc", decoder="zegclip")
     shutil.rmtree(moved / "clip")
     with pytest.raises(WeightsNotFoundError, match="clip"):
         load_checkpoint(moved)
@@ -171,7 +172,7 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text('{"model": {"arm": "ldvc", "from_the_future": 1}}')
+    (tmp_path / "config.json").write_text('{"model": {"decoder": "ldvc", "from_the_future": 1}}')
     with pytest.raises(CheckpointError, match="from_the_future"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {"topk": "four"}}')
@@ -188,9 +189,12 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
     [
         ({"inference": {"enlarge": 1.4}}, "long_side"),
         ({"inference": {"short_side": 512, "window": 512}}, "together"),
+        ({"inference": {"short_side": 512, "window": 500, "stride": 501}}, "stride of 501 leaves gaps between windows of 500"),
         ({"inference": {"long_side": "big"}}, "positive number"),
         ({"inference": None}, "long_side"),
         ({"calibration": {"scale": "big"}}, "big"),
+        ({"calibration": {"threshold": 1.5}}, r"threshold must be in 0\.\.1, not 1\.5"),
+        ({"calibration": {"threshold": None}}, "settings that cannot be used"),
         ({"clip_calibration": [1, 2]}, "settings that cannot be used"),
     ],
 )
@@ -198,6 +202,20 @@ def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, says: st
     (tmp_path / "config.json").write_text(json.dumps({"model": {}, **settings}))
     with pytest.raises(CheckpointError, match=says):
         read_config(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(
+    tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path
+) -> None:
+    save_checkpoint(make_model(tiny_config, tiny_clip), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model"]["arm"] = content["model"].pop("decoder")
+    content["model"]["normalize_output"] = True
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for read in (read_config, load_checkpoint, Predictor.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"^This checkpoint is of an older version of this project.*\.$") as caught:
+            read(tmp_path)
+        assert str(caught.value).count(".") == 1
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]", "{}", '{"weight_map": 3}'])
@@ -220,7 +238,7 @@ def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"arm": "best"},
+        {"decoder": "best"},
         {"template": "a photo"},
         {"template": "a photo-of-{}"},
         {"template": "{} in a photo"},
@@ -239,7 +257,7 @@ def test_impossible_configurations_are_refused(change: dict) -> None:
 
 
 def test_configuration_round_trip() -> None:
-    config = ModelConfig(arm="zegclip", gate_init=None, topk=2)
+    config = ModelConfig(decoder="zegclip", gate_init=None, topk=2)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert ModelConfig.from_dict({}) == ModelConfig()
 

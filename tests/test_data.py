@@ -167,6 +167,38 @@ def test_names_of_a_step() -> None:
     assert len(names) == 40 and len(concepts) == 0
 
 
+@pytest.mark.parametrize("limit", [0, 1, 9, 40, 100])
+def test_names_of_a_step_are_at_most_the_limit_beside_those_of_the_photos(limit: int) -> None:
+    present = torch.zeros(40, dtype=torch.bool)
+    present[[3, 7]] = True
+    options = {"preserve": 6, "full_probability": 0.5, "seed": 0}
+    limited, unlimited = NameSampler(40, 100, limit=limit, **options), NameSampler(40, 100, **options)
+    counts = []
+    for step in range(60):
+        names, concepts = limited.sample(step, present)
+        all_names, all_concepts = unlimited.sample(step, present)
+        assert {3, 7} <= set(names.tolist()) <= set(all_names.tolist())
+        assert torch.equal(concepts, all_concepts), "the limit does not change what else is drawn"
+        counts.append(len(set(names.tolist()) - {3, 7}))
+        if limit in (0, 40, 100):
+            assert torch.equal(names, all_names)
+    if limit in (1, 9):
+        assert max(counts) == limit and min(counts) < limit
+        drawn = {name for step in range(600) for name in limited.sample(step, present)[0].tolist()}
+        assert len(drawn) == 40, "every name has its turn"
+
+
+def test_held_out_names_of_self_training_are_beyond_the_limit() -> None:
+    unseen = torch.arange(40) >= 30
+    sampler = NameSampler(
+        40, 0, preserve=0, full_probability=1.0, seed=0, unseen=unseen, self_training_from=5, limit=4
+    )
+    present = torch.zeros(40, dtype=torch.bool)
+    before, after = (set(sampler.sample(step, present)[0].tolist()) for step in (4, 5))
+    assert len(before) <= 4 and not before & set(range(30, 40)) and after >= set(range(30, 40))
+    assert len(after) <= 4 + 10
+
+
 def _stand_in_encoder(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     stem = torch.nn.functional.avg_pool2d(images, 16)  # (B, 3, h, w)
     return stem, stem.flatten(2).transpose(1, 2)

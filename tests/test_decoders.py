@@ -9,25 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention
-from ldvc.modeling.decoders import ZegClipDecoder, build_decoder
+from ldvc.modeling.decoders import MaskScores, build_decoder
 
 WIDTH, HEADS, SCALE, BIAS = 32, 4, 12.0, -4.0
-PUBLISHED = {"gate_init": None, "start_at_clip": False, "branch_init": "random", "normalize_output": False}
+PUBLISHED = {"gate_init": None, "start_at_clip": False, "branch_init": "random"}
 
 
-def make_config(arm: str, **changes: object) -> ModelConfig:
-    return replace(ModelConfig(arm=arm, decoder_heads=HEADS, decoder_layers=3), **changes)
+def make_config(decoder: str, **changes: object) -> ModelConfig:
+    return replace(ModelConfig(decoder=decoder, decoder_heads=HEADS, decoder_layers=3), **changes)
 
 
-def make_decoder(arm: str, **changes: object) -> nn.Module:
-    return build_decoder(make_config(arm, **changes), WIDTH, scale=SCALE, bias=BIAS).eval()
+def make_decoder(name: str, *, width: int = WIDTH, **changes: object) -> nn.Module:
+    return build_decoder(make_config(name, **changes), width, scale=SCALE, bias=BIAS).eval()
 
 
-def make_inputs(grid: tuple[int, int] = (5, 7), classes: int = 3) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    patches = F.normalize(torch.randn(2, grid[0] * grid[1], WIDTH), dim=-1)
-    return patches, F.normalize(torch.randn(2, classes, WIDTH), dim=-1), grid
+def make_inputs(
+    grid: tuple[int, int] = (5, 7), classes: int = 3, width: int = WIDTH
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    patches = F.normalize(torch.randn(2, grid[0] * grid[1], width), dim=-1)
+    return patches, F.normalize(torch.randn(2, classes, width), dim=-1), grid
 
 
 def clip_logits(patches: Tensor, classes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -38,45 +40,165 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_starts_at_clip(arm: str) -> None:
-    inputs = make_inputs()
-    closed = make_decoder(arm, gate_init=0.0)(*inputs)
-    torch.testing.assert_close(closed.mask_logits, clip_logits(*inputs), atol=1e-4, rtol=0)
-    for init in ("identity", "random"):
-        assert correlation(make_decoder(arm, branch_init=init)(*inputs).mask_logits, clip_logits(*inputs)) > 0.99
+def with_random_scores(decoder: nn.Module) -> nn.Module:
+    """Query and key of the mask scores as training leaves them: no longer identities."""
+    for parameter in decoder.mask_scores.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return decoder
+
+
+# ---- where a decoder starts
 
 
 @torch.no_grad()
-def test_lcsa_may_start_wider_open_than_the_other_branches() -> None:
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("init", ["identity", "random"])
+def test_every_decoder_starts_at_clip(name: str, init: str) -> None:
+    """At CLIP's own width, with patches that show one of the classes each."""
+    patches, classes, grid = make_inputs(width=512)
+    shown = classes.gather(1, torch.randint(3, (2, 35, 1)).expand(-1, -1, 512))
+    inputs = (F.normalize(patches + 0.5 * shown, dim=-1), classes, grid)
+    start = make_decoder(name, width=512, branch_init=init)(*inputs).mask_logits
+    assert correlation(start, clip_logits(*inputs)) > 0.99
+    assert start.std() == pytest.approx(clip_logits(*inputs).std().item(), rel=0.2), "CLIP's temperature"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECODERS)
+def test_with_closed_gates_the_mask_logits_are_clips(name: str) -> None:
+    """`zegclip` has no norm before its mask scores; the other two norm their patches."""
+    patches, classes, grid = make_inputs()
+    seen = patches if name == "zegclip" else F.layer_norm(patches * WIDTH**0.5, (WIDTH,)) / WIDTH**0.5
+    closed = make_decoder(name, gate_init=0.0)(patches, classes, grid).mask_logits
+    torch.testing.assert_close(closed, clip_logits(seen, classes, grid), atol=1e-4, rtol=0)
+
+
+def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
     wide = make_decoder("ldvc", lcsa_gate_init=0.3)
     gates = {name: gate.unique().tolist() for name, gate in wide.named_parameters() if "gate" in name}
-    assert len(gates) == 9
+    assert len(gates) == 3 + 2 * 2  # three LCSA; two cross-attentions with feed-forward networks
     for name, values in gates.items():
-        assert values == pytest.approx([0.3 if "self_gate" in name else 0.05]), name
-    inputs = make_inputs()
-    assert correlation(wide(*inputs).mask_logits, clip_logits(*inputs)) > 0.97
+        assert values == pytest.approx([0.3 if name.startswith("consensus.2") else 0.05]), name
     ungated = make_decoder("ldvc", gate_init=None, lcsa_gate_init=0.3)
     assert not [name for name, _ in ungated.named_parameters() if "gate" in name]
 
 
+# ---- the equations
+
+
+def torch_attention(module: CrossAttention | RoutedSelfAttention) -> nn.MultiheadAttention:
+    reference = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    reference.in_proj_weight.copy_(torch.cat([module.query.weight, module.key_value.weight]))
+    reference.in_proj_bias.copy_(torch.cat([module.query.bias, module.key_value.bias]))
+    reference.out_proj.load_state_dict(module.out.state_dict())
+    return reference
+
+
+def torch_scores(module: MaskScores, queries: Tensor, keys: Tensor) -> Tensor:
+    """(W_q x)(W_k y)^T / sqrt(d_h) of each head: (B, heads, N, M)."""
+    query = F.linear(queries, module.query.weight, module.query.bias).unflatten(-1, (HEADS, -1))
+    key = F.linear(keys, module.key.weight, module.key.bias).unflatten(-1, (HEADS, -1))
+    return torch.einsum("bnhx,bmhx->bhnm", query, key) / (WIDTH // HEADS) ** 0.5
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("arm", ARMS)
-def test_attention_is_returned_on_request_from_the_same_pass(arm: str) -> None:
-    decoder, (patches, classes, grid) = make_decoder(arm), make_inputs()
-    silent = decoder(patches, classes, grid)
-    assert silent.cross_attention is None and silent.routing is None
-    told = decoder(patches, classes, grid, return_attention=True)
-    assert torch.equal(told.mask_logits, silent.mask_logits)
-    assert len(told.cross_attention) == 3
-    for attention in told.cross_attention:
-        assert attention.shape == (2, HEADS, 3, *grid)
-        torch.testing.assert_close(attention.sum(dim=2), torch.ones(2, HEADS, *grid))
-    assert (told.routing is not None) == (arm == "ldvc")
-    if arm == "ldvc":
-        assert len(told.routing) == 3
-        torch.testing.assert_close(told.routing[-1].token_attention(4, 6, batch=1).sum(dim=(1, 2)), torch.ones(HEADS))
+@pytest.mark.parametrize("gate", [None, 0.3])
+@pytest.mark.parametrize("start_at_clip", [False, True])
+@pytest.mark.parametrize("name", ["ldvc", "ldvc_without_lcsa"])
+def test_local_consensus_reads_as_published(name: str, start_at_clip: bool, gate: float | None) -> None:
+    """V <- V + SA(LN V); V <- V + CA(LN V, T); V <- V + FFN(LN V); masks = mean over heads of the last CA's scores + bias.
+
+    With all regions, LCSA is full self-attention.
+    """
+    changes = PUBLISHED | {"gate_init": gate, "start_at_clip": start_at_clip, "topk": 64, "local_conv": False}
+    decoder = with_random_scores(make_decoder(name, **changes))
+    patches, classes, grid = make_inputs()
+    output = decoder(patches, classes, grid, return_attention=True)
+    stream, anchors, factor = patches * WIDTH**0.5, classes * WIDTH**0.5, 1.0 if gate is None else gate
+    assert len(decoder.guidance) == 2 and len(decoder.consensus) == (3 if name == "ldvc" else 0)
+    for layer in range(3):
+        if name == "ldvc":
+            block = decoder.consensus[layer]
+            norm = block.norm(stream)
+            stream = stream + factor * torch_attention(block.attention)(norm, norm, norm)[0]
+        if layer == 2:
+            break
+        block, scores = decoder.guidance[layer], output.cross_attention[layer]
+        cross = torch_attention(block.cross_attention)
+        branch, weights = cross(block.cross_norm(stream), anchors, anchors, average_attn_weights=False)
+        torch.testing.assert_close(scores.softmax(dim=2).flatten(3).transpose(2, 3), weights, atol=1e-5, rtol=1e-4)
+        stream = stream + factor * branch
+        stream = stream + factor * block.ffn(block.ffn_norm(stream))
+    scores = torch_scores(decoder.mask_scores, F.layer_norm(stream, (WIDTH,)), anchors).transpose(2, 3)
+    torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
+    expected = scores.mean(dim=1) + decoder.mask_scores.bias
+    torch.testing.assert_close(output.mask_logits.flatten(2), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.patch_features, stream / WIDTH**0.5, atol=1e-5, rtol=1e-4)
+    assert torch.equal(output.class_embeddings, classes), "class embeddings are anchors"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gate", [None, 0.3])
+@pytest.mark.parametrize("start_at_clip", [False, True])
+def test_zegclip_reads_as_published(gate: float | None, start_at_clip: bool) -> None:
+    """T <- LN(T + CA(T, V)); T <- LN(T + FFN(T)); masks = mean over heads of the last layer's scaled scores + bias."""
+    changes = PUBLISHED | {"gate_init": gate, "start_at_clip": start_at_clip}
+    decoder = with_random_scores(make_decoder("zegclip", **changes))
+    patches, classes, grid = make_inputs()
+    output = decoder(patches, classes, grid, return_attention=True)
+    unit, factor = WIDTH**0.5 if start_at_clip else 1.0, 1.0 if gate is None else gate
+    stream, context = classes * unit, patches * unit
+    assert len(decoder.blocks) == 2
+    for block in decoder.blocks:
+        after = block.cross_norm(stream + torch_attention(block.cross_attention)(stream, context, context)[0])
+        stream = (1 - factor) * stream + factor * after
+        stream = (1 - factor) * stream + factor * block.ffn_norm(stream + block.ffn(stream))
+    scores = torch_scores(decoder.mask_scores, stream, context)
+    torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
+    expected = scores.mean(dim=1) + decoder.mask_scores.bias
+    torch.testing.assert_close(output.mask_logits.flatten(2), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.class_embeddings, stream / unit, atol=1e-5, rtol=1e-4)
+    assert torch.equal(output.patch_features, patches), "patch features stay what they are"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECODERS)
+def test_without_start_at_clip_the_masks_start_as_bare_scores(name: str) -> None:
+    decoder = make_decoder(name, **PUBLISHED)
+    output = decoder(*make_inputs(), return_attention=True)
+    assert decoder.mask_scores.bias == 0
+    torch.testing.assert_close(output.mask_logits, output.cross_attention[-1].mean(dim=1), atol=1e-5, rtol=1e-4)
+
+
+# ---- attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECODERS)
+def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
+    decoder, inputs = with_random_scores(make_decoder(name)), make_inputs()
+    without = decoder(*inputs)
+    assert without.cross_attention is None and without.routing is None
+    output = decoder(*inputs, return_attention=True)
+    assert torch.equal(output.mask_logits, without.mask_logits)
+    assert [scores.shape for scores in output.cross_attention] == [(2, HEADS, 3, *inputs[2])] * 3
+    assert (output.routing is not None) == (name == "ldvc")
+    if name == "ldvc":
+        assert len(output.routing) == 3
+        of_a_patch = output.routing[-1].token_attention(4, 6, batch=1)
+        torch.testing.assert_close(of_a_patch.sum(dim=(1, 2)), torch.ones(HEADS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_last_attention_is_the_segmentation(name: str, half: bool) -> None:
+    decoder = with_random_scores(make_decoder(name))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        output = decoder(*make_inputs(), return_attention=True)
+    mean = output.cross_attention[-1].mean(dim=1)  # over heads
+    torch.testing.assert_close(output.mask_logits - decoder.mask_scores.bias, mean, atol=1e-4, rtol=1e-4)
+    assert torch.equal(mean.argmax(dim=1), output.mask_logits.argmax(dim=1))
 
 
 @torch.no_grad()
@@ -92,94 +214,51 @@ def test_without_lcsa_is_the_same_decoder_with_lcsa_skipped() -> None:
     assert len(with_lcsa.state_dict()) > len(without.state_dict())
 
 
-def torch_attention(module: CrossAttention | RoutedSelfAttention) -> nn.MultiheadAttention:
-    reference = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-    reference.in_proj_weight.copy_(torch.cat([module.query.weight, module.key_value.weight]))
-    reference.in_proj_bias.copy_(torch.cat([module.query.bias, module.key_value.bias]))
-    reference.out_proj.load_state_dict(module.out.state_dict())
-    return reference
+# ---- learning
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("gate", [None, 0.3])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_local_consensus_block_reads_as_published(gate: float | None, normalize: bool) -> None:
-    """V <- V + SA(LN V); V <- V + CA(LN V, T); V <- V + FFN(LN V); with all regions, SA is full self-attention."""
-    changes = PUBLISHED | {"gate_init": gate, "normalize_output": normalize, "topk": 64, "local_conv": False}
-    decoder = make_decoder("ldvc", **changes)
-    patches, classes, grid = make_inputs()
-    output = decoder(patches, classes, grid, return_attention=True)
-    stream, anchors, factor = patches * WIDTH**0.5, classes * WIDTH**0.5, 1.0 if gate is None else gate
-    for block, attention in zip(decoder.blocks, output.cross_attention, strict=True):
-        norm = block.self_norm(stream)
-        stream = stream + factor * torch_attention(block.self_attention)(norm, norm, norm)[0]
-        cross = torch_attention(block.cross_attention)
-        branch, weights = cross(block.cross_norm(stream), anchors, anchors, average_attn_weights=False)
-        torch.testing.assert_close(attention.flatten(3).transpose(2, 3), weights, atol=1e-5, rtol=1e-4)
-        stream = stream + factor * branch
-        stream = stream + factor * block.ffn(block.ffn_norm(stream))
-    stream = F.normalize(stream, dim=-1) if normalize else stream / WIDTH**0.5
-    torch.testing.assert_close(output.patch_features, stream, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(output.mask_logits, clip_logits(stream, classes, grid), atol=1e-4, rtol=1e-4)
-    assert torch.equal(output.class_embeddings, classes), "class embeddings are anchors"
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("changes", [{}, PUBLISHED, {"decoder_layers": 1}])
+def test_nothing_is_built_that_reaches_no_mask(name: str, changes: dict) -> None:
+    decoder = make_decoder(name, **changes)
+    output = decoder(*make_inputs())
+    output.mask_logits.square().sum().backward()
+    for part, parameter in decoder.named_parameters():
+        assert parameter.grad is not None, part
+        # a bias of keys moves all scores of a query alike, so the softmax of a branch cancels it
+        if "key_value.bias" not in part:
+            assert parameter.grad.abs().max() > 0, part
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("gate", [None, 0.3])
-@pytest.mark.parametrize("start_at_clip", [False, True])
-def test_zegclip_reads_as_published(gate: float | None, start_at_clip: bool) -> None:
-    """T <- LN(T + CA(T, V)); T <- LN(T + FFN(T)); masks = mean over heads of the last layer's scaled scores."""
-    decoder = make_decoder("zegclip", **(PUBLISHED | {"gate_init": gate, "start_at_clip": start_at_clip}))
-    patches, classes, grid = make_inputs()
-    output = decoder(patches, classes, grid)
-    unit, factor = WIDTH**0.5 if start_at_clip else 1.0, 1.0 if gate is None else gate
-    stream, context = classes * unit, patches * unit
-    for block in decoder.blocks:
-        after = block.cross_norm(stream + torch_attention(block.cross_attention)(stream, context, context)[0])
-        stream = (1 - factor) * stream + factor * after
-        stream = (1 - factor) * stream + factor * block.ffn_norm(stream + block.ffn(stream))
-    query = decoder.query(stream).unflatten(-1, (HEADS, -1))
-    key = decoder.key(context).unflatten(-1, (HEADS, -1))
-    scores = torch.einsum("bchx,bnhx->bhcn", query, key) / (WIDTH // HEADS) ** 0.5
-    expected = scores.mean(dim=1) * decoder.log_scale.exp() + decoder.bias
-    torch.testing.assert_close(output.mask_logits.flatten(2), expected, atol=1e-4, rtol=1e-4)
-    if not start_at_clip:
-        torch.testing.assert_close(expected, scores.mean(dim=1))
-
-
-def test_zegclip_builds_nothing_that_it_does_not_use() -> None:
-    decoder = make_decoder("zegclip")
-    decoder(*make_inputs()).mask_logits.square().sum().backward()
-    assert isinstance(decoder, ZegClipDecoder) and len(decoder.blocks) == 2
-    assert all(parameter.grad is not None for parameter in decoder.parameters())
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_parameter_learns_also_under_bfloat16(arm: str) -> None:
-    decoder, inputs = make_decoder(arm), make_inputs()
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_parameter_learns_also_under_bfloat16(name: str) -> None:
+    decoder, inputs = make_decoder(name), make_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(*inputs)
     assert output.mask_logits.dtype == torch.float32
     output.mask_logits.square().mean().backward()
-    for name, parameter in decoder.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for part, parameter in decoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), part
     assert correlation(output.mask_logits, decoder(*inputs).mask_logits) > 0.999
 
 
+# ---- shapes
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("grid", [(1, 1), (7, 5), (20, 13)])
-def test_any_grid_and_one_name(arm: str, grid: tuple[int, int]) -> None:
-    output = make_decoder(arm)(*make_inputs(grid, classes=1), return_attention=True)
+def test_any_grid_and_one_name(name: str, grid: tuple[int, int]) -> None:
+    output = make_decoder(name)(*make_inputs(grid, classes=1), return_attention=True)
     assert output.mask_logits.shape == (2, 1, *grid) and output.mask_logits.isfinite().all()
-    assert (output.cross_attention[-1] == 1).all(), "a softmax over one name is constant"
+    assert all(scores.shape == (2, HEADS, 1, *grid) for scores in output.cross_attention)
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_do_not_mix() -> None:
+@pytest.mark.parametrize("name", DECODERS)
+def test_pictures_of_a_batch_do_not_mix(name: str) -> None:
     patches, classes, grid = make_inputs((9, 11))
-    for arm in ARMS:
-        decoder = make_decoder(arm)
-        together = decoder(patches, classes, grid).mask_logits
-        alone = decoder(patches[1:], classes[1:], grid).mask_logits
-        torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    decoder = make_decoder(name)
+    together = decoder(patches, classes, grid).mask_logits
+    alone = decoder(patches[1:], classes[1:], grid).mask_logits
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)

@@ -36,20 +36,20 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Pa
 
 
 @pytest.mark.parametrize(
-    ("arm", "views", "changes"),
+    ("decoder", "views", "changes"),
     [("ldvc", 0, ()), ("zegclip", 2, ()), ("zegclip", 0, ("start_at_clip=false", "gate_init=null"))],  # with its dropout
 )
 def test_two_processes_learn_as_one_with_twice_the_batch(
-    root: Path, arm: str, views: int, changes: tuple[str, ...]
+    root: Path, decoder: str, views: int, changes: tuple[str, ...]
 ) -> None:
     """With dropout, augmentation and sampled names; with views made afresh, and with stored ones that each run builds for
     itself (two processes: one data set each). Photos differ in how many masks and pixels they have, so a loss that each
     process normalised for itself would differ; a parameter without gradient would stop the second step.
     (Weights are not compared: where a gradient is zero but for rounding, Adam makes a whole step of the rounding.)"""
-    shared = (f"arm={arm}", "focal_normalise=masks", "validation_steps=4", *changes)
-    kind = f"{arm}{len(changes)}"
+    shared = (f"decoder={decoder}", "focal_normalise=masks", "validation_steps=4", *changes)
+    kind = f"{decoder}{len(changes)}"
     for name, batch, processes in (("one", 4, 1), ("two", 2, 2)):
-        own = (f"train_batch_size={batch}", f"views_per_photo={views}", f"cache_dir={root / f'cache-{arm}-{name}'}")
+        own = (f"train_batch_size={batch}", f"views_per_photo={views}", f"cache_dir={root / f'cache-{decoder}-{name}'}")
         assert run(train_here, root, f"{kind}-{name}", (*shared, *own), processes=processes) == [0] * processes
     one, two = history(root / f"{kind}-one"), history(root / f"{kind}-two")
     assert [entry["step"] for entry in two] == [1, 2, 3, 4]

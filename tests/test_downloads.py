@@ -64,7 +64,7 @@ def test_mask_and_data_agree(result: Segmentation) -> None:
             assert each["score"]["mean"] is None
     assert data["none_of_these"]["pixels"] == (np.asarray(mask) == 0).sum() > 0
     assert data["threshold"] == result.background
-    assert data["model"] == {"checkpoint": "tiny", "arm": "ldvc", "weights_sha256": "0" * 64, "software": "ldvc 0.1.0"}
+    assert data["model"] == {"checkpoint": "tiny", "decoder": "ldvc", "weights_sha256": "0" * 64, "software": "ldvc 0.1.0"}
 
 
 def test_masks_in_a_zip(result: Segmentation) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from train import evaluate as evaluator
@@ -63,16 +63,16 @@ def run_options(**changes: object) -> argparse.Namespace:
 
 
 def test_experiment_trains_what_is_missing_and_evaluates_it(tmp_path: Path) -> None:
-    runs = experiment.plan(tmp_path, ARMS, [0], experiment.read_ablations(["no_lcsa", "topk_1"]), [0])
+    runs = experiment.plan(tmp_path, DECODERS, [0], experiment.read_ablations(["no_lcsa", "topk_1"]), [0])
     for run in runs:
         *training, evaluation = experiment.command(run, run_options())
         assert evaluation[1].endswith("evaluate.py") and evaluation[evaluation.index("--cache_dir") + 1] == "C"
-        assert (len(training) == 1) == (run.arm != "clip")
+        assert (len(training) == 1) == (run.decoder != "clip")
         for words in training:
             trainer.parse(words[[word.endswith("train.py") for word in words].index(True) + 1 :])  # words that it knows
-            assert words[words.index("--arm") + 1] == run.arm and str(run.folder) in words
+            assert words[words.index("--decoder") + 1] == run.decoder and str(run.folder) in words
         evaluator.parse(evaluation[2:])
-    assert [run.arm for run in runs] == ["clip", "ldvc", "ldvc_without_lcsa", "zegclip", "ldvc_without_lcsa", "ldvc"]
+    assert [run.decoder for run in runs] == ["clip", "ldvc", "ldvc_without_lcsa", "zegclip", "ldvc_without_lcsa", "ldvc"]
     assert runs[-2].changes == () and runs[-1].changes == ("topk=1",)
     runs[1].folder.mkdir(parents=True)
     (runs[1].folder / "config.json").write_text("{}")
@@ -80,7 +80,7 @@ def test_experiment_trains_what_is_missing_and_evaluates_it(tmp_path: Path) -> N
     assert evaluation[2:5] == ["accelerate.commands.launch", "--num_processes", "2"] and "--cache_dir" not in evaluation
 
 
-def test_arms_all_prints_one_table_with_every_arm(
+def test_decoders_all_prints_one_table_with_every_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The commands themselves are replaced; the real ones run in test_train.py, test_resume.py and above."""
@@ -94,12 +94,12 @@ def test_arms_all_prints_one_table_with_every_arm(
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(experiment.subprocess, "run", pretend)
-    words = ["--config", "voc12_inductive", "--arms", "all", "--seeds", "0", "--output_dir", str(tmp_path)]
+    words = ["--config", "voc12_inductive", "--decoders", "all", "--seeds", "0", "--output_dir", str(tmp_path)]
     experiment.main(words)
-    assert [Path(words[-1]).name for words in started if "--clip_arm" in words] == ["426"]
+    assert [Path(words[-1]).name for words in started if "--plain_clip" in words] == ["426"]
     assert ["ViT-B-16-quickgelu:openai" in words for words in started].count(True) == 1
     table = capsys.readouterr().out
-    for line in ("clip", *ARMS):
+    for line in ("clip", *DECODERS):
         assert f"| {line} | 1 | 0.250 |" in table
     assert "| CLIP-RC | quoted: " in table and "| - | 0.928 | 0.844 | 0.884 |" in table
     experiment.main(words)
@@ -125,18 +125,18 @@ def test_every_run_is_told_its_seed_its_changes_its_towers_and_what_is_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = pretended(monkeypatch)
-    words = ["--arms", "zegclip", "--seeds", "3", "5", "--ablations", "topk_1", "--ablation_seeds", "4", "--clip", "towers"]
+    words = ["--decoders", "zegclip", "--seeds", "3", "5", "--ablations", "topk_1", "--ablation_seeds", "4", "--clip", "towers"]
     experiment.main([*words, "--output_dir", str(tmp_path), "--sets", "msrc", "--set", "max_train_steps=7"])
     told = []
     for command in started:
         script = next(place for place, word in enumerate(command) if word.endswith(("train.py", "evaluate.py")))
         if command[script].endswith("train.py"):
             given = trainer.parse(command[script + 1 :])
-            told.append((given.arm, given.seed, given.clip, given.set))
+            told.append((given.decoder, given.seed, given.clip, given.set))
         else:
             given = evaluator.parse(command[script + 1 :])
             assert given.unseen == "lite_experiment" and given.sets == ["msrc"]
-            assert given.clip_arm in (None, "towers") and (given.clip_arm is None) == bool(given.checkpoint)
+            assert given.plain_clip in (None, "towers") and (given.plain_clip is None) == bool(given.checkpoint)
     assert told == [
         ("zegclip", 3, "towers", ["max_train_steps=7"]),
         ("zegclip", 5, "towers", ["max_train_steps=7"]),
@@ -148,7 +148,7 @@ def test_a_table_names_the_command_and_holds_no_runs_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     started = pretended(monkeypatch)
-    words = ["--arms", "ldvc", "--seeds", "0", "--sets", "msrc", "--output_dir", str(tmp_path)]
+    words = ["--decoders", "ldvc", "--seeds", "0", "--sets", "msrc", "--output_dir", str(tmp_path)]
     experiment.main([*words, "--set", "max_train_steps=7"])
     table = capsys.readouterr().out
     assert f"`python train/experiment.py {' '.join(words)} --set max_train_steps=7`" in table and ": 7 steps of 4" in table
@@ -165,7 +165,7 @@ def test_plain_similarity_is_shown_photos_as_the_configuration_says(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = pretended(monkeypatch)
-    experiment.main(["--config", config, "--arms", "--output_dir", str(tmp_path), "--sets", "msrc"])
+    experiment.main(["--config", config, "--decoders", "--output_dir", str(tmp_path), "--sets", "msrc"])
     given = vars(evaluator.parse(started[0][2:]))
     assert evaluator.chosen_inference({}, given) == load_config(config).inference
 
@@ -186,11 +186,11 @@ SWITCHES = {  # ablation -> parameters that vanish, parameters that appear
     "no_visual_prompts": ("image_tower.", None),
     "no_text_prompts": ("text_tower.prompts", None),
     "no_text_adapter": ("adapter.", None),
-    "no_lcsa": (r"decoder.blocks.\d.self_", None),
-    "no_local_convolution": (r"decoder.blocks.\d.self_attention.local", None),
-    "layers_1": (r"decoder.blocks.[12]", None),
-    "layers_2": (r"decoder.blocks.2", None),
-    "layers_6": (None, r"decoder.blocks.[345]"),
+    "no_lcsa": (r"decoder.consensus", None),
+    "no_local_convolution": (r"decoder.consensus.\d.attention.local", None),
+    "layers_1": (r"decoder.(consensus.[12]|guidance.[01])", None),  # the last block is cross-attention's scores alone
+    "layers_2": (r"decoder.(consensus.2|guidance.1)", None),
+    "layers_6": (None, r"decoder.(consensus.[345]|guidance.[234])"),
     "regions_4": (None, None),
     "regions_16": (None, None),
     "topk_1": (None, None),
@@ -232,4 +232,4 @@ def test_every_ablation_is_a_valid_configuration_and_every_part_has_one() -> Non
     ablations = experiment.read_ablations(["all"])
     assert set(SWITCHES) <= set(ablations)
     for changes in ablations.values():
-        load_config("lite_experiment", [change for change in changes if not change.startswith("arm=")]).model_config()
+        load_config("lite_experiment", [change for change in changes if not change.startswith("decoder=")]).model_config()

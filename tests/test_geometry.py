@@ -13,10 +13,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
-from ldvc.enlarge import resampling_matrix
-from ldvc.pictures import Window, canvas_size, cut_windows, sliding_windows
-from ldvc.result import Segmentation
-from ldvc.windows import WindowOutput
+from ldvc.inference import (
+    Axis,
+    Window,
+    canvas_size,
+    cut_windows,
+    require_inference,
+    sliding_windows,
+    stitch,
+    upsample,
+    upsampled_argmax,
+)
+from ldvc.result import Segmentation, WindowOutput
 from tests.colours import BLUE, COLOURS, colour_predictor, halves
 
 
@@ -38,11 +46,11 @@ def test_boundary_lies_where_it_is(size: tuple[int, int], axis: int) -> None:
     assert not wrong[far].any()
 
 
-def test_enlarging_equals_bilinear_interpolation() -> None:
-    """Where the canvas is whole patches, maps are enlarged as `F.interpolate` does it (an independent reference)."""
+def test_upsampling_is_bilinear_interpolation() -> None:
+    """Where the canvas is whole patches, maps are upsampled as `F.interpolate` does it (an independent reference)."""
     logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
     result = Segmentation(
-        names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
+        names=["a", "b", "c"], seen=[False] * 3, decoder="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
         patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=Calibration(2.0, -0.5),
     )  # fmt: skip
     expected = F.interpolate(logits[None] * 2.0 - 0.5, size=(128, 192), mode="bilinear", align_corners=False)[0].sigmoid()
@@ -51,10 +59,10 @@ def test_enlarging_equals_bilinear_interpolation() -> None:
 
 
 def test_padding_is_cut_off() -> None:
-    """Maps on 4 x 6 patches of a canvas that ends within the last patches: the reference enlarges all and crops."""
+    """Maps on 4 x 6 patches of a canvas that ends within the last patches: the reference upsamples all and crops."""
     logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
     result = Segmentation(
-        names=["a", "b"], seen=[False] * 2, arm="ldvc", picture=np.zeros((55, 83, 3), np.uint8), canvas=(55, 83),
+        names=["a", "b"], seen=[False] * 2, decoder="ldvc", picture=np.zeros((55, 83, 3), np.uint8), canvas=(55, 83),
         patch=16, outputs=[WindowOutput(Window(0, 0, 55, 83), logits)],
     )  # fmt: skip
     expected = F.interpolate(logits[None], size=(64, 96), mode="bilinear", align_corners=False)[0, :, :55, :83].sigmoid()
@@ -127,15 +135,56 @@ def test_canvas() -> None:
 
 
 @pytest.mark.parametrize("height, width", [(37, 80), (80, 37), (64, 64), (5, 80)])
-def test_resampling_equals_upsampling_and_cutting(height: int, width: int) -> None:
+def test_upsampling_to_the_canvas_is_upsampling_to_whole_patches_and_cutting(height: int, width: int) -> None:
     cells = (-(-height // 16), -(-width // 16))
     logits = torch.randn(3, *cells)
-    rows, columns = (
-        resampling_matrix(side, canvas=side, start=0, cells=n, patch=16)[0]
-        for side, n in zip((height, width), cells, strict=True)
-    )
+    upsampled = stitch([logits], [Window(0, 0, height, width)], (height, width), canvas=(height, width), patch=16)
     padded = F.interpolate(logits[None], size=(cells[0] * 16, cells[1] * 16), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(rows @ (logits @ columns.T), padded[:, :height, :width], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(upsampled, padded[:, :height, :width], atol=1e-5, rtol=1e-4)
+
+
+SIZES = [(64, 80), (61, 77), (150, 230), (9, 300), (3, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("names", [1, 3, 200])
+@pytest.mark.parametrize("scale", [0.01, 3.0, 40.0])
+def test_the_argmax_without_all_maps_is_that_of_all_maps(size: tuple[int, int], names: int, scale: float) -> None:
+    """Values and names to the last bit, for canvases that end within a patch, too."""
+    canvas = (61, 77)
+    logits = scale * torch.randn(names, 4, 5)
+    logits[-1] = logits[0]  # of equal names the first
+    rows, columns = (Axis.of(size[i], canvas=canvas[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
+    maps = upsample(logits, rows, columns)
+    best, labels = upsampled_argmax(logits, size, canvas=canvas, window=Window(0, 0, *canvas), patch=16)
+    assert best.shape == labels.shape == size
+    assert torch.equal(best, maps.amax(dim=0)) and torch.equal(labels, maps.argmax(dim=0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_part_is_upsampled_as_the_whole_is(size: tuple[int, int]) -> None:
+    """A pixel gets the same value to the last bit, whichever names and pixels are computed together."""
+    logits = torch.randn(7, 4, 5)
+    rows, columns = (Axis.of(size[i], canvas=(61, 77)[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
+    whole = upsample(logits, rows, columns)
+    down, along = slice(size[0] // 3, None), slice(None, size[1] // 2 + 1)
+    part = upsample(logits[2:5], rows.part(down), columns.part(along))
+    assert torch.equal(part, whole[2:5, down, along])
+
+
+@pytest.mark.parametrize(
+    ("inference", "says"),
+    [
+        ({"short_side": 512, "window": 512, "stride": 513}, "stride of 513 leaves gaps between windows of 512 pixels"),
+        ({"short_side": 512, "stride": 400}, "together"),
+        ({"long_side": True}, "positive number"),
+        ({"long_side": 0}, "positive number"),
+    ],
+)
+def test_settings_that_would_leave_pixels_out_are_refused(inference: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        require_inference(inference)
+    require_inference({"short_side": 512, "window": 512, "stride": 512})
 
 
 def test_photos_are_cut_into_whole_patches() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldvc.checkpoint import load_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import build_clip
 from train.lite.trunk import Trunk
@@ -17,9 +17,9 @@ NAMES = ["dog", "grass", "sky", "cup"]
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("side", [320, 448, 512])  # regions with padding, and without: other kernels of attention
-@pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_says_and_learns_on_a_gpu_what_it_does_on_a_cpu(arm: str, side: int, half: bool) -> None:
-    model, _ = load_checkpoint("lite", arm=arm)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_says_and_learns_on_a_gpu_what_it_does_on_a_cpu(decoder: str, side: int, half: bool) -> None:
+    model, _ = load_checkpoint("lite", decoder=decoder)
     torch.manual_seed(0)
     images = torch.randn(4, 3, side, side)
     logits, gradients = {}, {}

@@ -10,6 +10,8 @@ import timm.data
 import torch
 
 from ldvc import Predictor
+from ldvc.inference import ImageState
+from ldvc.predictor import PREDICTOR_DECODERS
 from ldvc.weights import load_tensors
 from train.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
 from train.options import load_config
@@ -17,13 +19,13 @@ from train.options import load_config
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "assets" / "lite"
 EXAMPLES = ROOT / "assets" / "examples"
-ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
+DECODERS = PREDICTOR_DECODERS  # "clip" is the last
 
 
 @pytest.fixture(scope="module")
 def predictors() -> dict[str, Predictor]:
-    first = Predictor.from_pretrained("lite", arm="ldvc")
-    return {arm: first.sibling(arm) for arm in ARMS}
+    first = Predictor.from_pretrained("lite", decoder="ldvc", device="cpu")
+    return {decoder: first.sibling(decoder) for decoder in DECODERS}
 
 
 def share(result, name: str) -> float:
@@ -45,9 +47,9 @@ def test_masks_changed_the_image_tower_alone_and_not_its_first_stages(predictors
     early = ("visual.conv1.scale", "visual.conv1.backbone.conv_stem", *(f"visual.conv1.backbone.blocks.{n}." for n in range(2)))
     assert all(name.startswith("visual.") and not name.startswith(early) for name in changed)
     assert load_config("lite_experiment").model_config().clip == "lite"
-    for arm in ARMS:
-        assert predictors[arm].inference == load_config("lite_release").inference
-        tower = predictors[arm].model.clip.model.state_dict()
+    for decoder in DECODERS:
+        assert predictors[decoder].inference == load_config("lite_release").inference
+        tower = predictors[decoder].model.clip.model.state_dict()
         assert all(torch.equal(tower[name], tensor) for name, tensor in changed.items())
 
 
@@ -57,27 +59,116 @@ def test_loads_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    Predictor.from_pretrained("lite", arm="zegclip")
+    Predictor.from_pretrained("lite", decoder="zegclip")
 
 
-@pytest.mark.parametrize("arm", ARMS[:3])
-def test_dog_on_grass(predictors: dict[str, Predictor], arm: str) -> None:
-    """The photo shows one dog in its left half; no cat."""
-    predictor = predictors[arm]
-    predictor.set_image(EXAMPLES / "dog.jpg")
-    result = predictor.segment(["dog", "grass", "cat"])
+# ---- what is there, what is not, and none of these
+
+PHOTOS = {  # names that the photo shows, and names of things that it does not
+    "dog.jpg": (["dog", "grass"], ["giraffe", "oven", "airplane"]),
+    "horses.jpg": (["horse", "grass", "sky"], ["boat", "keyboard", "pizza"]),
+}
+
+
+def encoded(predictors: dict[str, Predictor], *, bf16: bool) -> dict[str, ImageState]:
+    """All decoders stand on the same towers, so each photo is encoded once."""
+    model, metadata = predictors["ldvc"].model, predictors["ldvc"].metadata
+    predictor = Predictor(model, metadata, device="cpu", bf16=bf16, family=predictors["ldvc"].family)
+    return {photo: predictor.encode_image(EXAMPLES / photo) for photo in PHOTOS}
+
+
+@pytest.fixture(scope="module")
+def states(predictors: dict[str, Predictor]) -> dict[str, ImageState]:
+    return encoded(predictors, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def bf16_states(predictors: dict[str, Predictor]) -> dict[str, ImageState]:
+    return encoded(predictors, bf16=True)
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_labels_are_the_argmax_of_the_scores(
+    predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str, photo: str
+) -> None:
+    """To the pixel, with absent names in the list, whatever the threshold."""
+    predictor, (shown, absent) = predictors[decoder], PHOTOS[photo]
+    for names in (shown, shown + absent, absent):
+        result = predictor.segment(names, background=None, image=states[photo])
+        best, score = result.scores.argmax(axis=0), result.scores.max(axis=0)
+        assert np.array_equal(result.labels, best)
+        for threshold in ("default", float(np.median(score))):
+            labels = predictor.segment(names, background=threshold, image=states[photo]).labels
+            limit = predictor.calibration.threshold if threshold == "default" else threshold
+            assert np.array_equal(labels, np.where(score >= np.float32(limit), best, -1))
+
+
+@pytest.mark.parametrize("decoder", DECODERS[:3])
+def test_the_default_leaves_out_what_is_not_there(
+    predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str
+) -> None:
+    for photo, (shown, absent) in PHOTOS.items():
+        result = predictors[decoder].segment([*shown, *absent], image=states[photo])
+        assert share(result, shown[0]) > 0.05
+        assert sum(share(result, name) for name in absent) < 0.05
+
+
+@pytest.mark.parametrize("decoder", DECODERS[:3])
+@pytest.mark.parametrize("names", ["dog", "dog, background", "Dog, none of these"])
+def test_one_name_covers_what_it_names(
+    predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str, names: str
+) -> None:
+    """Neither everything nor nothing: the dog's flank, and not the bushes in the upper left."""
+    result = predictors[decoder].segment(names, image=states["dog.jpg"])
+    assert result.names in (["dog"], ["Dog"]) and 0.03 < share(result, result.names[0]) < 0.7
+    dog = result.labels == 0
+    height, width = result.size
+    flank = dog[int(0.35 * height) : int(0.5 * height), int(0.4 * width) : int(0.65 * width)]
+    bushes = dog[: int(0.2 * height), : int(0.6 * width)]
+    assert flank.mean() > 0.9 and bushes.mean() < 0.1
+    attention = result.attention_at(result.cross_attention(), result.size)[0]
+    assert attention[dog].mean() > attention[~dog].mean() + 0.05, "company takes the attention of the rest"
+
+
+@pytest.mark.parametrize("background", [None, "default"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_bfloat16_gives_the_same_labels(
+    predictors: dict[str, Predictor],
+    states: dict[str, ImageState],
+    bf16_states: dict[str, ImageState],
+    decoder: str,
+    background: str | None,
+) -> None:
+    """In the patch embedding, where it is used if the processor is faster with it."""
+    for photo, (shown, absent) in PHOTOS.items():
+        assert not torch.equal(states[photo].stems[0], bf16_states[photo].stems[0])
+        exact, half = (
+            predictors[decoder].segment([*shown, *absent], background=background, image=both[photo]).labels
+            for both in (states, bf16_states)
+        )
+        assert (exact == half).mean() >= 0.995, photo
+
+
+@pytest.mark.parametrize("decoder", DECODERS[:3])
+def test_dog_on_grass(predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str) -> None:
+    """The photo shows one dog; no cat."""
+    result = predictors[decoder].segment(["dog", "grass", "cat"], background=None, image=states["dog.jpg"])
     assert share(result, "dog") > 0.1 and share(result, "grass") > 0.1
     assert share(result, "cat") < 0.05
 
 
-@pytest.mark.parametrize("arm", ARMS[:3])
-def test_other_words_find_what_the_class_finds(predictors: dict[str, Predictor], arm: str) -> None:
+@pytest.mark.parametrize("decoder", DECODERS[:3])
+def test_other_words_find_what_the_class_finds(
+    predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str
+) -> None:
     """Nobody types a data set's own words: a puppy on a meadow is where the dog on grass is."""
-    predictor = predictors[arm]
-    predictor.set_image(EXAMPLES / "dog.jpg")
-    own, other = predictor.segment(["dog", "grass"]), predictor.segment(["puppy", "meadow"])
+    own, other = (
+        predictors[decoder].segment(names, background=None, image=states["dog.jpg"])
+        for names in (["dog", "grass"], ["puppy", "meadow"])
+    )
     assert (own.labels == other.labels).mean() > 0.7
-    assert other.seen == [True, True] and predictor.seen_names.source("puppy") == "dog"
+    assert other.seen == [True, True] and predictors[decoder].seen_names.source("puppy") == "dog"
 
 
 @pytest.mark.parametrize(("photo", "shown", "absent"), [("cat.jpg", "cat", "pizza"), ("horses.jpg", "horse", "boat")])
@@ -85,11 +176,10 @@ def test_animals_score_above_what_is_not_there(
     predictors: dict[str, Predictor], photo: str, shown: str, absent: str
 ) -> None:
     predictor = predictors["ldvc"]
-    predictor.set_image(EXAMPLES / photo)
-    result = predictor.segment([shown, absent], background=0.5)
+    result = predictor.segment([shown, absent], image=predictor.encode_image(EXAMPLES / photo))
     assert share(result, shown) > 0.1
     assert share(result, absent) < 0.02
-    assert result.scores[0].max() > 0.5 > result.scores[1].mean()
+    assert result.scores[0].max() > result.background > result.scores[1].mean()
 
 
 def test_seen_names_are_those_of_the_checkpoint(predictors: dict[str, Predictor]) -> None:
@@ -102,9 +192,9 @@ def test_seen_names_are_those_of_the_checkpoint(predictors: dict[str, Predictor]
 
 def test_attention_with_and_without_lcsa_differ(predictors: dict[str, Predictor]) -> None:
     maps = []
-    for arm in ("ldvc", "ldvc_without_lcsa"):
-        predictors[arm].set_image(EXAMPLES / "dog.jpg")
-        result = predictors[arm].segment(["dog", "grass", "cat"])
+    for decoder in ("ldvc", "ldvc_without_lcsa"):
+        predictors[decoder].set_image(EXAMPLES / "dog.jpg")
+        result = predictors[decoder].segment(["dog", "grass", "cat"])
         attention = np.asarray(result.cross_attention(layer=-1))
         assert attention.sum(axis=0) == pytest.approx(1.0, abs=1e-4)
         maps.append(attention)

@@ -9,7 +9,19 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, log_loss, recall_score
 
-from ldvc.metrics import ConfusionMatrix, ThresholdCurve, fit_calibration, harmonic_mean, mean_iou
+from ldvc.metrics import (
+    BackgroundCurve,
+    ConfusionMatrix,
+    Means,
+    ThresholdCurve,
+    average_precision,
+    contrast,
+    fit_calibration,
+    fragments,
+    harmonic_mean,
+    mask_iou,
+    mean_iou,
+)
 
 
 def jaccard(truth: np.ndarray, guess: np.ndarray) -> float:
@@ -107,6 +119,109 @@ def test_harmonic_mean() -> None:
     assert harmonic_mean(0.6, 0.3) == pytest.approx(0.4)
     assert harmonic_mean(0.0, 0.0) == 0
     assert math.isnan(harmonic_mean(0.5, math.nan))
+
+
+def test_means_leave_out_what_does_not_exist_and_add_up() -> None:
+    whole, other = Means(), Means()
+    whole.add("a", 1.0)
+    whole.add("a", math.nan)
+    other.add("a", np.array([True, False, False]))
+    other.add("b", math.nan)
+    whole.merge(other)
+    assert whole["a"] == pytest.approx(0.5) and math.isnan(whole["b"]) and math.isnan(whole["c"])
+    assert list(whole) == ["a", "b"]
+
+
+def slow_average_precision(values: np.ndarray, inside: np.ndarray) -> float:
+    """From the definition: sorted by value, pixels of equal value enter together."""
+    ap, recall = 0.0, 0.0
+    for value in sorted(set(values.tolist()), reverse=True):
+        taken = [bool(here) for here, own in zip(inside, values.tolist(), strict=True) if own >= value]
+        now = sum(taken) / int(inside.sum())
+        ap += (now - recall) * sum(taken) / len(taken)
+        recall = now
+    return ap
+
+
+def slow_fragments(mask: np.ndarray, smallest: int = 64) -> int:
+    """Flood fill over all eight neighbours."""
+    left, count = {(int(y), int(x)) for y, x in np.argwhere(mask)}, 0
+    while left:
+        front, size = [left.pop()], 0
+        while front:
+            y, x = front.pop()
+            size += 1
+            near = {(y + down, x + along) for down in (-1, 0, 1) for along in (-1, 0, 1)} & left
+            left -= near
+            front += near
+        count += size >= smallest
+    return count
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10_000])
+def test_average_precision_and_contrast_equal_their_definitions(levels: int) -> None:
+    generator = np.random.default_rng(levels)
+    values = (generator.integers(0, levels, 300) / levels).astype(np.float32)  # few levels: many ties
+    inside = generator.random(300) < values
+    assert average_precision(values, inside) == pytest.approx(slow_average_precision(values, inside))
+    means = [sum(values[inside == side].tolist()) / int((inside == side).sum()) for side in (True, False)]
+    assert contrast(values, inside) == pytest.approx(means[0] - means[1], abs=1e-6)
+
+
+def test_a_map_is_measured_where_there_is_something_to_rank() -> None:
+    values = np.array([0.9, 0.8, 0.1], dtype=np.float32)
+    assert average_precision(values, values > 0.5) == 1 and contrast(values, values > 0.5) == pytest.approx(0.75)
+    assert average_precision(np.ones(4), np.arange(4) < 1) == 0.25, "no ranking: the share of the class"
+    for inside in (np.ones(3, dtype=bool), np.zeros(3, dtype=bool)):
+        assert math.isnan(average_precision(values, inside)) and math.isnan(contrast(values, inside))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.38, 0.42, 0.6])
+def test_fragments_equal_a_flood_fill(share: float) -> None:
+    generator = np.random.default_rng(7)
+    for smallest in (1, 5, 64):
+        mask = generator.random((40, 60)) < share
+        assert fragments(mask, smallest) == slow_fragments(mask, smallest)
+
+
+def test_fragments_touch_at_corners_and_have_64_pixels() -> None:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[:8, :8] = mask[8:16, 8:16] = True  # two squares that share a corner
+    mask[30:37, 30:39] = True  # 63 pixels
+    assert fragments(mask) == 1
+    mask[37, 30] = True
+    assert fragments(mask) == 2 and fragments(np.zeros((3, 3), dtype=bool)) == 0
+
+
+def test_mask_iou_equals_scikit_learn() -> None:
+    guess, truth = np.random.default_rng(1).random((2, 9, 13)) < 0.3
+    assert mask_iou(guess, truth) == pytest.approx(jaccard_score(truth.ravel(), guess.ravel()))
+    assert math.isnan(mask_iou(guess & False, truth & False)) and mask_iou(guess, truth & False) == 0
+
+
+def test_background_curve_equals_brute_force() -> None:
+    curves = [BackgroundCurve(), BackgroundCurve(), BackgroundCurve()]
+    photos = []
+    for number in range(3):
+        best = torch.randn(400) * 6
+        truth = torch.randint(-1, 2, (400,))  # two present classes, and none of them
+        labels = torch.where((torch.rand(400) < 0.6) & (truth >= 0), truth, torch.randint(0, 5, (400,)))
+        photos.append((best, labels, truth))
+        curves[number > 0].update(best, labels, truth, present=2)  # the last curve sees nothing
+    curves[0].merge(curves[1])
+    curves[0].merge(curves[2])
+    curve = curves[0]
+    assert len(curve) == 6
+    for bin_ in (0, 1500, 2000, 2120, 3999):
+        right, ious = [], []
+        for best, labels, truth in photos:
+            guess = labels.where(best >= curve.edges[bin_] - 1e-6, torch.tensor(-1)) if bin_ else labels
+            right.append((guess == truth).numpy())
+            ious += [jaccard((truth == name).numpy(), (guess == name).numpy()) for name in (0, 1)]
+        assert curve.right()[bin_] == pytest.approx(np.mean(right)), bin_
+        assert curve.iou_present()[bin_] == pytest.approx(np.mean(ious)), bin_
+    place = int(round((curve.best_threshold() - curve.low) / 0.02))
+    assert (curve.right() + curve.iou_present()).max() == (curve.right() + curve.iou_present())[place]
 
 
 def test_threshold_curve_equals_brute_force() -> None:

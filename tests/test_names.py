@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ldvc.errors import InvalidNamesError
-from ldvc.names import SeenNames, clean_names, synonyms_of
+from ldvc.names import NONE_WORDS, SeenNames, clean_names, synonyms_of, without_none_words
 
 
 def test_names_are_cleaned() -> None:
@@ -38,6 +38,27 @@ def test_bad_names_are_refused_with_a_sentence(names: str | list[str], says: str
         clean_names(names)
     with pytest.raises(InvalidNamesError):
         clean_names(["dog", None])
+
+
+@pytest.mark.parametrize("word", sorted(NONE_WORDS))
+def test_a_word_for_none_of_the_others_is_no_class(word: str) -> None:
+    for spelled in (word, word.title(), word.upper().replace(" ", "_"), f" {word} "):
+        classes = clean_names(["dog", spelled, "wine glass"])
+        assert without_none_words(classes) == (["dog", "wine glass"], True)
+        with pytest.raises(InvalidNamesError, match=f"(?i)“{word.replace(' ', '.')}” means none of the other names; type"):
+            without_none_words(clean_names([spelled]))
+
+
+def test_none_words_among_synonyms() -> None:
+    names = clean_names("dog | other, rest | nothing, background, sofa | couch")
+    assert without_none_words(names) == (["dog", "sofa | couch"], True)
+    with pytest.raises(InvalidNamesError, match="“other | Background” means none"):
+        without_none_words(clean_names("other | Background, none"))
+
+
+def test_names_that_only_hold_a_none_word_stay() -> None:
+    names = ["background singer", "rest area", "other dog", "nothings"]
+    assert without_none_words(names) == (names, False)
 
 
 def test_seen_names() -> None:

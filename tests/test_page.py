@@ -41,6 +41,13 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     original = np.asarray(Image.open(DOG).convert("RGB")).astype(int)
     painted = visitor.painted()
     assert painted.shape == original.shape and np.abs(painted - original).mean() > 5
+    assert visitor.legend() == ["dog | hound", "grass", EVIL, "none of these"], "which is allowed from the start"
+    own = json.loads(visitor.download("data")[1])["threshold"]
+    assert own == pytest.approx(float(page.locator("#overlay output").inner_text()), abs=0.005)
+    before = visitor.answers()
+    page.get_by_label("Allow “none of these”").uncheck()
+    visitor.wait_for_answer(before)
+    painted = visitor.painted()
     assert visitor.legend() == ["dog | hound", "grass", EVIL]
     legend = page.locator("#legend")
     assert legend.locator("img").count() == 0 and legend.locator("button").count() == 3
@@ -109,6 +116,7 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     before = visitor.answers()
     page.get_by_label("Allow “none of these”").check()
     visitor.wait_for_answer(before)
+    assert json.loads(visitor.download("data")[1])["threshold"] == own
     before = visitor.answers()
     set_range(page, "#overlay .threshold", 0.9)
     visitor.wait_for_answer(before)
@@ -174,11 +182,19 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
     visitor.type_names("dog")
     names.press("Enter")
     visitor.wait_for_answer()
-    assert names.input_value() == "dog, background"
+    assert names.input_value() == "dog" and visitor.legend() == ["dog", "none of these"]
     before = visitor.answers()
-    page.get_by_role("button", name="Remove “background”").click()
+    page.get_by_label("Allow “none of these”").uncheck()
     visitor.wait_for_answer(before)
-    assert names.input_value() == "dog" and visitor.legend() == ["dog"]
+    for typed, legend in (("dog, cat", ["dog", "cat"]), ("dog, other", ["dog", "none of these"])):
+        before = visitor.answers()
+        visitor.type_names(typed)
+        names.press("Enter")
+        visitor.wait_for_answer(before)
+        assert names.input_value() == typed and visitor.legend() == legend
+    assert "“other” is no class" in page.locator("#names-problem [role=status]").inner_text()
+    visitor.type_names("dog")
+    page.locator("#chips li").nth(1).wait_for(state="detached")
 
     page.locator("#vocabulary input").click()
     page.get_by_role("option", name="PASCAL VOC 2012").click()
@@ -208,7 +224,7 @@ def test_two_visitors_see_their_own(browser, url: str) -> None:
     for visitor, photo, names in zip(visitors, photos, questions, strict=True):
         visitor.wait_for_answer()
         assert visitor.painted().shape[1::-1] == Image.open(photo).size
-        assert visitor.legend() == names.split(", ")
+        assert visitor.legend() == [*names.split(", "), "none of these"]
     for visitor, photo, names in zip(visitors, photos, questions, strict=True):  # from what the server remembers of each
         name, content = visitor.download("data")
         assert name == f"{photo.stem}-segmentation.json"
@@ -261,6 +277,10 @@ def test_program(url: str) -> None:
     assert data["none_of_these"] == pytest.approx((labels == 0).mean(), abs=1e-3)
     if data["model"] == "lite":
         assert data["classes"][0]["area"] > 0.1 and data["classes"][2]["area"] < data["classes"][0]["area"]
+    usual = client.predict(photo=handle_file(str(DOG)), names="dog, background", api_name="/segment")[2]
+    assert [each["name"] for each in usual["classes"]] == ["dog"] and 0 < usual["threshold"] < 1
+    unticked = client.predict(photo=handle_file(str(DOG)), names="dog", use_background=False, api_name="/segment")[2]
+    assert unticked["threshold"] is None and unticked["none_of_these"] is None
 
     with_lcsa, without_lcsa, _, _ = client.predict(
         photo=handle_file(str(DOG)), names="dog, grass, cat", name="dog", api_name="/attention"

@@ -14,12 +14,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc import Predictor
-from ldvc.errors import CheckpointError, InvalidImageError, LdvcError, WeightsNotFoundError
+from ldvc.config import DECODERS
+from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import build_clip, save_clip_folder
 from ldvc.names import MAX_NAMES
-from ldvc.pictures import Window
-from ldvc.result import Segmentation
-from ldvc.windows import WindowOutput
+from ldvc.predictor import COMPANY, PREDICTOR_DECODERS, alike
 from tests.colours import colour_predictor, halves
 from tests.tiny import save_tiny_checkpoint
 
@@ -51,10 +50,10 @@ def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarr
     assert result.seen == [True, False, True, True]
 
 
-@pytest.mark.parametrize("arm", ["ldvc", "zegclip", "clip"])
-def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, arm: str) -> None:
+@pytest.mark.parametrize("decoder", ["ldvc", "zegclip", "clip"])
+def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
     """The reference asks the same words as classes of their own and joins what it reads there."""
-    asked = predictor.sibling(arm)
+    asked = predictor.sibling(decoder)
     state = predictor.encode_image(photo)
     joined = asked.segment(["sofa | dog", "cat", "tv | tv monitor|telly"], image=state, features=True)
     words = asked.segment(["sofa", "dog", "cat", "tv", "tv monitor", "telly"], image=state, features=True)
@@ -65,7 +64,7 @@ def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, arm: st
     for index, group in enumerate(groups):
         best = words._outputs[0].logits[group].max(dim=0).values
         assert torch.equal(joined._outputs[0].logits[index], best)
-    if arm != "clip":
+    if decoder != "clip":
         apart, together = words.cross_attention(), joined.cross_attention()
         assert np.allclose(together, np.stack([apart[group].sum(axis=0) for group in groups]), atol=1e-6)
         assert joined.features[0].classes_after.equal(words.features[0].classes_after)
@@ -78,29 +77,61 @@ def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, arm: st
 # ---- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_threshold(predictor: Predictor, photo: np.ndarray) -> None:
-    predictor.set_image(photo)
-    best = predictor.segment(["dog", "grass", "cat"])
-    assert np.array_equal(best.labels, best.scores.argmax(axis=0))
-    assert best.scores.dtype == np.float32 and best.scores.min() >= 0 and best.scores.max() <= 1
-    threshold = float(np.median(best.scores.max(axis=0)))
-    some = predictor.segment(["dog", "grass", "cat"], background=threshold)
-    assert np.array_equal(some.labels, np.where(best.scores.max(axis=0) >= threshold, best.labels, -1))
-    assert 0 < (some.labels == -1).mean() < 1
-    assert sum(some.area_shares(some.labels)) == pytest.approx((some.labels >= 0).mean())
-    assert (predictor.segment(["dog", "grass"], background=0.0).labels >= 0).all()
-    for wrong in (-0.1, 1.5):
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            predictor.segment(["dog"], background=wrong)
+@pytest.mark.parametrize("decoder", PREDICTOR_DECODERS)
+@pytest.mark.parametrize("names", [["dog", "grass", "cat"], [f"thing {i}" for i in range(60)]])
+def test_labels_are_the_argmax_of_the_scores(
+    predictor: Predictor, photo: np.ndarray, decoder: str, names: list[str]
+) -> None:
+    """And -1 below the threshold, in one window and in several."""
+    asked = predictor.sibling(decoder)
+    windowed = Predictor(
+        asked.model, {"inference": {"short_side": 96, "window": 80, "stride": 60}}, decoder=decoder, device="cpu"
+    )
+    for each in (asked, windowed):
+        each.set_image(photo)
+        everywhere = each.segment(names, background=None)
+        scores = everywhere.scores
+        assert np.array_equal(everywhere.labels, scores.argmax(axis=0))
+        threshold = float(np.median(scores.max(axis=0)))
+        labels = each.segment(names, background=threshold).labels
+        assert np.array_equal(labels, np.where(scores.max(axis=0) >= threshold, everywhere.labels, -1))
+        assert 0 < (labels == -1).mean() < 1
 
 
-def test_scores_that_saturate_still_have_an_order() -> None:
-    logits = torch.tensor([40.0, 60.0, 50.0])[:, None, None].expand(3, 2, 2)
-    result = Segmentation(
-        names=["a", "b", "c"], seen=[False] * 3, arm="ldvc", picture=np.zeros((32, 32, 3), np.uint8), canvas=(32, 32),
-        patch=16, outputs=[WindowOutput(Window(0, 0, 32, 32), logits)], background=1.0,
-    )  # fmt: skip
-    assert (result.labels == 1).all()
+def test_the_default_threshold_is_the_checkpoints(photo: np.ndarray) -> None:
+    for metadata, threshold in (({}, 0.5), ({"calibration": {"bias": 0.0}}, 0.5), ({"calibration": {"threshold": 0.9}}, 0.9)):
+        predictor = colour_predictor(**metadata)
+        predictor.set_image(photo)
+        result = predictor.segment(["red", "white"])
+        assert result.background == threshold
+        assert np.array_equal(result.labels, predictor.segment(["red", "white"], background=threshold).labels)
+    assert (predictor.segment(["red", "white"], background=None).labels >= 0).all()
+    assert (predictor.segment(["red", "white"], background=0).labels >= 0).all()
+    both = {"calibration": {"threshold": 0.9}, "clip_calibration": {"threshold": 0.3}}
+    assert Predictor(predictor.model, both, decoder="clip", device="cpu").calibration.threshold == 0.3
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan"), "yes", "0.5", True, [0.5]])
+def test_thresholds_that_are_none_are_refused_in_a_sentence(wrong: object) -> None:
+    predictor = colour_predictor()
+    predictor.set_image(halves(32, 32, 16))
+    with pytest.raises(ValueError, match=r'a threshold between 0 and 1, None or "default", not .*\.$'):
+        predictor.segment(["red"], background=wrong)
+    assert predictor.segment(["red"], background=np.float32(0.25)).background == 0.25
+
+
+@pytest.mark.parametrize("background", [None, "default"])
+def test_a_none_word_says_that_pixels_may_be_none_of_the_others(background: str | None) -> None:
+    predictor = colour_predictor(calibration={"threshold": 0.7})
+    predictor.set_image(halves(64, 64, 32))
+    for names in (["red", "Background"], "red, none of these", "other | rest, red | nothing"):
+        result = predictor.segment(names, background=background)
+        assert result.names == ["red"] and result.background == 0.7
+        assert (result.labels[:, :24] == 0).all() and (result.labels[:, 40:] == -1).all()
+    assert predictor.segment(["red", "background"], background=0.2).background == 0.2
+    assert "background" not in {name.lower() for name in predictor.model.encoded_names}
+    with pytest.raises(InvalidNamesError, match="“none” means none of the other names"):
+        predictor.segment("none")
 
 
 def test_long_lists_are_worked_on_in_parts(
@@ -113,35 +144,48 @@ def test_long_lists_are_worked_on_in_parts(
     assert np.array_equal(predictor.segment(names).labels, whole)
 
 
-@pytest.mark.parametrize("size", [(150, 230), (20, 31), (400, 300), (1, 1)])
-def test_label_maps_made_of_tiles(predictor: Predictor, photo: np.ndarray, size: tuple[int, int]) -> None:
-    """Label maps leave out names that cannot win somewhere; the reference draws every name everywhere."""
-    result = predictor.segment([f"thing {i}" for i in range(60)], image=predictor.encode_image(photo))
-    scores = result.scores_at(size)
-    assert scores.shape == (60, *size)
-    best, labels = scores.max(axis=0), result.labels_at(size)
-    assert np.allclose(result.best_scores_at(size), best, atol=1e-6)
-    assert np.allclose(np.take_along_axis(scores, labels[None], axis=0)[0], best, atol=1e-6)  # ties may fall either way
-    assert (labels == scores.argmax(axis=0)).mean() > 0.999
-    result.background = float(np.median(best)) - 1e-4
-    far = np.abs(best - result.background) > 1e-5
-    assert np.array_equal(result.labels_at(size)[far], np.where(best >= result.background, labels, -1)[far])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_name_has_company(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
+    asked = predictor.sibling(decoder)
+    state = predictor.encode_image(photo)
+    result = asked.segment("dog", image=state)
+    assert result.names == ["dog"] and result.company == list(COMPANY)
+    attention = result.cross_attention()
+    assert attention.shape == (1, *result.grid) and attention.min() > 0 and attention.max() < 1
+    np.testing.assert_allclose(attention[0] + result.company_attention(), 1, atol=1e-6)
+    together = asked.segment(["dog", *COMPANY], image=state)  # the model saw the same words
+    np.testing.assert_allclose(together.scores[0], result.scores[0], atol=1e-6)
+    np.testing.assert_allclose(together.cross_attention()[0], attention[0], atol=1e-6)
+    assert together.company == [] and not together.company_attention().any()
+    assert asked.segment("Grass", image=state).company == [word for word in COMPANY if word != "grass"]
+    alone = asked.segment("dog", image=state, company=())
+    assert alone.company == [] and np.allclose(alone.cross_attention(), 1)
+    features = asked.segment("dog | hound", image=state, features=True)
+    assert features.embedding_classes == [0, 0] and len(features.features[0].classes_after) == 2
 
 
-def test_one_name_works(predictor: Predictor, photo: np.ndarray) -> None:
-    predictor.set_image(photo)
-    result = predictor.segment("dog")
-    assert (result.labels == 0).all()
-    assert np.allclose(result.cross_attention(), 1)
+@pytest.mark.parametrize("decoder", PREDICTOR_DECODERS)
+def test_works_under_autocast(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
+    asked = Predictor(predictor.sibling(decoder).model, decoder=decoder, device="cpu", bf16=False)
+    names = ["dog", "grass", "dogs", "hound"]
+    asked.set_image(photo)
+    exact = asked.segment(names, background=None)
+    half = Predictor(asked.model, decoder=decoder, device="cpu", bf16=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half.set_image(photo)
+        result = half.segment(names, background=None)
+        assert np.array_equal(result.labels, result.scores.argmax(axis=0))
+    assert np.abs(result.scores - exact.scores).max() < 0.05
+    assert result.alike == exact.alike == []
 
 
-def test_calibration() -> None:
-    plain, calibrated = colour_predictor(), colour_predictor(calibration={"scale": 0.5, "bias": 1.0})
-    picture = halves(64, 64, 32)
-    for predictor in (plain, calibrated):
-        predictor.set_image(picture)
-    logit = np.log(plain.segment(["red"]).scores) - np.log1p(-plain.segment(["red"]).scores)
-    assert np.allclose(calibrated.segment(["red"]).scores, 1 / (1 + np.exp(-(0.5 * logit + 1))), atol=1e-5)
+def test_words_are_compared_in_full_precision_and_zero_is_like_nothing_but_itself() -> None:
+    dog = torch.randn(64)
+    nearly = dog + 0.03 * torch.randn(64)
+    assert 0.998 < torch.cosine_similarity(dog, nearly, dim=0) < 0.9999, "bfloat16 would round it to 1"
+    embeddings = torch.stack([dog, nearly, torch.zeros(64), torch.zeros(64), 2 * dog])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert alike([["dog"], ["nearly"], ["zero"], ["nil"], ["double"]], embeddings) == [["dog", "double"]]
 
 
 def test_photo_and_names_are_encoded_once() -> None:
@@ -149,7 +193,7 @@ def test_photo_and_names_are_encoded_once() -> None:
     predictor.set_image(halves(64, 64, 32))
     predictor.segment(["red", "green"])
     predictor.segment(["Green", "blue", "red"])
-    predictor.segment(["blue"], background=0.5)
+    predictor.segment(["blue"], background=0.2, company=())
     assert predictor.model.photos == 1
     assert sorted(predictor.model.encoded_names) == ["blue", "green", "red"]
     with pytest.MonkeyPatch.context() as patch:
@@ -176,27 +220,8 @@ def test_words_of_different_classes_that_are_one_to_the_model_are_told() -> None
     assert predictor.segment(["red", "mauve | beige"]).alike == [], "they are one class anyway"
 
 
-def test_patches_belong_to_the_class_that_the_picture_shows() -> None:
-    """With evened peaks the best logit need not be the best name: red is louder everywhere, and blue is there all the same."""
-    predictor = colour_predictor(calibration={"scale": 1.0, "bias": 0.0, "peak": 0.8})
-    logits = torch.tensor([[[6.0, 2.1]], [[-2.0, 2.0]]])
-    result = Segmentation(
-        names=["red", "blue"],
-        seen=[True, True],
-        arm="ldvc",
-        picture=np.zeros((16, 32, 3), dtype=np.uint8),
-        canvas=(16, 32),
-        patch=16,
-        outputs=[WindowOutput(Window(0, 0, 16, 32), logits)],
-        calibration=predictor.calibration,
-    )
-    expected = [result.patch_label(0, column) for column in (0, 1)]
-    assert result.patch_labels[0].tolist() == expected == result.labels[8, [4, 28]].tolist()
-    assert expected != logits.argmax(dim=0)[0].tolist(), "here the bare logits say otherwise"
-
-
-def test_an_arm_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "mixed", arms=("ldvc", "zegclip"))
+def test_a_decoder_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "mixed", decoders=("ldvc", "zegclip"))
     other = build_clip(str(folder / "clip")).model
     with torch.no_grad():
         other.visual.proj.mul_(-1)
@@ -204,21 +229,21 @@ def test_an_arm_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) 
     config = json.loads((folder / "zegclip" / "config.json").read_text())
     config["model"]["clip"] = "../clip2"
     (folder / "zegclip" / "config.json").write_text(json.dumps(config))
-    sibling = Predictor.from_pretrained(str(folder), arm="ldvc", device="cpu").sibling("zegclip")
-    alone = Predictor.from_pretrained(str(folder), arm="zegclip", device="cpu")
+    sibling = Predictor.from_pretrained(str(folder), decoder="ldvc", device="cpu").sibling("zegclip")
+    alone = Predictor.from_pretrained(str(folder), decoder="zegclip", device="cpu")
     assert sibling.weights_digest == alone.weights_digest
     for each in (sibling, alone):
         each.set_image(photo)
     np.testing.assert_array_equal(sibling.segment(["dog", "cat"]).scores, alone.segment(["dog", "cat"]).scores)
 
 
-def test_arms_share_the_encoding_of_a_photo(
+def test_decoders_share_the_encoding_of_a_photo(
     predictor: Predictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = predictor.encode_image(photo)
     stems = []
-    for arm in ("ldvc_without_lcsa", "zegclip", "clip"):
-        other = predictor.sibling(arm)
+    for decoder in ("ldvc_without_lcsa", "zegclip", "clip"):
+        other = predictor.sibling(decoder)
         assert other.model.clip is predictor.model.clip
         monkeypatch.setattr(other.model.image_tower, "stem", lambda images: stems.append(images))
         assert other.segment(["dog", "cat"], image=state).labels.shape == photo.shape[:2]
@@ -235,7 +260,7 @@ def test_state_of_other_towers_is_not_used(predictor: Predictor, photo: np.ndarr
 
 
 def test_plain_similarity(checkpoint: Path, photo: np.ndarray) -> None:
-    plain = Predictor.from_pretrained(str(checkpoint), arm="clip", device="cpu")
+    plain = Predictor.from_pretrained(str(checkpoint), decoder="clip", device="cpu")
     state = plain.set_image(photo)
     result = plain.segment(["dog", "grass"])
     expected = plain.model.frozen_logits(stem=state.stems[0], names=["dog", "grass"])[0]
@@ -256,7 +281,10 @@ def test_same_answer_as_the_model_itself(predictor: Predictor) -> None:
     expected = F.interpolate(output.mask_logits, size=(320, 448), mode="bilinear", align_corners=False)[0].sigmoid()
     assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-4)
     attention = torch.from_numpy(result.cross_attention())
-    assert torch.allclose(attention, output.cross_attention[-1][0].mean(dim=0), atol=1e-5)
+    scores = output.cross_attention[-1][0].mean(dim=0)  # over heads
+    assert torch.allclose(attention, scores.softmax(dim=0), atol=1e-5)
+    bias = predictor.model.decoder.mask_scores.bias
+    assert torch.allclose(attention, (output.mask_logits[0] - bias).softmax(dim=0), atol=1e-5), "it is the segmentation"
 
 
 def test_cross_attention(predictor: Predictor, photo: np.ndarray) -> None:
@@ -264,8 +292,10 @@ def test_cross_attention(predictor: Predictor, photo: np.ndarray) -> None:
     result = predictor.segment(["dog", "grass", "cat"])
     mean = result.cross_attention()
     assert mean.shape == (3, *result.grid) and np.allclose(mean.sum(axis=0), 1, atol=1e-5)
-    heads = [result.cross_attention(layer=-1, head=head) for head in (0, 1)]
-    assert np.allclose(np.mean(heads, axis=0), mean, atol=1e-6)
+    heads = np.stack([result.cross_attention(layer=-1, head=head) for head in (0, 1)])
+    assert np.allclose(heads.sum(axis=1), 1, atol=1e-5)
+    geometric = np.sqrt(heads.prod(axis=0))  # the softmax of a mean score
+    assert np.allclose(geometric / geometric.sum(axis=0), mean, atol=1e-6)
     assert not np.allclose(result.cross_attention(layer=0), mean)
     assert result.attention_at(mean, (50, 60)).shape == (3, 50, 60)
     assert np.allclose(result.attention_at(mean, (50, 60)).sum(axis=0), 1, atol=1e-5)
@@ -341,12 +371,12 @@ def test_no_photo() -> None:
         colour_predictor().segment(["red"])
 
 
-def test_no_such_checkpoint_or_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_such_checkpoint_or_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsNotFoundError):
         Predictor.from_pretrained(str(tmp_path / "nothing"))
-    with pytest.raises(ValueError, match="arm"):
-        Predictor.from_pretrained("lite", arm="sam")
-    folder = save_tiny_checkpoint(tmp_path, arms=("ldvc",))
+    with pytest.raises(ValueError, match="decoder"):
+        Predictor.from_pretrained("lite", decoder="sam")
+    folder = save_tiny_checkpoint(tmp_path, decoders=("ldvc",))
     with pytest.raises(CheckpointError, match="ldvc_without_lcsa"):
         Predictor.from_pretrained(str(folder), device="cpu").sibling("ldvc_without_lcsa")

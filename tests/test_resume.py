@@ -46,7 +46,7 @@ def same_end(left: Path, right: Path) -> None:
     ("processes", "changes"),
     [
         (1, ("num_workers=1", "log_steps=4", "checkpointing_steps=1")),
-        (1, ("gradient_accumulation_steps=2", "arm=zegclip")),
+        (1, ("gradient_accumulation_steps=2", "decoder=zegclip")),
         (2, ("gradient_accumulation_steps=2", "checkpoints_total_limit=1")),
     ],
 )

@@ -27,7 +27,7 @@ from ldvc.losses import pseudo_labels
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_data import make_benchmarks, make_sets
-from train.evaluate import evaluate
+from train.evaluate import evaluate, open_predictor
 from train.objective import Objective
 from train.options import CONFIG_FOLDER, ConfigError, TrainConfig, load_config
 from train.train import train
@@ -259,7 +259,7 @@ def test_each_benchmark_is_trained_and_evaluated_in_each_setting(
     assert len(steps) == 2 and all(0 < loss < float("inf") for loss in steps)
     assert not (folder / "skipped.txt").exists()
     val = open_set(root, name, "val")
-    found = evaluate(str(folder), [val], unseen=load_split(settings.unseen), joint_only=True)["sets"][name]
+    found = evaluate(open_predictor(str(folder)), [val], unseen=load_split(settings.unseen), joint_only=True)["sets"][name]
     assert found["photos"] == 2 and len(found["unseen"]) == unseen and len(found["iou"]) == len(val.names())
     assert 0 <= found["pAcc"] <= 1 and 0 <= found["mIoU_U"] <= 1
     assert len(canonical_set(load_checkpoint(folder)[1]["seen_names"])) == seen  # no more than it had masks of
@@ -379,6 +379,8 @@ def test_wrong_settings_are_sentences(root: Path, tiny_clip_folder: Path) -> Non
         (["inference={long_side: wide}"], "inference must be a mapping of numbers"),
         (["inference={enlarge: 1.4}"], "must name 'long_side' or 'short_side'"),
         (["inference={short_side: 512, window: 512}"], "'window' and 'stride' together"),
+        (["inference={short_side: 512, window: 400, stride: 426}"], "a stride of 426 leaves gaps between windows of 400"),
+        (["names_per_step=-1"], "names_per_step"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_config("voc12_inductive", changes)

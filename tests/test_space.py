@@ -24,10 +24,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def results(checkpoint: str) -> dict:
-    main = Predictor.from_pretrained(checkpoint, arm="ldvc", device="cpu")
+    main = Predictor.from_pretrained(checkpoint, decoder="ldvc", device="cpu")
     photo = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
     image = main.encode_image(photo)
-    return {arm: main.sibling(arm).segment(NAMES, image=image, features=True) for arm in ("ldvc", "zegclip")}
+    return {decoder: main.sibling(decoder).segment(NAMES, image=image, features=True) for decoder in ("ldvc", "zegclip")}
 
 
 def test_cosine_distance_by_hand() -> None:
@@ -66,7 +66,7 @@ def test_similarity_takes_the_closest_synonym() -> None:
 
 def test_ldvc_keeps_the_names_and_zegclip_the_patches(results: dict) -> None:
     """Computed from what went in and came out; the reference is torch's own cosine similarity."""
-    for arm, result in results.items():
+    for decoder, result in results.items():
         (features,) = result.features
         found = movement_of(result)
         count = result.grid[0] * result.grid[1]
@@ -80,13 +80,13 @@ def test_ldvc_keeps_the_names_and_zegclip_the_patches(results: dict) -> None:
         labels = result.patch_labels[0]
         reference = torch.nn.functional.cosine_similarity(features.patches_after, features.classes_after[labels])
         assert np.allclose(found.similarity_after, reference.numpy(), atol=1e-5)
-        moved, still = ("patches", "classes") if arm == "ldvc" else ("classes", "patches")
-        drift = shared_space({arm: found}).arms[arm].drift
-        assert drift[still] == 0 and drift[moved] > 1e-4, arm
+        moved, still = ("patches", "classes") if decoder == "ldvc" else ("classes", "patches")
+        drift = shared_space({decoder: found}).decoders[decoder].drift
+        assert drift[still] == 0 and drift[moved] > 1e-4, decoder
 
 
-def test_both_arms_share_one_plane(results: dict) -> None:
-    movements = {arm: movement_of(result) for arm, result in results.items()}
+def test_both_decoders_share_one_plane(results: dict) -> None:
+    movements = {decoder: movement_of(result) for decoder, result in results.items()}
     space = shared_space(movements)
     everything = np.concatenate(
         [
@@ -96,9 +96,9 @@ def test_both_arms_share_one_plane(results: dict) -> None:
         ]
     )
     assert np.allclose(space.plane.mean, everything.mean(axis=0))
-    for arm, movement in movements.items():
+    for decoder, movement in movements.items():
         expected = (movement.patches_after - everything.mean(axis=0)) @ space.plane.axes.T
-        assert np.allclose(space.arms[arm].patches_after, expected)
+        assert np.allclose(space.decoders[decoder].patches_after, expected)
     left, low, right, high = space.bounds
     projected = space.plane.project(everything)
     assert (left, right) == pytest.approx((projected[:, 0].min(), projected[:, 0].max()))
@@ -107,7 +107,7 @@ def test_both_arms_share_one_plane(results: dict) -> None:
 
 def test_several_windows(checkpoint: str) -> None:
     """Patches of all windows count; what a name is in them is averaged."""
-    main = Predictor.from_pretrained(checkpoint, arm="zegclip", device="cpu")
+    main = Predictor.from_pretrained(checkpoint, decoder="zegclip", device="cpu")
     main.inference = {"short_side": 64, "window": 64, "stride": 48}
     photo = np.random.default_rng(2).integers(0, 255, (64, 128, 3), dtype=np.uint8)
     result = main.segment(NAMES, image=main.encode_image(photo), features=True)
@@ -119,7 +119,7 @@ def test_several_windows(checkpoint: str) -> None:
 
 
 def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
-    main = Predictor.from_pretrained(checkpoint, arm="zegclip", device="cpu")
+    main = Predictor.from_pretrained(checkpoint, decoder="zegclip", device="cpu")
     image = main.encode_image(np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     result = main.segment(["sofa | couch", "grass"], image=image, features=True)
     found = movement_of(result)
@@ -131,7 +131,7 @@ def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
 
 
 def test_features_are_kept_on_request_only(checkpoint: str, tmp_path: Path) -> None:
-    main = Predictor.from_pretrained(checkpoint, arm="ldvc", device="cpu")
+    main = Predictor.from_pretrained(checkpoint, decoder="ldvc", device="cpu")
     image = main.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))
     with pytest.raises(LdvcError, match="features=True"):
         movement_of(main.segment(NAMES, image=image))
@@ -148,5 +148,5 @@ def test_drift_is_measured_not_assumed(results: dict) -> None:
         space = shared_space({"zegclip": movement_of(result)})
     finally:
         result._outputs[0].features = features
-    assert space.arms["zegclip"].drift == {"classes": 0, "patches": 0}
-    assert space.arms["zegclip"].similarity["before"] == space.arms["zegclip"].similarity["after"]
+    assert space.decoders["zegclip"].drift == {"classes": 0, "patches": 0}
+    assert space.decoders["zegclip"].similarity["before"] == space.decoders["zegclip"].similarity["after"]

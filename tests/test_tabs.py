@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldvc.predictor import COMPANY
 from ldvc.web.handlers import LCSA_OFF, Handlers
 from ldvc.web.models import Catalogue
 from ldvc.web.tabs import program, texts
@@ -36,25 +39,30 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def build(handlers: Handlers) -> dict[type, object]:
-    """The tabs, in a page of their own."""
-    with gr.Blocks():
+def build(handlers: Handlers) -> tuple[dict[type, Any], dict[str, Callable]]:
+    """The tabs, in a page of their own, and the functions of their events and endpoints by name."""
+    with gr.Blocks() as page:
         visit = gr.State(Visit())
         tabs = {kind: kind(handlers, visit) for kind in KINDS}
         for tab in tabs.values():
             tab.wire()
             tab.endpoints()
-    return tabs
+    return tabs, {each.name: each.fn for each in page.fns.values()}
 
 
 @pytest.fixture(scope="module")
-def tabs(handlers: Handlers) -> dict:
+def built(handlers: Handlers) -> tuple[dict, dict]:
     return build(handlers)
+
+
+@pytest.fixture(scope="module")
+def tabs(built: tuple) -> dict:
+    return built[0]
 
 
 @pytest.fixture
 def visit(handlers: Handlers, photo: str) -> Visit:
-    return handlers.segment(photo, "dog, zebra, sofa | couch", False, 0.5, Visit())
+    return handlers.segment(photo, "dog, zebra, sofa | couch", None, Visit())
 
 
 def value(update: object) -> object:
@@ -110,7 +118,7 @@ def test_a_slow_drawing_never_covers_a_newer_answer(
         drawn.append(present.names)
         changes = update(present)
         if len(drawn) == 1:
-            visit.successor = handlers.segment(photo, "cat, dog", False, 0.5, visit)
+            visit.successor = handlers.segment(photo, "cat, dog", None, visit)
         return changes
 
     monkeypatch.setattr(tab, "update", overtaken)
@@ -127,7 +135,7 @@ def test_a_slow_drawing_never_covers_a_newer_answer(
             present.successor = visit
         return tabs[RoutingTab].draw_pictures(present)
 
-    old = handlers.segment(photo, "dog, zebra", False, 0.5, Visit())
+    old = handlers.segment(photo, "dog, zebra", None, Visit())
     assert tabs[RoutingTab].view in tab.unless_overtaken(old, click)
     assert tab.unless_overtaken(old, click)["__type__"] == "update"
 
@@ -138,7 +146,7 @@ def test_attention_settings_stay_for_the_next_question(
     tab = tabs[AttentionTab]
     settings = tab.settings(visit)
     settings.layer, settings.head, settings.rescale, settings.off = 0, 1, True, True
-    after = handlers.segment(photo, "cat, dog", False, 0.5, visit)
+    after = handlers.segment(photo, "cat, dog", None, visit)
     changes = tab.update(after)
     assert value(changes[tab.layer]) == 0 and value(changes[tab.head]) == 1
     assert texts.ATTENTION_SCALE_RESCALED in changes[tab.grid]
@@ -161,7 +169,7 @@ def test_layers_and_heads_differ(tabs: dict, visit: Visit) -> None:
 
 def test_many_names_are_chosen_from(tabs: dict, handlers: Handlers, photo: str) -> None:
     tab = tabs[AttentionTab]
-    visit = handlers.segment(photo, ", ".join(f"thing {i}" for i in range(20)), False, 0.5, Visit())
+    visit = handlers.segment(photo, ", ".join(f"thing {i}" for i in range(20)), None, Visit())
     changes = tab.update(visit)
     assert changes[tab.grid].count("<figure") == 3 * SHOWN
     tab.settings(visit).names = ["thing 19", "thing 3", "gone"]
@@ -169,12 +177,23 @@ def test_many_names_are_chosen_from(tabs: dict, handlers: Handlers, photo: str) 
     assert "thing 19" in tab.draw_pictures(visit)[tab.grid]
 
 
-def test_one_name_is_explained(tabs: dict, handlers: Handlers, photo: str) -> None:
-    visit = handlers.segment(photo, "dog", False, 0.5, Visit(context_declined="dog"))
-    tab = tabs[AttentionTab]
-    assert "Add a second name" in value(tab.update(visit)[tab.note])
+def test_one_name_has_company_that_can_be_removed(built: tuple, handlers: Handlers, photo: str) -> None:
+    tabs, functions = built
+    visit = handlers.segment(photo, "dog", None, Visit())
+    tab, many = tabs[AttentionTab], handlers.segment(photo, "dog, cat", None, Visit())
+    assert not tab.update(many)[tab.company].visible and texts.COMPANY_HELP not in tab.update(many)[tab.grid]
     for each in tabs.values():
         each.draw(visit)
+    changes = tab.update(visit)
+    assert changes[tab.company].visible and value(changes[tab.company]) and not value(changes[tab.note])
+    assert texts.COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 2 * 3
+
+    changes = functions["keep_company"](False, visit)
+    assert texts.COMPANY_HELP not in changes[tab.grid] and texts.ATTENTION_ONE in value(changes[tab.note])
+    assert visit.drawn["attention"] == tab.stamp(visit)
+    assert all(visit.drawn[each.key] != each.stamp(visit) for each in tabs.values() if each is not tab)
+    after = handlers.segment(photo, "cat", None, visit)
+    assert not value(tab.update(after)[tab.company]), "removed for the next question, too"
 
 
 def test_spot_stays_within_the_next_grid(tabs: dict, visit: Visit) -> None:
@@ -186,16 +205,16 @@ def test_spot_stays_within_the_next_grid(tabs: dict, visit: Visit) -> None:
     assert visit.kept["routing-spot"] == (result.grid[0] - 1, 0)
 
 
-def test_checkpoint_with_one_arm(tmp_path: Path, photo: str) -> None:
-    handlers = Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path, arms=("ldvc",)))))
-    visit = handlers.segment(photo, "dog, cat", False, 0.5, Visit())
-    tabs = build(handlers)
+def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
+    handlers = Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path, decoders=("ldvc",)))))
+    visit = handlers.segment(photo, "dog, cat", None, Visit())
+    tabs, _ = build(handlers)
     for tab in tabs.values():
         assert tab.draw(visit)
     attention, space, compare = tabs[AttentionTab], tabs[SpaceTab], tabs[CompareTab]
-    assert attention.update(visit)[attention.grid].count(texts.ARM_MISSING) == 2 * 2
-    assert texts.ARM_MISSING in value(space.update(visit)[space.note])
-    assert compare.update(visit)[compare.view].count(texts.ARM_MISSING) == 2
+    assert attention.update(visit)[attention.grid].count(texts.DECODER_MISSING) == 2 * 2
+    assert texts.DECODER_MISSING in value(space.update(visit)[space.note])
+    assert compare.update(visit)[compare.view].count(texts.DECODER_MISSING) == 2
 
 
 # ---- programs ---------------------------------------------------------------------------------------------------------
@@ -214,6 +233,7 @@ def test_layers_and_heads_of_programs_count_from_one(visit: Visit, handlers: Han
 def test_numbers_for_programs(tabs: dict, visit: Visit, handlers: Handlers) -> None:
     (result,) = handlers.results(visit, "ldvc")
     data = spot_data(Spot.of(result, 0, 1, layer=1, head=None), result.names)
+    assert data["company"] == []
     assert np.sum(data["token_attention"]) == pytest.approx(1, abs=5e-3)
     assert sum(data["softmax"].values()) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == visit.names
     assert max(np.ravel(data["affinities"])) == pytest.approx(data["regions"][0]["affinity"], abs=1e-3)
@@ -224,3 +244,28 @@ def test_numbers_for_programs(tabs: dict, visit: Visit, handlers: Handlers) -> N
     assert ldvc["drift"]["classes"] == 0 == zegclip["drift"]["patches"]
     assert [each["class"] for each in ldvc["names"]] == ["dog", "zebra", "sofa", "sofa"]
     assert len(ldvc["patches"]["after"]) == result.grid[0] * result.grid[1]
+
+
+def test_attention_for_programs(built: tuple, handlers: Handlers, photo: str) -> None:
+    """Inside and outside a name's mask: by hand from the pixels; what is not there is nothing."""
+    ask = built[1]["attention"]
+    names = "dog, zebra, sofa | couch"
+    *_, data, visit = ask(photo, names, "zebra", 1, 2)
+    decoders = ["ldvc", "ldvc_without_lcsa", "zegclip", LCSA_OFF]
+    assert list(data["attention"]) == list(data["inside"]) == list(data["outside"]) == decoders
+    assert data["company"] == {"words": [], "attention": {}}
+    for decoder, result in zip(decoders, handlers.results(visit, *decoders), strict=True):
+        values = result.attention_at(result.cross_attention(layer=0, head=1)[1], result.size)
+        inside = result.labels == 1
+        for found, part in ((data["inside"][decoder], inside), (data["outside"][decoder], ~inside)):
+            assert (found is None) == (not part.any()) or part.mean() < 0.01, "maps are measured at a smaller size"
+            assert found is None or found == pytest.approx(values[part].mean(), abs=0.01)
+    *_, data, visit = ask(photo, "dog", "dog")
+    assert data["company"]["words"] == list(COMPANY) and list(data["company"]["attention"]) == decoders
+    for decoder in decoders:
+        both = np.add(data["attention"][decoder], data["company"]["attention"][decoder])
+        assert np.allclose(both, 1, atol=1e-3)
+    *_, data, visit = ask(photo, "dog", "dog", use_company=False, visit=visit)
+    assert data["company"]["words"] == [] and np.allclose(data["attention"]["ldvc"], 1)
+    *_, data, visit = ask(photo, "dog", "dog", visit=visit)
+    assert data["company"]["words"] == list(COMPANY), "each call says for itself"

@@ -44,7 +44,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("changes", [(), ("views_per_photo=0", "arm=zegclip", "gradient_accumulation_steps=2")])
+@pytest.mark.parametrize("changes", [(), ("views_per_photo=0", "decoder=zegclip", "gradient_accumulation_steps=2")])
 def test_resumed_training_is_the_uninterrupted_one_to_the_bit(
     root: Path, tiny_clip_folder: Path, changes: tuple[str, ...]
 ) -> None:
@@ -68,12 +68,12 @@ def test_resumed_training_is_the_uninterrupted_one_to_the_bit(
 
 
 def test_checkpoint_loads_holds_only_what_learns_and_tells_what_was_seen(root: Path, tiny_clip_folder: Path) -> None:
-    config = config_of(root, tiny_clip_folder, "export", "max_train_steps=2", "arm=ldvc_without_lcsa")
+    config = config_of(root, tiny_clip_folder, "export", "max_train_steps=2", "decoder=ldvc_without_lcsa")
     folder = train(config)
     model, metadata = load_checkpoint(folder)
-    assert model.config.arm == "ldvc_without_lcsa" and metadata["inference"] == {"long_side": 448}
+    assert model.config.decoder == "ldvc_without_lcsa" and metadata["inference"] == {"long_side": 448}
     assert metadata["seen_names"] == ["grass", "sky", "dog"]  # airplane and cat are held out
-    assert metadata["calibration"] == {"scale": 1.0, "bias": 0.0}
+    assert metadata["calibration"] == {"scale": 1.0, "bias": 0.0, "threshold": 0.5}
     stored = load_file(folder / "checkpoint-2" / "trainable.safetensors")
     assert stored.keys() == model.trainable_state_dict().keys() and not any(key.startswith("clip") for key in stored)
     largest = max(path.stat().st_size for path in (folder / "checkpoint-2").iterdir())
@@ -163,7 +163,7 @@ def test_preserved_pairs_are_those_that_nobody_labels(
     concepts = usable_concepts(CONCEPTS, vocabulary, hidden)
     assert concepts == ["zebra", "teapot", "violin", "bridge", "lamp", "river"]  # learned and held-out ones are gone
     config = config_of(
-        root, tiny_clip_folder, "unused", "gate_init=0", "lcsa_gate_init=null", "preserve_unknown_weight=1", "preserve_weight=1"
+        root, tiny_clip_folder, "unused", "decoder=zegclip", "gate_init=0", "preserve_unknown_weight=1", "preserve_weight=1"
     )
     model = LDVC(config.model_config(), tiny_clip).eval()
     objective = Objective(model, vocabulary, concepts, config)
@@ -172,8 +172,8 @@ def test_preserved_pairs_are_those_that_nobody_labels(
     names, chosen = torch.arange(3), torch.tensor([1, 4])
     with torch.no_grad():
         at_start = objective(batch, names, chosen)
-        assert at_start["preserve"].item() == pytest.approx(0, abs=1e-4)  # every arm starts at the frozen towers
-        model.decoder.bias += 1.0
+        assert at_start["preserve"].item() == pytest.approx(0, abs=1e-4)  # with closed gates this decoder is the frozen towers
+        model.decoder.mask_scores.bias += 1.0
         moved = objective(batch, names, chosen)
     frozen = model.frozen_logits(stem=stem, names=[*vocabulary.names, "teapot", "lamp"])
     p = frozen.sigmoid()
@@ -231,11 +231,11 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_computed(
     changes = ("max_train_steps=1", "views_per_photo=0")
     folder = train(config_of(root, tiny_clip_folder, "other", *changes))
     monkeypatch.setattr("train.train.Objective", None)  # too late
-    for change, told in (("arm=zegclip", "arm ldvc -> zegclip"), ("visual_prompts=3", "visual_prompts 2 -> 3")):
+    for change, told in (("decoder=zegclip", "decoder ldvc -> zegclip"), ("visual_prompts=3", "visual_prompts 2 -> 3")):
         with pytest.raises(ConfigError, match=f"checkpoint-1 is of another model .*{told}"):
             train(config_of(root, tiny_clip_folder, "other", *changes, change), resume="latest")
-    elsewhere = config_of(root, tiny_clip_folder, "elsewhere", *changes, "arm=zegclip")
-    with pytest.raises(ConfigError, match="arm ldvc -> zegclip"):
+    elsewhere = config_of(root, tiny_clip_folder, "elsewhere", *changes, "decoder=zegclip")
+    with pytest.raises(ConfigError, match="decoder ldvc -> zegclip"):
         train(elsewhere, resume=str(folder / "checkpoint-1"))
     (folder / "checkpoint-1" / "trainable.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="resume from another checkpoint"):

@@ -19,7 +19,7 @@ from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
 from train.lite import tune_tower
 from train.lite.trunk import FIRST, Trunk
-from train.lite.tune_tower import Tuning, main, start_arms
+from train.lite.tune_tower import Tuning, main, start_decoders
 from train.options import ConfigError, load_config
 from train.progress import DivergedError
 
@@ -119,8 +119,8 @@ def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: F
     make_sets(tmp_path / "data")
     vocabulary = Vocabulary(open_sets(tmp_path / "data", ["meadow"], "train"))
     clip = build_clip("lite")
-    arm, _ = load_checkpoint("lite", arm="zegclip", clip=clip)
-    tuning = Tuning(clip, lite, {"zegclip": arm}, vocabulary, CONCEPTS, load_config("lite_tune"))
+    decoder, _ = load_checkpoint("lite", decoder="zegclip", clip=clip)
+    tuning = Tuning(clip, lite, {"zegclip": decoder}, vocabulary, CONCEPTS, load_config("lite_tune"))
     labels = torch.zeros(1, 16, 16, dtype=torch.int16)
     batch = {"images": torch.randn(1, 3, 64, 64), "labels": labels, "set": torch.tensor([0])}
 
@@ -135,22 +135,22 @@ def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: F
     assert kept() > 1e-2
 
 
-def test_fresh_arms_begin_at_plain_similarity_and_know_only_the_names_of_the_run(tmp_path: Path) -> None:
+def test_fresh_decoders_begin_at_plain_similarity_and_know_only_the_names_of_the_run(tmp_path: Path) -> None:
     make_sets(tmp_path / "data")
     vocabulary = Vocabulary(open_sets(tmp_path / "data", ["meadow"], "train"))
     clip, config = build_clip("lite"), load_config("lite_tune")
-    arms, metadata = start_arms("fresh", clip, vocabulary, config)
+    decoders, metadata = start_decoders("fresh", clip, vocabulary, config)
     images = torch.randn(1, 3, 64, 64)
-    for name, arm in arms.items():
-        assert arm.config.arm == name and arm.clip is clip
+    for name, decoder in decoders.items():
+        assert decoder.config.decoder == name and decoder.clip is clip
         assert metadata[name]["seen_names"] == vocabulary.spellings
         with torch.no_grad():
-            said = arm.eval()(images, ["dog", "grass"]).mask_logits
-            plain = arm.frozen_logits(images, names=["dog", "grass"])
+            said = decoder.eval()(images, ["dog", "grass"]).mask_logits
+            plain = decoder.frozen_logits(images, names=["dog", "grass"])
         assert torch.corrcoef(torch.stack([said.flatten(), plain.flatten()]))[0, 1] > 0.9
-    _, stored = load_checkpoint("lite", arm="ldvc", clip=clip)
+    _, stored = load_checkpoint("lite", decoder="ldvc", clip=clip)
     config = load_config("lite_tune", ["inference={long_side: 320}"])
-    _, metadata = start_arms("lite", clip, vocabulary, config)
+    _, metadata = start_decoders("lite", clip, vocabulary, config)
     assert metadata["ldvc"]["seen_names"][: len(stored["seen_names"])] == stored["seen_names"]
     assert set(vocabulary.spellings) <= set(metadata["ldvc"]["seen_names"])
     assert metadata["ldvc"]["inference"] == {"long_side": 320}, "as this run wants it, not as the one before"
@@ -190,15 +190,15 @@ def common(tmp_path: Path) -> list[str]:
     return [*data, *names, *steps, "mixed_precision=no"]
 
 
-def test_in_turn_each_step_teaches_one_arm(
+def test_in_turn_each_step_teaches_one_decoder(
     tmp_path: Path, common: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     found: list[dict[str, float]] = []
     command = [*common, "log_steps=2", "--in_turn", "--keep_weight", "0", "--output", str(tmp_path / "out")]
     with caplog.at_level("INFO", logger="tune_tower"):
         main(command, on_step=lambda step, losses: found.append(losses))
-    arms = [{name.split(":")[0] for name in losses} - {"loss"} for losses in found]
-    assert arms == [{"ldvc"}, {"ldvc_without_lcsa"}, {"zegclip"}, {"ldvc"}]
+    decoders = [{name.split(":")[0] for name in losses} - {"loss"} for losses in found]
+    assert decoders == [{"ldvc"}, {"ldvc_without_lcsa"}, {"zegclip"}, {"ldvc"}]
     for losses in found:
         (own,) = (value for name, value in losses.items() if name.endswith(": loss"))
         assert losses["loss"] == own, "nothing is kept, nothing else is learned"
@@ -233,7 +233,7 @@ def steep(loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"loss": loss + (0 * loss).sqrt()}
 
 
-def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
+def test_a_run_tunes_tower_and_decoders_and_goes_on_where_it_stopped(
     tmp_path: Path, lite: FrozenClip, monkeypatch: pytest.MonkeyPatch, common: list[str]
 ) -> None:
 
@@ -276,5 +276,5 @@ def test_a_run_tunes_tower_and_arms_and_goes_on_where_it_stopped(
     assert all(name.startswith("visual.") for name in changed), "text tower and scale stay"
     assert "visual.proj" in changed and any(".blocks.6." in name for name in changed)
     assert not any(".conv_dw." in name or ".conv_stem." in name or "running" in name for name in changed)
-    predictor = Predictor.from_pretrained(str(tmp_path / "whole"), arm="zegclip")
+    predictor = Predictor.from_pretrained(str(tmp_path / "whole"), decoder="zegclip")
     torch.testing.assert_close(predictor.model.clip.model.state_dict(), after)

@@ -56,14 +56,14 @@ def test_validation_does_not_change_the_run(root: Path, watched: Path) -> None:
 
 
 def test_validation_is_what_the_evaluator_says(root: Path, watched: Path) -> None:
-    from train.evaluate import evaluate
+    from train.evaluate import evaluate, open_predictor
 
     lines = [json.loads(line) for line in (watched / "history.jsonl").read_text().splitlines()]
     found = [line for line in lines if "validation" in line]
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     datasets = open_sets(root / "data", ["meadow", "pets"], "val")
     hidden = frozenset({"airplane", "cat"})
-    result = evaluate(str(watched), datasets, unseen=hidden, bf16=False, joint_only=True)
+    result = evaluate(open_predictor(str(watched)), datasets, unseen=hidden, joint_only=True)
     for name, measures in found[-1]["validation"].items():
         for ours, theirs in (("pAcc", "pAcc"), ("mIoU(S)", "mIoU_S"), ("mIoU(U)", "mIoU_U"), ("hIoU", "hIoU")):
             assert measures[ours] == pytest.approx(result["sets"][name][theirs], abs=1e-3)
@@ -229,7 +229,7 @@ def test_a_wrong_flag_is_one_sentence(root: Path, flags: str, monkeypatch: pytes
 
 
 def test_wrong_kinds_of_flags_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["--seed", "three"], ["--arm", "unet"], ["--max_train_steps", "1.5"], ["--nonsense"]):
+    for flags in (["--seed", "three"], ["--decoder", "unet"], ["--max_train_steps", "1.5"], ["--nonsense"]):
         with pytest.raises(SystemExit) as error:
             main(flags)
         assert error.value.code == 2 and flags[0] in capsys.readouterr().err
@@ -262,8 +262,8 @@ def test_wrong_values_of_fields(root: Path, change: str, words: str) -> None:
 
 
 def test_numbers_as_people_write_them(root: Path) -> None:
-    config = config_of(root, "2026", "max_train_steps=2e4", "learning_rate=3e-4", "weight_decay=0", "arm=zegclip")
-    assert config.max_train_steps == 20_000 and config.learning_rate == 3e-4 and config.model["arm"] == "zegclip"
+    config = config_of(root, "2026", "max_train_steps=2e4", "learning_rate=3e-4", "weight_decay=0", "decoder=zegclip")
+    assert config.max_train_steps == 20_000 and config.learning_rate == 3e-4 and config.model["decoder"] == "zegclip"
     assert load_config(root / "tiny.yaml", ["output_dir=2026"]).output_dir == "2026"
 
 

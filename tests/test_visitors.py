@@ -138,7 +138,7 @@ def test_visitors_at_once_see_what_they_see_alone(page: gr.Blocks, photos: dict[
 
 def predictors(catalogue: Catalogue) -> list[Predictor]:
     models = catalogue.get(None)
-    return [models.other(arm) for arm in models.arms()]
+    return [models.other(decoder) for decoder in models.decoders()]
 
 
 def foreign(each: Any) -> bool:
@@ -181,9 +181,9 @@ def shared_objects(catalogue: Catalogue) -> list[Any]:
 
 def test_nothing_shared_holds_a_photo(catalogue: Catalogue, photos: dict[str, Path]) -> None:
     handlers = Handlers(catalogue)
-    visits = [handlers.segment(str(photos[name]), NAMES[name][0], True, 0.4, Visit()) for name in photos]
+    visits = [handlers.segment(str(photos[name]), NAMES[name][0], 0.4, Visit()) for name in photos]
     for visit in visits:
-        handlers.results(visit, *catalogue.get(None).arms())
+        handlers.results(visit, *catalogue.get(None).decoders())
     assert all(predictor._image is None for predictor in predictors(catalogue))
     assert photos_within(shared_objects(catalogue)) == []
     # The search would find one: in a visit, and in a predictor that was given a photo to keep.

@@ -1,4 +1,4 @@
-"""A whole model in miniature with random weights, saved as a checkpoint folder with all three arms.
+"""A whole model in miniature with random weights, saved as a checkpoint folder with all three decoders.
 
 It knows nothing, but it has every part, loads in well under a second, and so serves where a test asks how things fit
 together and not how well they segment.
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ldvc.checkpoint import save_checkpoint
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.clip import build_clip, save_clip_folder
 from ldvc.modeling.model import LDVC
 
@@ -23,19 +23,19 @@ ARCHITECTURE = {
 }
 
 
-def save_tiny_checkpoint(folder: Path, *, arms: tuple[str, ...] = ARMS, metadata: dict | None = None) -> Path:
-    """Write `folder`/clip and one checkpoint per arm; returns the folder."""
+def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, metadata: dict | None = None) -> Path:
+    """Write `folder`/clip and one checkpoint per decoder; returns the folder."""
     from open_clip.model import CLIP
 
     torch.manual_seed(0)
     clip_config = {"architecture": ARCHITECTURE, "stem": None, "mean": [0.5] * 3, "std": [0.5] * 3}
     save_clip_folder(CLIP(**ARCHITECTURE), folder / "clip", clip_config)
     clip = build_clip(str(folder / "clip"))
-    for arm in arms:
+    for decoder in decoders:
         config = ModelConfig(
             clip="../clip",
             pretrained=None,
-            arm=arm,
+            decoder=decoder,
             visual_prompts=2,
             decoder_layers=2,
             decoder_heads=2,
@@ -45,5 +45,5 @@ def save_tiny_checkpoint(folder: Path, *, arms: tuple[str, ...] = ARMS, metadata
             branch_init="random",
         )
         model = LDVC(config, clip)
-        save_checkpoint(model, folder / arm, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
+        save_checkpoint(model, folder / decoder, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
     return folder

@@ -7,8 +7,8 @@
 Weights are random: they do not change the time. What is compared runs in turn, round after round, so that a slow moment of the
 machine hits all alike; tables give the median and the best round, ratios are of the medians.
 
-training   one step of each arm (forward, 100 * focal + dice, backward, AdamW) and the most memory that it needs beyond what
-           model and photo take; each arm's memory is measured in a process of its own.
+training   one step of each decoder (forward, 100 * focal + dice, backward, AdamW) and the most memory that it needs beyond what
+           model and photo take; each decoder's memory is measured in a process of its own.
 inference  one photo: image tower with prompts, text adapter, decoder, against the image encoder of bare open_clip at the same
            size. Class embeddings are computed once for a list of names, as in the page and the evaluator; their cost is a line.
 attention  one LCSA layer against one layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import LdvcError
 from ldvc.losses import mask_loss
 from ldvc.modeling.attention import RoutedSelfAttention
@@ -73,17 +73,16 @@ class FullSelfAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-def build(arm: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
+def build(decoder: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
     """A model with random weights in the published form."""
     config = ModelConfig(
         clip=options.clip,
         pretrained=None,
-        arm=arm,
+        decoder=decoder,
         visual_prompts=options.prompts,
         gate_init=None,
         start_at_clip=False,
         branch_init="random",
-        normalize_output=False,
     )
     return LDVC(config, clip).to(options.device)
 
@@ -126,9 +125,9 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
     return step
 
 
-def memory_of(arm: str, options: argparse.Namespace) -> int:
+def memory_of(decoder: str, options: argparse.Namespace) -> int:
     """Bytes that a training step needs beyond model and photo: two steps, so that AdamW's state is counted."""
-    step = training_step(build(arm, options), options)
+    step = training_step(build(decoder, options), options)
     if options.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -146,12 +145,12 @@ def memory_of(arm: str, options: argparse.Namespace) -> int:
     return (peaks[0] if peaks else peak_resident()) - before
 
 
-def memory_in_own_process(arm: str, arguments: Sequence[str]) -> int:
-    """`memory_of` in a fresh process, so that what one arm has freed does not serve the next."""
-    words = [sys.executable, str(Path(__file__).resolve()), *arguments, "--memory_of", arm]
+def memory_in_own_process(decoder: str, arguments: Sequence[str]) -> int:
+    """`memory_of` in a fresh process, so that what one decoder has freed does not serve the next."""
+    words = [sys.executable, str(Path(__file__).resolve()), *arguments, "--memory_of", decoder]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LdvcError(f"The memory of {arm} could not be measured: {done.stderr.strip().splitlines()[-1]}")
+        raise LdvcError(f"The memory of {decoder} could not be measured: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1])
 
 
@@ -159,25 +158,25 @@ def memory_in_own_process(arm: str, arguments: Sequence[str]) -> int:
 
 
 def training(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Seconds and bytes of a training step of each arm."""
+    """Seconds and bytes of a training step of each decoder."""
     clip = build_clip(options.clip).to(options.device)
-    steps = {arm: training_step(build(arm, options, clip), options) for arm in ARMS}
+    steps = {decoder: training_step(build(decoder, options, clip), options) for decoder in DECODERS}
     seconds = in_turn(steps, options.rounds, options.clock, options.device)
     del steps
-    return {arm: {"seconds": seconds[arm], "bytes": memory_in_own_process(arm, arguments)} for arm in ARMS}
+    return {decoder: {"seconds": seconds[decoder], "bytes": memory_in_own_process(decoder, arguments)} for decoder in DECODERS}
 
 
 @torch.inference_mode()
 def inference(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds for one photo, of each arm and of the bare encoder."""
+    """Seconds for one photo, of each decoder and of the bare encoder."""
     side, clip = options.image_size, build_clip(options.clip).to(options.device)
     bare = bare_encoder(options.clip, side).to(options.device)
     image = torch.randn(1, 3, side, side, device=options.device)
     candidates: dict[str, Callable[[], Any]] = {BARE: lambda: bare(image)}
-    for arm in ARMS:
-        model = build(arm, options, clip).eval()
+    for decoder in DECODERS:
+        model = build(decoder, options, clip).eval()
         embeddings = model.encode_names(class_names(options.names))
-        candidates[arm] = lambda model=model, embeddings=embeddings: model.decode(model.encode_image(image), embeddings)
+        candidates[decoder] = lambda model=model, embeddings=embeddings: model.decode(model.encode_image(image), embeddings)
     candidates[f"({options.names} names, once per list)"] = lambda: model.encode_names(class_names(options.names))
     seconds = in_turn(candidates, options.rounds, options.clock, options.device)
     return {name: {"seconds": values} for name, values in seconds.items()}
@@ -213,9 +212,9 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
     if found := content.get("training"):
         reference = median(found["ldvc"]["seconds"])
         lines += ["| training step | median ms | best ms | / ldvc | peak memory, MB |", "|---|---|---|---|---|"]
-        for arm, facts in found.items():
+        for decoder, facts in found.items():
             share = median(facts["seconds"]) / reference
-            lines.append(f"| {arm} | {cells(facts['seconds'])} | {share:.2f} | {facts['bytes'] / 1e6:.0f} |")
+            lines.append(f"| {decoder} | {cells(facts['seconds'])} | {share:.2f} | {facts['bytes'] / 1e6:.0f} |")
         lines.append("")
     if found := content.get("inference"):
         reference = median(found[BARE]["seconds"])
@@ -274,7 +273,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
     parser.add_argument("--output", help="writes OUTPUT.json and OUTPUT.md")
-    parser.add_argument("--memory_of", choices=ARMS, help=argparse.SUPPRESS)  # see memory_in_own_process
+    parser.add_argument("--memory_of", choices=DECODERS, help=argparse.SUPPRESS)  # see memory_in_own_process
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that PyTorch can use; take --device cpu")

@@ -28,6 +28,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ldvc.calibration import Calibration
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.data import Vocabulary
@@ -251,7 +252,7 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
     """A checkpoint is of this model; asked before anything that takes long.
 
     Raises:
-        ConfigError: it is of another arm or size.
+        ConfigError: it is of another decoder or size.
     """
     path = checkpoint / WEIGHTS
     if not path.is_file():  # FSDP's and DeepSpeed's own form
@@ -299,7 +300,7 @@ def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:
     return {
         "seen_names": vocabulary.spellings,
         "seen_words": vocabulary.seen_words,
-        "calibration": {"scale": 1.0, "bias": 0.0},
+        "calibration": asdict(Calibration()),
         "inference": config.inference,
         "training": {
             "steps": config.max_train_steps,

@@ -1,23 +1,31 @@
 """Evaluates checkpoints on photos with masks.
 
-    python train/evaluate.py --checkpoint runs/a/ldvc runs/a/zegclip --clip_arm lite --unseen lite_experiment
+    python train/evaluate.py --checkpoint runs/a/ldvc runs/a/zegclip --plain_clip lite --unseen lite_experiment
     python train/evaluate.py --checkpoint runs/coco/ldvc --data /data --sets voc2012 pascal_context59 --mode slide
     torchrun --nproc_per_node 2 train/evaluate.py --checkpoint assets/lite/ldvc --sets msrc --output runs/msrc
 
-Every photo is decoded in one joint pass over all names of its data set, and once more with only the names it carries. With
-several processes each photo is decoded by one of them. Photos that cannot be read are skipped, counted and listed.
+Every photo is segmented by `ldvc.predictor.Predictor`, as the page does it. With several processes each photo is decoded by
+one of them. Photos that cannot be read are skipped, counted and listed.
 
 How large a photo is shown to the model, and whether in sliding windows, is what the checkpoint says, or --mode. The protocol
-of ZegCLIP and its followers is --mode slide: short side 512, windows of 512 every 426 pixels, sigmoids averaged.
+of ZegCLIP and its followers is --mode slide: short side 512, windows of 512 every 426 pixels, scores averaged.
 
-Measures of the literature (pixels of none of the classes, and void, are left out):
-  pAcc, mIoU(S), mIoU(U), hIoU    argmax over the sigmoid scores; "offset": --offset subtracted from the scores of seen classes
-Measures of a visitor of the page:
-  present_accuracy                share of pixels right when only the names in the photo are given
-  single_iou                      IoU of "score > 0.5" of one present class against everything else, background
-                                  included, decoded with all names; mean over (photo, class); `_present`: decoded with
-                                  the names in the photo; `_alone`: decoded with that one name
-Numbers are shares, 0..1.
+Measures of the literature, of all names of the data set (pixels of none of the classes, and void, are left out):
+  pAcc, mIoU(S), mIoU(U), hIoU    of the name with the highest score; "offset": --offset subtracted from the scores of seen
+                                  classes
+Measures of a visitor, void left out:
+  present_accuracy                share of labelled pixels that are right when only the names in the photo are given
+The others are of one question: the names in the photo and three of the data set that are not, drawn by the photo's stem, at
+the checkpoint's threshold of "none of these".
+  right                           share of pixels that are right, pooled over photos; where the data set has a background,
+                                  its pixels are right when they are none of the names
+  iou_present                     IoU of the present classes in the label map, mean over (photo, present class)
+  attention_ap                    average precision of the last layer's cross-attention ("mean" of the heads) as a ranking of
+                                  the class's pixels at photo size, mean over (photo, present class); --layers: of each layer
+  attention_contrast              mean of that map inside the class minus mean outside, likewise
+  fragments                       connected components (8 neighbours) of at least 64 pixels of a present class in the label
+                                  map at photo size, mean over (photo, present class); fragments_truth: in the truth
+Numbers are shares, 0..1, but for fragments. Exact definitions: ldvc/metrics.py.
 
 A class is seen if the checkpoint saw masks of it under this name, a synonym of it (ldvc/data/synonyms.json), its singular or
 plural, or as a kind of it in COCO-Stuff's manner ("sky-other", "wall-brick" are sky and wall); so "sofa" of VOC is seen after
@@ -29,10 +37,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +52,18 @@ import open_clip
 import torch
 from accelerate import PartialState
 
+from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.data import LAYOUTS, canonical, load_split, open_sets
 from ldvc.errors import DataError, LdvcError
-from ldvc.metrics import fit_calibration, harmonic_mean, mean_iou
+from ldvc.metrics import harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from ldvc.names import SeenNames
-from train.processes import resolved_precision, start_processes
+from ldvc.predictor import DEFAULT_INFERENCE, PLAIN_CLIP, Predictor
+from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
+from train.processes import start_processes
 from train.tables import make_room, markdown, quoted_benchmark, write_tables
-from train.tally import DEFAULT_INFERENCE, OFFSET, Tally, gather, tally_set
 from train.words import read_renamed, rename_classes
 
 logger = logging.getLogger("evaluate")
@@ -62,11 +73,11 @@ PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
 # ---- one checkpoint -----------------------------------------------------------------------------------------------------
 
 
-def measures(tally: Tally, seen: Sequence[bool], calibration: Mapping[str, float]) -> dict[str, float]:
+def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
     """All measures of one data set; NaN where a measure does not exist (mIoU(U) when every class is seen)."""
     unseen = [not flag for flag in seen]
-    result: dict[str, float] = {}
-    for suffix, confusion in (("", tally.joint), ("_offset", tally.offset)):
+    result: dict[str, Any] = {}
+    for suffix, confusion in (("", counts.joint), ("_offset", counts.offset)):
         iou = confusion.iou()
         s, u = mean_iou(iou, seen), mean_iou(iou, unseen)
         result |= {
@@ -76,18 +87,19 @@ def measures(tally: Tally, seen: Sequence[bool], calibration: Mapping[str, float
             f"mIoU_U{suffix}": u,
             f"hIoU{suffix}": harmonic_mean(s, u),
         }
-    threshold = -calibration["bias"] / calibration["scale"]
-    result["present_accuracy"] = tally.present.pixel_accuracy()
-    result["single_iou"] = tally.curves["joint"].mean_iou_at(threshold)
-    result["single_iou_present"] = tally.curves["present"].mean_iou_at(threshold)
-    result["single_iou_alone"] = tally.curves["alone"].mean_iou_at(threshold)
+    result["present_accuracy"] = counts.present.pixel_accuracy()
+    result |= {key: counts.visitor[key] for key in ("right", "iou_present", "fragments", "fragments_truth")}
+    for key in ("attention_ap", "attention_contrast"):
+        layers = sorted(int(name.removeprefix(key)) for name in counts.visitor if name.startswith(key))
+        result[f"{key}_by_layer"] = {layer: counts.visitor[f"{key} {layer}"] for layer in layers}
+        result[key] = counts.visitor[f"{key} {layers[-1]}"] if layers else math.nan
     return result
 
 
-def class_table(tally: Tally, names: Sequence[str], sources: Sequence[str | None]) -> list[dict[str, Any]]:
+def class_table(counts: Counts, names: Sequence[str], sources: Sequence[str | None]) -> list[dict[str, Any]]:
     """One line per class: IoU, accuracy, true and predicted pixels, and the learned name that makes it seen (or null)."""
-    counts = tally.joint.counts
-    columns = (tally.joint.iou(), tally.joint.accuracy(), counts.sum(dim=1), counts.sum(dim=0))
+    matrix = counts.joint.counts
+    columns = (counts.joint.iou(), counts.joint.accuracy(), matrix.sum(dim=1), matrix.sum(dim=0))
     keys = ("iou", "accuracy", "pixels", "predicted_pixels")
     return [
         {"name": name, "seen": source is not None, "seen_as": source, **dict(zip(keys, values, strict=True))}
@@ -129,127 +141,145 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
     return result
 
 
-def evaluate(
+def open_predictor(
     source: str,
-    datasets: Sequence[Any],
     *,
-    arm: str | None = None,
+    decoder: str | None = None,
     clip: str | FrozenClip | None = None,
-    unseen: frozenset[str] | None = None,
-    calibrate: bool = False,
-    peak: float = 0.0,
-    shown: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    **tallying: Any,
-) -> dict[str, Any]:
-    """Evaluates one checkpoint, or plain similarity, on some data sets; every process of a run calls it.
+    bf16: bool | None = None,
+) -> Predictor:
+    """Loads what is to be evaluated; photos are shown to it as `chosen_inference` says.
 
     Args:
-        source: checkpoint folder, Hub id or "lite"; with arm "clip" the towers ("lite", a folder, or architecture:weights).
-        arm: which arm, where the source holds several; "clip" needs no checkpoint.
-        unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
-        calibrate: fit scale and bias on these photos and write them into the checkpoint's config.json, with
-        peak: how far the threshold follows each name's own peak (`ldvc.calibration`).
-        shown: with arm "clip", the `inference` of the checkpoint beside which it stands, on the page, too; towers have none.
+        source: checkpoint folder, Hub id or "lite"; with decoder "clip" the towers ("lite", a folder, or architecture:weights).
+        decoder: which decoder, where the source holds several; "clip" (plain similarity) needs no checkpoint.
+        clip: towers that are built already.
+        beside: with decoder "clip", metadata of the checkpoint beside which it stands, as on the page: its `inference` and
+            `clip_calibration` count.
         options: see `chosen_inference`.
-        tallying: offset, bf16, cache_dir, joint_only, alone and num_workers of `train.tally.tally_set`.
-
-    Returns:
-        {"source", "arm", "calibration", "inference", "offset", "sets": {set: {measure: value, "classes": [...],
-        "confusion": [[...]], "broken": [...], ...}}}.
+        bf16: see `Predictor`.
 
     Raises:
-        LdvcError: the checkpoint cannot be used, or not one photo of a set can be read or has labels.
+        LdvcError: the checkpoint or the options cannot be used.
     """
-    state = PartialState()
-    calibration = {"scale": 1.0, "bias": 0.0, "peak": 0.0}
-    if arm == "clip":
+    if decoder == PLAIN_CLIP:
         towers, _, weights = source.partition(":")
         if clip is None and towers in open_clip.list_models() and not weights:
             raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
         model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0), clip=clip)
-        metadata: dict[str, Any] = {"inference": shown}
+        metadata = {key: beside[key] for key in ("inference", "clip_calibration") if key in (beside or {})}
     else:
-        model, metadata = load_checkpoint(source, arm=arm, clip=clip)
-        arm = model.config.arm
-        calibration |= metadata.get("calibration") or {}
-    model.to(state.device)
-    if calibrate:
-        calibration["peak"] = peak
-    learned = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
-    inference = chosen_inference(metadata, options or {})
+        model, metadata = load_checkpoint(source, decoder=decoder, clip=clip)
+    inference = unlimited(chosen_inference(metadata, options or {}))
+    device = PartialState().device
+    return Predictor(
+        model, metadata | {"inference": inference}, decoder=decoder, device=device, bf16=bf16, source=str(source)
+    )
+
+
+def evaluate(
+    predictor: Predictor,
+    datasets: Sequence[Any],
+    *,
+    unseen: frozenset[str] | None = None,
+    fit: bool = False,
+    offset: float = OFFSET,
+    joint_only: bool = False,
+    layers: bool = False,
+    cache_dir: str | None = None,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Evaluates a predictor on some data sets; every process of a run calls it.
+
+    Args:
+        unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
+        fit: first calibrate on these photos and, unless it is plain similarity, write that into the checkpoint's config.json.
+        offset, joint_only, layers: see `train.evaluation.evaluate_set`.
+        cache_dir, num_workers: see `train.evaluation.Photos`.
+
+    Returns:
+        {"source", "decoder", "calibration", "inference", "offset", "sets": {set: {measure: value, "classes": [...],
+        "confusion": [[...]], "broken": [...], ...}}}.
+
+    Raises:
+        LdvcError: not one photo of a set can be read or has labels.
+    """
+    state = PartialState()
+    photos = Photos(cache_dir, state.process_index, state.num_processes, num_workers)
+    if fit:
+        calibrate(predictor, datasets, photos)
+        if predictor.decoder != PLAIN_CLIP and state.is_main_process:
+            write_calibration(predictor.source, predictor.decoder, predictor.calibration)
 
     def learned_name(name: str) -> str | None:
         if unseen is not None:
             return None if canonical(name) in unseen else name
-        return learned.source(name)
+        return predictor.seen_names.source(name)
 
-    tallies, seconds = {}, {}
+    result: dict[str, Any] = {
+        "source": predictor.source,
+        "decoder": predictor.decoder,
+        "calibration": asdict(predictor.calibration),
+        "inference": {key: value for key, value in predictor.inference.items() if value != UNLIMITED},
+        "offset": offset,
+        "sets": {},
+    }
     for dataset in datasets:
-        started = time.monotonic()
-        tally = tally_set(
-            model,
-            arm,
-            dataset,
-            seen=lambda name: learned_name(name) is not None,
-            inference=inference,
-            peak=calibration["peak"],
-            process=state.process_index,
-            processes=state.num_processes,
-            **tallying,
-        )
-        tally = tallies[dataset.name] = gather(tally)
-        seconds[dataset.name] = time.monotonic() - started
-        if not tally.photos and not tally.blank:
-            raise DataError(f"Not one photo of {dataset.name} can be read. The first: {tally.broken[0]}")
-        if not tally.photos:
-            raise DataError(
-                f"Not one mask of {dataset.name} {dataset.split} labels a pixel with a class; look at them."
-            )
-        if state.is_main_process:
-            logger.info("%s %s on %s: %.2f s a photo", arm, source, dataset.name, seconds[dataset.name] / len(dataset))
-    if calibrate:
-        scale, bias = fit_calibration([curve for tally in tallies.values() for curve in tally.curves.values()])
-        calibration |= {"scale": scale, "bias": bias}
-        if arm != "clip" and state.is_main_process:
-            write_calibration(source, arm, calibration)
-    result: dict[str, Any] = {"source": str(source), "arm": arm, "calibration": calibration, "inference": inference}
-    result |= {"offset": tallying.get("offset", OFFSET), "sets": {}}
-    for dataset in datasets:
-        tally, names = tallies[dataset.name], dataset.names()
+        started, names = time.monotonic(), dataset.names()
         sources = [learned_name(name) for name in names]
         unseen_names = [name for name, by in zip(names, sources, strict=True) if by is None]
-        result["sets"][dataset.name] = measures(tally, [by is not None for by in sources], calibration) | {
+        counts = gather(
+            evaluate_set(
+                predictor,
+                dataset,
+                photos,
+                seen=lambda name: learned_name(name) is not None,
+                offset=offset,
+                joint_only=joint_only,
+                layers=layers,
+            )
+        )
+        seconds = time.monotonic() - started
+        if not counts.photos and not counts.blank:
+            raise DataError(f"Not one photo of {dataset.name} can be read. The first: {counts.broken[0]}")
+        if not counts.photos:
+            raise DataError(f"Not one mask of {dataset.name} {dataset.split} labels a pixel with a class; look at them.")
+        if state.is_main_process:
+            each = seconds / len(dataset)
+            logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, each)
+        result["sets"][dataset.name] = measures(counts, [by is not None for by in sources]) | {
             "split": dataset.split,
-            "photos": len(tally.photos) + len(tally.blank),
-            "broken": tally.broken,
-            "seconds": seconds[dataset.name],
-            "iou": dict(zip(names, tally.joint.iou().tolist(), strict=True)),
+            "photos": len(counts.photos) + len(counts.blank),
+            "broken": counts.broken,
+            "seconds": seconds,
+            "iou": dict(zip(names, counts.joint.iou().tolist(), strict=True)),
             "unseen": unseen_names,
-            "classes": class_table(tally, names, sources),
-            "confusion": tally.joint.counts.tolist(),
+            "classes": class_table(counts, names, sources),
+            "confusion": counts.joint.counts.tolist(),
             "benchmark": quoted_benchmark(dataset, unseen_names),
         }
     return result
 
 
-def write_calibration(source: str, arm: str, calibration: dict[str, float], *, key: str = "calibration") -> None:
+def write_calibration(source: str, decoder: str, calibration: Calibration, *, key: str = "calibration") -> None:
     """Puts a calibration into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
 
     Raises:
         LdvcError: the checkpoint is not a local folder.
     """
-    for folder in (Path(source), Path(source) / arm):
+    for folder in (Path(source), Path(source) / decoder):
         path = folder / "config.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            content[key] = calibration
+            content[key] = asdict(calibration)
             temporary = path.with_suffix(".json.new")
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, path)
             return
     require_local(source)
-    raise LdvcError(f"{source} holds no checkpoint of {arm}, so its calibration cannot be written.")
+    raise LdvcError(f"{source} holds no checkpoint of {decoder}, so its calibration cannot be written.")
 
 
 def require_local(source: str) -> None:
@@ -268,9 +298,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
-    parser.add_argument("--arm", help="which arm, where a checkpoint holds several")
+    parser.add_argument("--decoder", help="which decoder, where a checkpoint holds several")
     parser.add_argument(
-        "--clip_arm",
+        "--plain_clip",
         metavar="CLIP",
         help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
     )
@@ -298,20 +328,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--offset", type=float, default=OFFSET, help=f"gamma, off the scores of seen classes; {OFFSET:g}"
     )
     parser.add_argument(
-        "--calibrate", action="store_true", help="fit score calibration here and write it into the checkpoint"
-    )
-    parser.add_argument(
-        "--peak", type=float, default=0.4, help="with --calibrate: how far the threshold follows a name's peak, 0 to 1"
+        "--calibrate",
+        action="store_true",
+        help="first fit scores and threshold on these photos, and write them into the checkpoint",
     )
     parser.add_argument(
         "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
-    parser.add_argument("--full_precision", action="store_true", help="no bfloat16 even where the device is made for it")
+    parser.add_argument("--full_precision", action="store_true", help="no bfloat16 even where the processor is made for it")
     parser.add_argument(
         "--joint_only", action="store_true", help="the literature's measures only: one decoding per photo"
     )
-    parser.add_argument("--not_alone", action="store_true", help="leave out single_iou_alone")
+    parser.add_argument("--layers", action="store_true", help="a table of the attention of every layer, too")
     parser.add_argument("--output", help="writes OUTPUT.json, OUTPUT.md and OUTPUT-*.png (confusion matrices)")
     options = parser.parse_args(arguments)
     for name in ("long_side", "short_side", "window", "stride"):
@@ -320,8 +349,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} is a number of pixels of at least 1, not {value}")
     if options.enlarge is not None and options.enlarge <= 0:
         parser.error(f"--enlarge is a factor above 0, not {options.enlarge}")
-    if not 0 <= options.peak <= 1:
-        parser.error(f"--peak is a share from 0 to 1, not {options.peak}")
     for pair in options.layouts:
         if "=" not in pair or pair.partition("=")[0] not in options.sets:
             parser.error(f"--layouts takes SET=LAYOUT with a set of --sets, not {pair}")
@@ -338,12 +365,10 @@ def main(arguments: list[str] | None = None) -> None:
         if options.rename:
             rename_classes(datasets, read_renamed(options.rename))
         unseen = load_split(options.unseen) if options.unseen else None
-        jobs = [(source, options.arm) for source in options.checkpoint]
-        jobs += [(options.clip_arm, "clip")] if options.clip_arm else []
+        jobs = [(source, options.decoder) for source in options.checkpoint]
+        jobs += [(options.plain_clip, PLAIN_CLIP)] if options.plain_clip else []
         if not jobs:
-            raise LdvcError("Nothing to evaluate: give --checkpoint or --clip_arm.")
-        if options.calibrate and options.joint_only:
-            raise LdvcError("--calibrate needs the masks that --joint_only leaves out; give only one of them.")
+            raise LdvcError("Nothing to evaluate: give --checkpoint or --plain_clip.")
         for source in options.checkpoint if options.calibrate else ():
             require_local(source)
         if options.output:
@@ -351,34 +376,37 @@ def main(arguments: list[str] | None = None) -> None:
         start_processes(__file__, sys.argv[1:])
         on_cpu = not torch.cuda.is_available()
         state = PartialState(cpu=on_cpu)
-        bf16 = not options.full_precision and resolved_precision("auto", on_cpu=on_cpu) == "bf16"
         results: list[dict[str, Any]] = []
-        for source, arm in jobs:
-            result = evaluate(
+        beside: dict[str, Any] | None = None  # metadata of the first checkpoint
+        for source, decoder in jobs:
+            predictor = open_predictor(
                 source,
-                datasets,
-                arm=arm,
-                unseen=frozenset() if arm == "clip" and unseen is None else unseen,
-                calibrate=options.calibrate,
-                peak=options.peak,
-                shown=results[0]["inference"] if results else None,
+                decoder=decoder,
+                beside=beside,
                 options=vars(options),
+                bf16=False if options.full_precision else None,
+            )
+            beside = beside or predictor.metadata
+            result = evaluate(
+                predictor,
+                datasets,
+                unseen=frozenset() if decoder == PLAIN_CLIP and unseen is None else unseen,
+                fit=options.calibrate,
                 offset=options.offset,
-                cache_dir=options.cache_dir,
-                bf16=bf16,
                 joint_only=options.joint_only,
-                alone=not options.not_alone,
+                layers=options.layers,
+                cache_dir=options.cache_dir,
                 num_workers=options.num_workers,
             )
             results.append(result)
-        if options.clip_arm:
+        if options.plain_clip:
+            if options.calibrate and state.is_main_process:
+                for result in results[:-1]:
+                    write_calibration(
+                        result["source"], result["decoder"], predictor.calibration, key="clip_calibration"
+                    )
             results.insert(0, results.pop())  # what all others are compared with
         if state.is_main_process:
-            if options.calibrate and options.clip_arm:
-                for result in results[1:]:
-                    write_calibration(
-                        result["source"], result["arm"], results[0]["calibration"], key="clip_calibration"
-                    )
             print(markdown(results))
             if options.output:
                 write_tables(results, options.output)

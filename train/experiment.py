@@ -1,13 +1,13 @@
-"""The experiment with held-out classes, in one command: every arm, every seed, one table.
+"""The experiment with held-out classes, in one command: every decoder, every seed, one table.
 
     python train/experiment.py --output_dir runs/lite_experiment --jobs 2
     python train/experiment.py --output_dir runs/lite_experiment --ablations all --ablation_seeds 0
     python train/experiment.py --output_dir runs/lite_experiment --collect
-    python train/experiment.py --config voc12_inductive --arms all --seeds 0 --data /data --output_dir runs/voc12
-    python train/experiment.py --config msrc --arms all --seeds 0 --processes 2 --output_dir runs/msrc
+    python train/experiment.py --config voc12_inductive --decoders all --seeds 0 --data /data --output_dir runs/voc12
+    python train/experiment.py --config msrc --decoders all --seeds 0 --processes 2 --output_dir runs/msrc
 
---arms all is the paper's comparison: ZegCLIP, LDVC, and LDVC trained without LCSA. Published numbers are printed below, marked
-as quoted, where the evaluation is one of the published benchmarks. --ablations leaves out or changes one part at a time.
+--decoders all is the paper's comparison: ZegCLIP, LDVC, and LDVC trained without LCSA. Published numbers are printed below,
+marked as quoted, where the evaluation is one of the published benchmarks. --ablations leaves out or changes one part at a time.
 
 Each run is a call of train/train.py and then of the evaluator. Interrupted runs continue at their last checkpoint, finished
 ones are not repeated, and several of these commands may share one output folder: a run that another is working on is skipped.
@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 import torch
 import yaml
 
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.errors import LdvcError
 from train.options import CONFIG_FOLDER, ConfigError, load_config
 from train.tables import quoted_note, quoted_rows, show, write_json
@@ -52,7 +52,10 @@ COLUMNS = {
     "mIoU_S_offset": "S, offset 0.1",
     "mIoU_U_offset": "U, offset 0.1",
     "hIoU_offset": "hIoU, offset 0.1",
-    "present_accuracy": "accuracy among present names",
+    "present_accuracy": "acc, present names",
+    "attention_ap": "attention AP",
+    "attention_contrast": "contrast",
+    "fragments": "fragments",
 }
 
 
@@ -62,12 +65,12 @@ class Run:
 
     Attributes:
         line: line of the table; runs of a line differ in the seed only.
-        arm, seed, changes: what the trainer is told.
+        decoder, seed, changes: what the trainer is told.
         folder: the run's own.
     """
 
     line: str
-    arm: str
+    decoder: str
     seed: int
     changes: tuple[str, ...]
     folder: Path
@@ -90,21 +93,22 @@ class Run:
 
 def plan(
     root: Path,
-    arms: Sequence[str],
+    decoders: Sequence[str],
     seeds: Sequence[int],
     ablations: dict[str, list[str]],
     ablation_seeds: Sequence[int],
     changes: Sequence[str] = (),
 ) -> list[Run]:
-    """All runs, seed by seed, so that an unfinished experiment already compares all arms."""
+    """All runs, seed by seed, so that an unfinished experiment already compares all decoders."""
     runs = [Run(CLIP, CLIP, 0, (), root / CLIP)]
-    runs += [Run(arm, arm, seed, tuple(changes), root / arm / f"seed{seed}") for seed in seeds for arm in arms]
+    for seed in seeds:
+        runs += [Run(name, name, seed, tuple(changes), root / name / f"seed{seed}") for name in decoders]
     for seed in ablation_seeds:
         for name, own in ablations.items():
-            arms = [change.removeprefix("arm=") for change in own if change.startswith("arm=")]
-            rest = [change for change in own if not change.startswith("arm=")]
+            decoder = [change.removeprefix("decoder=") for change in own if change.startswith("decoder=")]
+            rest = [change for change in own if not change.startswith("decoder=")]
             folder = root / "ablations" / name / f"seed{seed}"
-            runs.append(Run(f"ldvc, {name}", arms[-1] if arms else "ldvc", seed, (*changes, *rest), folder))
+            runs.append(Run(f"ldvc, {name}", decoder[-1] if decoder else "ldvc", seed, (*changes, *rest), folder))
     return runs
 
 
@@ -127,7 +131,7 @@ def launch(processes: int) -> list[str]:
 def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers of a run depend on, beside the data."""
     wanted = {"config": options.config, "changes": list(run.changes), "clip": options.clip, "processes": options.processes}
-    if run.arm == CLIP:
+    if run.decoder == CLIP:
         wanted = {"towers": options.towers, "shown": options.shown}
     return wanted | {"sets": options.sets, "unseen": options.unseen}
 
@@ -150,9 +154,9 @@ def require_same(run: Run, options: argparse.Namespace) -> None:
 def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
     """The commands that finish a run."""
     shared, commands = ["--data", options.data], []
-    if run.arm != CLIP and not run.trained:
+    if run.decoder != CLIP and not run.trained:
         train = [*launch(options.processes), str(ROOT / "train" / "train.py"), "--config", options.config]
-        train += ["--arm", run.arm, "--seed", str(run.seed), *shared, "--cache_dir", options.cache_dir]
+        train += ["--decoder", run.decoder, "--seed", str(run.seed), *shared, "--cache_dir", options.cache_dir]
         train += ["--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
         if options.clip:
             train += ["--clip", options.clip]
@@ -160,12 +164,12 @@ def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
             train += ["--set", *run.changes]
         commands.append(train)
     start = launch(options.processes) if options.processes > 1 else [sys.executable]
-    evaluate = [*start, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets, "--not_alone"]
+    evaluate = [*start, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets]
     evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
     if options.keep_stems:
         evaluate += ["--cache_dir", options.cache_dir]
-    if run.arm == CLIP:
-        evaluate += ["--clip_arm", options.towers, *options.shown]
+    if run.decoder == CLIP:
+        evaluate += ["--plain_clip", options.towers, *options.shown]
     else:
         evaluate += ["--checkpoint", str(run.folder)]
     commands.append(evaluate)
@@ -227,7 +231,7 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
 def markdown(content: dict[str, Any], about: str) -> str:
     """One table per data set: mean, and after +- the sample standard deviation over seeds."""
     text = [about, ""]
-    header = "| arm | seeds | " + " | ".join(COLUMNS.values()) + " |"
+    header = "| decoder | seeds | " + " | ".join(COLUMNS.values()) + " |"
     for name, table in content["sets"].items():
         text += [f"### {name} val", "", header, "|---|---|" + "---|" * len(COLUMNS)]
         for line, numbers in table.items():
@@ -262,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_experiment")
     parser.add_argument("--output_dir", default="runs/lite_experiment")
-    parser.add_argument("--arms", nargs="*", default=["all"], choices=[*ARMS, "all"], help="default: all three")
+    parser.add_argument("--decoders", nargs="*", default=["all"], choices=[*DECODERS, "all"], help="default: all three")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ablations", nargs="+", default=[], help="names of lite_ablations.yaml, or all")
     parser.add_argument("--ablation_seeds", nargs="+", type=int, default=[0])
@@ -290,10 +294,10 @@ def main(arguments: list[str] | None = None) -> None:
         options.towers = options.clip or (f"{model.clip}:{model.pretrained}" if model.pretrained else model.clip)
         options.shown = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
         options.keep_stems = bool(config.views_per_photo)
-        options.arms = list(ARMS) if "all" in options.arms else options.arms
+        options.decoders = list(DECODERS) if "all" in options.decoders else options.decoders
         root = Path(options.output_dir)
         ablations = read_ablations(options.ablations)
-        runs = plan(root, options.arms, options.seeds, ablations, options.ablation_seeds, options.set)
+        runs = plan(root, options.decoders, options.seeds, ablations, options.ablation_seeds, options.set)
         for run in runs:
             require_same(run, options)
     except LdvcError as error:

@@ -20,8 +20,8 @@ tags: [open-vocabulary-segmentation, clip]
 
 # {name}
 
-Prompts, adapter and decoder (arm `{arm}`) for the frozen CLIP `{clip}`, which is named here and not stored. Trained for {steps}
-steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
+Prompts, text adapter and the decoder `{decoder}` for the frozen CLIP `{clip}`, which is named here and not stored. Trained
+for {steps} steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
 
 ```python
 from ldvc import Predictor
@@ -79,7 +79,7 @@ def push(folder: Path, repository: str, config: TrainConfig) -> str:
     if not card.exists():
         text = _CARD.format(
             name=repository,
-            arm=model.arm,
+            decoder=model.decoder,
             clip=model.clip,
             steps=config.max_train_steps,
             sets=", ".join(config.sets),

@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ldvc.config import ARMS, ModelConfig
+from ldvc.config import DECODERS, ModelConfig
 from ldvc.data import Augmentation, load_split
 from ldvc.errors import LdvcError
-from ldvc.pictures import require_inference
+from ldvc.inference import require_inference
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SETTINGS = ("inductive", "transductive", "fully_supervised")
@@ -64,7 +64,7 @@ _AT_LEAST_ONE = ("max_train_steps", "train_batch_size", "gradient_accumulation_s
 _AT_LEAST_ONE += ("log_steps", "crop", "loss_stride", "validation_every", "sheet_photos")
 _NOT_NEGATIVE = ("checkpointing_steps", "validation_steps", "num_workers", "warmup_steps", "seed", "view_seed")
 _NOT_NEGATIVE += ("weight_decay", "clip_gradient", "preserve_names", "preserve_weight", "preserve_unknown_weight")
-_NOT_NEGATIVE += ("rare_photos",)
+_NOT_NEGATIVE += ("rare_photos", "names_per_step")
 _NOT_NEGATIVE += (
     "focal_weight",
     "dice_weight",
@@ -121,6 +121,7 @@ class TrainConfig:
             than counting nowhere.
         held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
         full_vocabulary: probability that a step learns with all names; 1 = the paper's way.
+        names_per_step: names that a step learns with at most, beside those that its photos show; 0 = no limit.
         other_words: JSON file or files (a path may be relative to the folder `train`), name -> further words that mean it
             ("grass": ["lawn", "meadow"]); null = none. A step reads one of them for a name with probability other_words_share.
         preserve_names: random concept names that join each step to keep the frozen towers' opinion.
@@ -142,7 +143,7 @@ class TrainConfig:
         validation_sets: data sets to evaluate on; empty = those of training. validation_split: list file of each set.
         validation_every: take every n-th photo of them. sheet_photos: photos on the picture sheet of an evaluation.
         half_precision_checkpoint: the finished checkpoint stores float16.
-        inference: how the finished checkpoint wants to be used, see `ldvc.pictures.canvas_size`.
+        inference: how the finished checkpoint wants to be used, see `ldvc.inference.canvas_size`.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -175,6 +176,7 @@ class TrainConfig:
     ignore_as_negative: bool = True
     held_out_as_negative: bool = False
     full_vocabulary: float = 1.0
+    names_per_step: int = 0
     other_words: list[str] | str | None = None
     other_words_share: float = 0.4
     preserve_names: int = 0
@@ -314,7 +316,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 
 def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Fields, and arm -> those that differ for it (the key `per_arm`)."""
+    """Fields, and decoder -> those that differ for it (the key `per_decoder`)."""
     path = Path(path)
     if not path.is_file():
         path = CONFIG_FOLDER / path.name if path.suffix else CONFIG_FOLDER / f"{path.name}.yaml"
@@ -326,13 +328,14 @@ def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, An
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     base = values.pop("base", None)
-    merged, per_arm = _read_yaml(path.parent / base) if base else ({}, {})
-    for arm, own in values.pop("per_arm", {}).items():
-        if arm not in ARMS or not isinstance(own, Mapping) or "arm" in own:
-            raise ConfigError(f"per_arm of {path} must give an arm ({', '.join(ARMS)}) fields that differ, not {arm}: {own}.")
-        per_arm = {**per_arm, arm: {**per_arm.get(arm, {}), **own}}
+    merged, per_decoder = _read_yaml(path.parent / base) if base else ({}, {})
+    for decoder, own in values.pop("per_decoder", {}).items():
+        if decoder not in DECODERS or not isinstance(own, Mapping) or "decoder" in own:
+            known = ", ".join(DECODERS)
+            raise ConfigError(f"per_decoder of {path} must give a decoder ({known}) fields that differ, not {decoder}: {own}.")
+        per_decoder = {**per_decoder, decoder: {**per_decoder.get(decoder, {}), **own}}
     _merge(merged, values)
-    return merged, per_arm
+    return merged, per_decoder
 
 
 def _number_if_text(value: Any) -> Any:
@@ -350,15 +353,15 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     """Reads a configuration.
 
     Args:
-        path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_arm` holds,
-            arm by arm, fields that differ from its others.
+        path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_decoder`
+            holds, for each decoder, fields that differ from the others.
         changes: "key=value" with a YAML value, e.g. "preserve_weight=0", "gate_init=null", "sets={msrc: 1}".
         overrides: further fields; None leaves the file's value.
 
     Raises:
         ConfigError: unknown file or field, or a value that cannot be.
     """
-    values, per_arm = _read_yaml(path)
+    values, per_decoder = _read_yaml(path)
     given: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
@@ -369,8 +372,8 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
         except yaml.YAMLError:
             raise ConfigError(f"'{text}' in '{change}' is not valid YAML; put quotation marks around text.") from None
     _merge(given, {key: value for key, value in overrides.items() if value is not None})
-    arm = (values.get("model", {}) | given.get("model", {})).get("arm", ModelConfig.arm)
-    _merge(values, per_arm.get(arm, {}))
+    decoder = (values.get("model", {}) | given.get("model", {})).get("decoder", ModelConfig.decoder)
+    _merge(values, per_decoder.get(decoder, {}))
     _merge(values, given)
     if values.get("mixed_precision") is False:  # YAML 1.1 reads a bare "no" as false
         values["mixed_precision"] = "no"

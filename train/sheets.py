@@ -10,19 +10,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ldvc.data import SegmentationDataset, Vocabulary, normalise
-from ldvc.data.class_names import plain
+from ldvc.data import SegmentationDataset, Vocabulary
 from ldvc.errors import DataError
-from ldvc.modeling.model import LDVC
-from ldvc.pictures import cut_windows
+from ldvc.predictor import Predictor
 from ldvc.visualize import colours_for, grey_version, overlay, rgb
-from ldvc.windows import stitch
+from train.evaluation import ask
 
 CELL, GAP, TITLE, ROW = 224, 6, 22, 20  # pixels: width of a picture, space around it, title line, legend line
 TITLES = ("photo", "truth", "prediction", "mistakes")
@@ -68,54 +64,18 @@ def _first_usable(dataset: SegmentationDataset, first: int) -> list[int]:
     return []
 
 
-@torch.inference_mode()
-def predict(
-    model: LDVC, photo: Image.Image, class_embeddings: torch.Tensor, *, inference: dict[str, Any]
-) -> np.ndarray:
-    """The name that wins at each pixel, decoded with all names at once.
-
-    Args:
-        model: in evaluation mode.
-        class_embeddings: (C, d), from `model.encode_names`.
-        inference: how the photo is shown to the model, see `ldvc.pictures.canvas_size`.
-
-    Returns:
-        (H, W) int64.
-    """
-    patch, device = model.clip.patch_size, next(model.parameters()).device
-    canvas, windows, pieces = cut_windows(photo, inference=inference, patch=patch)
-    maps = []
-    for piece in pieces:
-        image = normalise(piece[None], model.clip.mean, model.clip.std).to(device)
-        maps.append(model.decode(model.encode_image(image), class_embeddings).mask_logits[0].float().cpu())
-    size = (photo.height, photo.width)
-    return stitch(maps, windows, size, canvas=canvas, patch=patch, after=torch.sigmoid).argmax(dim=0).numpy()
-
-
 def examples(
-    model: LDVC,
-    datasets: Sequence[SegmentationDataset],
-    chosen: Sequence[tuple[int, int]],
-    *,
-    inference: dict[str, Any],
+    predictor: Predictor, datasets: Sequence[SegmentationDataset], chosen: Sequence[tuple[int, int]]
 ) -> list[Example]:
-    """Predictions for the photos of a sheet; the model must be in evaluation mode."""
+    """Predictions for the photos of a sheet: at each pixel the best of all names."""
     rows = []
     for index in dict.fromkeys(index for index, _ in chosen):
         dataset = datasets[index]
-        table = Vocabulary([dataset]).tables[0]
-        with torch.inference_mode():
-            embeddings = model.encode_names([plain(name) for name in dataset.names()])  # as the evaluator reads them
+        table, names = Vocabulary([dataset]).tables[0], dataset.names()
         for photo in [photo for other, photo in chosen if other == index]:
-            image = dataset.image(photo)
-            rows.append(
-                Example(
-                    photo=np.asarray(image),
-                    truth=table[dataset.mask(photo)].astype(np.int64),
-                    prediction=predict(model, image, embeddings, inference=inference),
-                    names=dataset.names(),
-                )
-            )
+            picture = np.asarray(dataset.image(photo))
+            result = ask(predictor, names, predictor.encode_image(picture), background=None)
+            rows.append(Example(picture, table[dataset.mask(photo)].astype(np.int64), result.labels, names))
     return rows
 
 

@@ -28,9 +28,11 @@ COLUMNS = {
     "mIoU_U_offset": "U, offset",
     "hIoU_offset": "hIoU, offset",
     "present_accuracy": "acc, present names",
-    "single_iou": "single IoU, all names",
-    "single_iou_present": "single IoU, present names",
-    "single_iou_alone": "single IoU, one name",
+    "right": "right",
+    "iou_present": "IoU, present",
+    "attention_ap": "attention AP",
+    "attention_contrast": "contrast",
+    "fragments": "fragments",
 }
 
 
@@ -108,26 +110,47 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         mine = [result for result in results if name in result["sets"]]
         facts = mine[0]["sets"][name]
         unseen = {", ".join(result["sets"][name]["unseen"]) or "none" for result in mine}
-        listed = unseen.pop() if len(unseen) == 1 else "differ between checkpoints, see below"
+        listed = "differ between checkpoints, see below" if len(unseen) > 1 else next(iter(unseen))
         columns = [key for key in COLUMNS if any(_exists(result["sets"][name][key]) for result in mine)]
+        if unseen == {"none"}:  # then the offset changes nothing
+            columns = [key for key in columns if not key.endswith("_offset")]
         lines += [f"### {name} {facts['split']}, {facts['photos']} photos; unseen: {listed}", ""]
         ways = {_how(result["inference"]): None for result in mine}
         offsets = {f"{result['offset']:g}" for result in mine}
-        lines += [f"Photos shown with {'; '.join(ways)}. Offset: {', '.join(sorted(offsets))}.", ""]
-        lines += ["| arm | checkpoint | " + " | ".join(COLUMNS[key] for key in columns) + " |"]
+        offset = f" Offset: {', '.join(sorted(offsets))}." if any(key.endswith("_offset") for key in columns) else ""
+        lines += [f"Photos shown with {'; '.join(ways)}.{offset}", ""]
+        lines += ["| decoder | checkpoint | " + " | ".join(COLUMNS[key] for key in columns) + " |"]
         lines += ["|---|---|" + "---|" * len(columns)]
         for result in mine:
             values = " | ".join(show(result["sets"][name][key]) for key in columns)
-            lines.append(f"| {result['arm']} | {result['source']} | {values} |")
+            lines.append(f"| {result['decoder']} | {result['source']} | {values} |")
         benchmarks = {result["sets"][name]["benchmark"] for result in mine}
         benchmark = benchmarks.pop() if len(benchmarks) == 1 else None
         lines += quoted_rows(benchmark, columns, before=2) + quoted_note(benchmark)
+        if _exists(facts["fragments_truth"]):
+            lines += ["", f"Fragments in the truth: {facts['fragments_truth']:.3f}."]
+        lines += _layer_table(mine, name)
         broken = facts["broken"]
         if broken:
             lines += ["", f"{len(broken)} photos were skipped because they cannot be read:"]
             lines += [f"- {sentence}" for sentence in broken]
         lines.append("")
     return "\n".join(lines)
+
+
+def _layer_table(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Attention of every layer on the data set `name`; no lines where only the last layer was measured."""
+    maps = [(result, result["sets"][name]["attention_ap_by_layer"]) for result in results]
+    layers = sorted({layer for _, found in maps for layer in found})
+    if all(len(found) < 2 for _, found in maps):
+        return []
+    heads = [f"{measure}, layer {layer}" for measure in ("AP", "contrast") for layer in layers]
+    lines = ["", "| decoder | checkpoint | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
+    for result, found in maps:
+        contrasts = result["sets"][name]["attention_contrast_by_layer"]
+        cells = [show(values.get(layer)) for values in (found, contrasts) for layer in layers]
+        lines.append(f"| {result['decoder']} | {result['source']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _exists(value: float | None) -> bool:
@@ -142,7 +165,7 @@ def class_tables(results: Sequence[Mapping[str, Any]]) -> str:
         heads = [f"{number}" for number in range(1, len(mine) + 1)] if len(mine) > 1 else [""]
         lines += [f"### {name}, class by class", ""]
         if len(mine) > 1:
-            lines += [f"- {head}: {result['arm']} {result['source']}" for head, result in zip(heads, mine, strict=True)]
+            lines += [f"- {head}: {result['decoder']} {result['source']}" for head, result in zip(heads, mine, strict=True)]
             lines.append("")
         pairs = " | ".join(f"{head} seen as | {head} IoU | {head} acc".replace("|  ", "| ").strip() for head in heads)
         lines += [f"| class | pixels | {pairs} |", "|---|---|" + "---|---|---|" * len(mine)]
@@ -198,7 +221,7 @@ def write_tables(results: Sequence[Mapping[str, Any]], output: str) -> None:
     write_json(Path(f"{output}.json"), list(results))
     Path(f"{output}.md").write_text(markdown(results) + "\n" + class_tables(results), encoding="utf-8")
     for number, result in enumerate(results, 1):
-        which = f"{number}-{result['arm']}" if len(results) > 1 else result["arm"]
+        which = f"{number}-{result['decoder']}" if len(results) > 1 else result["decoder"]
         for name, facts in result["sets"].items():
             picture = confusion_picture(
                 np.array(facts["confusion"]), [row["name"] for row in facts["classes"]], facts["unseen"]

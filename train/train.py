@@ -1,7 +1,7 @@
 """Trains a decoder (and the prompts) on frozen CLIP towers.
 
-    accelerate launch train/train.py --config lite_release --arm ldvc --output_dir runs/release/ldvc
-    accelerate launch --cpu --num_processes 2 train/train.py --config lite_experiment --arm zegclip --validation_steps 100
+    accelerate launch train/train.py --config lite_release --decoder ldvc --output_dir runs/release/ldvc
+    accelerate launch --cpu --num_processes 2 train/train.py --config lite_experiment --decoder zegclip --validation_steps 100
     accelerate launch train/train.py --config lite_release --output_dir runs/release/ldvc --resume_from_checkpoint latest
 
 The output folder is the trained checkpoint itself (config.json, model.safetensors) with, beside it, `train.json` (the
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldvc.checkpoint import load_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.data import (
     DrawSchedule,
     NameSampler,
@@ -179,7 +179,7 @@ def _train(
     if checkpoint:
         check_fits(checkpoint, model, config)
     elif config.init_from:
-        start, _ = load_checkpoint(config.init_from, arm=model.config.arm, clip=model.clip)
+        start, _ = load_checkpoint(config.init_from, decoder=model.config.decoder, clip=model.clip)
         model.load_trainable_state_dict(start.trainable_state_dict())
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, hidden) if config.preserve_names else []
     model.to(accelerator.device)
@@ -208,6 +208,7 @@ def _train(
         seed=config.seed,
         unseen=vocabulary.unseen,
         self_training_from=config.self_training_from,
+        limit=config.names_per_step,
     )
     words = WordSampler(vocabulary.other_words, share=config.other_words_share, seed=config.seed)
     loader = DataLoader(
@@ -231,7 +232,7 @@ def _train(
         (folder / "train.json").write_text(json.dumps(config.to_dict(), indent=2))
     progress = Progress(accelerator, config, photos=per_step, state=state)
     parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
-    progress.say(f"{model.config.arm}: learnable parameters: {parts}")
+    progress.say(f"{model.config.decoder}: learnable parameters: {parts}")
     progress.say("photos: " + ", ".join(f"{dataset.name} {len(dataset):,}" for dataset in datasets))
     progress.say(
         f"{len(vocabulary)} names to learn, {len(concepts)} concepts to preserve; a step takes {per_step} photos: "
@@ -303,7 +304,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; every other field is changed with --set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_release", help="a YAML file, or the name of one in train/configs")
-    parser.add_argument("--arm", choices=ARMS, help="which decoder")
+    parser.add_argument("--decoder", choices=DECODERS, help="which decoder")
     parser.add_argument("--clip", help="'lite', a folder, or an open_clip architecture")
     parser.add_argument("--data", help="folder that holds the data sets")
     parser.add_argument("--cache_dir", help="where stored views lie")

@@ -17,9 +17,10 @@ from ldvc.data import SegmentationDataset, Vocabulary, open_sets
 from ldvc.metrics import harmonic_mean, mean_iou
 from ldvc.modeling.model import LDVC
 from ldvc.names import SeenNames
+from ldvc.predictor import Predictor
+from train.evaluation import Photos, evaluate_set, gather, unlimited
 from train.options import TrainConfig
 from train.sheets import draw_sheet, examples, fixed_photos, save_sheet
-from train.tally import gather, tally_set
 
 
 @contextmanager
@@ -71,44 +72,36 @@ class Validation:
             The numbers are the same in all processes; the sheet is None on all but the main one.
         """
         with unchanged(model):
-            model.eval()
-            results: dict[str, dict[str, float]] = {}
+            metadata = {"inference": unlimited(self.config.inference)}
+            predictor = Predictor(model, metadata, device=next(model.parameters()).device)
+            results = {dataset.name: self._evaluate(predictor, dataset) for dataset in self.datasets}
             sheet = None
-            for dataset in self.datasets:
-                results[dataset.name] = self._evaluate(model, dataset)
             if self.accelerator.is_main_process:
-                sheet = np.asarray(self._sheet(model, step, results))
+                sheet = np.asarray(self._sheet(predictor, step, results))
         self.accelerator.wait_for_everyone()
         return results, sheet
 
-    def _evaluate(self, model: LDVC, dataset: SegmentationDataset) -> dict[str, float]:
-        share = tally_set(
-            model,
-            model.config.arm,
-            dataset,
-            seen=self.seen,
-            inference=self.config.inference,
-            bf16=self.accelerator.mixed_precision == "bf16",
-            cache_dir=self.config.cache_dir if self.config.views_per_photo else None,
-            joint_only=True,
+    def _evaluate(self, predictor: Predictor, dataset: SegmentationDataset) -> dict[str, float]:
+        photos = Photos(
+            self.config.cache_dir if self.config.views_per_photo else None,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        tally = gather(share)
+        share = evaluate_set(predictor, dataset, photos, seen=self.seen, offset=None, joint_only=True)
+        joint = gather(share).joint
         flags = [self.seen(name) for name in dataset.names()]
-        iou = tally.joint.iou()
+        iou = joint.iou()
         seen, unseen = mean_iou(iou, flags), mean_iou(iou, [not flag for flag in flags])
         return {
-            "pAcc": tally.joint.pixel_accuracy(),
+            "pAcc": joint.pixel_accuracy(),
             "mIoU": mean_iou(iou),
             "mIoU(S)": seen,
             "mIoU(U)": unseen,
             "hIoU": harmonic_mean(seen, unseen),
         }
 
-    def _sheet(self, model: LDVC, step: int, results: dict[str, dict[str, float]]) -> Image.Image:
-        with self.accelerator.autocast():
-            rows = examples(model, self.datasets, self.photos, inference=self.config.inference)
+    def _sheet(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> Image.Image:
+        rows = examples(predictor, self.datasets, self.photos)
         scores = ", ".join(
             f"{name} mIoU {values['mIoU']:.3f}" for name, values in results.items() if not math.isnan(values["mIoU"])
         )

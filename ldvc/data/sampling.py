@@ -120,6 +120,8 @@ class NameSampler:
         names: how many names are learned. concepts: how many further names exist to be preserved.
         preserve: how many of those join each step.
         full_probability: how often the list is the full one.
+        limit: names in a list at most, apart from those that the step's photos carry; 0 = no limit. The text tower of a long
+            vocabulary would cost more than the rest of the step.
         seed: of the run.
         unseen: (names,) bool; held-out names, which are in no list before the step `self_training_from` and in every list
             from then on. None: there are none.
@@ -135,8 +137,9 @@ class NameSampler:
         seed: int,
         unseen: Tensor | None = None,
         self_training_from: int = 0,
+        limit: int = 0,
     ) -> None:
-        self.names, self.concepts, self.seed = names, concepts, seed
+        self.names, self.concepts, self.seed, self.limit = names, concepts, seed, limit
         self.unseen = torch.zeros(names, dtype=torch.bool) if unseen is None else unseen
         self.self_training_from = self_training_from
         self.preserve = min(preserve, concepts)
@@ -162,6 +165,8 @@ class NameSampler:
         )
         chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
+        if self.limit:
+            chosen &= present | torch.from_numpy(lots.argsort().argsort() < self.limit)
         chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)
 

@@ -2,7 +2,7 @@
 
 The first stage of lite's image tower is a frozen convolutional network that costs more than a training step of everything
 behind it. A frozen stage gives the same output for the same view, so N views of each photo are pushed through it once, and
-every run, arm and seed reads them from one file per data set.
+every run, decoder and seed reads them from one file per data set.
 """
 
 import hashlib

@@ -1,8 +1,12 @@
-"""The decoders: from patch features and class embeddings to mask logits. Three arms behind one interface.
+"""The decoders: from patch features and class embeddings to mask logits. Three decoders behind one interface.
 
-Inside a decoder both are multiplied by sqrt(d), so that unit vectors have elements of about 1 and a residual branch with a
-small gate is a small change; only `zegclip` in its published form takes them as they are. Logits are computed in float32, also
-under autocast.
+All of them read the masks from the last cross-attention: the mean over heads of its scores before the softmax, plus a bias
+(`MaskScores`). So the attention of the last layer is the segmentation. `ldvc` and `ldvc_without_lcsa` take patches as queries
+and class embeddings as keys, `zegclip` the other way round.
+
+Inside a decoder patches and class embeddings are multiplied by sqrt(d): unit vectors then have elements of about 1, and a
+residual branch with a small gate is a small change. Only `zegclip` in its published form takes them as they are. Scores are
+computed in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldvc.config import ModelConfig
 from ldvc.modeling.attention import (
@@ -34,11 +37,11 @@ class DecoderOutput:
 
     Attributes:
         mask_logits: (B, C, h, w), one sigmoid per name, float32.
-        patch_features: (B, N, d), as they leave the decoder.
-        class_embeddings: (B, C, d), as they leave the decoder: anchors of the logits.
-        cross_attention: for each layer (B, heads, C, h, w), softmax over the C names, or None if not asked for. The arms
-            can be compared on this scale: `zegclip` itself takes its softmax over patches, and here is the softmax over
-            names of the same scores.
+        patch_features: (B, N, d), as they enter the last cross-attention, before its norm.
+        class_embeddings: (B, C, d), as they enter the last cross-attention.
+        cross_attention: for each layer the scores before the softmax (B, heads, C, h, w), float32, or None if not asked for.
+            The attention that is shown is their softmax over the C names, for every decoder alike (`zegclip` itself takes
+            its softmax over patches). Of the last layer, the mean over heads plus the bias is `mask_logits`.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
         patch_features_before, class_embeddings_before: the same two as they came in, so that one sees which of them a
             decoder moves. References, not copies.
@@ -54,14 +57,14 @@ class DecoderOutput:
 
 
 def build_decoder(config: ModelConfig, width: int, *, scale: float, bias: float) -> nn.Module:
-    """The decoder of an arm.
+    """The decoder that `config.decoder` names.
 
     Args:
-        config: `config.arm` chooses.
+        config: of the model.
         width: d.
         scale, bias: of CLIP's own sigmoid logits, where `config.start_at_clip` starts.
     """
-    if config.arm == "zegclip":
+    if config.decoder == "zegclip":
         return ZegClipDecoder(config, width, scale=scale, bias=bias)
     return LocalConsensusDecoder(config, width, scale=scale, bias=bias)
 
@@ -86,23 +89,82 @@ class Gate(nn.Module):
         return branch if self.weight is None else self.weight * branch
 
 
-class LocalConsensusBlock(nn.Module):
-    """V <- V + LCSA(LN V); V <- V + CrossAttn(Q = LN V, K = V = T); V <- V + FFN(LN V), each branch gated."""
+class MaskScores(nn.Module):
+    """The last cross-attention, of which only the scores are used: S = mean over heads of (W_q x)(W_k y)^T / sqrt(d_h) + bias.
+
+    Values, output projection and feed-forward network of that layer would reach no mask, so they are not built. The
+    temperature is inside W_q: where the decoder starts at CLIP, W_k is the identity and W_q a scaled identity, such that S is
+    CLIP's own logit, scale * cosine + bias, for inputs of length sqrt(d).
+
+    Args:
+        width: d.
+        heads: must divide d.
+        scale, bias: of CLIP's logits; scale None = PyTorch's initialisation.
+    """
+
+    def __init__(self, width: int, heads: int, *, scale: float | None, bias: float) -> None:
+        super().__init__()
+        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        if scale is not None:
+            init_identity(self.key)
+            # with |x| = |y| = sqrt(d), the mean over heads of x_h . y_h / sqrt(d_h) is sqrt(d_h) * cosine
+            init_identity(self.query, factor=scale / math.sqrt(width // heads))
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, *, return_scores: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries (B, N, d) and keys (B, M, d) -> mask logits (B, N, M), and scores (B, heads, N, M) or None."""
+        query, key = self.query(queries), self.key(keys)
+        scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
+        with torch.autocast(query.device.type, enabled=False):
+            # the sum over heads of q_h . k_h is q . k, so the mean needs no heads
+            logits = query.float() @ key.float().mT * scale + self.bias
+        scores = None
+        if return_scores:
+            query, key = (rearrange(x, "b n (heads c) -> b heads n c", heads=self.heads) for x in (query, key))
+            scores = attention_scores(query, key)
+        return logits, scores
+
+
+class LocalConsensus(nn.Module):
+    """V <- V + g * LCSA(LN V): patches agree with the patches of related regions.
+
+    Args:
+        config: `regions`, `topk`, `local_conv`.
+        width: d.
+        gate: first value of g; None = no gate.
+    """
+
+    def __init__(self, config: ModelConfig, width: int, *, gate: float | None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = RoutedSelfAttention(
+            width,
+            config.decoder_heads,
+            regions=config.regions,
+            topk=config.topk,
+            local_conv=config.local_conv,
+            init=config.branch_init,
+        )
+        self.gate = Gate(width, gate)
+
+    def forward(
+        self, patches: Tensor, grid: tuple[int, int], *, return_routing: bool = False
+    ) -> tuple[Tensor, Routing | None]:
+        """Patches (B, N, d) -> patches, and routing or None."""
+        branch, routing = self.attention(self.norm(patches), grid, return_routing=return_routing)
+        return patches + self.gate(branch), routing
+
+
+class ClassGuidance(nn.Module):
+    """V <- V + g * CrossAttn(Q = LN V, K = V = T); V <- V + g * FFN(LN V): patches are guided by the class embeddings."""
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.self_attention = None
-        if config.arm == "ldvc":
-            self.self_norm = nn.LayerNorm(width)
-            self.self_attention = RoutedSelfAttention(
-                width,
-                config.decoder_heads,
-                regions=config.regions,
-                topk=config.topk,
-                local_conv=config.local_conv,
-                init=config.branch_init,
-            )
-            self.self_gate = Gate(width, config.first_lcsa_gate)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init)
         self.cross_gate = Gate(width, config.gate_init)
@@ -111,38 +173,38 @@ class LocalConsensusBlock(nn.Module):
         self.ffn_gate = Gate(width, config.gate_init)
 
     def forward(
-        self,
-        patches: Tensor,
-        classes: Tensor,
-        grid: tuple[int, int],
-        *,
-        return_attention: bool = False,
-        skip_lcsa: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Routing | None]:
-        """Patches (B, N, d) and classes (B, C, d) -> patches, scores (B, heads, N, C) or None, routing or None."""
-        routing = None
-        if self.self_attention is not None and not skip_lcsa:
-            branch, routing = self.self_attention(self.self_norm(patches), grid, return_routing=return_attention)
-            patches = patches + self.self_gate(branch)
-        branch, scores = self.cross_attention(self.cross_norm(patches), classes, return_scores=return_attention)
+        self, patches: Tensor, classes: Tensor, *, return_scores: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Patches (B, N, d) and classes (B, C, d) -> patches, and scores (B, heads, N, C) or None."""
+        branch, scores = self.cross_attention(self.cross_norm(patches), classes, return_scores=return_scores)
         patches = patches + self.cross_gate(branch)
-        patches = patches + self.ffn_gate(self.ffn(self.ffn_norm(patches)))
-        return patches, scores, routing
+        return patches + self.ffn_gate(self.ffn(self.ffn_norm(patches))), scores
 
 
 class LocalConsensusDecoder(nn.Module):
-    """Arms `ldvc` and `ldvc_without_lcsa`: patches learn from each other and from the names; the names stay fixed.
+    """Decoders `ldvc` and `ldvc_without_lcsa`: patches learn from each other and from the names; the names stay fixed.
 
-    Mask logits are V_out . T^T * scale + bias, V_out of unit length where `normalize_output`. Scale (as its logarithm)
-    and bias are learnable; the paper leaves them open, and we start from CLIP's own.
+    L blocks of LCSA (left out in `ldvc_without_lcsa`), cross-attention to the class embeddings and feed-forward network; the
+    last block ends at the scores of its cross-attention, which are the mask logits:
+
+        S = mean over heads of (W_q LN V)(W_k T)^T / sqrt(d_h) + bias
+
+    The paper's text leaves open how masks are read from the decoder; we follow ZegCLIP, whose masks are attention scores, too.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(LocalConsensusBlock(config, width) for _ in range(config.decoder_layers))
-        self.normalize_output = config.normalize_output
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        layers = config.decoder_layers
+        with_lcsa = config.decoder == "ldvc"
+        # The consensus right before the masks matters most, so its gate may start wider open than all others.
+        gates = [config.gate_init] * (layers - 1) + [config.last_lcsa_gate] if with_lcsa else []
+        self.consensus = nn.ModuleList(LocalConsensus(config, width, gate=gate) for gate in gates)
+        self.guidance = nn.ModuleList(ClassGuidance(config, width) for _ in range(layers - 1))
+        self.mask_norm = nn.LayerNorm(width)
+        at_clip = config.start_at_clip
+        self.mask_scores = MaskScores(
+            width, config.decoder_heads, scale=scale if at_clip else None, bias=bias if at_clip else 0.0
+        )
 
     def forward(
         self,
@@ -159,32 +221,29 @@ class LocalConsensusDecoder(nn.Module):
             patch_features: (B, N, d), L2-normalised.
             class_embeddings: (B, C, d), from the text adapter.
             grid: (h, w), N = h * w.
-            return_attention: also return cross-attention and routing; they cost nothing when not asked for.
-            skip_lcsa: leave LCSA out. An intervention in a model that was trained with it, not the arm
+            return_attention: also return the scores of cross-attention and the routing; they cost nothing when not asked for.
+            skip_lcsa: leave LCSA out. An intervention in a model that was trained with it, not the decoder
                 `ldvc_without_lcsa`, which was trained without.
         """
         unit = patch_features.shape[-1] ** 0.5
         patches, classes = patch_features.float() * unit, class_embeddings.float() * unit
-        attentions, routings = [], []
-        for block in self.blocks:
-            patches, scores, routing = block(
-                patches, classes, grid, return_attention=return_attention, skip_lcsa=skip_lcsa
-            )
-            if scores is not None:
-                weights = scores.softmax(dim=-1)  # (B, heads, N, C)
-                attentions.append(rearrange(weights, "b heads (h w) c -> b heads c h w", h=grid[0]))
-            if routing is not None:
+        all_scores, routings = [], []
+        for layer in range(len(self.guidance) + 1):
+            if self.consensus and not skip_lcsa:
+                patches, routing = self.consensus[layer](patches, grid, return_routing=return_attention)
                 routings.append(routing)
-        with torch.autocast(patches.device.type, enabled=False):
-            patches = F.normalize(patches.float(), dim=-1) if self.normalize_output else patches.float() / unit
-            similarity = class_embeddings.float() @ patches.transpose(1, 2)  # (B, C, N)
-            logits = similarity * self.log_scale.exp() + self.bias
+            if layer < len(self.guidance):
+                patches, scores = self.guidance[layer](patches, classes, return_scores=return_attention)
+                all_scores.append(scores)
+        logits, scores = self.mask_scores(self.mask_norm(patches), classes, return_scores=return_attention)
+        all_scores.append(scores)
+        maps = "b heads (h w) c -> b heads c h w"
         return DecoderOutput(
-            mask_logits=logits.unflatten(-1, grid),
-            patch_features=patches,
+            mask_logits=rearrange(logits, "b (h w) c -> b c h w", h=grid[0]),
+            patch_features=patches / unit,
             class_embeddings=class_embeddings,
-            cross_attention=attentions if return_attention else None,
-            routing=routings or None,
+            cross_attention=[rearrange(s, maps, h=grid[0]) for s in all_scores] if return_attention else None,
+            routing=routings if return_attention and routings else None,
             patch_features_before=patch_features,
             class_embeddings_before=class_embeddings,
         )
@@ -219,35 +278,27 @@ class ZegClipBlock(nn.Module):
 
 
 class ZegClipDecoder(nn.Module):
-    """Arm `zegclip` (Zhou et al., "ZegCLIP", 2023): names are queries, patches keys and values.
+    """Decoder `zegclip` (Zhou et al., "ZegCLIP", 2023): names are queries, patches keys and values.
 
-    Masks are the mean over heads of the last layer's scores before the softmax. What the last layer would do with values and
-    feed-forward network reaches no mask, so those parts are not built (2.6M of the published model's parameters, beside the
-    3.15M of self-attentions that it holds and never calls; tests/test_zegclip_parity.py counts them).
-    The scores get a learnable scale and bias; where `start_at_clip`, query and key start as identities and scale and bias so
-    that logits are CLIP's own. Otherwise this is the published form, as its authors' code has it: unit vectors go in as they
-    are, layers have ReLU and dropout, linear layers start small, and masks are the bare scores.
+    Masks are read as `ldvc` reads them, from the scores of the last layer (`MaskScores`). The published model also builds what
+    that layer would do with values and feed-forward network (2.6M parameters that reach no mask, beside the 3.15M of
+    self-attentions that it never calls; tests/test_zegclip_parity.py counts them). Where not `start_at_clip`, this is the
+    published form, as its authors' code has it: unit vectors go in as they are, layers have ReLU and dropout, linear layers
+    start small, and masks are the scores plus a bias that starts at 0.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        self.heads, self.unit = config.decoder_heads, width**0.5 if config.start_at_clip else 1.0
-        assert width % self.heads == 0, f"{self.heads} heads do not divide a width of {width}"
+        at_clip = config.start_at_clip
+        self.unit = width**0.5 if at_clip else 1.0
         self.blocks = nn.ModuleList(ZegClipBlock(config, width) for _ in range(config.decoder_layers - 1))
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        if config.start_at_clip:
-            init_identity(self.query)
-            init_identity(self.key)
-            # mean over heads of q_h . k_h / sqrt(d_head), with |q| = |k| = sqrt(d), is sqrt(d_head) * cosine
-            scale = scale / math.sqrt(width // self.heads)
-        else:
+        self.mask_scores = MaskScores(
+            width, config.decoder_heads, scale=scale if at_clip else None, bias=bias if at_clip else 0.0
+        )
+        if not at_clip:
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     init_normal(module)
-            scale, bias = 1.0, 0.0
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(
         self,
@@ -264,24 +315,13 @@ class ZegClipDecoder(nn.Module):
         for block in self.blocks:
             classes, scores = block(classes, patches, return_scores=return_attention)
             all_scores.append(scores)
-        query, key = self.query(classes), self.key(patches)  # (B, C, d), (B, N, d)
-        head_width = query.shape[-1] // self.heads
-        with torch.autocast(query.device.type, enabled=False):
-            # the sum of q_h . k_h over heads is q . k, so the mean needs no heads
-            mean_score = query.float() @ key.float().transpose(1, 2) / (self.heads * head_width**0.5)  # (B, C, N)
-            logits = mean_score * self.log_scale.exp() + self.bias
-
-        over_names = None
-        if return_attention:
-            split = "b n (heads c) -> b heads n c"
-            last = attention_scores(rearrange(query, split, heads=self.heads), rearrange(key, split, heads=self.heads))
-            all_scores.append(last)  # (B, heads, C, N)
-            over_names = [scores.softmax(dim=2).unflatten(-1, grid) for scores in all_scores]
+        logits, scores = self.mask_scores(classes, patches, return_scores=return_attention)  # (B, C, N)
+        all_scores.append(scores)  # (B, heads, C, N)
         return DecoderOutput(
             mask_logits=logits.unflatten(-1, grid),
             patch_features=patch_features,
             class_embeddings=classes / self.unit,
-            cross_attention=over_names,
+            cross_attention=[scores.unflatten(-1, grid) for scores in all_scores] if return_attention else None,
             patch_features_before=patch_features,
             class_embeddings_before=class_embeddings,
         )

@@ -32,7 +32,7 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
 
 
 class LDVC(nn.Module):
-    """Segments pictures by names, in any of the three arms.
+    """Segments pictures by names, in any of the three decoders.
 
     Args:
         config: see `ModelConfig`.
@@ -122,7 +122,7 @@ class LDVC(nn.Module):
     ) -> Tensor:
         """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
 
-        It is the arm "clip", where every arm starts, and what training preserves.
+        It is the decoder "clip", where every decoder starts, and what training preserves.
 
         Args:
             images: (B, 3, H, W); or
@@ -182,13 +182,13 @@ class LDVC(nn.Module):
             "text prompts": count(self.text_tower),
             "text adapter": count(self.adapter),
         }
-        blocks = self.decoder.blocks
-        attention = [getattr(block, "self_attention", None) for block in blocks]
-        report["decoder: LCSA"] = count(*attention)
-        report["decoder: cross-attention"] = count(*[block.cross_attention for block in blocks])
+        decoder = self.decoder
+        blocks = decoder.blocks if hasattr(decoder, "blocks") else decoder.guidance
+        report["decoder: LCSA"] = count(*[layer.attention for layer in getattr(decoder, "consensus", ())])
+        report["decoder: cross-attention"] = count(*[block.cross_attention for block in blocks], decoder.mask_scores)
         report["decoder: feed-forward"] = count(*[block.ffn for block in blocks])
         listed = sum(report[key] for key in report if key.startswith("decoder"))
-        report["decoder: norms, gates, output"] = count(self.decoder) - listed
+        report["decoder: norms and gates"] = count(self.decoder) - listed
         report["total"] = sum(report.values())
         report["frozen CLIP"] = sum(tensor.numel() for tensor in self.clip.parameters())
         return report

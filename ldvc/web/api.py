@@ -6,6 +6,7 @@ A client that asks again about the same photo does not wait for it to be encoded
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -15,8 +16,8 @@ from ldvc.result import Segmentation
 from ldvc.visualize import colours_for, fit_size, overlay, resize_picture
 from ldvc.web import texts
 from ldvc.web.downloads import KINDS, Look
-from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import Question, unchecked
+from ldvc.web.handlers import Handlers, checked_background
+from ldvc.web.inputs import BACKGROUND_INPUTS, Question
 from ldvc.web.tabs.segment import SegmentTab
 from ldvc.web.visit import Problem, Visit
 from ldvc.web.vocabularies import vocabularies
@@ -27,22 +28,28 @@ OVERLAY_SIDE = 1280
 def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab: SegmentTab) -> None:
     """Declare the endpoints; called inside the page's context."""
 
-    def ask(photo: str | None, names: Any, use_background: Any, threshold: Any, visit: Visit) -> Visit:
+    def ask(photo: str | None, names: Any, use_background: Any, threshold: Any, visit: Visit | None) -> Visit:
         """Segment for a program: a problem becomes an error with the same sentence."""
         try:
-            return handlers.segment(photo, names, use_background, threshold, visit, add_context=False)
+            background = checked_background(use_background, threshold)
+            return handlers.segment(photo, names, background, replace(visit or Visit(), company=True))
         except Problem as problem:
             raise gr.Error(str(problem), print_exception=False) from problem
 
     def api_segment(
-        photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit
+        photo: str | None,
+        names: str,
+        use_background: bool = True,
+        threshold: float | None = None,
+        visit: Visit | None = None,
     ) -> tuple[np.ndarray, np.ndarray, dict, Visit]:
         """Segment a photo by class names.
 
-        Names are separated by commas, or a list; "sofa | couch" are two words for one class. With use_background, pixels whose
-        best name has a score below the threshold (0 to 1) are none of these. Returns the photo painted by class, a label map
-        (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area shares,
-        colours, and groups of words that the model cannot tell apart ("alike").
+        Names are separated by commas, or a list; "sofa | couch" are two words for one class; "background", "other" and the
+        like are no classes and allow none of these. With use_background, pixels whose best name has a score below the
+        threshold (0 to 1; without one, the checkpoint's own) are none of these. Returns the photo painted by class, a label
+        map (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area
+        shares, colours, and groups of words that the model cannot tell apart ("alike").
         """
         visit = ask(photo, names, use_background, threshold, visit)
         (result,) = handlers.results(visit, "ldvc")
@@ -69,7 +76,12 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         return {"title": lists[key].title, "source": lists[key].source, "classes": classes}
 
     def api_download(
-        photo: str | None, names: str, use_background: bool, threshold: float, kind: str, visit: Visit
+        photo: str | None,
+        names: str,
+        use_background: bool = True,
+        threshold: float | None = None,
+        kind: str = "overlay",
+        visit: Visit | None = None,
     ) -> tuple[str, Visit]:
         """A file of the segmentation; question as of /segment.
 
@@ -83,10 +95,9 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         return segment_tab.write(kind, visit, Look()), visit
 
     with gr.Column(visible=False):  # what programs give and get
-        use_background = unchecked(gr.Checkbox(label="Allow none of these"))
-        threshold = unchecked(gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold"))
+        use_background, threshold = (make() for make in BACKGROUND_INPUTS)
         key = gr.Textbox(label="Vocabulary")
-        kind = gr.Textbox(label="Kind of file")
+        kind = gr.Textbox("overlay", label="Kind of file")
         painted, labels = gr.Image(label="Overlay", format="png"), gr.Image(label="Label map", format="png")
         data = gr.JSON(label="Data")
         listed = gr.JSON(label="Vocabulary")
@@ -110,7 +121,7 @@ def summarise(result: Segmentation, labels: np.ndarray, colours: list[str], *, m
     none = None if result.background is None else round(max(0.0, 1 - sum(shares)), 4)
     return {
         "model": model,
-        "arm": result.arm,
+        "decoder": result.decoder,
         "size": {"width": result.size[1], "height": result.size[0]},
         "classes": [
             {"name": name, "seen": seen, "area": round(share, 4), "colour": colour} for name, seen, share, colour in rows

@@ -150,7 +150,7 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
         "none_of_these": {"index": 0, "area": round(float(none.mean()), 6), "pixels": int(none.sum())},
         "model": {
             "checkpoint": identity.checkpoint,
-            "arm": result.arm,
+            "decoder": result.decoder,
             "weights_sha256": identity.weights,
             "software": f"ldvc {__version__}",
         },

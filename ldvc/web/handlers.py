@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from ldvc.errors import InvalidImageError, InvalidNamesError
-from ldvc.names import clean_names, synonyms_of
+from ldvc.names import clean_names, synonyms_of, without_none_words
 from ldvc.pictures import load_picture
-from ldvc.predictor import ImageState
+from ldvc.predictor import COMPANY, ImageState
 from ldvc.result import Segmentation
 from ldvc.web import texts
 from ldvc.web.gpu import on_gpu
-from ldvc.web.models import MAIN_ARM, Catalogue, Models
-from ldvc.web.visit import Problem, Visit
+from ldvc.web.models import MAIN_DECODER, Catalogue, Models
+from ldvc.web.visit import OWN_THRESHOLD, Problem, Visit
 
 PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
 
-LCSA_OFF = "ldvc_lcsa_off"  # not an arm: LCSA left out of the same trained weights, an intervention
+LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: LCSA left out of the same trained weights, an intervention
 
 
 class Handlers:
@@ -60,30 +60,28 @@ class Handlers:
         return found
 
     def models(self, visit: Visit) -> Models:
-        """The models of the visit, for what needs no computing: `arms()`, `name`, `main.seen_names`."""
+        """The models of the visit, for what needs no computing: `decoders()`, `name`, `main.seen_names`."""
         return self.catalogue.get(visit.model)
 
     def segment(
         self,
         photo: str | None,
         names: str,
-        use_background: bool,
-        threshold: float,
+        background: float | str | None,
         visit: Visit,
         *,
         model: str | None = None,
-        add_context: bool = True,
     ) -> Visit:
-        """Ask: segment a photo by names with LDVC, the other arms when they are asked for.
+        """Ask: segment a photo by names with LDVC, the other decoders when they are asked for.
 
         Args:
             photo: path of the uploaded file.
-            names: separated by commas, or a list; synonyms by "|".
-            use_background: allow "none of these".
-            threshold: score that a name must reach then.
+            names: separated by commas, or a list; synonyms by "|". "background" and the like are no classes: they allow "none
+                of these" where `background` does not.
+            background: see `Visit.background`.
             visit: what the visitor was looking at.
-            model: key of the model choice; None = the visit's.
-            add_context: give a single name the context word for company; `context_added` of the new visit says so.
+            model: key of the model choice; None = the visit's. A threshold was chosen for one checkpoint's scores: another
+                one starts with its own.
 
         Returns:
             A new visit.
@@ -95,40 +93,34 @@ class Handlers:
         self.catalogue.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
-        if use_background not in (None, False, True):  # a program's "no" would count as yes
-            raise Problem("run", texts.NO_FLAG.format(value=use_background))
-        background = checked_threshold(threshold) if use_background else None
-        cleaned = cleaned_names(names)
-        context_added, declined = False, visit.context_declined
-        if add_context:
-            cleaned, context_added, declined = with_context(cleaned, visit)
+        asked, classes = cleaned_names(names)
+        if visit.model not in ("", key) and background is not None:
+            background = OWN_THRESHOLD
         try:
             fingerprint = hashlib.sha256(Path(photo).read_bytes()).hexdigest()
             known = visit.image is not None and (fingerprint, key) == (visit.fingerprint, visit.model)
             picture = visit.image if known else self.read_photo(photo)
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
-        titles = [synonyms_of(name)[0] for name in cleaned]
+        titles = [synonyms_of(name)[0] for name in classes]
         after = replace(
             visit,
             model=key,
             photo=photo,
             fingerprint=fingerprint,
             photo_name=Path(photo).name,
-            asked=cleaned,
+            asked=asked,
             names=titles,
             background=background,
+            none_named=asked != classes,
             results={},
             chosen=visit.chosen if visit.chosen in titles else titles[0],
-            context_added=context_added,
-            context_declined=declined,
             version=visit.version + 1,
             drawn={},
             kept={},
             successor=None,
         )
-        after.image, after.results = self.compute(after, answer, picture, cleaned, (MAIN_ARM,))
-        after.results[MAIN_ARM].background = after.background
+        after.image, after.results = self.compute(after, answer, picture, asked, (MAIN_DECODER,), after.company)
         return after
 
     @staticmethod
@@ -143,53 +135,69 @@ class Handlers:
         except InvalidImageError as error:
             raise Problem("photo", str(error)) from error
 
-    def results(self, visit: Visit, *arms: str) -> list[Segmentation | None]:
-        """Segmentations of the visit's question by some arms, computed when first asked for and kept in the visit.
+    def results(self, visit: Visit, *decoders: str) -> list[Segmentation | None]:
+        """Segmentations of the visit's question by some decoders, computed when first asked for and kept in the visit.
 
-        The photo is never encoded again. All arms that are missing are computed in one call.
+        The photo is never encoded again. All decoders that are missing are computed in one call.
 
         Args:
             visit: not empty.
-            arms: of `PREDICTOR_ARMS`, or `LCSA_OFF`.
+            decoders: of `PREDICTOR_DECODERS`, or `LCSA_OFF`.
 
         Returns:
-            One for each arm; None where the checkpoint has no such arm.
+            One for each decoder; None where the checkpoint has no such decoder.
         """
-        missing = tuple(arm for arm in arms if arm not in visit.results)
+        kept = visit.results
+        missing = tuple(decoder for decoder in decoders if decoder not in kept)
         if missing:
-            visit.image, found = self.compute(visit, answer, visit.image, visit.asked, missing)
-            visit.results.update(found)
-        results = [visit.results[arm] for arm in arms]
-        for result in results:
+            visit.image, found = self.compute(visit, answer, visit.image, visit.asked, missing, visit.company)
+            kept.update(found)
+        results = [kept[decoder] for decoder in decoders]
+        for decoder, result in zip(decoders, results, strict=True):
             if result is not None:
-                result.background = visit.background
+                result.background = self.threshold(visit, decoder)
         return results
 
-    def remove_context(
-        self, photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit, **options: Any
-    ) -> Visit:
-        """Segment again without the context word that the page had added.
+    def threshold(self, visit: Visit, decoder: str = MAIN_DECODER) -> float | None:
+        """The threshold of "none of these" of the visit's answer by a decoder, or None: not allowed."""
+        if visit.threshold != OWN_THRESHOLD:
+            return visit.threshold
+        predictor = self.models(visit).other(MAIN_DECODER if decoder == LCSA_OFF else decoder)
+        return predictor.calibration.threshold
 
-        Raises:
-            Problem: as `segment`.
-        """
-        kept = [name for name in cleaned_names(names) if name.casefold() != texts.CONTEXT_WORD]
-        if len(kept) == 1:
-            visit = replace(visit, context_declined=kept[0].casefold())
-        return self.segment(photo, ", ".join(kept), use_background, threshold, visit, **options)
-
-    @staticmethod
-    def rethreshold(background: float | None, visit: Visit) -> bool:
+    def rethreshold(self, background: float | None, visit: Visit) -> bool:
         """Set another threshold of "none of these" (None = do not allow it), in place; no model computes anything.
+
+        The threshold of LDVC's checkpoint is its own: then every decoder has its own.
 
         Returns:
             False if there is nothing to draw anew.
         """
+        if visit.empty:
+            return False
         if background is not None:
             background = min(max(float(background), 0.0), 1.0)
-        if visit.empty or background == visit.background:
+            if background == self.models(visit).main.calibration.threshold:
+                background = OWN_THRESHOLD
+        if background == visit.threshold:
             return False
-        visit.background = background
+        visit.background, visit.none_named = background, False
+        visit.version += 1
+        return True
+
+    @staticmethod
+    def keep_company(company: bool, visit: Visit) -> bool:
+        """Ask single names with company (see `Visit.company`) or without, in place; results are computed when asked for.
+
+        Returns:
+            False if there is nothing to draw anew.
+        """
+        if company == visit.company:
+            return False
+        visit.company = company
+        if visit.empty or len(visit.names) > 1:
+            return False
+        visit.results = {}
         visit.version += 1
         return True
 
@@ -203,61 +211,66 @@ class Handlers:
 
 
 def answer(
-    models: Models, image: ImageState | np.ndarray, names: list[str], arms: tuple[str, ...]
+    models: Models, image: ImageState | np.ndarray, names: list[str], decoders: tuple[str, ...], company: bool
 ) -> tuple[ImageState, dict[str, Segmentation | None]]:
-    """Segmentations by some arms, and the photo's state with what they kept in it; see `Handlers.compute`."""
+    """Segmentations by some decoders, and the photo's state with what they kept in it; see `Handlers.compute`."""
     state = image if isinstance(image, ImageState) else models.main.encode_image(image)
     found: dict[str, Segmentation | None] = {}
-    for arm in arms:
-        predictor = models.other(MAIN_ARM if arm == LCSA_OFF else arm)
-        found[arm] = None
+    for decoder in decoders:
+        predictor = models.other(MAIN_DECODER if decoder == LCSA_OFF else decoder)
+        found[decoder] = None
         if predictor is not None:
-            found[arm] = predictor.segment(names, image=state, features=True, skip_lcsa=arm == LCSA_OFF)
+            found[decoder] = predictor.segment(
+                names,
+                image=state,
+                company=COMPANY if company else (),
+                features=True,
+                skip_lcsa=decoder == LCSA_OFF,
+            )
     return state, found
 
 
-def weights_digest(models: Models, arm: str) -> str:
+def weights_digest(models: Models, decoder: str) -> str:
     """See `Predictor.weights_digest`; for `Handlers.compute`."""
-    return models.other(arm).weights_digest
+    return models.other(decoder).weights_digest
 
 
-def cleaned_names(names: Any) -> list[str]:
-    """Names as they will be asked, from one text or from a program's list of texts.
+def cleaned_names(names: Any) -> tuple[list[str], list[str]]:
+    """Cleaned names, from one text or from a program's list of texts, and those of them that are classes.
 
     Raises:
-        Problem: no name, or too many, or one too long, or something else than text.
+        Problem: no class, or too many names, or one too long, or something else than text.
     """
     if not isinstance(names or "", str | list | tuple):
         raise Problem("names", texts.NO_NAMES.format(value=names))
     try:
-        return clean_names(names or "")
+        asked = clean_names(names or "")
+        classes, _ = without_none_words(asked)
     except InvalidNamesError as error:
         raise Problem("names", str(error)) from error
+    return asked, classes
 
 
-def checked_threshold(value: Any) -> float:
-    """A threshold from outside.
+def checked_background(use_background: Any, threshold: Any) -> float | str | None:
+    """What a program says about "none of these", as `Visit.background`.
+
+    Args:
+        use_background: whether it is allowed; None counts as no.
+        threshold: score that a name must reach then; None = the checkpoint's own.
 
     Raises:
-        Problem: it is no number from 0 to 1.
+        Problem: `use_background` is not true or false, or the threshold is no number from 0 to 1.
     """
+    if use_background not in (None, False, True):  # "no" would count as yes
+        raise Problem("run", texts.NO_FLAG.format(value=use_background))
+    if not use_background:
+        return None
+    if threshold is None:
+        return OWN_THRESHOLD
     try:
-        threshold = float(value)
+        value = float(threshold)
     except (TypeError, ValueError):
-        threshold = math.nan
-    if not 0 <= threshold <= 1:
-        raise Problem("run", texts.NO_THRESHOLD.format(value=value))
-    return threshold
-
-
-def with_context(names: list[str], visit: Visit) -> tuple[list[str], bool, str]:
-    """Names, whether the context word was added, and the name for which it is declined from now on."""
-    if len(names) > 1:
-        return names, False, ""
-    name = names[0].casefold()
-    shown_last = [each.casefold() for each in visit.asked]
-    # Whoever deletes the word from the list by hand and asks again has declined it, too.
-    deleted = shown_last == [name, texts.CONTEXT_WORD]
-    if name in (texts.CONTEXT_WORD, visit.context_declined) or deleted:
-        return names, False, name
-    return [*names, texts.CONTEXT_WORD], True, ""
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise Problem("run", texts.NO_THRESHOLD.format(value=threshold))
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 from ldvc.data.class_names import plain
@@ -65,29 +65,32 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f}&#8239;%"
 
 
-def chips(entries: Sequence[tuple[str, str | None]]) -> str:
+def chips(entries: Sequence[tuple[str, str | None]], none: Collection[str] = ()) -> str:
     """One chip per class, each with a button to remove it, and how many were seen where there are many.
 
     Args:
         entries: (name, the learned name that makes it seen, or None: unseen).
+        none: those of the names that are no classes but mean "none of these".
     """
     if not entries:
         return ""
     items = []
     for name, source in entries:
         kind = texts.UNSEEN if source is None else texts.SEEN
-        elsewhere = source is not None and plain(source) not in map(plain, synonyms_of(name))
+        tag, kind = (texts.NONE_OF_THESE, "none") if name in none else (kind, kind)
+        elsewhere = kind == texts.SEEN and plain(source) not in map(plain, synonyms_of(name))
         title = f' title="{escape(texts.SEEN_AS.format(name=source))}"' if elsewhere else ""
         items.append(
             f'<li class="ldvc-chip"><span class="ldvc-name">{escape(name)}</span>'
-            f'<span class="ldvc-tag ldvc-{kind}"{title}>{kind}</span>'
+            f'<span class="ldvc-tag ldvc-{kind}"{title}>{tag}</span>'
             f'<button type="button" data-name="{escape(name)}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button>'
             "</li>"
         )
-    count = sum(source is not None for _, source in entries)
+    classes = [source for name, source in entries if name not in none]
     summary = ""
     if len(entries) > MANY_CHIPS:
-        summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(entries), seen=count)}</p>'
+        count = sum(source is not None for source in classes)
+        summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(classes), seen=count)}</p>'
     return f'{summary}<ul class="ldvc-chips" aria-label="{texts.CHIPS_LABEL}">{"".join(items)}</ul>'
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 
 from ldvc.errors import InvalidNamesError
-from ldvc.names import clean_names
+from ldvc.names import clean_names, without_none_words
 from ldvc.web import html, texts
 from ldvc.web.handlers import Handlers
-from ldvc.web.models import MAIN_ARM
+from ldvc.web.models import MAIN_DECODER
 from ldvc.web.visit import Problem, Visit
 from ldvc.web.vocabularies import vocabularies
 
@@ -97,6 +97,22 @@ def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[tuple[str, str, str]]:
     return [(str(folder / entry["file"]), entry["title"], ", ".join(entry["names"])) for entry in entries]
 
 
+# Make the hidden widgets for what a program says about "none of these"; see `checked_background`.
+BACKGROUND_INPUTS = (
+    lambda: unchecked(gr.Checkbox(True, label="Allow none of these")),
+    lambda: unchecked(gr.Number(label="Threshold from 0 to 1; without one, the checkpoint's own")),
+)
+
+
+def means_none(name: str) -> bool:
+    """Whether a cleaned name is no class but means "none of these"."""
+    try:
+        without_none_words([name])
+    except InvalidNamesError:
+        return True
+    return False
+
+
 def same_names(names: str, visit: Visit) -> bool:
     """Whether a list of names is that of a visit's question, however it is written."""
     try:
@@ -156,9 +172,6 @@ class Question:
             self.chips = gr.HTML(js_on_load=CHIPS_JS, apply_default_css=False, elem_id="chips")
             self.removed = gr.JSON(visible=False)  # see `REMOVED`
         names_problem = gr.HTML(visible=False, elem_id="names-problem")
-        with gr.Column(visible=False, elem_classes="ldvc-context") as self.context_row:
-            gr.HTML(html.notice(texts.ONE_NAME_ADDED))
-            self.remove_context = gr.Button(texts.REMOVE_CONTEXT, size="sm", elem_id="remove-context")
         self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
         run_problem = gr.HTML(visible=False, elem_id="run-problem")
         with gr.Row(elem_classes="ldvc-choices"):
@@ -181,19 +194,24 @@ class Question:
         self.tidied = gr.Textbox(visible=False)
         self.stale = gr.HTML(visible=False, elem_id="stale", render=False)  # rendered above the answer
         self.asked = [self.photo, self.names, self.model]
-        self.outputs = [self.names, self.chips, self.context_row, self.tidied, self.stale, *self.problems.values()]
+        self.outputs = [self.names, self.chips, self.tidied, self.stale, *self.problems.values()]
 
     def answered(self, visit: Visit, names: str) -> dict:
         """Updates after a question about these names was answered."""
         updates = {
             self.tidied: json.dumps([names, ", ".join(visit.asked)]),
-            self.context_row: gr.Column(visible=visit.context_added),
             **self.no_problems(),
         }
-        groups = [html.listed(words) for words in visit.results[MAIN_ARM].alike]
+        remarks = []
+        none_words = [name for name in visit.asked if means_none(name)]
+        if none_words:
+            said = texts.NONE_NAMED if len(none_words) == 1 else texts.NONE_NAMED_MANY
+            remarks.append(said.format(names=html.listed(none_words)))
+        groups = [html.listed(words) for words in self.handlers.results(visit, MAIN_DECODER)[0].alike]
         if groups:
-            remark = html.notice(texts.ALIKE.format(names=", nor ".join(groups)))
-            updates[self.problems["names"]] = gr.HTML(remark, visible=True)
+            remarks.append(texts.ALIKE.format(names=", nor ".join(groups)))
+        if remarks:
+            updates[self.problems["names"]] = gr.HTML(html.notice(" ".join(remarks)), visible=True)
         return updates
 
     def after(self, event: Any) -> None:
@@ -220,7 +238,6 @@ class Question:
             **self.no_problems(),
             place: gr.HTML(html.problem(str(problem)), visible=True),
             self.tidied: "",
-            self.context_row: gr.Column(visible=False),
         }
 
     def chips_for(self, names: str, model: str | None) -> str:
@@ -233,7 +250,7 @@ class Question:
             cleaned = clean_names(names or "")
         except InvalidNamesError:  # said when the button is pressed: while one types, a list is rarely complete
             return ""
-        return html.chips([(name, seen.source(name)) for name in cleaned])
+        return html.chips([(name, seen.source(name)) for name in cleaned], none=set(filter(means_none, cleaned)))
 
     def wire(self) -> None:
         """Events that need no computing."""
@@ -246,7 +263,6 @@ class Question:
                 self.names: fitting,
                 self.vocabulary: OWN,
                 **self.no_problems(),
-                self.context_row: gr.Column(visible=False),
             }
 
         def look_at(photo: str | None, names: str, model: str, visit: Visit) -> dict:

@@ -105,12 +105,15 @@ def wire(
     """Connect the question with the tabs."""
     drawn = [component for tab in tabs.values() for component in tab.outputs]
 
-    def answer(action: Any, photo: str | None, names: str, model: str, before: Visit) -> dict:
-        """Run an action that segments; a problem becomes a sentence beside its field and changes nothing else."""
+    def press_segment(photo: str | None, names: str, model: str, before: Visit) -> dict:
+        """Segment; a problem becomes a sentence beside its field and changes nothing else."""
+        background = before.background
         try:
-            after = action(photo, names, before.background is not None, before.background or 0.0, before, model=model)
+            after = handlers.segment(photo, names, background, before, model=model)
             # What the visitor set while this was computed counts, and from now on it is set in the new visit.
-            after.background = before.background
+            if before.background != background:
+                after.background = before.background
+            handlers.keep_company(before.company, after)
             handlers.choose(before.chosen, after)
             before.successor = after
             drawing, shown = {}, ""
@@ -129,12 +132,6 @@ def wire(
             log.exception("an action of the page failed")
             return question.refused(Problem("run", texts.UNEXPECTED))
 
-    def press_segment(*asked: Any) -> dict:
-        return answer(handlers.segment, *asked)
-
-    def press_remove(*asked: Any) -> dict:
-        return answer(handlers.remove_context, *asked)
-
     private = {"api_visibility": "private"}
     asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
     pressed = gr.on(
@@ -146,11 +143,7 @@ def wire(
         trigger_mode="always_last",  # names that were changed while the last ones were asked for are not forgotten
         **private,
     )
-    removed = question.remove_context.click(
-        press_remove, asked, changed, show_progress_on=[question.remove_context], **private
-    )
-    for event in (pressed, removed):
-        question.after(event)
+    question.after(pressed)
     for key, tab in tabs.items():
         places[key].select(
             tab.open, visit, tab.outputs, show_progress_on=tab.waiting, trigger_mode="always_last", **private

@@ -1,4 +1,4 @@
-"""The checkpoints of the page, their arms loaded when first needed and shared by all visitors."""
+"""The checkpoints of the page, their decoders loaded when first needed and shared by all visitors."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from pathlib import Path
 import numpy as np
 
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
-from ldvc.predictor import PREDICTOR_ARMS, Predictor
+from ldvc.predictor import PREDICTOR_DECODERS, Predictor
 from ldvc.web import texts
 from ldvc.web.gpu import gpu_is_lent
 from ldvc.web.visit import Problem
 
-MAIN_ARM = "ldvc"
+MAIN_DECODER = "ldvc"
 
 
 class Models:
-    """The arms of one checkpoint."""
+    """The decoders of one checkpoint."""
 
     def __init__(self, source: str = "lite", *, load: Callable[..., Predictor] = Predictor.from_pretrained) -> None:
         self.source = source
         self.name = source.rstrip("/").rsplit("/", 1)[-1]  # of a path, its last part: visitors need not know folders
         self._lock = threading.Lock()
-        self.main = load(source, arm=MAIN_ARM)
-        self._others: dict[str, Predictor | None] = {MAIN_ARM: self.main}
+        self.main = load(source, decoder=MAIN_DECODER)
+        self._others: dict[str, Predictor | None] = {MAIN_DECODER: self.main}
 
-    def other(self, arm: str) -> Predictor | None:
-        """An arm of the checkpoint, or None if the checkpoint has no such arm."""
+    def other(self, decoder: str) -> Predictor | None:
+        """A decoder of the checkpoint, or None if the checkpoint has no such decoder."""
         with self._lock:
-            if arm not in self._others:
+            if decoder not in self._others:
                 try:
-                    self._others[arm] = self.main.sibling(arm)
+                    self._others[decoder] = self.main.sibling(decoder)
                 except (CheckpointError, WeightsNotFoundError):
-                    self._others[arm] = None
-            return self._others[arm]
+                    self._others[decoder] = None
+            return self._others[decoder]
 
-    def arms(self) -> list[str]:
-        """The arms that there are, in the order of `PREDICTOR_ARMS`."""
-        return [arm for arm in PREDICTOR_ARMS if self.other(arm) is not None]
+    def decoders(self) -> list[str]:
+        """The decoders that there are, in the order of `PREDICTOR_DECODERS`."""
+        return [decoder for decoder in PREDICTOR_DECODERS if self.other(decoder) is not None]
 
 
 class Catalogue:
@@ -72,16 +72,16 @@ class Catalogue:
         return cls(os.environ.get("LDVC_MODEL", "lite"), full)
 
     def warm(self) -> None:
-        """Load every arm of the page's own checkpoint and answer once, so that no visitor waits for it.
+        """Load every decoder of the page's own checkpoint and answer once, so that no visitor waits for it.
 
         On ZeroGPU only the loading: it has to happen before the page is served, and there is no GPU yet.
         """
         models = self.get(None)
-        arms = models.arms()
+        decoders = models.decoders()
         if not gpu_is_lent():
             state = models.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
-            for arm in arms:
-                models.other(arm).segment(["warm", "up"], image=state)
+            for decoder in decoders:
+                models.other(decoder).segment(["warm", "up"], image=state)
 
     @property
     def choices(self) -> list[str]:

@@ -26,12 +26,8 @@ PAPER = "https://arxiv.org/abs/2403.08426"
 PAPER_LABEL = "The paper"
 
 NO_PHOTO = "Choose a photo first, or take one of the examples."
-ONE_NAME_ADDED = (
-    "Cross-attention is a softmax over the names: with one name it is 1 everywhere. So the context word “background” was "
-    "added for you."
-)
-REMOVE_CONTEXT = "Remove “background”"
-CONTEXT_WORD = "background"
+NONE_NAMED = "{names} is no class: it allows “none of these”."
+NONE_NAMED_MANY = "{names} are no classes: they allow “none of these”."
 NO_SUCH_MODEL = "There is no such model; choose one of {names}."
 FULL_MISSING = (
     "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here: train one "

@@ -33,7 +33,7 @@ const percent = (share) => (share > 0 && share < 0.01 ? "<1\u202f%" : `${Math.ro
 // The class of every pixel (-1 = none of these). The server decides; while a slider is dragged, the scores that it sent do.
 const labels = () => {
   const found = new Int16Array(sent.length);
-  const limit = background.checked ? threshold.value * 255 : -1;
+  const limit = background.checked ? wanted() * 255 : -1;
   const exact = wanted() === shown.threshold;
   for (let i = 0; i < found.length; i++) {
     if (exact) found[i] = sent[i] - 1;
@@ -95,7 +95,12 @@ const draw = () => {
 };
 
 const soon = () => requestAnimationFrame(draw);
-const wanted = () => (background.checked ? Number(threshold.value) : null);
+// The slider has steps; at the step of the checkpoint's own threshold it means exactly that one.
+const wanted = () => {
+  if (!background.checked) return null;
+  const value = Number(threshold.value);
+  return shown && Math.abs(value - shown.own_threshold) < 0.005 ? shown.own_threshold : value;
+};
 figure.said = () => ({ opacity: opacity.value / 100, outline: outline.checked, alone, background: wanted() });
 const look = () => trigger("look");
 const press = (name) => {
@@ -153,6 +158,7 @@ const take = async () => {
   }
   const asked = next.classes.map((each) => each.title).join("\n");
   const same = shown && asked === shown.classes.map((each) => each.title).join("\n");
+  const own = shown?.own_threshold;
   shown = next;
   hovered = null;
   if (!next.classes.some((each) => each.name === alone)) alone = null;
@@ -166,6 +172,7 @@ const take = async () => {
   if (!wish) { // an answer that crossed a wish on its way does not undo it: the one to the wish follows
     background.checked = next.threshold !== null;
     if (next.threshold !== null) threshold.value = next.threshold;
+    else if (next.own_threshold !== own) threshold.value = next.own_threshold; // of another model
   }
   const none = { name: "", title: next.none, seen: null, colour: next.none_colour };
   const lines = [...next.classes, none].map(line);

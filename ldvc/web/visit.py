@@ -9,6 +9,8 @@ from ldvc.errors import LdvcError
 from ldvc.predictor import ImageState
 from ldvc.result import Segmentation
 
+OWN_THRESHOLD = "default"  # as `Predictor.segment` calls it
+
 
 class Problem(LdvcError):
     """A sentence for the visitor and the field beside which it belongs: "photo", "names", "model" or "run"."""
@@ -31,14 +33,15 @@ class Visit:
         fingerprint: of the photo that `image` encodes.
         photo_name: the name of its file.
         image: the encoded photo: new names do not encode it again.
-        asked: the cleaned class names of the question, synonyms joined by " | "; what a model is asked.
+        asked: the cleaned names of the question, synonyms joined by " | "; what a model is asked.
         names: one title per class, the first of its synonyms, the same as `names` of every result; empty before the first
             question.
-        background: threshold of "none of these", or None.
-        results: by arm, filled when first asked for; see `Handlers.results`.
+        background: what the visitor wants of "none of these": the decoders' own thresholds (`OWN_THRESHOLD`), a threshold in
+            0..1 for all of them, or None: not allowed.
+        none_named: "background" or the like is among the names asked, and so "none of these" is allowed.
+        company: whether a single name is asked with the words of `ldvc.predictor.COMPANY`.
+        results: by decoder, filled when first asked for; see `Handlers.results`.
         chosen: the class that the tabs show, one of `names`; shared by them.
-        context_added: the page gave a single name the context word for company.
-        context_declined: the single name for which the visitor removed the context word, in lower case.
         version: grows with every question and every new threshold; what was drawn for an older one is stale.
         drawn: by tab, the stamp of what it shows.
         kept: whatever a tab wants to remember until the next question; keys start with the tab's own.
@@ -53,11 +56,11 @@ class Visit:
     image: ImageState | None = None
     asked: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    background: float | None = None
+    background: float | str | None = OWN_THRESHOLD
+    none_named: bool = False
+    company: bool = True
     results: dict[str, Segmentation] = field(default_factory=dict)
     chosen: str = ""
-    context_added: bool = False
-    context_declined: str = ""
     version: int = 0
     drawn: dict[str, tuple] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +71,11 @@ class Visit:
     def empty(self) -> bool:
         """Whether nothing has been segmented yet."""
         return self.image is None or not self.names
+
+    @property
+    def threshold(self) -> float | str | None:
+        """Of "none of these" in this answer: `background`, unless it is None and a name says otherwise."""
+        return OWN_THRESHOLD if self.none_named and self.background is None else self.background
 
     @property
     def open_tab(self) -> str:

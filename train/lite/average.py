@@ -6,7 +6,7 @@ What a long tuning wins on the kinds of photos that it learns from it pays with 
 started from the other weights, the straight line between both keeps more of either than its ends (WiSE-FT: Wortsman et al.,
 "Robust fine-tuning of zero-shot models", CVPR 2022). It costs nothing at inference.
 
-Both folders, and the one written, hold a checkpoint for each arm, all on one tower.
+Both folders, and the one written, hold a checkpoint for each decoder, all on one tower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.modeling.clip import LITE_FOLDER, save_clip_folder
 
 
@@ -34,14 +34,14 @@ def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: fl
 
 
 def average(first: Path, second: Path, share: float, output: Path) -> None:
-    """Writes tower (what differs from the bundled one) and arms; their metadata are those of `second`."""
-    for arm in ARMS:
-        one, _ = load_checkpoint(first, arm=arm)
-        other, metadata = load_checkpoint(second, arm=arm)
-        assert one.config.arm == other.config.arm == arm
+    """Writes tower (what differs from the bundled one) and decoders; their metadata are those of `second`."""
+    for decoder in DECODERS:
+        one, _ = load_checkpoint(first, decoder=decoder)
+        other, metadata = load_checkpoint(second, decoder=decoder)
+        assert one.config.decoder == other.config.decoder == decoder
         tower = between(one.clip.model.state_dict(), other.clip.model.state_dict(), share)
         other.load_trainable_state_dict(between(one.trainable_state_dict(), other.trainable_state_dict(), share))
-        save_checkpoint(other, output / arm, metadata=metadata, clip="../clip")
+        save_checkpoint(other, output / decoder, metadata=metadata, clip="../clip")
     other.clip.model.load_state_dict(tower)
     base = os.path.relpath(LITE_FOLDER / "clip", output / "clip")
     save_clip_folder(other.clip.model, output / "clip", {"base": base})

@@ -26,11 +26,11 @@ mkdir -p "$work/data"
 for set in msrc coco-mini clothing facade camvid; do ln -sfn "$(realpath "$data")/$set" "$work/data/$set"; done
 for set in teacher-scenes teacher-objects teacher-rare; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done
 
-for arm in ldvc ldvc_without_lcsa zegclip; do
-  accelerate launch --cpu --num_processes 1 train/train.py --config lite_release_teacher --arm "$arm" --data "$work/data" \
-    --output_dir "$work/release/$arm" --cache_dir "$work/cache" --resume_from_checkpoint latest
+for decoder in ldvc ldvc_without_lcsa zegclip; do
+  accelerate launch --cpu --num_processes 1 train/train.py --config lite_release_teacher --decoder "$decoder" --data "$work/data" \
+    --output_dir "$work/release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest
 done
 python -m train.lite.tune_tower --data "$work/data" --decoders "$work/release" --output "$work/tuned"
 python train/evaluate.py --checkpoint "$work"/tuned/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
-  --clip_arm "$work/tuned/clip" --cache_dir "$work/cache" --calibrate
+  --plain_clip "$work/tuned/clip" --cache_dir "$work/cache" --calibrate
 python -m train.lite.publish --release "$work/tuned" --output assets/lite

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.modeling.clip import build_clip, save_clip_folder
 
 
@@ -24,9 +24,9 @@ def main() -> None:
 
     tower = build_clip(str(args.release / "clip"))
     save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})
-    for arm in ARMS:
-        model, metadata = load_checkpoint(args.release / arm)
-        folder = save_checkpoint(model, args.output / arm, metadata=metadata, clip="../clip_tuned", dtype=torch.float16)
+    for decoder in DECODERS:
+        model, metadata = load_checkpoint(args.release / decoder)
+        folder = save_checkpoint(model, args.output / decoder, metadata=metadata, clip="../clip_tuned", dtype=torch.float16)
         load_checkpoint(folder)
         print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
     total = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())

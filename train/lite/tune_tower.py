@@ -4,13 +4,14 @@
         --output runs/lite_recipe/tuned
 
 Until here the tower sees what ImageNet's labels asked for: what a photo shows, hardly where. Now stages of the EfficientNet
-(see `train/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three arms' losses, so that no arm has a
-tower of its own. What the tower knew of other names is kept twice: each arm preserves random concepts as in its own training,
-with the tower as it was for reference, and plain similarity of the tower itself is held to what it was for the names of the
-step. Some views may be mosaics of four or have things of others pasted into them, see `train/lite/mixing.py`.
+(see `train/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three decoders' losses, so that no
+decoder has a tower of its own. What the tower knew of other names is kept twice: each decoder preserves random concepts as in
+its own training, with the tower as it was for reference, and plain similarity of the tower itself is held to what it was for
+the names of the step. Some views may be mosaics of four or have things of others pasted into them, see
+`train/lite/mixing.py`.
 
 It runs on a GPU if there is one. The output folder holds `clip` (what differs from the bundled tower) and a checkpoint for each
-arm; with `state.pt` the same command goes on where it was stopped.
+decoder; with `state.pt` the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
-from ldvc.config import ARMS
+from ldvc.config import DECODERS
 from ldvc.data import SegmentationDataset, Vocabulary, open_sets
 from ldvc.data.sampling import DrawSchedule, NameSampler, TrainingViews, WordSampler
 from ldvc.errors import LdvcError
@@ -55,12 +56,12 @@ NO_PART_OF_A_RUN |= {"checkpointing_steps"}
 
 
 class Tuning(nn.Module):
-    """Tower and arms, and the loss of a step.
+    """Tower and decoders, and the loss of a step.
 
     Args:
         clip: the tower to tune. Its ViT starts to learn; the backbone of its stem is only changed by `save`.
         reference: the tower as it was.
-        arms: by name, all on `clip`.
+        decoders: by name, all on `clip`.
         vocabulary, concepts, config: see `Objective`.
         first, depthwise: what of the backbone learns, see `Trunk`.
         keep_weight: of plain similarity, which shall stay what it was; 0 saves the time that it takes.
@@ -70,7 +71,7 @@ class Tuning(nn.Module):
         self,
         clip: FrozenClip,
         reference: FrozenClip,
-        arms: dict[str, LDVC],
+        decoders: dict[str, LDVC],
         vocabulary: Vocabulary,
         concepts: list[str],
         config: TrainConfig,
@@ -84,8 +85,8 @@ class Tuning(nn.Module):
         self.trunk = Trunk(clip.visual.conv1, first=first, depthwise=depthwise)
         self.old_trunk = Trunk(reference.visual.conv1, first=first)
         self.old_trunk.requires_grad_(False)
-        self.arms = nn.ModuleDict(arms)
-        self.objectives = {name: Objective(arm, vocabulary, concepts, config) for name, arm in arms.items()}
+        self.decoders = nn.ModuleDict(decoders)
+        self.objectives = {name: Objective(decoder, vocabulary, concepts, config) for name, decoder in decoders.items()}
         self.old_tower = ImageTower(reference, prompts=0)
         clip.visual.requires_grad_(True)
         for fixed in (clip.visual.conv1.backbone, clip.visual.conv1.scale):
@@ -102,12 +103,12 @@ class Tuning(nn.Module):
         concepts: Tensor,
         words: Tensor,
         *,
-        arms: Sequence[str] | None = None,
+        decoders: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its parts; arguments as those of `Objective`, with `images` in the batch.
 
         Args:
-            arms: those that learn in this step; None = all.
+            decoders: those that learn in this step; None = all.
         """
         seen = self.trunk.early(batch["images"])
         conv = self.clip.visual.conv1
@@ -118,13 +119,13 @@ class Tuning(nn.Module):
             old_features = self.old_tower(stem=old_stem).patch_features  # (B, N, d)
         views = {"stem": stem, "features": old_features, "labels": batch["labels"], "set": batch["set"]}
         parts = {}
-        arms = list(self.objectives) if arms is None else arms
-        for name in arms:
+        decoders = list(self.objectives) if decoders is None else decoders
+        for name in decoders:
             found = self.objectives[name](views, names, concepts, words)
             parts |= {f"{name}: {part}": value for part, value in found.items()}
-        loss = sum(parts[f"{name}: loss"] for name in arms)
+        loss = sum(parts[f"{name}: loss"] for name in decoders)
         if self.keep_weight:
-            objective = self.objectives[arms[0]]
+            objective = self.objectives[decoders[0]]
             chosen = torch.cat([words, concepts + objective.word_count])
             parts["keep"] = self._keep(stem, old_features, chosen, objective)
             loss = loss + parts["keep"]
@@ -144,30 +145,30 @@ class Tuning(nn.Module):
         return preservation_loss(new, old, weight)
 
 
-def start_arms(
-    decoders: str, clip: FrozenClip, vocabulary: Vocabulary, config: TrainConfig
+def start_decoders(
+    source: str, clip: FrozenClip, vocabulary: Vocabulary, config: TrainConfig
 ) -> tuple[dict[str, LDVC], dict[str, dict[str, Any]]]:
-    """Every arm on `clip`, from a folder of checkpoints or, if that is "fresh", as each begins; and their metadata."""
-    arms, metadata, now = {}, {}, metadata_of(vocabulary, config)
-    for arm in ARMS:
-        if decoders == "fresh":
-            arms[arm], metadata[arm] = LDVC(replace(config.model_config(), arm=arm), clip), now
+    """Every decoder on `clip`, from a folder of checkpoints or, if that is "fresh", as each begins; and their metadata."""
+    decoders, metadata, now = {}, {}, metadata_of(vocabulary, config)
+    for decoder in DECODERS:
+        if source == "fresh":
+            decoders[decoder], metadata[decoder] = LDVC(replace(config.model_config(), decoder=decoder), clip), now
         else:
-            arms[arm], before = load_checkpoint(decoders, arm=arm, clip=clip)
+            decoders[decoder], before = load_checkpoint(source, decoder=decoder, clip=clip)
             seen = list(dict.fromkeys([*before["seen_names"], *now["seen_names"]]))
             words = {**before.get("seen_words", {}), **now["seen_words"]}
-            metadata[arm] = {**before, "seen_names": seen, "seen_words": words, "inference": now["inference"]}
-        arms[arm].to(clip.model.logit_scale.device)
-    return arms, metadata
+            metadata[decoder] = {**before, "seen_names": seen, "seen_words": words, "inference": now["inference"]}
+        decoders[decoder].to(clip.model.logit_scale.device)
+    return decoders, metadata
 
 
 def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
-    """Write the tower (what differs from the bundled one) and a checkpoint for each arm."""
+    """Write the tower (what differs from the bundled one) and a checkpoint for each decoder."""
     tuning.trunk.write_back(tuning.clip.visual.conv1)
     base = os.path.relpath(LITE_FOLDER / "clip", folder / "clip")
     save_clip_folder(tuning.clip.model, folder / "clip", {"base": base})
-    for name, arm in tuning.arms.items():
-        save_checkpoint(arm, folder / name, metadata=metadata[name], clip="../clip")
+    for name, decoder in tuning.decoders.items():
+        save_checkpoint(decoder, folder / name, metadata=metadata[name], clip="../clip")
 
 
 class State:
@@ -240,7 +241,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", default="lite_tune")
     parser.add_argument("--data", default=None, help="folder that holds the data sets; default: the configuration's")
     parser.add_argument(
-        "--decoders", default="assets/lite", help="folder with a checkpoint for each arm: where they start; or 'fresh'"
+        "--decoders", default="assets/lite", help="folder with a checkpoint for each decoder: where they start; or 'fresh'"
     )
     parser.add_argument("--clip", default="lite", help="the tower to start from")
     parser.add_argument("--output", type=Path, help="default: the configuration's output_dir")
@@ -248,7 +249,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--depthwise", action="store_true", help="depthwise kernels learn, too: slow on a CPU")
     parser.add_argument("--tower_rate", type=float, default=0.375, help="learning rate over the decoders'; 0.375")
     parser.add_argument("--keep_weight", type=float, default=25.0, help="of plain similarity as it was; 25; 0 saves time")
-    parser.add_argument("--in_turn", action="store_true", help="each step teaches one arm: a third of the time of three")
+    parser.add_argument("--in_turn", action="store_true", help="each step teaches one decoder: a third of the time of three")
     parser.add_argument("--mosaics", type=float, default=0.0, help="share of views that are mosaics of four; 0")
     parser.add_argument("--paste", type=float, default=0.0, help="share of views with things of others pasted in; 0")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
@@ -275,13 +276,14 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
     pasted = vocabulary.known & things(datasets, vocabulary)  # (sets, names)
     concepts = usable_concepts(read_concepts(config.concepts), vocabulary, config.held_out())
     clip = build_clip(options.clip).to(device)
-    arms, metadata = start_arms(options.decoders, clip, vocabulary, config)
-    groups = [group for arm in arms.values() for group in parameter_groups(arm, config)]  # while the tower is frozen
-    of_arms = [p for group in groups for p in group["params"]]
+    decoders, metadata = start_decoders(options.decoders, clip, vocabulary, config)
+    # while the tower is frozen
+    groups = [group for decoder in decoders.values() for group in parameter_groups(decoder, config)]
+    of_decoders = [p for group in groups for p in group["params"]]
     tuning = Tuning(
         clip,
         build_clip("lite").to(device),
-        arms,
+        decoders,
         vocabulary,
         concepts,
         config,
@@ -294,14 +296,21 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
     groups.append({"params": of_tower, "peak": options.tower_rate * config.learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
     settings = {name: value for name, value in (config.to_dict() | vars(options)).items() if name not in NO_PART_OF_A_RUN}
-    state = State(output / "state.pt", of_arms + of_tower, optimizer, settings)
+    state = State(output / "state.pt", of_decoders + of_tower, optimizer, settings)
     first, steps = state.load(), config.max_train_steps
     loader = batches(config, datasets, vocabulary, clip, first=first, pinned=device.type == "cuda")
     preserve, full = config.preserve_names, config.full_vocabulary
-    sampler = NameSampler(len(vocabulary), len(concepts), preserve=preserve, full_probability=full, seed=config.seed)
+    sampler = NameSampler(
+        len(vocabulary),
+        len(concepts),
+        preserve=preserve,
+        full_probability=full,
+        limit=config.names_per_step,
+        seed=config.seed,
+    )
     reader = WordSampler(vocabulary.other_words, share=config.other_words_share, seed=config.seed)
     half = resolved_precision(config.mixed_precision, on_cpu=device.type == "cpu") == "bf16"
-    tuning.arms.train()
+    tuning.decoders.train()
     started, sums = time.monotonic(), {}
     for step, batch in enumerate(loader, start=first):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, mosaics and what is pasted, also after a resume
@@ -313,10 +322,10 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
         names, concept_ids = sampler.sample(step, vocabulary.present(batch["labels"]).cpu())
         words = reader.sample(step, names)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            learning = [ARMS[step % len(ARMS)]] if options.in_turn else None
-            losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)), arms=learning)
+            learning = [DECODERS[step % len(DECODERS)]] if options.in_turn else None
+            losses = tuning(batch, *(chosen.to(device) for chosen in (names, concept_ids, words)), decoders=learning)
         losses["loss"].backward()
-        for part in (of_arms, of_tower) if config.clip_gradient else ():
+        for part in (of_decoders, of_tower) if config.clip_gradient else ():
             nn.utils.clip_grad_norm_(part, config.clip_gradient)
         set_learning_rate(optimizer, step, config)
         optimizer.step()
@@ -334,10 +343,10 @@ def main(arguments: list[str] | None = None, *, on_step: Callable[[int, dict[str
             sums = {}
         if step + 1 == steps or (config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0):
             require_finite(float(losses["loss"].detach()), step + 1)
-            require_finite_weights(of_arms + of_tower, step + 1)
+            require_finite_weights(of_decoders + of_tower, step + 1)
             state.save(step + 1)
             save(tuning, metadata, output)
-    logger.info("finished: %s holds the tower and a checkpoint for each arm", output)
+    logger.info("finished: %s holds the tower and a checkpoint for each decoder", output)
 
 
 if __name__ == "__main__":

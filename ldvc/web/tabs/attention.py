@@ -15,7 +15,7 @@ from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
 from ldvc.web.visit import Visit
 
-ARMS = ("ldvc", "ldvc_without_lcsa", "zegclip")
+DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 PICTURE_SIDE = 896  # of the pictures that programs get
 SHOWN = 8  # names at a time, so that the table is drawn at once
 
@@ -38,7 +38,7 @@ class Settings:
         head: None = mean of all.
         names: which are shown, where there are more than `SHOWN`.
         rescale, off: see the check boxes.
-        left, right: arms under the slider.
+        left, right: decoders under the slider.
     """
 
     layer: int | None = None
@@ -61,16 +61,24 @@ class AttentionTab(Tab):
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
             gr.HTML(html.section(texts.ATTENTION_TITLE, texts.ATTENTION_HELP))
             with gr.Row(elem_classes="ldvc-controls"):
-                self.layer = gr.Radio([], label=texts.ATTENTION_LAYER, elem_id="attention-layer", min_width=120)
+                self.layer = gr.Radio([], label=texts.ATTENTION_LAYER, elem_id="attention-layer", min_width=210)
                 self.head = gr.Dropdown([], label=texts.ATTENTION_HEAD, elem_id="attention-head", min_width=110)
                 self.rescale = gr.Checkbox(
                     label=texts.ATTENTION_RESCALE,
                     info=texts.ATTENTION_RESCALE_INFO,
                     elem_id="attention-rescale",
-                    min_width=150,
+                    min_width=120,
                 )
                 self.off = gr.Checkbox(
-                    label=texts.ATTENTION_OFF, info=texts.ATTENTION_OFF_INFO, elem_id="attention-off", min_width=200
+                    label=texts.ATTENTION_OFF, info=texts.ATTENTION_OFF_INFO, elem_id="attention-off", min_width=140
+                )
+                self.company = gr.Checkbox(
+                    True,
+                    label=texts.COMPANY,
+                    info=texts.COMPANY_INFO,
+                    visible=False,
+                    elem_id="attention-company",
+                    min_width=140,
                 )
             self.names = gr.Dropdown(
                 [],
@@ -96,7 +104,7 @@ class AttentionTab(Tab):
             )
         self.controls = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
         self.pictures = [self.note, self.grid, self.slider]
-        self.outputs = [self.empty, self.body, *self.controls, *self.pictures]
+        self.outputs = [self.empty, self.body, *self.controls, self.company, *self.pictures]
         self.waiting = [self.empty, self.grid]
 
     # ---- drawing ----
@@ -113,7 +121,7 @@ class AttentionTab(Tab):
         if settings.head is not None and settings.head >= heads:
             settings.head = None
         shown = [visit.names[index] for index in self.shown(visit, settings)]
-        arms = self.arms(visit, settings)
+        decoders = self.decoders(visit, settings)
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
@@ -128,18 +136,19 @@ class AttentionTab(Tab):
             self.names: gr.Dropdown(visit.names, value=shown, multiselect=True, visible=len(visit.names) > SHOWN),
             self.rescale: settings.rescale,
             self.off: settings.off,
+            self.company: gr.Checkbox(visit.company, visible=len(visit.names) == 1),
             self.name: gr.Dropdown(visit.names, value=visit.chosen),
-            **self.slider_choices(arms, settings),
+            **self.slider_choices(decoders, settings),
             **self.draw_pictures(visit),
         }
 
-    def slider_choices(self, arms: list[str], settings: Settings) -> dict:
-        """The arms that can be laid over each other."""
-        if settings.left not in arms:
-            settings.left = arms[0]
-        if settings.right not in arms:
-            settings.right = arms[min(1, len(arms) - 1)]
-        choices = [(texts.ARM_TITLES[arm], arm) for arm in arms]
+    def slider_choices(self, decoders: list[str], settings: Settings) -> dict:
+        """The decoders that can be laid over each other."""
+        if settings.left not in decoders:
+            settings.left = decoders[0]
+        if settings.right not in decoders:
+            settings.right = decoders[min(1, len(decoders) - 1)]
+        choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in decoders]
         return {
             self.left: gr.Dropdown(choices, value=settings.left),
             self.right: gr.Dropdown(choices, value=settings.right),
@@ -155,9 +164,9 @@ class AttentionTab(Tab):
         shown, colours = self.shown(visit, settings), colours_for(visit.names)
         low, high = value_range(columns, shown, rescale=settings.rescale)
         index = visit.names.index(visit.chosen)
-        by_arm = {column.arm: column for column in columns if column.maps is not None}
-        left, right = by_arm.get(settings.left, columns[0]), by_arm.get(settings.right, columns[0])
-        note = html.notice(texts.ATTENTION_ONE) if len(visit.names) == 1 else ""
+        by_decoder = {column.decoder: column for column in columns if column.maps is not None}
+        left, right = by_decoder.get(settings.left, columns[0]), by_decoder.get(settings.right, columns[0])
+        note = html.notice(texts.ATTENTION_ONE) if len(visit.names) == 1 and not main.company else ""
         return {
             self.note: gr.HTML(note, visible=bool(note)),
             self.grid: attention_grid(
@@ -167,17 +176,18 @@ class AttentionTab(Tab):
         }
 
     def columns(self, visit: Visit, settings: Settings) -> list[Column]:
-        """One for each arm of the table."""
-        arms = (*ARMS, LCSA_OFF) if settings.off else ARMS
-        results = self.handlers.results(visit, *arms)
+        """One for each decoder of the table."""
+        decoders = (*DECODERS, LCSA_OFF) if settings.off else DECODERS
+        results = self.handlers.results(visit, *decoders)
         layer = -1 if settings.layer is None else settings.layer
         return [
-            Column.of(arm, result, layer=layer, head=settings.head) for arm, result in zip(arms, results, strict=True)
+            Column.of(decoder, result, layer=layer, head=settings.head)
+            for decoder, result in zip(decoders, results, strict=True)
         ]
 
-    def arms(self, visit: Visit, settings: Settings) -> list[str]:
-        """The arms that this checkpoint has and that are shown."""
-        return [column.arm for column in self.columns(visit, settings) if column.maps is not None]
+    def decoders(self, visit: Visit, settings: Settings) -> list[str]:
+        """The decoders that this checkpoint has and that are shown."""
+        return [column.decoder for column in self.columns(visit, settings) if column.maps is not None]
 
     @staticmethod
     def settings(visit: Visit) -> Settings:
@@ -222,7 +232,7 @@ class AttentionTab(Tab):
                 settings.off = bool(off)
                 if settings.off:
                     settings.right = LCSA_OFF
-                choices = self.slider_choices(self.arms(visit, settings), settings)
+                choices = self.slider_choices(self.decoders(visit, settings), settings)
             return self.unless_overtaken(visit, lambda present: {**choices, **self.draw_pictures(present)})
 
         gr.on(
@@ -234,45 +244,72 @@ class AttentionTab(Tab):
             **self.quiet,
         )
 
+        def keep_company(company: bool, visit: Visit) -> dict[Any, Any]:
+            visit = visit.latest
+            if not self.handlers.keep_company(bool(company), visit):
+                return gr.skip()
+            visit.drawn[self.key] = self.stamp(visit)
+            return self.unless_overtaken(visit, self.draw_pictures)
+
+        self.company.input(
+            keep_company, [self.company, self.visit], self.pictures, trigger_mode="always_last", **self.quiet
+        )
+
     def endpoints(self) -> None:
         """/attention."""
 
         def attention(
-            photo: str | None, names: str, name: str, layer: float | None, head: float | None, visit: Visit | None
+            photo: str | None,
+            names: str,
+            name: str,
+            layer: float | None = 0,
+            head: float | None = 0,
+            use_company: bool = True,
+            visit: Visit | None = None,
         ) -> tuple:
             """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
 
-            name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. Returns three
-            heat maps over the photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint
-            has no such decoder) and the data: for each of these decoders, and for LDVC with LCSA switched off in the same
-            weights (an intervention), the share of attention of every patch, row by row. ZegCLIP's is the softmax over names
-            of its own scores.
+            name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. A single name
+            shares the attention with a few words for stuff, unless use_company is false. Returns three heat maps over the
+            photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint has no such decoder)
+            and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
+            intervention): "attention", the softmax over the names of every patch, row by row; "inside" and "outside", its
+            mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words and the
+            attention that goes to all of them together.
             """
-            visit = program.ask(self, photo, names, visit)
+            visit = program.ask(self, photo, names, visit, company=use_company)
             title = next((each for each in visit.names if each.casefold() == (name or "").strip().casefold()), None)
             if title is None:
                 raise program.refusal(texts.NOT_ASKED_FOR.format(name=name))
-            arms = (*ARMS, LCSA_OFF)
-            results = dict(zip(arms, self.handlers.results(visit, *arms), strict=True))
+            decoders = (*DECODERS, LCSA_OFF)
+            results = dict(zip(decoders, self.handlers.results(visit, *decoders), strict=True))
             main = results["ldvc"]
             at, which = program.layer_and_head(main, layer, head)
             index = visit.names.index(title)
-            columns = {arm: Column.of(arm, results[arm], layer=at, head=which) for arm in arms}
+            columns = {decoder: Column.of(decoder, results[decoder], layer=at, head=which) for decoder in decoders}
             size = fit_size(*main.size, long_side=PICTURE_SIDE)
             picture = resize_picture(main.picture, size)
             maps = [
-                None if column.maps is None else heat_map(column.enlarged(index, PICTURE_SIDE), picture)
-                for column in (columns[arm] for arm in ARMS)
+                None if column.maps is None else heat_map(column.enlarged(column.maps[index], PICTURE_SIDE), picture)
+                for column in (columns[decoder] for decoder in DECODERS)
             ]
+            there = {decoder: column for decoder, column in columns.items() if column.maps is not None}
+            shares = {decoder: column.inside_outside(index) for decoder, column in there.items()}
             data = {
                 "name": title,
                 "layer": at + 1,
                 "head": "mean" if which is None else which + 1,
                 "grid": {"rows": main.grid[0], "columns": main.grid[1]},
-                "attention": {
-                    arm: program.rounded(column.maps[index])
-                    for arm, column in columns.items()
-                    if column.maps is not None
+                "attention": {decoder: program.rounded(column.maps[index]) for decoder, column in there.items()},
+                "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
+                "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
+                "company": {
+                    "words": main.company,
+                    "attention": {
+                        decoder: program.rounded(column.company)
+                        for decoder, column in there.items()
+                        if column.company is not None
+                    },
                 },
             }
             return *maps, data, visit
@@ -284,6 +321,7 @@ class AttentionTab(Tab):
                 lambda: gr.Textbox(label="One of the class names"),
                 lambda: unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last")),
                 lambda: unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean")),
+                lambda: gr.Checkbox(True, label="Company for a single name"),
             ],
             [
                 lambda: gr.Image(label="LDVC with LCSA", format="jpeg"),

@@ -7,12 +7,12 @@ import gradio as gr
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import unchecked
+from ldvc.web.inputs import BACKGROUND_INPUTS
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.compare import Painted, compare_view
-from ldvc.web.visit import Visit
+from ldvc.web.visit import OWN_THRESHOLD, Visit
 
-ARMS = ("clip", "zegclip", "ldvc_without_lcsa", "ldvc")
+DECODERS = ("clip", "zegclip", "ldvc_without_lcsa", "ldvc")
 
 
 class CompareTab(Tab):
@@ -41,16 +41,22 @@ class CompareTab(Tab):
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
-            self.view: compare_view(pictures, visit.names, seen, colours_for(visit.names)),
+            self.view: compare_view(
+                pictures,
+                visit.names,
+                seen,
+                colours_for(visit.names),
+                own_thresholds=visit.threshold == OWN_THRESHOLD,
+            ),
         }
 
     def pictures(self, visit: Visit) -> tuple[list[Painted | str], list[bool]]:
-        """Each arm's answer, or its key where the checkpoint has no such arm; and which names are seen."""
-        results = self.handlers.results(visit, *ARMS)
+        """Each decoder's answer, or its key where the checkpoint has no such decoder; and which names are seen."""
+        results = self.handlers.results(visit, *DECODERS)
         colours = colours_for(visit.names)
         painted = [
-            arm if result is None else Painted.of(arm, result, colours)
-            for arm, result in zip(ARMS, results, strict=True)
+            decoder if result is None else Painted.of(decoder, result, colours)
+            for decoder, result in zip(DECODERS, results, strict=True)
         ]
         return painted, results[-1].seen
 
@@ -58,13 +64,18 @@ class CompareTab(Tab):
         """/compare."""
 
         def compare(
-            photo: str | None, names: str, use_background: bool, threshold: float, visit: Visit | None
+            photo: str | None,
+            names: str,
+            use_background: bool = True,
+            threshold: float | None = None,
+            visit: Visit | None = None,
         ) -> tuple:
             """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
 
-            With use_background, pixels where no name's score reaches the threshold are none of these. Returns the painted
-            photos, captioned, and the data: for each of the four the area share of every name and the share of the photo
-            on which it differs from LDVC with LCSA; and which names are seen. What the checkpoint does not have is left out.
+            With use_background, pixels where no name's score reaches the threshold (without one, each decoder's own) are
+            none of these. Returns the painted photos, captioned, and the data: for each of the four the area share of every
+            name and the share of the photo on which it differs from LDVC with LCSA; and which names are seen. What the
+            checkpoint does not have is left out.
             """
             visit = program.ask(self, photo, names, visit, use_background=use_background, threshold=threshold)
             pictures, seen = self.pictures(visit)
@@ -72,22 +83,19 @@ class CompareTab(Tab):
             data = {
                 "seen": dict(zip(visit.names, seen, strict=True)),
                 "decoders": {
-                    each.arm: {
+                    each.decoder: {
                         "area": {name: round(share, 4) for name, share in zip(visit.names, each.shares, strict=True)},
                         "differs_from_ldvc": round(float((each.labels != painted[-1].labels).mean()), 4),
                     }
                     for each in painted
                 },
             }
-            return [(each.overlay, texts.ARM_TITLES[each.arm]) for each in painted], data, visit
+            return [(each.overlay, texts.DECODER_TITLES[each.decoder]) for each in painted], data, visit
 
         program.declare(
             self,
             compare,
-            [
-                lambda: gr.Checkbox(label="Allow none of these"),
-                lambda: unchecked(gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="Threshold")),
-            ],
+            BACKGROUND_INPUTS,
             [lambda: gr.Gallery(label="Painted photos", format="jpeg"), lambda: gr.JSON(label="Data")],
             "compare",
         )

@@ -7,11 +7,13 @@ is kept as a visitor's is: asking again about the same photo does not encode it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from ldvc.result import Segmentation
+from ldvc.web.handlers import checked_background
 from ldvc.web.inputs import unchecked, uploaded_file
 from ldvc.web.tabs import Tab, texts
 from ldvc.web.visit import Problem, Visit
@@ -39,13 +41,20 @@ def declare(
         )
 
 
-def ask(tab: Tab, photo: str | None, names: Any, visit: Visit | None, **options: Any) -> Visit:
+def ask(
+    tab: Tab,
+    photo: str | None,
+    names: Any,
+    visit: Visit | None,
+    *,
+    use_background: Any = True,
+    threshold: Any = None,
+    company: bool = True,
+) -> Visit:
     """Segment for a program: a problem becomes an error with the same sentence."""
-    settings = {"use_background": False, "threshold": 0.5, **options}
     try:
-        return tab.handlers.segment(
-            photo, names, settings["use_background"], settings["threshold"], visit or Visit(), add_context=False
-        )
+        background = checked_background(use_background, threshold)
+        return tab.handlers.segment(photo, names, background, replace(visit or Visit(), company=bool(company)))
     except Problem as problem:
         raise refusal(str(problem)) from problem
 

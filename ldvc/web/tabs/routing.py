@@ -198,7 +198,8 @@ class RoutingTab(Tab):
             is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
             its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
             share of the token attention that falls into it), the affinity of all regions row by row, the token attention
-            of all patches row by row (0 outside those regions), and the patch's softmax over the names.
+            of all patches row by row (0 outside those regions), and the patch's softmax over the names. A single name shares
+            it with the words of "company".
             """
             visit = program.ask(self, photo, names, visit)
             (result,) = self.handlers.results(visit, "ldvc")
@@ -249,4 +250,5 @@ def spot_data(spot: Spot, names: list[str]) -> dict[str, Any]:
         "affinities": program.rounded(spot.routing.all_affinities.reshape(spot.routing.region_grid)),
         "token_attention": program.rounded(spot.attention, 5),
         "softmax": dict(zip(names, program.rounded(spot.shares), strict=True)),
+        "company": spot.company,
     }

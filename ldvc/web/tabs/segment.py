@@ -127,7 +127,8 @@ class SegmentTab(Tab):
         kept = visit.kept.get("segment.photo")
         if kept is None:
             kept = visit.kept["segment.photo"] = photo_uri(result.picture, long_side=VIEW_SIDE, quality=88)
-        return viewer_data(result, photo=kept, opacity=look.opacity, outline=look.outline)
+        own = self.handlers.models(visit).main.calibration.threshold
+        return viewer_data(result, photo=kept, own_threshold=own, opacity=look.opacity, outline=look.outline)
 
     def _look(self, visit: Visit, said: dict[str, Any]) -> None:
         self.hear(visit.latest, said)
@@ -161,7 +162,7 @@ class SegmentTab(Tab):
         result, look = self._result(visit), look or self.look_of(visit)
         if look.alone not in result.names:
             look = replace(look, alone=None)
-        digest = self.handlers.compute(visit, weights_digest, result.arm)
+        digest = self.handlers.compute(visit, weights_digest, result.decoder)
         identity = Identity(self.handlers.models(visit).name, digest)
         name, content = make_file(kind, result, look=look, identity=identity, photo=visit.photo_name)
         folder = Path(self.file.GRADIO_CACHE) / secrets.token_hex(16)

@@ -14,7 +14,7 @@ from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.space import space_view
 from ldvc.web.visit import Visit
 
-ARMS = ("ldvc", "zegclip")
+DECODERS = ("ldvc", "zegclip")
 
 # The slider moves all points at once by one variable on the element, which stays when its content is drawn anew.
 SLIDER_SCRIPT = """
@@ -65,7 +65,7 @@ class SpaceTab(Tab):
         if visit.empty:
             return {self.empty: gr.HTML(visible=True), self.body: gr.Column(visible=False)}
         space, words, missing = self.space(visit)
-        note = " ".join(f"{texts.ARM_TITLES[arm]}: {texts.ARM_MISSING}" for arm in missing)
+        note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {texts.DECODER_MISSING}" for decoder in missing)
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
@@ -74,12 +74,12 @@ class SpaceTab(Tab):
         }
 
     def space(self, visit: Visit) -> tuple[Space, list[str], list[str]]:
-        """The plane, the word of each class embedding, and the arms that this checkpoint does not have."""
-        results = dict(zip(ARMS, self.handlers.results(visit, *ARMS), strict=True))
-        there = {arm: result for arm, result in results.items() if result is not None}
+        """The plane, the word of each class embedding, and the decoders that this checkpoint does not have."""
+        results = dict(zip(DECODERS, self.handlers.results(visit, *DECODERS), strict=True))
+        there = {decoder: result for decoder, result in results.items() if result is not None}
         words = [word for group in there["ldvc"].synonyms for word in group]
-        space = shared_space({arm: movement_of(result) for arm, result in there.items()})
-        return space, words, [arm for arm in ARMS if arm not in there]
+        space = shared_space({decoder: movement_of(result) for decoder, result in there.items()})
+        return space, words, [decoder for decoder in DECODERS if decoder not in there]
 
     def endpoints(self) -> None:
         """/space."""
@@ -100,11 +100,11 @@ class SpaceTab(Tab):
 
 
 def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
-    """The plane and the arms as numbers; see the endpoint."""
-    arms = {}
-    for arm, part in space.arms.items():
+    """The plane and the decoders as numbers; see the endpoint."""
+    decoders = {}
+    for decoder, part in space.decoders.items():
         moved = part.movement
-        arms[arm] = {
+        decoders[decoder] = {
             "drift": part.drift,
             "similarity": part.similarity,
             "names": [
@@ -123,4 +123,4 @@ def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, An
                 "after": program.rounded(part.patches_after),
             },
         }
-    return {"explained_variance": list(space.plane.explained), "decoders": arms}
+    return {"explained_variance": list(space.plane.explained), "decoders": decoders}

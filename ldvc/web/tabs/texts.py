@@ -1,27 +1,27 @@
 """The sentences of the Attention, Routing, Space and Compare tabs. Markup is ours; nothing of a visitor's is in here."""
 
-ARM_TITLES = {
+DECODER_TITLES = {
     "clip": "Plain CLIP similarity",
     "zegclip": "ZegCLIP’s decoder",
     "ldvc_without_lcsa": "LDVC without LCSA",
     "ldvc": "LDVC with LCSA",
     "ldvc_lcsa_off": "LCSA switched off",
 }
-ARM_MISSING = "This checkpoint has no such decoder."
+DECODER_MISSING = "This checkpoint has no such decoder."
 INTERVENTION = "intervention"
 
 # ---- attention ----
 
 ATTENTION_EMPTY = "Segment a photo first: here you will see which share of each patch’s attention goes to which name."
-ATTENTION_TITLE = "Which name does each patch listen to?"
+ATTENTION_TITLE = "Which name does each patch attend to?"
 ATTENTION_HELP = (
-    "In cross-attention every patch spreads its attention over the class names; the shares add up to 1. Bright: the patch "
-    "listens to this name. Down: the names. Across: three decoders, each trained on its own."
+    "Every patch spreads its attention over the class names; the shares add up to 1, and bright means much. The scores behind "
+    "the last layer’s map are those from which the masks are read. Down: the names. Across: three decoders."
 )
 ATTENTION_COLUMNS = {
-    "ldvc": "patches agree with their look-alikes, then listen",
-    "ldvc_without_lcsa": "trained without that agreement",
-    "zegclip": "names are the queries, patches the keys",
+    "ldvc": "patches ask look-alikes, then names",
+    "ldvc_without_lcsa": "patches ask names only",
+    "zegclip": "names ask patches",
     "ldvc_lcsa_off": "the weights of the first column, LCSA left out now",
 }
 ATTENTION_LAYER = "Layer"
@@ -35,15 +35,22 @@ ATTENTION_OFF = "Switch LCSA off"
 ATTENTION_OFF_INFO = "In the same weights: an intervention, never trained so."
 ATTENTION_SCALE = "Share of attention, one fixed scale from 0 to 1 for all maps"
 ATTENTION_SCALE_RESCALED = "Share of attention, rescaled to the lowest and highest value shown: not 0 to 1"
-ATTENTION_ONE = "With one name, attention is 1 everywhere. Add a second name to see where it goes."
+ATTENTION_ONE = "With one name and no company, attention is 1 everywhere. Add company or a second name to see where it goes."
+ATTENTION_SHARES = "inside its mask {inside}, outside {outside}"
+COMPANY = "Company"
+COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
+COMPANY_INFO = "A few words for stuff, asked beside a single name."
 ATTENTION_EXACTLY = "What exactly is drawn"
 ATTENTION_EXACTLY_TEXT = (
-    "<p><b>LDVC, with and without LCSA.</b> Patches are queries, class embeddings keys and values. Drawn is "
-    "softmax<sub>names</sub>(q·k / √d<sub>head</sub>) of the chosen layer, for one head or as mean of the heads.</p>"
-    "<p><b>ZegCLIP’s decoder.</b> Names are queries, patches keys. Its own softmax runs over the <em>patches</em>, which "
-    "gives values near 1/N that no common scale can show. Drawn is the softmax over the <em>names</em> of the very same "
-    "scores, so that every column answers one question: which name does this patch go to? Its last layer is the one that "
-    "makes its masks.</p>"
+    "<p><b>The maps.</b> Drawn is the softmax over the names of the scores q·k / √d<sub>head</sub> of the chosen layer, of one "
+    "head or of the mean score of all heads. The masks are read from the last layer’s mean scores, for all three decoders "
+    "alike.</p>"
+    "<p><b>What differs.</b> In LDVC patches are the queries and names the keys. In ZegCLIP’s decoder names are the queries "
+    "and patches the keys; its own softmax, in the layers before the last, runs over the patches.</p>"
+    "<p><b>Inside and outside.</b> The mean of a map over the pixels to which its own decoder gives that name, “none of "
+    "these” included, and over all others.</p>"
+    "<p><b>Company.</b> The softmax over one name is 1 everywhere. So a single name is asked together with a few words for "
+    "stuff, whose shares are added into one map.</p>"
     "<p><b>Without LCSA</b> is a decoder of its own, trained without the sub-layer: the paper’s ablation. "
     "<b>LCSA switched off</b> takes the trained LDVC and leaves the sub-layer out at inference: an intervention, which "
     "shows what the other layers do by themselves and not what training without LCSA would have given.</p>"
@@ -102,10 +109,11 @@ SPACE_EXACTLY = "How this was measured"
 SPACE_EXACTLY_TEXT = (
     "<p><b>Moved by</b> is the mean of 1 − cos between what went into the decoder and what came out, over all names or all "
     "patches, in CLIP’s full joint space and not in the plane. Before is after the text adapter: the names as this "
-    "photo’s decoder gets them. 0 means bit for bit the same.</p>"
+    "photo’s decoder gets them. After is what enters the last cross-attention, from whose scores the masks are read. 0 means "
+    "bit for bit the same.</p>"
     "<p><b>Patch and its class</b> is the mean cosine of a patch and the class that this decoder gave it, both before or "
-    "both after. It may fall: for the mask it only matters that the right name comes out ahead of the others. ZegCLIP’s masks "
-    "additionally pass through a query and a key projection, which are left out here.</p>"
+    "both after. It may fall: for the mask it only matters that the right name comes out ahead of the others, and its scores "
+    "come after a query and a key projection, which are left out here.</p>"
     "<p><b>The plane</b> is fitted once to the points of both decoders, before and after together, each counting once. "
     "Colours are the classes that a decoder gave its patches. Two names that look close here may be far apart in the "
     "dimensions that the plane does not show.</p>"
@@ -116,12 +124,13 @@ SPACE_EXACTLY_TEXT = (
 COMPARE_EMPTY = "Segment a photo first: here four ways of doing it will stand side by side."
 COMPARE_TITLE = "One photo, four decoders"
 COMPARE_HELP = "Same photo, same names, same colours. Names that the model never saw a mask of are marked."
-COMPARE_ARMS = {
+COMPARE_DECODERS = {
     "clip": "No decoder: cosine of patch and name in the CLIP beneath.",
     "zegclip": "Names are queries and move; patches stay.",
     "ldvc_without_lcsa": "Patches listen to the names and move, each for itself.",
     "ldvc": "Patches agree with look-alikes, then listen to the names and move.",
 }
+COMPARE_THRESHOLDS = "“None of these” is at each decoder’s own threshold."
 COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
 COMPARE_FOOTNOTE = (
     "Marked and striped: no mask of this name was ever shown. All four stand on one CLIP; lite’s learned from the same masks."

@@ -19,42 +19,49 @@ NAMES = 8  # in a caption, those that cover most
 
 @dataclass(frozen=True)
 class Painted:
-    """One arm's answer.
+    """One decoder's answer.
 
     Attributes:
-        arm: key of `texts.ARM_TITLES`.
+        decoder: key of `texts.DECODER_TITLES`.
         overlay: uint8 (height, width, 3).
         labels: (height, width), -1 = none of these.
         shares: of the area, for each name.
     """
 
-    arm: str
+    decoder: str
     overlay: np.ndarray
     labels: np.ndarray
     shares: list[float]
 
     @classmethod
-    def of(cls, arm: str, result: Segmentation, colours: Sequence[str], *, long_side: int = SIDE) -> Painted:
+    def of(cls, decoder: str, result: Segmentation, colours: Sequence[str], *, long_side: int = SIDE) -> Painted:
         """Paint a result."""
         size = fit_size(*result.size, long_side=long_side)
         labels = result.labels_at(size)
         striped = [not seen for seen in result.seen]
         painted = overlay(resize_picture(result.picture, size), labels, colours, striped=striped)
-        return cls(arm, painted, labels, result.area_shares(labels))
+        return cls(decoder, painted, labels, result.area_shares(labels))
 
 
 def compare_view(
-    pictures: Sequence[Painted | str], names: Sequence[str], seen: Sequence[bool], colours: Sequence[str]
+    pictures: Sequence[Painted | str],
+    names: Sequence[str],
+    seen: Sequence[bool],
+    colours: Sequence[str],
+    *,
+    own_thresholds: bool = False,
 ) -> str:
     """Four pictures with captions.
 
     Args:
-        pictures: an arm's answer, or the key of an arm that the checkpoint does not have.
+        pictures: a decoder's answer, or the key of a decoder that the checkpoint does not have.
         names, seen, colours: of all names.
+        own_thresholds: say that "none of these" is at each decoder's own threshold.
     """
-    reference = next((each for each in pictures if isinstance(each, Painted) and each.arm == "ldvc"), None)
+    reference = next((each for each in pictures if isinstance(each, Painted) and each.decoder == "ldvc"), None)
     figures = "".join(_figure(each, reference, names, seen, colours) for each in pictures)
-    return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{texts.COMPARE_FOOTNOTE}</p>'
+    note = f"{texts.COMPARE_FOOTNOTE} {texts.COMPARE_THRESHOLDS if own_thresholds else ''}".rstrip()
+    return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{note}</p>'
 
 
 def _figure(
@@ -64,10 +71,10 @@ def _figure(
     seen: Sequence[bool],
     colours: Sequence[str],
 ) -> str:
-    arm = picture if isinstance(picture, str) else picture.arm
-    head = f"<b>{texts.ARM_TITLES[arm]}</b><small>{texts.COMPARE_ARMS[arm]}</small>"
+    decoder = picture if isinstance(picture, str) else picture.decoder
+    head = f"<b>{texts.DECODER_TITLES[decoder]}</b><small>{texts.COMPARE_DECODERS[decoder]}</small>"
     if isinstance(picture, str):
-        missing = f'<div class="ldvc-map-missing"><span>{texts.ARM_MISSING}</span></div>'
+        missing = f'<div class="ldvc-map-missing"><span>{texts.DECODER_MISSING}</span></div>'
         return f'<figure class="ldvc-compared"><figcaption>{head}</figcaption>{missing}</figure>'
     order = [i for i in np.argsort(-np.array(picture.shares), kind="stable") if picture.shares[i] > 0]
     chips = "".join(_chip(names[i], seen[i], colours[i], picture.shares[i]) for i in order[:NAMES])
@@ -84,7 +91,7 @@ def _figure(
     source = photo_uri(picture.overlay, long_side=SIDE, quality=80)
     return (
         f'<figure class="ldvc-compared"><figcaption>{head}</figcaption>'
-        f'<img src="{source}" alt="{escape(f"{texts.ARM_TITLES[arm]}: {said}")}">'
+        f'<img src="{source}" alt="{escape(f"{texts.DECODER_TITLES[decoder]}: {said}")}">'
         f'<ul class="ldvc-chips">{chips}</ul>{differs}</figure>'
     )
 

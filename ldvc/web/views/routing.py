@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldvc.patch_routing import PatchRouting
 from ldvc.result import Segmentation
+from ldvc.visualize import NONE_COLOUR
 from ldvc.web.html import escape, percent
 from ldvc.web.tabs import texts
 from ldvc.web.views.attention import name_label
 from ldvc.web.views.inline import heat_uri, number, scale_bar
-from ldvc.windows import PatchRouting
 
 OWN_MARK = '<span class="ldvc-own-mark">its own region</span>'
 BARS = 12  # names listed, the strongest first
@@ -31,7 +32,8 @@ class Spot:
         routing: regions, affinities, token attention.
         attention: (h, w) token attention on the grid of `routing`, of one head or the mean of all.
         inside: for each chosen region the share of attention that falls into it; they add up to 1.
-        shares: (C,) softmax over the names.
+        shares: (C,) softmax over the names; with company they add up to less than 1.
+        company: words that share the attention with a single name.
         label: index of the name that the patch got.
         score: its score, 0..1.
     """
@@ -46,6 +48,7 @@ class Spot:
     attention: np.ndarray
     inside: list[float]
     shares: np.ndarray
+    company: list[str]
     label: int
     score: float
 
@@ -69,6 +72,7 @@ class Spot:
             attention=attention,
             inside=[float(attention[top:bottom, left:right].sum()) for top, left, bottom, right in boxes],
             shares=result.cross_attention(layer=layer, head=head)[:, row, column],
+            company=result.company,
             label=label,
             score=float(result.patch_scores(row, column)[label]),
         )
@@ -242,6 +246,12 @@ def steps(
     rest = float(spot.shares.sum() - spot.shares[order].sum())
     more = len(names) - len(order)
     tail = f'<li class="ldvc-subdued">and {more} more names: {number(rest)} together</li>' if more else ""
+    if spot.company:
+        tail += (
+            f'<li class="ldvc-subdued" title="{escape(", ".join(spot.company))}"><span>{texts.COMPANY}</span>'
+            f'<span class="ldvc-bar"><i style="width:{(1 - spot.shares.sum()) * 100:.1f}%;--c:{NONE_COLOUR}"></i></span>'
+            f'<span class="ldvc-number">{number(float(1 - spot.shares.sum()))}</span></li>'
+        )
     helps = texts.ROUTING_STEP_HELP
     bar = scale_bar(texts.ROUTING_SCALE.format(head=who), 0, float(spot.attention.max()), strength=1)
     said = (helps[0].format(k=len(spot.inside)), helps[1], helps[2].format(layer=layer + 1, head=who))

@@ -27,12 +27,15 @@ def titles(result: Segmentation) -> list[str]:
     return [" | ".join(words) for words in result.synonyms]
 
 
-def viewer_data(result: Segmentation, *, photo: str, opacity: float = OPACITY, outline: bool = True) -> dict[str, Any]:
+def viewer_data(
+    result: Segmentation, *, photo: str, own_threshold: float, opacity: float = OPACITY, outline: bool = True
+) -> dict[str, Any]:
     """Everything that `viewer.js` needs to paint the photo and to go on painting it without the server.
 
     Args:
         result: with its threshold.
         photo: the photo as data, from `photo_uri` with `VIEW_SIDE`.
+        own_threshold: of the checkpoint, where the slider of "none of these" starts.
         opacity, outline: how the visitor likes it painted.
 
     Returns:
@@ -40,10 +43,11 @@ def viewer_data(result: Segmentation, *, photo: str, opacity: float = OPACITY, o
         whatever the threshold in its second; "scores" has the score of the best class in 0..255.
     """
     height, width = fit_size(*result.size, long_side=VIEW_SIDE)
-    best, evident = result.labels_with_best((height, width))
+    best, exact = result.best_at((height, width))
+    labels = best if result.background is None else np.where(exact < result.background, -1, best)
     marks = np.zeros((height, width, 3), dtype=np.uint8)
-    marks[..., 0], marks[..., 1] = best + 1, evident + 1
-    scores = result.best_scores_at(fit_size(*result.size, long_side=SCORES_SIDE))
+    marks[..., 0], marks[..., 1] = labels + 1, best + 1
+    _, scores = result.best_at(fit_size(*result.size, long_side=SCORES_SIDE))
     rows = zip(result.names, titles(result), result.seen, colours_for(result.names), strict=True)
     return {
         "photo": photo,
@@ -55,6 +59,7 @@ def viewer_data(result: Segmentation, *, photo: str, opacity: float = OPACITY, o
             {"name": name, "title": title, "seen": seen, "colour": colour} for name, title, seen, colour in rows
         ],
         "threshold": result.background,
+        "own_threshold": own_threshold,
         "opacity": opacity,
         "outline": outline,
         "usual_opacity": OPACITY,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldvc.space import ArmSpace, Space
+from ldvc.space import DecoderSpace, Space
 from ldvc.web.html import escape, percent
 from ldvc.web.tabs import texts
 from ldvc.web.views.inline import number
@@ -38,18 +38,18 @@ class Frame:
 
 
 def space_view(space: Space, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> str:
-    """One plot for each arm, a slider from before to after, and what was measured.
+    """One plot for each decoder, a slider from before to after, and what was measured.
 
     Args:
-        space: of the arms to show.
+        space: of the decoders to show.
         words: one for each class embedding.
         classes, colours: of the names, for the summary.
     """
     frame = Frame(space)
     written = labelled(space, words, len(classes))
-    plots = "".join(_plot(arm, part, frame, words, classes, colours, written) for arm, part in space.arms.items())
+    plots = "".join(_plot(decoder, part, frame, words, classes, colours, written) for decoder, part in space.decoders.items())
     across, up = space.plane.explained
-    count = len(next(iter(space.arms.values())).patches_before)
+    count = len(next(iter(space.decoders.values())).patches_before)
     drawn = f"{min(PATCHES, count)} of {count} patches are drawn, all are measured." if count > PATCHES else ""
     if len(written) < len(words):
         drawn += f" {texts.SPACE_LABELLED.format(written=len(written), all=len(words))}"
@@ -65,8 +65,8 @@ def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
     """Which words are written in the plots: all, or of a long list those of the classes that most patches got."""
     if len(words) <= LABELS:
         return set(range(len(words)))
-    patches = sum(np.bincount(part.movement.class_of_patch, minlength=classes) for part in space.arms.values())
-    class_of = next(iter(space.arms.values())).movement.class_of_embedding
+    patches = sum(np.bincount(part.movement.class_of_patch, minlength=classes) for part in space.decoders.values())
+    class_of = next(iter(space.decoders.values())).movement.class_of_embedding
     order = sorted(range(len(words)), key=lambda index: -patches[class_of[index]])
     return {index for index in order[:LABELS] if patches[class_of[index]]}
 
@@ -81,8 +81,8 @@ def _slider() -> str:
 
 
 def _plot(
-    arm: str,
-    part: ArmSpace,
+    decoder: str,
+    part: DecoderSpace,
     frame: Frame,
     words: Sequence[str],
     classes: Sequence[str],
@@ -111,13 +111,13 @@ def _plot(
     names = _names(part, frame, words, colours, written)
     drift, similarity = part.drift, part.similarity
     summary = (
-        f"{texts.ARM_TITLES[arm]}: class names moved by {number(drift['classes'], 3)}, patches by "
+        f"{texts.DECODER_TITLES[decoder]}: class names moved by {number(drift['classes'], 3)}, patches by "
         f"{number(drift['patches'], 3)}; similarity of a patch and its class {number(similarity['before'])} before, "
         f"{number(similarity['after'])} after. Classes: {', '.join(classes)}"
     )
     moved = "patches" if drift["patches"] > drift["classes"] else "names"
     return (
-        f'<figure class="ldvc-plot"><figcaption><b>{texts.ARM_TITLES[arm]}</b><small>{texts.SPACE_MOVED[moved]}</small>'
+        f'<figure class="ldvc-plot"><figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{texts.SPACE_MOVED[moved]}</small>'
         f'</figcaption><svg viewBox="0 0 {WIDTH:.0f} {frame.height:.0f}" role="img" aria-label="{escape(summary)}">'
         f"{trails}{dots}{names}</svg></figure>"
     )
@@ -127,7 +127,7 @@ def _step(start: np.ndarray, end: np.ndarray) -> str:
     return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
 
 
-def _names(part: ArmSpace, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
+def _names(part: DecoderSpace, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
     """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
     before, after = frame(part.embeddings_before), frame(part.embeddings_after)
     chosen = sorted(written)
@@ -195,11 +195,11 @@ def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, 
 
 def _table(space: Space) -> str:
     rows = []
-    for arm, part in space.arms.items():
+    for decoder, part in space.decoders.items():
         drift, similarity = part.drift, part.similarity
         gain = similarity["after"] - similarity["before"]
         rows.append(
-            f'<tr><th scope="row">{texts.ARM_TITLES[arm]}</th>{_moved(drift["classes"])}{_moved(drift["patches"])}'
+            f'<tr><th scope="row">{texts.DECODER_TITLES[decoder]}</th>{_moved(drift["classes"])}{_moved(drift["patches"])}'
             f"<td>{number(similarity['before'])} → <b>{number(similarity['after'])}</b> "
             f'<span class="ldvc-subdued">({"+" if gain >= 0 else ""}{number(gain)})</span></td></tr>'
         )

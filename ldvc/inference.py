@@ -1,0 +1,337 @@
+"""From a picture to scores and labels at photo size: the one path of predictor, evaluation and validation figures.
+
+The steps, in their order: resize the picture, cut it into windows, encode them (`encode_picture`), decode
+(`Predictor.segment`), then upsample and stitch what has one value per patch (`stitch`, `upsampled_argmax`). Interpolation
+is bilinear and is written in element-wise operations, so that a pixel gets the same value whether a tile or the whole photo
+is upsampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.stem import PointwiseBf16
+from ldvc.modeling.towers import ImageFeatures, ImageTower
+
+SMALL_LONG_SIDE = 224  # smaller pictures are enlarged to this long side; others to at most twice their size
+TILE = 4  # patches along the side of a tile of a label map
+
+
+# ---- picture -> windows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of the canvas that the image tower sees at once; all numbers in canvas pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def require_inference(inference: Any) -> None:
+    """Raises ValueError, with the reason, for settings that `canvas_size` and `sliding_windows` cannot use."""
+    if not isinstance(inference, dict) or not {"long_side", "short_side"} & set(inference):
+        raise ValueError(f"'inference' must name 'long_side' or 'short_side', not {inference!r}")
+    if ("window" in inference) != ("stride" in inference):
+        raise ValueError("'inference' must name 'window' and 'stride' together")
+    for key, value in inference.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"'{key}' of 'inference' must be a positive number, not {value!r}")
+    if inference.get("stride", 0) > inference.get("window", 0):
+        raise ValueError(
+            f"a stride of {inference['stride']} leaves gaps between windows of {inference['window']} pixels; "
+            "'stride' of 'inference' must not be larger than 'window'"
+        )
+
+
+def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
+    """Size at which a picture is shown to the tower, before padding.
+
+    `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
+    (sliding window). Small pictures are enlarged at most twice (`enlarge`, if `inference` holds it), or up to
+    `SMALL_LONG_SIDE`. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
+
+    Returns:
+        (height, width) of the canvas in pixels.
+    """
+    longest, shortest = max(height, width), min(height, width)
+    if "long_side" in inference:
+        scale = inference["long_side"] / longest
+    else:
+        scale = inference["short_side"] / shortest
+        longest_allowed = 4 * inference.get("window", inference["short_side"])
+        scale = min(scale, longest_allowed / longest)  # a panorama would need windows without end
+    scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE / longest))
+    return max(patch, round(height * scale)), max(patch, round(width * scale))
+
+
+def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> list[Window]:
+    """Windows that cover a canvas; one that covers it all when `inference` names no window.
+
+    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the canvas.
+    """
+    if "window" not in inference:
+        return [Window(0, 0, height, width)]
+
+    def starts(length: int) -> list[int]:
+        window, stride = inference["window"], inference["stride"]
+        steps = max(0, -(-(length - window) // stride))
+        return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
+
+    window = inference["window"]
+    return [
+        Window(top, left, min(window, height), min(window, width)) for top in starts(height) for left in starts(width)
+    ]
+
+
+def cut_windows(
+    image: Image.Image, *, inference: dict[str, Any], patch: int
+) -> tuple[tuple[int, int], list[Window], np.ndarray]:
+    """The picture as the image tower sees it: resized to its canvas, cut into windows, padded to whole patches.
+
+    Args:
+        image: RGB.
+        inference: see `canvas_size`.
+        patch: pixels per patch side.
+
+    Returns:
+        The canvas (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding repeats the
+        last row and column, so that convolutions see no artificial edge.
+    """
+    size = canvas_size(image.height, image.width, inference=inference, patch=patch)
+    windows = sliding_windows(*size, inference=inference)
+    shown = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
+    padding = ((0, -windows[0].height % patch), (0, -windows[0].width % patch), (0, 0))
+    crops = [shown[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
+    return size, windows, np.stack([np.pad(crop, padding, mode="edge") for crop in crops])
+
+
+# ---- windows -> features ------------------------------------------------------------------------------------------------
+
+
+@cache
+def bf16_is_faster() -> bool:
+    """Whether this processor is faster with 1 x 1 convolutions in bfloat16 than in float32; measured once, in 0.2 s.
+
+    That it has instructions for bfloat16 does not say so: they double the speed of an EPYC and halve that of some Xeons.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    convolution = torch.nn.Conv2d(96, 384, kernel_size=1).requires_grad_(False)
+    x = torch.ones(1, 96, 80, 80).to(memory_format=torch.channels_last)
+
+    def seconds(layer: torch.nn.Module) -> float:
+        def once() -> float:
+            started = time.perf_counter()
+            layer(x)
+            return time.perf_counter() - started
+
+        return min(once() for _ in range(6))
+
+    return 1.1 * seconds(PointwiseBf16(convolution)) < seconds(convolution)
+
+
+def normalise(pixels: np.ndarray | Tensor, clip: FrozenClip) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, with the mean and deviation that the CLIP was trained with."""
+    values = torch.as_tensor(pixels).movedim(-1, -3).float() / 255
+    return (values - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
+
+
+@dataclass
+class ImageState:
+    """What is kept of one photo: small enough to be kept for each visitor, on the CPU so that it can be handed around.
+
+    Attributes:
+        picture: uint8 (H, W, 3).
+        canvas: (height, width) at which the tower saw it, without padding.
+        windows: what the tower saw at once.
+        family: predictors of one family share their frozen towers and may share this state.
+        stems: the frozen patch embedding of each window, (1, width, h, w).
+        features: by decoder, the image features of each window (prompts differ between decoders); filled when first asked for.
+    """
+
+    picture: np.ndarray
+    canvas: tuple[int, int]
+    windows: list[Window]
+    family: str
+    stems: list[Tensor]
+    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
+
+
+def encode_picture(
+    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], family: str, bf16: bool
+) -> ImageState:
+    """Resize a picture, cut it into windows and compute their patch embedding, the part that all decoders share.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        tower: around the frozen CLIP.
+        inference: see `canvas_size`.
+        family: see `ImageState`.
+        bf16: compute in bfloat16.
+    """
+    clip = tower.clip
+    device = clip.model.logit_scale.device
+    canvas, windows, crops = cut_windows(Image.fromarray(picture), inference=inference, patch=clip.patch_size)
+    stems = []
+    for crop in crops:
+        pixels = normalise(crop[None], clip).to(device)  # (1, 3, H, W)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            stems.append(tower.stem(pixels).float().cpu())
+    return ImageState(picture=picture, canvas=canvas, windows=windows, family=family, stems=stems)
+
+
+# ---- patches -> pixels --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Linear interpolation along one axis, from the patches of a window to pixels of the photo.
+
+    Attributes:
+        lower, upper: (n,) int64, the two patches around each pixel.
+        weight: (n,) float32 of the upper one.
+        position: (n,) where the pixels lie on the canvas.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    weight: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(cls, length: int, *, canvas: int, start: int, cells: int, patch: int) -> Axis:
+        """Pixel i lies at (i + 0.5) * canvas / length on the canvas, patch j of the window at start + (j + 0.5) * patch. Beyond
+        the first and last patch the nearest value holds.
+
+        Args:
+            length: pixels along this axis of the output, which span the canvas.
+            canvas: its length in canvas pixels.
+            start: first canvas pixel of the window.
+            cells: patches of the window along this axis.
+            patch: canvas pixels per patch.
+        """
+        position = (torch.arange(length, dtype=torch.float32) + 0.5) * (canvas / length)
+        coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
+        lower = coordinate.floor().clamp(max=max(cells - 2, 0))
+        upper = (lower + 1).clamp(max=cells - 1)
+        return cls(lower.long(), upper.long(), coordinate - lower, position)
+
+    def part(self, pixels: slice) -> Axis:
+        """The same for some of the pixels."""
+        return Axis(self.lower[pixels], self.upper[pixels], self.weight[pixels], self.position[pixels])
+
+
+def upsample(maps: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """(C, h, w) -> (C, len(rows), len(columns)), bilinear."""
+    down, along = rows.weight[:, None].to(maps.dtype), columns.weight.to(maps.dtype)
+    narrow = maps[:, rows.lower] * (1 - down) + maps[:, rows.upper] * down  # (C, H, w)
+    return narrow[:, :, columns.lower] * (1 - along) + narrow[:, :, columns.upper] * along
+
+
+def stitch(
+    maps: Sequence[Tensor],
+    windows: Sequence[Window],
+    size: tuple[int, int],
+    *,
+    canvas: tuple[int, int],
+    patch: int,
+    after: Callable[[Tensor], Tensor] | None = None,
+    grid: bool = False,
+) -> Tensor:
+    """Maps on the patches of each window (C, h, w) -> one map of the whole photo (C, height, width).
+
+    Args:
+        maps: one for each window.
+        windows: where they are on the canvas.
+        size: pixels (or patches) of the result.
+        canvas: (height, width) of the canvas in its pixels.
+        patch: canvas pixels per patch.
+        after: applied to each upsampled map, in float64, before overlapping windows are averaged.
+        grid: `size` spans whole patches, padding included.
+    """
+    whole = tuple(-(-side // patch) * patch for side in canvas) if grid else canvas
+
+    def axis(which: int, window: Window, cells: int) -> Axis:
+        start = (window.top, window.left)[which]
+        return Axis.of(size[which], canvas=whole[which], start=start, cells=cells, patch=patch)
+
+    if len(maps) == 1:
+        upsampled = upsample(maps[0], *(axis(which, windows[0], maps[0].shape[1 + which]) for which in (0, 1)))
+        return upsampled if after is None else after(upsampled.double())
+    total = torch.zeros(maps[0].shape[0], *size, dtype=maps[0].dtype if after is None else torch.float64)
+    count = torch.zeros(size)
+    for window, values in zip(windows, maps, strict=True):
+        rows, columns = (axis(which, window, values.shape[1 + which]) for which in (0, 1))
+        # Pixels beyond the canvas (padding, where `grid`) belong to the windows at the border.
+        at_rows, at_columns = rows.position.clamp(max=canvas[0] - 0.5), columns.position.clamp(max=canvas[1] - 0.5)
+        down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
+        along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
+        if not len(down) or not len(along):  # the result is coarser than the windows
+            continue
+        box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
+        part = upsample(values, rows.part(box[0]), columns.part(box[1]))
+        total[:, box[0], box[1]] += part if after is None else after(part.double())
+        count[box] += 1
+    return total / count
+
+
+def upsampled_argmax(
+    logits: Tensor, size: tuple[int, int], *, canvas: tuple[int, int], window: Window, patch: int
+) -> tuple[Tensor, Tensor]:
+    """The highest of all upsampled maps at each pixel, and whose it is, without upsampling every map everywhere.
+
+    A pixel's value is a weighted mean of four patches'. A name whose highest of the four is below another's lowest is
+    nowhere best between them, so that a list of 200 names costs little more than what is in the photo.
+
+    Args:
+        logits: (C, h, w), one value per patch.
+        size: (height, width) in pixels; they span the canvas.
+        canvas, window, patch: as of `Axis.of`, for both axes.
+
+    Returns:
+        (height, width) values, and (height, width) indices into C; the first of equal ones.
+    """
+    corners = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")
+    highest, lowest = F.max_pool2d(corners, 2, stride=1)[0], -F.max_pool2d(-corners, 2, stride=1)[0]
+    # (C, h, w): in the square to the right of and below each patch; the margin is above what interpolation rounds
+    contends = highest >= lowest.amax(dim=0) - 1e-4
+
+    def tiles(which: int) -> list[tuple[slice, slice, Axis]]:
+        """Along one axis, `TILE` patches at a time: pixels, patches, and the interpolation from these to those."""
+        cells, start = logits.shape[1 + which], (window.top, window.left)[which]
+        axis = Axis.of(size[which], canvas=canvas[which], start=start, cells=cells, patch=patch)
+        found = []
+        for first in range(0, cells, TILE):
+            inside = ((axis.lower >= first) & (axis.lower < first + TILE)).nonzero().flatten()
+            if len(inside):
+                pixels = slice(int(inside[0]), int(inside[-1]) + 1)
+                part = axis.part(pixels)
+                local = Axis(part.lower - first, part.upper - first, part.weight, part.position)
+                found.append((pixels, slice(first, first + TILE + 1), local))
+        return found
+
+    best = torch.empty(size)
+    labels = torch.empty(size, dtype=torch.int64)
+    columns = tiles(1)
+    for pixels_down, patches_down, down in tiles(0):
+        for pixels_along, patches_along, along in columns:
+            squares = contends[:, patches_down, patches_along][:, :TILE, :TILE]
+            names = squares.flatten(1).any(dim=1).nonzero().flatten()
+            maps = upsample(logits[names, patches_down, patches_along], down, along)
+            best[pixels_down, pixels_along], index = maps.max(dim=0)
+            labels[pixels_down, pixels_along] = names[index]
+    return best, labels

@@ -1,0 +1,66 @@
+"""Where LCSA routed one patch, read from the routing of a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldvc.inference import Window
+from ldvc.modeling.attention import Routing
+
+
+@dataclass(frozen=True)
+class PatchRouting:
+    """Where LCSA routed one patch; all coordinates are patches of the window's grid.
+
+    Attributes:
+        grid: (h, w) of the window.
+        patch: (row, column) that was asked for, in that grid.
+        window: the part of the canvas that the grid covers.
+        regions: (k,) numbers of the regions that were chosen, best first.
+        affinity: (k,) of each of them to the patch's own region; `all_affinities` has every region.
+        all_affinities: (regions,).
+        own_region: number of the region that holds the patch.
+        boxes: {region: (top, left, bottom, right)} for the chosen ones and the patch's own; bottom and right exclusive.
+        token_attention: (heads, h, w), zero outside the chosen regions; sums to 1 per head.
+        region_grid: (rows, columns) of regions, numbered row by row.
+    """
+
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    window: Window
+    regions: np.ndarray
+    affinity: np.ndarray
+    all_affinities: np.ndarray
+    own_region: int
+    boxes: dict[int, tuple[int, int, int, int]]
+    token_attention: np.ndarray
+    region_grid: tuple[int, int]
+
+
+def distance_to_centre(window: Window, at: tuple[float, float]) -> float:
+    """Of a point (y, x) of the canvas to the middle of a window, 0.5 at its border."""
+    return max(
+        abs(window.top + window.height / 2 - at[0]) / window.height,
+        abs(window.left + window.width / 2 - at[1]) / window.width,
+    )
+
+
+def patch_routing(routing: Routing, *, row: int, column: int, grid: tuple[int, int], window: Window) -> PatchRouting:
+    """Read the routing of one patch; see `PatchRouting`."""
+    own = routing.layout.region_of(row, column)
+    regions = routing.chosen(row, column)
+    affinities = routing.affinity[0, own].float()
+    return PatchRouting(
+        grid=grid,
+        patch=(row, column),
+        window=window,
+        regions=np.array(regions),
+        affinity=affinities[regions].numpy(),
+        all_affinities=affinities.numpy(),
+        own_region=own,
+        boxes={region: routing.layout.box(region) for region in (*regions, own)},
+        token_attention=routing.token_attention(row, column).numpy(),
+        region_grid=routing.layout.count,
+    )

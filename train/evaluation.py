@@ -1,0 +1,371 @@
+"""Segments the photos of a data set with the predictor that the page uses, and counts what is right.
+
+Nothing here knows files of results or tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldvc.calibration import Calibration
+from ldvc.data import BACKGROUND, VOID, SegmentationDataset, weights_digest
+from ldvc.data.class_names import plain
+from ldvc.errors import DataError
+from ldvc.inference import ImageState, canvas_size, sliding_windows
+from ldvc.metrics import (
+    BackgroundCurve,
+    ConfusionMatrix,
+    Means,
+    ThresholdCurve,
+    average_precision,
+    contrast,
+    fit_calibration,
+    fragments,
+    mask_iou,
+)
+from ldvc.predictor import Predictor
+from ldvc.result import Segmentation
+
+logger = logging.getLogger("evaluate")
+
+OFFSET = 0.1  # gamma of ZegCLIP and its followers
+ABSENT = 3  # names in a visitor's question that the photo does not show
+UNLIMITED = 1e9  # the protocol's short side holds for small photos too; the page enlarges them at most twice
+
+
+def unlimited(inference: Mapping[str, Any]) -> dict[str, Any]:
+    """The inference settings with the literature's reading of `short_side`: photos are enlarged however small they are."""
+    return ({"enlarge": UNLIMITED} if "short_side" in inference else {}) | dict(inference)
+
+
+# ---- photos in ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo with its truth.
+
+    Attributes:
+        index, stem: in the data set.
+        picture: (H, W, 3) uint8.
+        target: (H, W) int64: number of the name, VOID or BACKGROUND.
+    """
+
+    index: int
+    stem: str
+    picture: np.ndarray
+    target: Tensor
+
+
+class PhotoReader(Dataset):
+    """Some photos of a data set; a broken one is a sentence instead."""
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.table = torch.full((256,), VOID, dtype=torch.int64)
+        for number, index in enumerate(dataset.class_indices()):
+            self.table[index] = number
+        if dataset.background_index is not None:
+            self.table[dataset.background_index] = BACKGROUND
+        self.table[dataset.ignore_index] = VOID
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Photo | str:
+        index = self.indices[place]
+        try:
+            image, mask = self.dataset.pair(index)
+        except DataError as error:
+            return str(error)
+        return Photo(index, self.dataset.stems[index], np.asarray(image), self.table[torch.from_numpy(mask).int()])
+
+
+def _as_it_is(item: Photo | str) -> Photo | str:
+    return item
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Where an evaluation takes its photos from, and which of them this process decodes.
+
+    Attributes:
+        cache_dir: where the outputs of the frozen patch embedding are kept; None computes them anew. It pays where that is a
+            network of its own, as in lite; a plain patch embedding is faster than the disk.
+        process, processes: take photos process, process + processes, ... of each data set; `gather` adds the shares up.
+        num_workers: processes that read photos ahead.
+    """
+
+    cache_dir: str | None = None
+    process: int = 0
+    processes: int = 1
+    num_workers: int = 0
+
+    def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
+        """This process's photos of a data set."""
+        reader = PhotoReader(dataset, range(self.process, len(dataset), self.processes))
+        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is))
+
+    def stems(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
+        """Folder of the stored patch embeddings of these photos at this size by these towers."""
+        if not self.cache_dir:
+            return None
+        clip = predictor.model.clip
+        facts = [dataset.fingerprint(masks=False), sorted(predictor.inference.items()), clip.patch_size]
+        key = json.dumps([*facts, weights_digest(clip.visual), predictor.bf16])
+        name = f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        folder = Path(self.cache_dir) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageState:
+    """`predictor.encode_image` of a photo, its patch embedding read from or written into a folder of `Photos.stems`."""
+    if folder is None:
+        return predictor.encode_image(photo.picture)
+    path = folder / f"{photo.index:06d}.pt"
+    if path.is_file():
+        patch = predictor.model.clip.patch_size
+        canvas = canvas_size(*photo.picture.shape[:2], inference=predictor.inference, patch=patch)
+        windows = sliding_windows(*canvas, inference=predictor.inference)
+        stems = [stem.float() for stem in torch.load(path, weights_only=True)]
+        return ImageState(photo.picture, canvas, windows, predictor.family, stems)
+    state = predictor.encode_image(photo.picture)
+    temporary = path.with_suffix(f".{os.getpid()}.new")  # a kill in the middle leaves no file of the final name
+    torch.save([stem.bfloat16() if predictor.bf16 else stem for stem in state.stems], temporary)
+    os.replace(temporary, path)
+    return state
+
+
+# ---- questions ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a visitor might ask about a photo: the names that it shows and `ABSENT` others of the data set.
+
+    Attributes:
+        names: numbers of the names, the present ones first; the absent ones are drawn by the photo's stem.
+        present: how many are present.
+        truth: (H, W) int64 place in `names`, -1 = none of them. valid: (H, W) bool; void is False.
+    """
+
+    names: list[int]
+    present: int
+    truth: Tensor
+    valid: Tensor
+
+    @classmethod
+    def about(cls, photo: Photo, classes: int) -> Question:
+        """The question about a photo of a data set with `classes` names."""
+        present = [number for number in photo.target.unique().tolist() if number >= 0]
+        others = [number for number in range(classes) if number not in present]
+        names = present + random.Random(photo.stem).sample(others, min(ABSENT, len(others)))
+        place = torch.full((classes + 2,), -1)  # the last two are VOID and BACKGROUND
+        place[names] = torch.arange(len(names))
+        return cls(names, len(present), place[photo.target], photo.target != VOID)
+
+
+def ask(
+    predictor: Predictor, names: Sequence[str], state: ImageState, *, background: float | None, attention: bool = False
+) -> Segmentation:
+    """Asks for names of a data set, by the words that training uses.
+
+    "other" as a data set's class is a word like any other, so it does not pass through `Predictor.segment`.
+    """
+    words = [[plain(name)] for name in names]
+    return predictor.segment_words(words, background=background, image=state, attention=attention)
+
+
+# ---- counting -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Counts:
+    """Counts over photos of one data set.
+
+    Attributes:
+        joint, offset, present: confusion matrices of three ways to ask, see `train.evaluate`.
+        visitor: means of a visitor's measures.
+        photos: indices of the photos that were decoded. blank: of those without a labelled pixel.
+        broken: one sentence for each photo that could not be read.
+    """
+
+    joint: ConfusionMatrix
+    offset: ConfusionMatrix
+    present: ConfusionMatrix
+    visitor: Means = field(default_factory=Means)
+    photos: list[int] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, classes: int) -> Counts:
+        """No photos yet."""
+        return cls(*(ConfusionMatrix(classes) for _ in range(3)))
+
+    def merge(self, other: Counts) -> None:
+        """Adds what was counted on other photos."""
+        for name in ("joint", "offset", "present", "visitor"):
+            getattr(self, name).merge(getattr(other, name))
+        self.photos += other.photos
+        self.blank += other.blank
+        self.broken += other.broken
+
+
+def gather(counts: Counts) -> Counts:
+    """What all processes counted; each must call it. Without several processes the counts come back as they are.
+
+    Photos are dealt out by `Photos` without padding, so that none is counted twice; the assertion says so.
+    """
+    total = Counts.empty(len(counts.joint.counts))
+    for part in gather_object([counts]):
+        total.merge(part)
+    seen = total.photos + total.blank
+    assert len(seen) == len(set(seen)), "a photo was counted twice"
+    return total
+
+
+def evaluate_set(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    photos: Photos,
+    *,
+    seen: Callable[[str], bool],
+    offset: float | None = OFFSET,
+    joint_only: bool = False,
+    layers: bool = False,
+) -> Counts:
+    """Segments every photo of a data set, or one process's share of them, and counts.
+
+    Args:
+        seen: whether a name has been learned; decides which scores the offset lowers.
+        offset: subtracted from the scores of seen classes in one of the confusion matrices; None leaves that one empty.
+        joint_only: only the literature's measures: decode each photo once, with all names.
+        layers: measure the attention of every layer, not of the last alone.
+    """
+    names = dataset.names()
+    flags = [seen(name) for name in names]
+    lowered = None if offset is None else offset * torch.tensor(flags, dtype=torch.float32)
+    counts, folder = Counts.empty(len(names)), photos.stems(dataset, predictor)
+    for photo in photos.of(dataset):
+        if isinstance(photo, str):
+            logger.warning("skipped: %s", photo)
+            counts.broken.append(photo)
+        elif not bool((photo.target >= 0).any()):
+            counts.blank.append(photo.index)
+        else:
+            state = encode(predictor, photo, folder)
+            count_joint(counts, ask(predictor, names, state, background=None), photo.target, lowered)
+            if not joint_only:
+                question = Question.about(photo, len(names))
+                count_present(counts, predictor, names, state, photo.target)
+                chosen = [names[number] for number in question.names]
+                threshold = predictor.calibration.threshold
+                result = ask(predictor, chosen, state, background=threshold, attention=True)
+                count_visitor(counts.visitor, result, question, layers=layers)
+            counts.photos.append(photo.index)
+    return counts
+
+
+def count_joint(counts: Counts, result: Segmentation, target: Tensor, lowered: Tensor | None) -> None:
+    """The literature's measures of an answer to all names: as it is, and with `lowered` (C,) off the scores."""
+    labels = torch.from_numpy(result.labels)
+    counts.joint.update(target, labels)
+    if lowered is None:
+        return
+    labelled = target >= 0
+    if lowered.min() == lowered.max():  # all classes are seen, or none: the labels are the same
+        counts.offset.update(target, labels)
+    else:
+        # With the names in the last axis, argmax is several times faster on a CPU.
+        pixels = torch.from_numpy(result.scores)[:, labelled].T.contiguous()  # (pixels, C)
+        counts.offset.update(target[labelled], (pixels - lowered).argmax(dim=1))
+
+
+def count_present(
+    counts: Counts, predictor: Predictor, names: Sequence[str], state: ImageState, target: Tensor
+) -> None:
+    """Which of the names in the photo each labelled pixel gets."""
+    present = torch.unique(target[target >= 0])
+    result = ask(predictor, [names[number] for number in present], state, background=None)
+    counts.present.update(target, present[torch.from_numpy(result.labels)])
+
+
+def count_visitor(means: Means, result: Segmentation, question: Question, *, layers: bool) -> None:
+    """A visitor's measures of one photo, see `train.evaluate`."""
+    labels, truth, valid = result.labels, question.truth.numpy(), question.valid.numpy()
+    means.add("right", labels[valid] == truth[valid])
+    depth = result.attention_shape[0]
+    measured = range(depth) if layers else range(depth)[-1:]
+    maps = {
+        layer: result.attention_at(result.cross_attention(layer)[: question.present], result.size)[:, valid]
+        for layer in measured
+    }
+    for place in range(question.present):
+        guess, inside = labels == place, truth == place
+        means.add("iou_present", mask_iou(guess[valid], inside[valid]))
+        means.add("fragments", fragments(guess))
+        means.add("fragments_truth", fragments(inside))
+        for layer, attention in maps.items():
+            means.add(f"attention_ap {layer + 1}", average_precision(attention[place], inside[valid]))
+            means.add(f"attention_contrast {layer + 1}", contrast(attention[place], inside[valid]))
+
+
+# ---- calibration --------------------------------------------------------------------------------------------------------
+
+
+def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], photos: Photos) -> Calibration:
+    """Fits the calibration to a visitor's questions and gives it to the predictor; every process must call it.
+
+    Scale and bias: `fit_calibration` of the masks of all names in the questions, absent ones included; each data set weighs
+    the same. Threshold: the one with the best mean of `right` and `iou_present` over the photos of the data sets that have
+    a background, 0.5 if there is none. Of sliding windows, whose scores are averaged, it is an approximation.
+
+    Raises:
+        DataError: no photo has a labelled pixel.
+    """
+    predictor.calibration = Calibration()  # so that scores are sigmoids of the bare logits
+    masks = {dataset.name: ThresholdCurve() for dataset in datasets}
+    rejection = BackgroundCurve()
+    for dataset in datasets:
+        names, folder = dataset.names(), photos.stems(dataset, predictor)
+        for photo in photos.of(dataset):
+            if isinstance(photo, str) or not bool((photo.target >= 0).any()):
+                continue
+            question = Question.about(photo, len(names))
+            state = encode(predictor, photo, folder)
+            result = ask(predictor, [names[number] for number in question.names], state, background=None)
+            wanted = question.truth == torch.arange(len(question.names))[:, None, None]
+            masks[dataset.name].update(torch.logit(torch.from_numpy(result.scores)), wanted, question.valid)
+            if dataset.background_index is not None:
+                labels, scores = map(torch.from_numpy, result.best_at(result.size))
+                values = (torch.logit(scores), labels, question.truth)
+                rejection.update(*(value[question.valid] for value in values), present=question.present)
+    all_masks, all_rejection = {name: ThresholdCurve() for name in masks}, BackgroundCurve()
+    for some_masks, some_rejection in gather_object([(masks, rejection)]):
+        for name, curve in some_masks.items():
+            all_masks[name].merge(curve)
+        all_rejection.merge(some_rejection)
+    if not any(map(len, all_masks.values())):
+        raise DataError("There is nothing to calibrate on: not one photo can be read and has a labelled pixel.")
+    scale, bias = fit_calibration(list(all_masks.values()))
+    threshold = 0.5
+    if len(all_rejection):
+        threshold = float(torch.sigmoid(torch.tensor(scale * all_rejection.best_threshold() + bias)))
+    predictor.calibration = Calibration(scale, bias, threshold)
+    return predictor.calibration
