@@ -94,6 +94,34 @@ def test_losses_are_those_of_the_word_that_is_read(
         assert one(nobody, names, concepts, words)["preserve"].item() == pytest.approx(0, abs=1e-4)
 
 
+def test_a_word_of_several_names_is_no_negative(
+    root: Path,  # noqa: F811
+    tiny_clip_folder: Path,
+    tiny_clip: FrozenClip,
+    tmp_path: Path,
+) -> None:
+    """"animal", read for the dog, must not be learned as absent from a photo of a cat."""
+    make_set(tmp_path / "pets", ["dog", "cat", "sky", "grass"])
+    config = config_of(root, tiny_clip_folder, "words", "unseen=none")
+    model = LDVC(config.model_config(), tiny_clip).eval()
+    words = {"dog": ["hound", "animal"], "cat": ["animal"]}
+    vocabulary = Vocabulary(open_sets(tmp_path, ["pets"], "train"), other_words=words)
+    objective = Objective(model, vocabulary, [], config)
+    hound, animal = (vocabulary.words.index(word) for word in ("hound", "animal"))
+    assert vocabulary.shared.tolist() == [word == "animal" for word in vocabulary.words]
+
+    def focal(dog: int, labels: int, *, known: bool = True) -> float:
+        objective.known = torch.tensor([[known, True, True, True]])
+        batch = {"stem": torch.ones(1, 64, 4, 4), "labels": torch.full((1, 16, 16), labels).short(), "set": torch.tensor([0])}
+        with torch.no_grad():
+            return objective(batch, torch.arange(4), torch.arange(0), torch.tensor([dog, 1, 2, 3]))["focal"].item()
+
+    cat, dog = 1, 0
+    assert focal(animal, cat) == pytest.approx(focal(animal, cat, known=False), rel=1e-6)
+    assert focal(hound, cat) != pytest.approx(focal(hound, cat, known=False), rel=1e-3)
+    assert focal(animal, dog) != pytest.approx(focal(animal, dog, known=False), rel=1e-3)
+
+
 def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"grass": ["lawn"], "cat": ["tomcat"]}))

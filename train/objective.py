@@ -44,8 +44,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.processes = model, config, processes
         self.known, self.unseen = vocabulary.known, vocabulary.unseen
-        doubtful = vocabulary.doubtful(config.rare_photos)
-        self.doubtful = doubtful if doubtful.any() else None
+        self.doubtful, self.shared = vocabulary.doubtful(config.rare_photos), vocabulary.shared
         self.word_count = len(vocabulary.words)  # concepts stand behind them
         tokens = model.text_tower.tokenize([*vocabulary.words, *concepts])
         self.register_buffer("tokens", tokens, persistent=False)
@@ -90,9 +89,12 @@ class Objective(nn.Module):
             labels = pseudo_labels(
                 mask_logits[:, : len(names)], labels, known & unseen, threshold=config.self_training_threshold
             )
-        if self.doubtful is not None:  # known where they are shown
+        doubtful = self.doubtful.to(names.device)[batch["set"]][:, names]  # (B, C)
+        if words is not None:  # "animal", read for a dog, says nothing about a photo without dogs
+            doubtful = doubtful | self.shared.to(names.device)[words]
+        if doubtful.any():  # known where they are shown
             shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
-            known = known & (shown | ~self.doubtful.to(names.device)[batch["set"]][:, names])
+            known = known & (shown | ~doubtful)
         masks = mask_loss(
             mask_logits[:, : len(names)],
             labels,

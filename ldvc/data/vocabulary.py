@@ -8,6 +8,7 @@ none of the seen classes is what ZegCLIP's ignore label tells, too. In the trans
 pixels are HIDDEN, which self-training later fills with labels of its own.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -34,6 +35,7 @@ class Vocabulary:
         other_words: for each of `names`, further words that may stand for it in training, none of which is itself one of
             `names` or means a held-out class.
         words: all words that the text tower reads: `texts`, then `other_words` in the same order.
+        shared: (words,) bool; words that stand for several names ("animal" for each kind of animal).
         seen_words: name -> its other words, where it has some.
         spellings: every spelling that the data sets use for the names with masks, for "seen" flags.
         unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
@@ -72,6 +74,8 @@ class Vocabulary:
         self.other_words = [self._usable((other_words or {}).get(name, ()), name, hidden) for name in seen]
         self.other_words += [[] for _ in unseen]  # of held-out names nothing but the name is known
         self.words = [*self.texts, *(word for words in self.other_words for word in words)]
+        counts = Counter(self.words)
+        self.shared = torch.tensor([counts[word] > 1 for word in self.words], dtype=torch.bool)
         self.seen_words = {name: words for name, words in zip(self.names, self.other_words, strict=True) if words}
         self.spellings = list(used)
         self.unseen = torch.tensor([name in unseen for name in self.names], dtype=torch.bool)

@@ -31,6 +31,15 @@ for decoder in ldvc ldvc_without_lcsa zegclip; do
     --output_dir "$work/release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest
 done
 python -m train.lite.tune_tower --data "$work/data" --decoders "$work/release" --output "$work/tuned"
-python train/evaluate.py --checkpoint "$work"/tuned/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
+python -m train.lite.object_masks --data "$data" --output "$work/objects" --per_label 10
+cp "$work/objects/object_words.json" train/lite/
+for set in objects-0 objects-1 objects-2 objects-val; do ln -sfn "$(realpath "$work")/objects/$set" "$work/data/$set"; done
+for decoder in ldvc ldvc_without_lcsa zegclip; do
+  accelerate launch --cpu --num_processes 1 train/train.py --config lite_objects --decoder "$decoder" --clip "$work/tuned/clip" \
+    --data "$work/data" --output_dir "$work/objects_release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest \
+    --set "init_from=$work/tuned/$decoder"
+done
+ln -sfn "$(realpath "$work/tuned/clip")" "$work/objects_release/clip"
+python train/evaluate.py --checkpoint "$work"/objects_release/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
   --plain_clip "$work/tuned/clip" --cache_dir "$work/cache" --calibrate
-python -m train.lite.publish --release "$work/tuned" --output assets/lite
+python -m train.lite.publish --release "$work/objects_release" --output assets/lite
