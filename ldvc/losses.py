@@ -182,6 +182,36 @@ def mask_loss(
     return MaskLoss(focal=focal, dice=dice)
 
 
+def attention_loss(
+    mask_logits: Tensor, labels: Tensor, known: Tensor, *, processes: Processes = ONE_PROCESS
+) -> Tensor:
+    """Cross-entropy of the attention that is shown, the softmax over names of the mask logits; in nats per pixel.
+
+        -log A_y                          where the pixel carries the name y
+        -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss
+
+    The sigmoid losses leave open how far below zero the logits of absent names are; the softmax would give a pixel of none of
+    the names to whichever is the least low. The paper has no such loss; we use it for lite.
+
+    Args:
+        mask_logits: (B, C, h, w), patch resolution.
+        labels: (B, H, W) integer, as of `mask_loss`; VOID and HIDDEN count nowhere.
+        known: (B, C) bool; the softmax runs over the names that the photo's data set labels.
+    """
+    size = labels.shape[-2:]
+    logits = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)
+    known = known & (known.sum(dim=1, keepdim=True) > 1)  # one name alone has all the attention anyway
+    logits = logits.masked_fill(~known[:, :, None, None], -1e4)
+    attention = logits.log_softmax(dim=1)  # (B, C, H, W)
+    names = known.sum(dim=1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+    named = -attention.gather(1, labels.clamp(min=0)[:, None].long())[:, 0]  # (B, H, W)
+    uniform = -(attention * known[:, :, None, None]).sum(dim=1) / names - names.log()
+    counted = (labels != VOID) & (labels != HIDDEN) & known.any(dim=1)[:, None, None]
+    # a name that is shown is known, unless it is the only one
+    loss = torch.where(labels >= 0, named, uniform) * counted
+    return loss.sum() / processes.share(counted.sum())
+
+
 @torch.no_grad()
 def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor, *, threshold: float = 0.0) -> Tensor:
     """Self-training of the transductive setting: held-out pixels get the held-out name that the model itself finds likeliest.

@@ -19,9 +19,17 @@ SYNONYM_MARK = "|"
 JOINERS = "\u200c\u200d"
 NEVER_TYPED = ("Cc", "Cf", "Cs")  # Unicode's control, format and surrogate characters
 
+# What separates names in a pasted text: commas and semicolons of all scripts, line breaks, tabs, bullets, and " . ".
+SEPARATORS = re.compile(r"[,;\n\r\t\u3001\uff0c\uff1b\u060c\u061b\u2022\u30fb\ufe50\ufe51\ufe54]|\s\.(?=\s|$)")
+LIST_MARK = re.compile(r"^(?:[-*+\u2022\u2013\u2014]\s+|\(?\d{1,3}[.)]\s+)")
+ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
+BRACKETS = {")": "(", "]": "[", "}": "{"}
+QUOTES = "\"'`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\u300c\u300d\u300e\u300f"
+FINAL_MARKS = ".:!?\u2026\u3002\uff01\uff1a\uff1f\u061f"
+
 # What class lists call "none of the others". It is no word for a CLIP text tower.
 NONE_WORDS = frozenset(
-    {"background", "other", "others", "rest", "the rest", "everything else", "none", "none of these", "none of the above"}
+    {"background", "other", "others", "rest", "everything else", "none", "none of these", "none of the above"}
     | {"nothing", "unlabeled", "unlabelled"}
 )
 
@@ -49,8 +57,8 @@ def clean_names(names: str | Sequence[str]) -> list[str]:
     "bench".
 
     Args:
-        names: a list of names, or one text with names separated by commas, semicolons or line breaks. "|" stands between
-            synonyms.
+        names: a list of names, or one text with names separated by commas, semicolons, line breaks or " . ", as people paste
+            them: quotes, brackets, list marks, articles and final marks are no part of a name. "|" stands between synonyms.
 
     Returns:
         One text for each class, its synonyms joined by " | "; see `synonyms_of`.
@@ -59,7 +67,7 @@ def clean_names(names: str | Sequence[str]) -> list[str]:
         InvalidNamesError: nothing is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
     """
     if isinstance(names, str):
-        names = re.split(r"[,;\n\r\u3001\uff0c\uff1b]", names)
+        names = SEPARATORS.split(names)
     classes: list[str] = []
     known: set[str] = set()
     for name in names:
@@ -104,13 +112,29 @@ def _clean_word(word: str) -> str:
         InvalidNamesError: it is longer than `MAX_NAME_LENGTH`.
     """
     word = "".join(" " if letter not in JOINERS and unicodedata.category(letter) in NEVER_TYPED else letter for letter in word)
-    word = " ".join(word.split()).strip(JOINERS + " ")  # together: blanks may stand between joiners
+    word = _bare(" ".join(word.split()).strip(JOINERS + " "))  # together: blanks may stand between joiners
     if len(word) > MAX_NAME_LENGTH:
         raise InvalidNamesError(
             f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
             "Separate names with commas."
         )
     return word
+
+
+def _bare(word: str) -> str:
+    """Without list mark, quotes, unmatched or enclosing brackets, article and final marks."""
+    before = None
+    while word != before:
+        before = word
+        word = LIST_MARK.sub("", word).strip(QUOTES + " ").rstrip(FINAL_MARKS).rstrip()
+        for closing, opening in BRACKETS.items():
+            if word.endswith(closing) and opening not in word[:-1]:  # "orange (fruit)" keeps its own
+                word = word[:-1]
+            if word.startswith(opening) and closing not in word[1:]:
+                word = word[1:]
+            if word.startswith(opening) and word.endswith(closing) and closing not in word[1:-1]:
+                word = word[1:-1]
+    return ARTICLE.sub("", word)
 
 
 def synonyms_of(name: str) -> list[str]:

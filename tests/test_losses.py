@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldvc.data.vocabulary import BACKGROUND, HIDDEN, VOID
-from ldvc.losses import Processes, dice_per_mask, focal_sum, mask_loss, preservation_loss
+from ldvc.losses import Processes, attention_loss, dice_per_mask, focal_sum, mask_loss, preservation_loss
 
 
 def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -153,3 +154,44 @@ def test_hidden_pixels_count_nowhere() -> None:
     rest = torch.cat([torch.arange(2), torch.arange(4, 6)])
     expected = mask_loss(logits[:, :, rest], labels[:, rest], known, void_is_negative=True)
     torch.testing.assert_close((loss.focal, loss.dice), (expected.focal, expected.dice))
+
+
+def slow_attention_loss(logits: Tensor, labels: Tensor, known: Tensor) -> float:
+    """Pixel by pixel, for logits that need no upsampling."""
+    total, count = 0.0, 0
+    for photo, names in enumerate(known):
+        chosen = names.nonzero()[:, 0].tolist()
+        if len(chosen) < 2:
+            continue
+        for y, x in product(range(labels.shape[1]), range(labels.shape[2])):
+            label = int(labels[photo, y, x])
+            if label in (VOID, HIDDEN):
+                continue
+            attention = logits[photo, chosen, y, x].double().softmax(dim=0)
+            if label >= 0:
+                total -= math.log(attention[chosen.index(label)])
+            else:
+                total -= float(attention.log().mean()) + math.log(len(chosen))
+            count += 1
+    return total / max(count, 1)
+
+
+def test_attention_loss_is_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 4, 6, generator=generator) * 3
+    known = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()  # the second: one name alone
+    labels = torch.tensor([[0, 2, 4, BACKGROUND, VOID, HIDDEN], [2, 2, BACKGROUND, 2, 2, VOID], [0, 1, BACKGROUND] * 2])
+    labels = labels[:, None].expand(-1, 4, -1)
+    expected = slow_attention_loss(logits, labels, known)
+    assert attention_loss(logits, labels, known).item() == pytest.approx(expected, rel=1e-5)
+    logits.requires_grad_(True)
+    attention_loss(logits, labels, known).backward()
+    assert logits.grad.isfinite().all() and not logits.grad[~known].any() and not logits.grad[1].any()
+
+
+def test_attention_loss_is_zero_where_the_attention_is_right() -> None:
+    labels = torch.tensor([[[0, 1, BACKGROUND]]])
+    logits = torch.tensor([[[[50.0, -50.0, -3.0]], [[-50.0, 50.0, -3.0]]]])
+    assert attention_loss(logits, labels, torch.ones(1, 2, dtype=torch.bool)).item() == pytest.approx(0, abs=1e-6)
+    nothing = attention_loss(logits, torch.full_like(labels, VOID), torch.ones(1, 2, dtype=torch.bool))
+    assert nothing.item() == 0

@@ -11,7 +11,7 @@ from ldvc.names import NONE_WORDS, SeenNames, clean_names, synonyms_of, without_
 def test_names_are_cleaned() -> None:
     assert clean_names(" dog,, Grass ;dog\nGRASS, wine   glass,\t,") == ["dog", "Grass", "wine glass"]
     assert clean_names(["sky\x00", " ", "Sky", "straße", "STRASSE"]) == ["sky", "straße"]
-    assert clean_names(["<img src=x onerror=alert(1)>", "{}"]) == ["<img src=x onerror=alert(1)>", "{}"]
+    assert clean_names(["<img src=x onerror=alert(1)>", "{0} {}"]) == ["<img src=x onerror=alert(1)>", "{0} {}"]
     assert clean_names("dog\uff0ccat\uff1bcow, \u200d dog, \u200d \u200d") == ["dog", "cat", "cow"]  # joiners shape words only
 
 
@@ -83,3 +83,34 @@ def test_seen_names_know_other_spellings_of_what_was_learned() -> None:
         "bench": None,
     }
     assert seen.source("sofa | glass") == "couch", "the order is that of the words"
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        '["dog", "grass"]', '"dog", "grass"', "['dog', 'grass']", "dog . grass .", "(dog, grass)", "{dog; grass}",
+        "- dog\n- grass", "* dog\n* grass", "1. dog\n2. grass", "1) dog\n2) grass", "• dog • grass", "dog\tgrass",
+        "a dog, the grass", "Dog.\nGrass.".lower(), "«dog», „grass“", "dog، grass", "dog：、grass。", "dog: , grass!",
+    ],
+)  # fmt: skip
+def test_a_pasted_list_is_a_list(pasted: str) -> None:
+    assert clean_names(pasted) == ["dog", "grass"]
+
+
+@pytest.mark.parametrize(
+    "typed", ['"dog"', "[dog]", "(dog)", "dog.", "dog:", "'dog'", "“dog”", "- dog", "1. dog", "the dog", "dog )"]
+)
+def test_marks_are_no_part_of_a_name(typed: str) -> None:
+    assert clean_names(typed) == clean_names([typed]) == ["dog"]
+
+
+@pytest.mark.parametrize(
+    "name", ["orange (fruit)", "jack-o'-lantern", "St. Bernard", "t-shirt", "3d printer", "7 up", "vitamin a", "u.s. flag"]
+)
+def test_marks_inside_a_name_stay(name: str) -> None:
+    assert clean_names(name) == [name]
+
+
+def test_marks_alone_are_no_name() -> None:
+    with pytest.raises(InvalidNamesError, match="at least one"):
+        clean_names('"", [], . , ( )')

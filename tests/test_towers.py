@@ -222,3 +222,8 @@ def test_unsupported_clips_are_named(tiny_architecture: dict) -> None:
     for change in ({"vision": {"pool_type": "avg"}}, {"text": {"no_causal_mask": True}}, {"vision": {"qk_norm": True}}):
         with pytest.raises(LdvcError, match="ViT-B-16-quickgelu"):
             make_clip(tiny_architecture, **change)
+
+
+def test_only_empty_braces_in_a_template_stand_for_the_name(tiny_clip: FrozenClip) -> None:
+    tower = TextTower(tiny_clip, "a {photo} of a {}.")
+    assert torch.equal(tower.tokenize(["dog"]), tiny_clip.tokenizer(["a {photo} of a dog."]))

@@ -262,7 +262,11 @@ def test_wrong_values_of_fields(root: Path, change: str, words: str) -> None:
 
 
 def test_numbers_as_people_write_them(root: Path) -> None:
-    config = config_of(root, "2026", "max_train_steps=2e4", "learning_rate=3e-4", "weight_decay=0", "decoder=zegclip")
+    config = config_of(
+        root, "2026", "max_train_steps=2e4", "learning_rate=3e-4", "weight_decay=0", "decoder=zegclip", "gate_init=5e-2",
+        "inference={long_side: 448, enlarge: 1e1}",
+    )  # fmt: skip
+    assert config.model["gate_init"] == 0.05 and config.inference == {"long_side": 448, "enlarge": 10}
     assert config.max_train_steps == 20_000 and config.learning_rate == 3e-4 and config.model["decoder"] == "zegclip"
     assert load_config(root / "tiny.yaml", ["output_dir=2026"]).output_dir == "2026"
 

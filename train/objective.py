@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldvc.data import BACKGROUND, HIDDEN, VOID, Vocabulary, canonical_set
-from ldvc.losses import ONE_PROCESS, Processes, mask_loss, preservation_loss, pseudo_labels
+from ldvc.losses import ONE_PROCESS, Processes, attention_loss, mask_loss, preservation_loss, pseudo_labels
 from ldvc.modeling.model import LDVC, similarity_logits
 from train.options import TrainConfig
 
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             words: (C,) index in `Vocabulary.words` of what is read for each of `names`; None = the names' own.
 
         Returns:
-            "loss" with gradient; "focal", "dice", "preserve", "preserve_unknown" weighted and detached.
+            "loss" with gradient; "focal", "dice", "attention", "preserve" weighted and detached.
         """
         config, count = self.config, self.known.shape[1]
         labels = batch["labels"]
@@ -106,6 +106,9 @@ class Objective(nn.Module):
             processes=self.processes,
         )
         parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}
+        if config.attention_weight:
+            attention = attention_loss(mask_logits[:, : len(names)], labels, known, processes=self.processes)
+            parts["attention"] = config.attention_weight * attention
 
         keep_concepts = config.preserve_weight if len(concepts) else 0.0
         if keep_concepts or config.preserve_unknown_weight:

@@ -68,6 +68,7 @@ _NOT_NEGATIVE += ("rare_photos", "names_per_step")
 _NOT_NEGATIVE += (
     "focal_weight",
     "dice_weight",
+    "attention_weight",
     "minimum_learning_rate",
     "power",
     "prompt_multiplier",
@@ -117,6 +118,7 @@ class TrainConfig:
         photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
         cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs.
         focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `ldvc.losses.mask_loss`.
+        attention_weight: of `ldvc.losses.attention_loss`; 0 = the paper's losses alone.
         ignore_as_negative: void pixels, those of held-out classes among them, are negatives of every name (ZegCLIP) rather
             than counting nowhere.
         held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
@@ -170,6 +172,7 @@ class TrainConfig:
     view_seed: int = 0
     focal_weight: float = 100.0
     dice_weight: float = 1.0
+    attention_weight: float = 0.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     focal_normalise: str = "masks"
@@ -301,6 +304,9 @@ _TEXT = frozenset(
 )  # a folder "2026" is one
 
 
+_MODEL_TEXT = frozenset(field.name for field in fields(ModelConfig) if "str" in field.type.split(" | "))
+
+
 def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         if key == "model":
@@ -339,7 +345,9 @@ def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, An
 
 
 def _number_if_text(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 and 2e4 as text; people write them, so numbers in that form are numbers here."""
+    """YAML 1.1 reads 3e-4 and 2e4 as text; people write them, so numbers in that form are numbers here, at every depth."""
+    if isinstance(value, dict):
+        return {key: each if key in _MODEL_TEXT else _number_if_text(each) for key, each in value.items()}
     if isinstance(value, str):
         try:
             number = float(value)

@@ -241,7 +241,7 @@ class TextTower(nn.Module):
     def tokenize(self, names: Sequence[str]) -> Tensor:
         """(C, context length) token ids of the names within the template; too long names are cut as by open_clip."""
         assert not isinstance(names, str), "names is a sequence of strings, not one string"
-        return self.clip.tokenizer([self.template.format(name) for name in names]).to(self.prefix_tokens.device)
+        return self.clip.tokenizer([self.template.replace("{}", name) for name in names]).to(self.prefix_tokens.device)
 
     def forward(self, tokens: Tensor, *, prompted: bool = True) -> Tensor:
         """Class embeddings, not normalised.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ldvc.data import load_classes
 from ldvc.web.remote import ROOT, PageError, Visitor, serve
 
 PHOTO = ROOT / "assets" / "examples" / "dog.jpg"
@@ -90,6 +91,13 @@ class Bench:
             self.visitor.set("names", ", ".join(" ".join((*kind, name)) for name in NAMES))
             yield self.timed("run", "click", shows="overlay")
 
+    def many_names(self) -> Iterator[float]:
+        """Click on Segment with the same photo and the 80 names of COCO, in another order each time."""
+        names = load_classes("coco80")
+        for run in range(self.runs):
+            self.visitor.set("names", ", ".join(names[run:] + names[:run]))
+            yield self.timed("run", "click", shows="overlay")
+
     def threshold(self) -> Iterator[float]:
         """Another threshold of "none of these"."""
         for run in range(self.runs):
@@ -154,8 +162,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, serve(Path(scratch)) as served:
         bench = Bench(served.address, Path(scratch), args.runs)
         actions: list[tuple[str, Callable[[], Iterator[float]], float]] = [
-            ("first overlay, photo not yet encoded", bench.first_overlay, 1.5),
-            ("new names, same photo", bench.new_names, 0.3),
+            ("first overlay, photo not yet encoded", bench.first_overlay, 0.45),
+            ("new names, same photo", bench.new_names, 0.12),
+            ("80 names, same photo", bench.many_names, 0.25),
             ("threshold of “none of these”", bench.threshold, 0.2),
             ("layer, Attention tab", bench.layer, 0.2),
             ("click on a spot, Routing tab", bench.click, 0.2),
@@ -177,7 +186,7 @@ def main() -> int:
             median = statistics.median(seconds)
             passed &= median <= bar
             print(
-                f"{title:38}{median:8.3f}{max(seconds):9.3f}{bar:6.1f}  {'ok' if median <= bar else 'TOO SLOW'}",
+                f"{title:38}{median:8.3f}{max(seconds):9.3f}{bar:6.2f}  {'ok' if median <= bar else 'TOO SLOW'}",
                 flush=True,
             )
         bench.visitor.close()
