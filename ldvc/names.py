@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
-from ldvc.data.class_names import canonical, plain
+from ldvc.data.class_names import canonical, load_classes, plain
 from ldvc.errors import InvalidNamesError
 
 MAX_NAMES = 200
@@ -175,8 +176,8 @@ class SeenNames:
     def __init__(self, names: Iterable[str], words: Mapping[str, Iterable[str]] | None = None) -> None:
         self._learned: dict[str, str] = {}  # every form under which a learned name counts as seen -> the learned name
         for name in names:
-            kind, hyphen, _ = name.partition("-")
-            for form in _spellings(name) | (_spellings(kind) if hyphen else set()):
+            kind = name.partition("-")[0] if name in _coco_stuff() else ""
+            for form in _spellings(name) | (_spellings(kind) if kind else set()):
                 if form:
                     self._learned.setdefault(form, name)
         for name, others in (words or {}).items():
@@ -192,6 +193,12 @@ class SeenNames:
 
     def __contains__(self, name: str) -> bool:
         return self.source(name) is not None
+
+
+@cache
+def _coco_stuff() -> frozenset[str]:
+    """The names of COCO-Stuff, whose hyphens part a kind from its variety: "wall-brick". "T-shirt" is one word."""
+    return frozenset(load_classes("coco_stuff171"))
 
 
 def _spellings(name: str) -> set[str]:

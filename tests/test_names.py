@@ -114,3 +114,9 @@ def test_marks_inside_a_name_stay(name: str) -> None:
 def test_marks_alone_are_no_name() -> None:
     with pytest.raises(InvalidNamesError, match="at least one"):
         clean_names('"", [], . , ( )')
+
+
+def test_hyphens_part_kinds_in_coco_stuff_alone() -> None:
+    learned = SeenNames(["wall-brick", "fire-hydrant", "T-shirt", "ice-cream"])
+    assert "wall" in learned and "T-shirts" in learned and "fire-hydrant" in learned
+    assert not [word for word in ("fire", "t", "ice", "cream") if word in learned]

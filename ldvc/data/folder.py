@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ class FolderDataset(SegmentationDataset):
     def _describe(self, classes: Any, ignore_index: Any, background_index: Any) -> None:
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
             raise ValueError("'classes' must be a list of names")
+        for name in classes:
+            if re.search(r"[,;|\n]", name):
+                raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars or line breaks")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
         ignore_index = 255 if ignore_index is None else ignore_index
