@@ -14,13 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.fsdp import ShardingStrategy, StateDictType
 
 from tests.forked import history, make_workplace, run, train_here
 from train.options import ConfigError
@@ -156,23 +152,9 @@ def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> No
 
 def test_shipped_launch_configurations_parse() -> None:
     """By accelerate's own classes; what a GPU machine would do with them was not run."""
-    expected = {"cpu_2": "MULTI_CPU", "ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    expected = {"cpu_2": "MULTI_CPU", "ddp": "MULTI_GPU"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(expected)
-    options = vars(launch_command_parser().parse_args(["train/train.py"]))
     for name, kind in expected.items():
         config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
         assert config.distributed_type == kind and config.num_processes >= 2 and config.mixed_precision == "no"
         assert config.use_cpu == (name == "cpu_2")
-        raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        for key in raw.get("fsdp_config", {}):
-            assert key in options, f"accelerate launch knows no {key}"
-    sharded = load_config_from_file(str(CONFIGS / "fsdp.yaml")).fsdp_config
-    assert ShardingStrategy[sharded["fsdp_sharding_strategy"]] is ShardingStrategy.SHARD_GRAD_OP
-    assert StateDictType[sharded["fsdp_state_dict_type"]] is StateDictType.FULL_STATE_DICT
-    assert sharded["fsdp_use_orig_params"]  # frozen and learnable tensors in one unit
-    zero = load_config_from_file(str(CONFIGS / "deepspeed_zero2.yaml")).deepspeed_config
-    file = REPOSITORY / zero["deepspeed_config_file"]
-    assert file.is_file()
-    assert HfDeepSpeedConfig(str(file)).get_value("zero_optimization.stage") == 2
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
-        assert json.loads(file.read_text())[key] == "auto"  # accelerate fills in what the command line says

@@ -4,7 +4,6 @@
                                 optimizer.bin, random_states_*.pkl, ...   what accelerate adds
                                 step.json               written last: its presence says that the folder is complete
 
-Under FSDP and DeepSpeed accelerate writes the whole model, frozen towers included, in its own form instead of the first file.
 A folder is written under a hidden name and renamed when it is complete; old ones are renamed before they are deleted.
 """
 
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -91,10 +90,7 @@ def _lock(file: Any, patience: float) -> str | None:
 
 
 def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
-    """Checkpoints hold the trainable tensors; the frozen towers are named in the configuration, not stored.
-
-    FSDP and DeepSpeed write the whole model in their own sharded way before these hooks are asked, and read it so.
-    """
+    """Checkpoints hold the trainable tensors; the frozen towers are named in the configuration, not stored."""
 
     def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
         if not weights:
@@ -255,8 +251,6 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
         ConfigError: it is of another decoder or size.
     """
     path = checkpoint / WEIGHTS
-    if not path.is_file():  # FSDP's and DeepSpeed's own form
-        return
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -269,24 +263,6 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
             f"{checkpoint} is of another model{f' ({changed})' if changed else ''}: resume with the configuration that it "
             "was begun with, or begin anew in another --output_dir."
         )
-
-
-def whole_model(accelerator: Accelerator, objective: torch.nn.Module, model: LDVC) -> LDVC:
-    """The model with all its tensors, where FSDP or DeepSpeed have spread them over processes; every process must call it.
-
-    Args:
-        objective: what was prepared; holds the model as `model`.
-    """
-    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return model
-    tensors = accelerator.get_state_dict(objective)  # empty on all processes but the main one
-    if not accelerator.is_main_process:
-        return model
-    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    whole = LDVC(model.config)
-    own = whole.trainable_state_dict()
-    whole.load_trainable_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
-    return whole
 
 
 def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfig) -> None:

@@ -140,12 +140,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     if config.mixed_precision == "fp16" and on_cpu:
         raise ConfigError("mixed_precision fp16 needs a GPU; on a CPU take bf16 or no.")
-    spread = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
-    if spread and config.validation_steps:
-        raise ConfigError(
-            "Validation during training needs the whole model in each process, which FSDP and DeepSpeed do not have: add "
-            "--validation_steps 0 and evaluate with train/evaluate.py."
-        )
     # Of the depthwise convolution in LCSA, whose gradient comes in another memory layout; the values are right.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return Accelerator(

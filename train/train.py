@@ -55,7 +55,6 @@ from train.checkpoints import (
     read_state,
     register_trainable_only,
     sole_run,
-    whole_model,
     write_checkpoint,
 )
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
@@ -284,9 +283,8 @@ def _train(
                 require_finite_weights((p for p in model.parameters() if p.requires_grad), progress.step)
                 write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
 
-    finished = whole_model(accelerator, objective, model)
     if main:
-        export(finished, folder, vocabulary, config)
+        export(model, folder, vocabulary, config)
         if skipped:
             progress.say(skipped.summary())
         progress.say(f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
