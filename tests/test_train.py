@@ -23,7 +23,6 @@ from tests.forked import CONTEXT
 from tests.tiny_data import make_set
 from tests.tiny_run import CONCEPTS, config_of, make_root
 from train.checkpoints import checkpoints_of, find_checkpoint, sole_run
-from train.cpu_attention import fast_attention, plain_attention
 from train.objective import (
     Objective,
     set_learning_rate,
@@ -274,15 +273,3 @@ def test_shipped_configurations_parse() -> None:
         assert config.augmentation().crop == 320
     assert config.views("msrc") == 5 and load_config("lite", ["views_per_photo=3"]).views("msrc") == 3
     assert load_config("lite_experiment").unseen == "lite_experiment" and load_config("lite_release").unseen is None
-
-
-def test_plain_attention_equals_the_fused_one() -> None:
-    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[..., 0] = True
-    for given in (None, mask, torch.randn(5, 7)):
-        fused = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
-        torch.testing.assert_close(plain_attention(query, key, value, attn_mask=given), fused)
-        with fast_attention():
-            again = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
-        torch.testing.assert_close(again, fused)

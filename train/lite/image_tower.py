@@ -28,7 +28,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
-from train.cpu_attention import fast_attention
 from train.lite.stem_cache import GRID, SIZE, load_teacher
 from train.lite.text_tower import ARCHITECTURE, TARGET_WIDTH, TextStudent
 from train.lite.wordnet import PERSON_LEXNAME, VISIBLE_LEXNAMES, WordNet
@@ -203,7 +202,6 @@ class Probe:
         return "; ".join(said)
 
 
-@fast_attention()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))

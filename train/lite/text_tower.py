@@ -23,7 +23,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ldvc.modeling.towers import run_block
-from train.cpu_attention import fast_attention
 from train.lite.text_targets import CLASS_LIST_NAMES, SentenceEncoder
 from train.lite.wordnet import WordNet
 
@@ -92,7 +91,6 @@ def sampling_weights(names: list[str], concept_names: set[str], wordnet: WordNet
     return weights
 
 
-@fast_attention()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
