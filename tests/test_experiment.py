@@ -173,7 +173,7 @@ def test_plain_similarity_is_shown_photos_as_the_configuration_says(
 @pytest.fixture(scope="module")
 def tiny_model(tiny_clip: FrozenClip) -> Callable[..., LDVC]:
     """A model in which every part counts, and what an ablation changes in it."""
-    base = {"visual_prompts": 3, "decoder_layers": 3, "decoder_heads": 4, "gate_init": 0.5}
+    base = {"visual_prompts": 3, "decoder_layers": 3, "decoder_heads": 4, "gate_init": 0.5, "local_conv": False}
 
     def build(**changes: object) -> LDVC:
         torch.manual_seed(0)
@@ -187,7 +187,7 @@ SWITCHES = {  # ablation -> parameters that vanish, parameters that appear
     "no_text_prompts": ("text_tower.prompts", None),
     "no_text_adapter": ("adapter.", None),
     "no_lcsa": (r"decoder.consensus", None),
-    "no_local_convolution": (r"decoder.consensus.\d.attention.local", None),
+    "local_convolution": (None, r"decoder.consensus.\d.attention.local"),
     "layers_1": (r"decoder.(consensus.[12]|guidance.[01])", None),  # the last block is cross-attention's scores alone
     "layers_2": (r"decoder.(consensus.2|guidance.1)", None),
     "layers_6": (None, r"decoder.(consensus.[345]|guidance.[234])"),
@@ -212,11 +212,10 @@ def test_every_switch_changes_what_it_says(name: str, tiny_model: Callable[..., 
     assert after - before == {key for key in after if new and re.match(new, key)}
     assert bool(before - after) == (gone is not None) and bool(after - before) == (new is not None)
 
-    for (
-        parameter
-    ) in base.parameters():  # as after training: adapter, text prompts and convolution start by doing nothing
-        if parameter.requires_grad:
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    for model in (base, changed):  # as after training: adapter, text prompts and convolution start by doing nothing
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
     shared = {key: tensor for key, tensor in base.state_dict().items() if key in changed.state_dict()}
     changed.load_state_dict(shared, strict=False)
     images = torch.randn(1, 3, 256, 256)  # 16 x 16 patches

@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ldvc.modeling.regions import Layout
 
 SHARPNESS = 3.0  # of LCSA's attention at the start, measured: at 1 it averages what does not belong together
-LOCAL_SHARE = 0.4  # of the local term at the start
 SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # kernels to train with on a GPU
 GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
@@ -57,13 +56,6 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
     with torch.no_grad():
         linear.weight.copy_(factor * torch.eye(width).repeat(rows // width, 1))
         linear.bias.zero_()
-
-
-def gaussian(size: int, deviation: float = 1.0) -> Tensor:
-    """(size, size) kernel that sums to 1; `deviation` in cells."""
-    line = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * deviation**2))
-    kernel = line[:, None] * line
-    return kernel / kernel.sum()
 
 
 def init_normal(linear: nn.Linear) -> None:
@@ -180,8 +172,7 @@ class RoutedSelfAttention(nn.Module):
         topk: k; clamped to the number of regions.
         local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
         init: "identity" or "random". With "identity" LCSA starts as a mean over patches that look alike (queries are
-            `SHARPNESS` times the tokens, so that it is a mean over the most similar ones) plus `LOCAL_SHARE` of a Gaussian
-            mean over the neighbours.
+            `SHARPNESS` times the tokens, so that it is a mean over the most similar ones), and the convolution at zero.
     """
 
     def __init__(
@@ -207,7 +198,7 @@ class RoutedSelfAttention(nn.Module):
             for linear in (self.key_value, self.out):
                 init_identity(linear)
             if self.local is not None:
-                self.local.weight.data.copy_(LOCAL_SHARE * gaussian(self.local.kernel_size[0]))
+                nn.init.zeros_(self.local.weight)
                 nn.init.zeros_(self.local.bias)
 
     def forward(
