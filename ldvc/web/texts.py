@@ -1,10 +1,10 @@
 """The sentences of the page and its Segment tab; those of the other tabs are in tabs/texts.py."""
 
 TITLE = "LDVC"
-TAGLINE = "Type any class names. See which pixels they are, and which names each pixel listens to."
+TAGLINE = "Type any class names. See which pixels they are, and which names each patch attends to."
 ABOUT = (
     "Language-driven visual consensus: a frozen CLIP, prompts, and a small decoder in which patches agree with their "
-    "look-alikes (<em>local-consensus self-attention</em>, LCSA) before they listen to the class names."
+    "look-alikes (<em>local-consensus self-attention</em>, LCSA) before they attend to the class names."
 )
 
 PHOTO_LABEL = "Photo"
@@ -51,7 +51,7 @@ SEEN_AS = "The model saw masks of it under the name “{name}”."
 SEEN_HELP = "seen: the model was shown masks of this class. unseen: it knows the name only (striped in the picture)."
 NONE_OF_THESE = "none of these"
 
-DOWNLOADS_TITLE = "Take it home"
+DOWNLOADS_TITLE = "Download"
 DOWNLOADS = {
     "overlay": "Overlay (PNG)",
     "mask": "Mask (indexed PNG)",

@@ -65,8 +65,8 @@ SLIDER_LABEL = "Where the line between the two maps stands, in percent from the 
 
 # ---- routing ----
 
-ROUTING_EMPTY = "Segment a photo first: then click any spot of it, and see whom that spot asks."
-ROUTING_TITLE = "Whom does this spot ask?"
+ROUTING_EMPTY = "Segment a photo first: then click a spot of it to see which regions its patch attends to."
+ROUTING_TITLE = "Which regions does this patch attend to?"
 ROUTING_HELP = (
     "Local-consensus self-attention, step by step. Click a spot of the photo, or focus it and use the arrow keys."
 )
@@ -77,12 +77,12 @@ ROUTING_STAGE = (
 ROUTING_MISSING = "This checkpoint has no LCSA, so there is no routing to show."
 ROUTING_ROW = "Row"
 ROUTING_COLUMN = "Column"
-ROUTING_STEPS = ("Route", "Attend", "Listen")
+ROUTING_STEPS = ("Route", "Attend to regions", "Attend to names")
 ROUTING_STEP_HELP = (
     "The patch’s region (dashed) compares its mean query with the mean key of every region. The {k} with the highest "
-    "affinity are chosen; nobody else is heard.",
+    "affinity are chosen; the patch attends to no other.",
     "The patch attends to single patches inside those regions only. Shares add up to 100&#8239;%.",
-    "With what it gathered, the patch asks the class names. Softmax over the names, layer {layer}, {head}.",
+    "With what it gathered, the patch attends to the class names. Softmax over the names, layer {layer}, {head}.",
 )
 ROUTING_MAP = "Affinity of all {total} regions"
 ROUTING_SCALE = "Share of token attention, {head}"
@@ -127,8 +127,8 @@ COMPARE_HELP = "Same photo, same names, same colours. Names that the model never
 COMPARE_DECODERS = {
     "clip": "No decoder: cosine of patch and name in the CLIP beneath.",
     "zegclip": "Names are queries and move; patches stay.",
-    "ldvc_without_lcsa": "Patches listen to the names and move, each for itself.",
-    "ldvc": "Patches agree with look-alikes, then listen to the names and move.",
+    "ldvc_without_lcsa": "Patches attend to the names and move, each on its own.",
+    "ldvc": "Patches agree with look-alikes, then attend to the names and move.",
 }
 COMPARE_THRESHOLDS = "“None of these” is at each decoder’s own threshold."
 COMPARE_DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."

@@ -216,7 +216,7 @@ def _rect(box: tuple[float, float, float, float], kind: str) -> str:
 def steps(
     spot: Spot, names: Sequence[str], seen: Sequence[bool], colours: Sequence[str], *, layer: int, who: str
 ) -> str:
-    """The three steps beside the photo: route, attend, listen."""
+    """The three steps beside the photo: route, attend to regions, attend to names."""
     verdict = (
         f'<p class="ldvc-verdict">Row {spot.row + 1}, column {spot.column + 1} is '
         f"{name_label(names[spot.label], seen[spot.label], colours[spot.label], tag='span')}"
