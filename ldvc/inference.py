@@ -8,10 +8,8 @@ is upsampled.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldvc.modeling.clip import FrozenClip
-from ldvc.modeling.stem import PointwiseBf16
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
 SMALL_LONG_SIDE = 224  # smaller pictures are enlarged to this long side; others to at most twice their size
@@ -122,28 +119,6 @@ def cut_windows(
 # ---- windows -> features ------------------------------------------------------------------------------------------------
 
 
-@cache
-def bf16_is_faster() -> bool:
-    """Whether this processor is faster with 1 x 1 convolutions in bfloat16 than in float32; measured once, in 0.2 s.
-
-    That it has instructions for bfloat16 does not say so: they double the speed of an EPYC and halve that of some Xeons.
-    """
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    convolution = torch.nn.Conv2d(96, 384, kernel_size=1).requires_grad_(False)
-    x = torch.ones(1, 96, 80, 80).to(memory_format=torch.channels_last)
-
-    def seconds(layer: torch.nn.Module) -> float:
-        def once() -> float:
-            started = time.perf_counter()
-            layer(x)
-            return time.perf_counter() - started
-
-        return min(once() for _ in range(6))
-
-    return 1.1 * seconds(PointwiseBf16(convolution)) < seconds(convolution)
-
-
 def normalise(pixels: np.ndarray | Tensor, clip: FrozenClip) -> Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, with the mean and deviation that the CLIP was trained with."""
     values = torch.as_tensor(pixels).movedim(-1, -3).float() / 255
@@ -172,7 +147,7 @@ class ImageState:
 
 
 def encode_picture(
-    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], family: str, bf16: bool
+    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], family: str
 ) -> ImageState:
     """Resize a picture, cut it into windows and compute their patch embedding, the part that all decoders share.
 
@@ -181,7 +156,6 @@ def encode_picture(
         tower: around the frozen CLIP.
         inference: see `canvas_size`.
         family: see `ImageState`.
-        bf16: compute in bfloat16.
     """
     clip = tower.clip
     device = clip.model.logit_scale.device
@@ -189,8 +163,7 @@ def encode_picture(
     stems = []
     for crop in crops:
         pixels = normalise(crop[None], clip).to(device)  # (1, 3, H, W)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            stems.append(tower.stem(pixels).float().cpu())
+        stems.append(tower.stem(pixels).float().cpu())
     return ImageState(picture=picture, canvas=canvas, windows=windows, family=family, stems=stems)
 
 

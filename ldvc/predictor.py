@@ -31,7 +31,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import DECODERS
 from ldvc.data.class_names import canonical
 from ldvc.errors import InvalidImageError
-from ldvc.inference import ImageState, bf16_is_faster, encode_picture
+from ldvc.inference import ImageState, encode_picture
 from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
@@ -60,7 +60,6 @@ class Predictor:
             "stride"}).
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
-        bf16: compute the patch embedding in bfloat16; None = where the processor is faster with it.
         family: of the predictor whose frozen towers this one shares (see `sibling`).
         source: where the checkpoint came from, for `sibling` and for people.
     """
@@ -72,14 +71,12 @@ class Predictor:
         *,
         decoder: str | None = None,
         device: str | torch.device | None = None,
-        bf16: bool | None = None,
         family: str | None = None,
         source: str | None = None,
     ) -> None:
         metadata = metadata or {}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.bf16 = self.device.type == "cpu" and bf16_is_faster() if bf16 is None else bf16
         self.metadata = metadata
         self.decoder = decoder or model.config.decoder
         self.source = source
@@ -168,7 +165,6 @@ class Predictor:
             self.model.image_tower,
             inference=self.inference,
             family=self.family,
-            bf16=self.bf16,
         )
         self._features(state)
         return state

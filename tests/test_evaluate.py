@@ -55,7 +55,7 @@ def evaluate(checkpoint: Path, datasets: list[FolderDataset], *, decoder: str | 
 
 
 def predictor_of(model: LDVC, inference: dict[str, int], **calibration: float) -> Predictor:
-    return Predictor(model, {"inference": inference, "calibration": calibration}, bf16=False)
+    return Predictor(model, {"inference": inference, "calibration": calibration})
 
 
 @torch.no_grad()

@@ -166,11 +166,11 @@ def test_one_name_has_company(predictor: Predictor, photo: np.ndarray, decoder: 
 
 @pytest.mark.parametrize("decoder", PREDICTOR_DECODERS)
 def test_works_under_autocast(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
-    asked = Predictor(predictor.sibling(decoder).model, decoder=decoder, device="cpu", bf16=False)
+    asked = Predictor(predictor.sibling(decoder).model, decoder=decoder, device="cpu")
     names = ["dog", "grass", "dogs", "hound"]
     asked.set_image(photo)
     exact = asked.segment(names, background=None)
-    half = Predictor(asked.model, decoder=decoder, device="cpu", bf16=True)
+    half = Predictor(asked.model, decoder=decoder, device="cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half.set_image(photo)
         result = half.segment(names, background=None)

@@ -148,7 +148,6 @@ def open_predictor(
     clip: str | FrozenClip | None = None,
     beside: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    bf16: bool | None = None,
 ) -> Predictor:
     """Loads what is to be evaluated; photos are shown to it as `chosen_inference` says.
 
@@ -159,7 +158,6 @@ def open_predictor(
         beside: with decoder "clip", metadata of the checkpoint beside which it stands, as on the page: its `inference` and
             `clip_calibration` count.
         options: see `chosen_inference`.
-        bf16: see `Predictor`.
 
     Raises:
         LdvcError: the checkpoint or the options cannot be used.
@@ -175,7 +173,7 @@ def open_predictor(
     inference = unlimited(chosen_inference(metadata, options or {}))
     device = PartialState().device
     return Predictor(
-        model, metadata | {"inference": inference}, decoder=decoder, device=device, bf16=bf16, source=str(source)
+        model, metadata | {"inference": inference}, decoder=decoder, device=device, source=str(source)
     )
 
 
@@ -336,7 +334,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
-    parser.add_argument("--full_precision", action="store_true", help="no bfloat16 even where the processor is made for it")
     parser.add_argument(
         "--joint_only", action="store_true", help="the literature's measures only: one decoding per photo"
     )
@@ -384,7 +381,6 @@ def main(arguments: list[str] | None = None) -> None:
                 decoder=decoder,
                 beside=beside,
                 options=vars(options),
-                bf16=False if options.full_precision else None,
             )
             beside = beside or predictor.metadata
             result = evaluate(

@@ -126,7 +126,7 @@ class Photos:
             return None
         clip = predictor.model.clip
         facts = [dataset.fingerprint(masks=False), sorted(predictor.inference.items()), clip.patch_size]
-        key = json.dumps([*facts, weights_digest(clip.visual), predictor.bf16])
+        key = json.dumps([*facts, weights_digest(clip.visual)])
         name = f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = Path(self.cache_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,11 +142,11 @@ def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageStat
         patch = predictor.model.clip.patch_size
         canvas = canvas_size(*photo.picture.shape[:2], inference=predictor.inference, patch=patch)
         windows = sliding_windows(*canvas, inference=predictor.inference)
-        stems = [stem.float() for stem in torch.load(path, weights_only=True)]
+        stems = torch.load(path, weights_only=True)
         return ImageState(photo.picture, canvas, windows, predictor.family, stems)
     state = predictor.encode_image(photo.picture)
     temporary = path.with_suffix(f".{os.getpid()}.new")  # a kill in the middle leaves no file of the final name
-    torch.save([stem.bfloat16() if predictor.bf16 else stem for stem in state.stems], temporary)
+    torch.save(state.stems, temporary)
     os.replace(temporary, path)
     return state
 
