@@ -214,9 +214,11 @@ class BackgroundCurve:
         """(bins,) mean IoU of present classes with the threshold at each bin's lower edge."""
         return self._iou / max(self._pairs, 1)
 
-    def best_threshold(self) -> float:
-        """The bin edge with the highest mean of `right` and `iou_present`."""
-        return float(self.edges[int((self.right() + self.iou_present()).argmax())])
+
+def best_threshold(curves: Sequence[BackgroundCurve]) -> float:
+    """The bin edge with the highest mean of `right` and `iou_present`; each curve weighs the same, all have the same bins."""
+    filled = [curve for curve in curves if len(curve)]
+    return float(filled[0].edges[int(sum(curve.right() + curve.iou_present() for curve in filled).argmax())])
 
 
 class ThresholdCurve:

@@ -15,6 +15,7 @@ from ldvc.metrics import (
     Means,
     ThresholdCurve,
     average_precision,
+    best_threshold,
     contrast,
     fit_calibration,
     fragments,
@@ -220,8 +221,11 @@ def test_background_curve_equals_brute_force() -> None:
             ious += [jaccard((truth == name).numpy(), (guess == name).numpy()) for name in (0, 1)]
         assert curve.right()[bin_] == pytest.approx(np.mean(right)), bin_
         assert curve.iou_present()[bin_] == pytest.approx(np.mean(ious)), bin_
-    place = int(round((curve.best_threshold() - curve.low) / 0.02))
-    assert (curve.right() + curve.iou_present()).max() == (curve.right() + curve.iou_present())[place]
+    other = BackgroundCurve()
+    other.update(torch.randn(300) * 2 - 3, torch.zeros(300).long(), torch.zeros(300).long(), present=1)
+    place = int(round((best_threshold([curve, other, BackgroundCurve()]) - curve.low) / 0.02))
+    total = sum(each.right() + each.iou_present() for each in (curve, other))
+    assert total.max() == total[place]
 
 
 def test_threshold_curve_equals_brute_force() -> None:

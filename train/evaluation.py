@@ -32,6 +32,7 @@ from ldvc.metrics import (
     Means,
     ThresholdCurve,
     average_precision,
+    best_threshold,
     contrast,
     fit_calibration,
     fragments,
@@ -332,16 +333,16 @@ def count_visitor(means: Means, result: Segmentation, question: Question, *, lay
 def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], photos: Photos) -> Calibration:
     """Fits the calibration to a visitor's questions and gives it to the predictor; every process must call it.
 
-    Scale and bias: `fit_calibration` of the masks of all names in the questions, absent ones included; each data set weighs
-    the same. Threshold: the one with the best mean of `right` and `iou_present` over the photos of the data sets that have
-    a background, 0.5 if there is none. Of sliding windows, whose scores are averaged, it is an approximation.
+    Scale and bias: `fit_calibration` of the masks of all names in the questions, absent ones included. Threshold:
+    `best_threshold`. Each data set weighs the same: those with a background ask for a high threshold, those without for a low
+    one. Of sliding windows, whose scores are averaged, it is an approximation.
 
     Raises:
         DataError: no photo has a labelled pixel.
     """
     predictor.calibration = Calibration()  # so that scores are sigmoids of the bare logits
     masks = {dataset.name: ThresholdCurve() for dataset in datasets}
-    rejection = BackgroundCurve()
+    rejection = {dataset.name: BackgroundCurve() for dataset in datasets}
     for dataset in datasets:
         names, folder = dataset.names(), photos.stems(dataset, predictor)
         for photo in photos.of(dataset):
@@ -352,20 +353,18 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
             result = ask(predictor, [names[number] for number in question.names], state, background=None)
             wanted = question.truth == torch.arange(len(question.names))[:, None, None]
             masks[dataset.name].update(torch.logit(torch.from_numpy(result.scores)), wanted, question.valid)
-            if dataset.background_index is not None:
-                labels, scores = map(torch.from_numpy, result.best_at(result.size))
-                values = (torch.logit(scores), labels, question.truth)
-                rejection.update(*(value[question.valid] for value in values), present=question.present)
-    all_masks, all_rejection = {name: ThresholdCurve() for name in masks}, BackgroundCurve()
+            labels, scores = map(torch.from_numpy, result.best_at(result.size))
+            values = (torch.logit(scores), labels, question.truth)
+            rejection[dataset.name].update(*(value[question.valid] for value in values), present=question.present)
+    all_masks, all_rejection = ({name: kind() for name in masks} for kind in (ThresholdCurve, BackgroundCurve))
     for some_masks, some_rejection in gather_object([(masks, rejection)]):
         for name, curve in some_masks.items():
             all_masks[name].merge(curve)
-        all_rejection.merge(some_rejection)
+            all_rejection[name].merge(some_rejection[name])
     if not any(map(len, all_masks.values())):
         raise DataError("There is nothing to calibrate on: not one photo can be read and has a labelled pixel.")
     scale, bias = fit_calibration(list(all_masks.values()))
-    threshold = 0.5
-    if len(all_rejection):
-        threshold = float(torch.sigmoid(torch.tensor(scale * all_rejection.best_threshold() + bias)))
+    edge = best_threshold(list(all_rejection.values()))
+    threshold = float(torch.sigmoid(torch.tensor(scale * edge + bias)))
     predictor.calibration = Calibration(scale, bias, threshold)
     return predictor.calibration
