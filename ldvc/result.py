@@ -106,6 +106,7 @@ class Segmentation:
         self._patch = patch
         self._outputs = outputs
         self._calibration = calibration or Calibration()
+        self._last_best: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -294,7 +295,14 @@ class Segmentation:
         return self._stitch(self._calibrated, self.grid, after=after, grid=True)[:, y, x]
 
     def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Of each pixel (height, width) the highest of `_maps`, and the index of its name."""
+        """Of each pixel (height, width) the highest of `_maps`, and the index of its name; kept for the last size, which score
+        maps ask for name by name."""
+        last = self._last_best
+        if last is None or last[0] != tuple(size):
+            last = self._last_best = (tuple(size), self._compute_best(size))
+        return last[1]
+
+    def _compute_best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         if not self._averages_scores:
             window = self._outputs[0].window
             return upsampled_argmax(
