@@ -2,7 +2,7 @@
 
 The steps, in their order: resize the picture, cut it into windows, encode them (`encode_picture`), decode
 (`Predictor.segment`), then upsample and stitch what has one value per patch (`stitch`, `upsampled_argmax`). Interpolation
-is bilinear and is written in element-wise operations, so that a pixel gets the same value whether a tile or the whole photo
+is bilinear and is written in element-wise operations, so that a pixel gets the same value whether a part or the whole photo
 is upsampled.
 """
 
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
-SMALL_LONG_SIDE = 224  # smaller pictures are enlarged to this long side; others to at most twice their size
-TILE = 4  # patches along the side of a tile of a label map
+ROUNDING = 1e-4  # a logit that is lower by more stays lower in float32, interpolated
+SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side, others to at most twice their size
 
 
 # ---- picture -> windows -------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: in
 
     `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
     (sliding window). Small pictures are enlarged at most twice (`enlarge`, if `inference` holds it), or up to
-    `SMALL_LONG_SIDE`. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
+    `SMALL_LONG_SIDE` patches. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
 
     Returns:
         (height, width) of the canvas in pixels.
@@ -71,7 +71,7 @@ def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: in
         scale = inference["short_side"] / shortest
         longest_allowed = 4 * inference.get("window", inference["short_side"])
         scale = min(scale, longest_allowed / longest)  # a panorama would need windows without end
-    scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE / longest))
+    scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE * patch / longest))
     return max(patch, round(height * scale)), max(patch, round(width * scale))
 
 
@@ -267,8 +267,8 @@ def upsampled_argmax(
 ) -> tuple[Tensor, Tensor]:
     """The highest of all upsampled maps at each pixel, and whose it is, without upsampling every map everywhere.
 
-    A pixel's value is a weighted mean of four patches'. A name whose highest of the four is below another's lowest is
-    nowhere best between them, so that a list of 200 names costs little more than what is in the photo.
+    A pixel's value is a weighted mean of four patches'. Between them a name is nowhere best if another one is higher at all
+    four, so that a list of 200 names costs little more than what is in the photo.
 
     Args:
         logits: (C, h, w), one value per patch.
@@ -278,33 +278,44 @@ def upsampled_argmax(
     Returns:
         (height, width) values, and (height, width) indices into C; the first of equal ones.
     """
-    corners = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")
-    highest, lowest = F.max_pool2d(corners, 2, stride=1)[0], -F.max_pool2d(-corners, 2, stride=1)[0]
-    # (C, h, w): in the square to the right of and below each patch; the margin is above what interpolation rounds
-    contends = highest >= lowest.amax(dim=0) - 1e-4
+    padded = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")[0]
+    height, width = logits.shape[1:]
+    # (4, C, h, w): the corners of the square to the right of and below each patch
+    corners = torch.stack([padded[:, y : y + height, x : x + width] for y in (0, 1) for x in (0, 1)])
+    dominated = torch.zeros_like(logits, dtype=torch.bool)
+    for winner in corners.argmax(dim=1):  # (h, w), of each corner
+        rival = corners.gather(1, winner.expand(4, 1, -1, -1))
+        dominated |= (corners < rival - ROUNDING).all(dim=0)
+    counts, (name, y, x) = (~dominated).sum(dim=0), (~dominated).nonzero(as_tuple=True)
+    place = ((~dominated).cumsum(dim=0) - 1)[name, y, x]  # among the names that are left of its square
+    names = torch.zeros(int(counts.max()), height, width, dtype=torch.int64)
+    names[place, y, x] = name
+    values = corners.gather(1, names.expand(4, -1, -1, -1))
 
-    def tiles(which: int) -> list[tuple[slice, slice, Axis]]:
-        """Along one axis, `TILE` patches at a time: pixels, patches, and the interpolation from these to those."""
-        cells, start = logits.shape[1 + which], (window.top, window.left)[which]
-        axis = Axis.of(size[which], canvas=canvas[which], start=start, cells=cells, patch=patch)
-        found = []
-        for first in range(0, cells, TILE):
-            inside = ((axis.lower >= first) & (axis.lower < first + TILE)).nonzero().flatten()
-            if len(inside):
-                pixels = slice(int(inside[0]), int(inside[-1]) + 1)
-                part = axis.part(pixels)
-                local = Axis(part.lower - first, part.upper - first, part.weight, part.position)
-                found.append((pixels, slice(first, first + TILE + 1), local))
-        return found
-
+    rows, columns = (
+        Axis.of(size[which], canvas=canvas[which], start=start, cells=logits.shape[1 + which], patch=patch)
+        for which, start in enumerate((window.top, window.left))
+    )
     best = torch.empty(size)
     labels = torch.empty(size, dtype=torch.int64)
-    columns = tiles(1)
-    for pixels_down, patches_down, down in tiles(0):
-        for pixels_along, patches_along, along in columns:
-            squares = contends[:, patches_down, patches_along][:, :TILE, :TILE]
-            names = squares.flatten(1).any(dim=1).nonzero().flatten()
-            maps = upsample(logits[names, patches_down, patches_along], down, along)
-            best[pixels_down, pixels_along], index = maps.max(dim=0)
-            labels[pixels_down, pixels_along] = names[index]
+    first, last = int(rows.lower[0]), int(rows.lower[-1])
+    edges = torch.searchsorted(rows.lower, torch.arange(first, last + 2)).tolist()
+    for row, start, end in zip(range(first, last + 1), edges[:-1], edges[1:], strict=True):
+        down = rows.weight[start:end, None]
+        up = 1 - down
+        for rank in range(int(counts[row].max())):  # the first name of each square, then the others where there are any
+            top_left, top_right, bottom_left, bottom_right = values[:, rank, row]
+            left, right = top_left * up + bottom_left * down, top_right * up + bottom_right * down
+            contested = (counts[row] > rank)[columns.lower].nonzero().flatten()
+            square, along = columns.lower[contested], columns.weight[contested]
+            score = left[:, square] * (1 - along) + right[:, square] * along
+            if rank == 0:
+                best[start:end], labels[start:end] = score, names[rank, row, square]
+                continue
+            former = best[start:end, contested]
+            higher = score > former
+            best[start:end, contested] = torch.where(higher, score, former)
+            labels[start:end, contested] = torch.where(
+                higher, names[rank, row, square], labels[start:end, contested]
+            )
     return best, labels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch.nn import functional as F
 
 from ldvc.data import weights_digest
 from ldvc.modeling.stem import ConvStem
@@ -34,7 +33,7 @@ def make_stem(network: torch.nn.Module, **options: object) -> ConvStem:
 
 
 @torch.no_grad()
-def test_one_look_is_the_network_itself(network: torch.nn.Module) -> None:
+def test_patches_of_the_stride_are_the_network_itself(network: torch.nn.Module) -> None:
     images = torch.randn(3, 3, 64, 96)
     expected = torch.cat(network(images), dim=1)
     stem = make_stem(network)
@@ -43,15 +42,21 @@ def test_one_look_is_the_network_itself(network: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_more_looks_are_the_mean_over_enlarged_pictures(network: torch.nn.Module) -> None:
-    images = torch.randn(2, 3, 48, 64)
-    expected = torch.cat(network(images), dim=1)
-    for look in (2, 3):
-        enlarged = F.interpolate(images, size=(48 * look, 64 * look), mode="bicubic")
-        seen = torch.cat(network(enlarged), dim=1)  # (2, channels, 3 * look, 4 * look)
-        expected = expected + seen.unflatten(2, (3, look)).unflatten(4, (4, look)).mean(dim=(3, 5))
-    stem = make_stem(network, looks=(1, 2, 3))
-    torch.testing.assert_close(stem.features(images), expected / 3, atol=1e-3, rtol=1e-3)
+def test_larger_patches_have_the_mean_of_their_features(network: torch.nn.Module) -> None:
+    """A patch of 24 pixels spans 1.5 features; antialiased, it reads those within one patch of its centre, near ones most."""
+    images = torch.randn(2, 3, 48, 72)
+    features = torch.cat(network(images), dim=1)  # (2, channels, 3, 5), of pictures that are 3 and 4.5 strides long
+
+    def weights(patches: int, cells: int) -> torch.Tensor:
+        step = cells / patches
+        centres = (torch.arange(patches) + 0.5) * step
+        near = (1 - ((torch.arange(cells) + 0.5) - centres[:, None]).abs() / step).clamp(min=0)
+        return near / near.sum(dim=1, keepdim=True)
+
+    expected = torch.einsum("bcij,yi,xj->bcyx", features, weights(2, 3), weights(3, 5))
+    stem = make_stem(network, patch_size=24)
+    torch.testing.assert_close(stem.features(images), expected, atol=1e-3, rtol=1e-3)
+    assert stem(images).shape == (2, 32, 2, 3)
 
 
 @torch.no_grad()
@@ -64,8 +69,8 @@ def test_weights_that_come_later_are_used(network: torch.nn.Module) -> None:
     assert list(stem.state_dict()) == names, "the fast copy is no part of the state"
 
 
-def test_stored_views_of_other_looks_are_others() -> None:
+def test_stored_views_of_other_patches_are_others() -> None:
     torch.manual_seed(0)
-    one, two = ConvStem(8, backbone=BACKBONE), ConvStem(8, backbone=BACKBONE, looks=(1, 2))
-    two.load_state_dict(one.state_dict())
-    assert weights_digest(one) != weights_digest(two)
+    small, large = ConvStem(8, backbone=BACKBONE), ConvStem(8, patch_size=24, backbone=BACKBONE)
+    large.load_state_dict(small.state_dict())
+    assert weights_digest(small) != weights_digest(large)

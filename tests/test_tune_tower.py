@@ -34,7 +34,7 @@ def lite() -> FrozenClip:
 @pytest.fixture
 def stem() -> ConvStem:
     """A small relative of lite's backbone with statistics that are not those of a fresh network."""
-    stem = ConvStem(8, backbone="efficientnet_lite0", looks=(1, 2)).eval()
+    stem = ConvStem(8, patch_size=24, backbone="efficientnet_lite0").eval()
     for norm in stem.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
@@ -78,16 +78,16 @@ def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
 @pytest.mark.parametrize(("first", "depthwise"), [(FIRST, False), (0, True)])
 def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first: int, depthwise: bool) -> None:
     stem = stem.double()  # rounding would add up over seven stages
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    images = torch.randn(2, 3, 72, 96, dtype=torch.float64)
     trunk = Trunk(stem, first=first, depthwise=depthwise)
     before = copy.deepcopy(stem.backbone.state_dict())
     with torch.no_grad():
         expected = stem.features(images)
-        torch.testing.assert_close(trunk.late(trunk.early(images)), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(trunk.late(trunk.early(images), (72, 96)), expected, atol=1e-4, rtol=1e-4)
         for parameter in trunk.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn_like(parameter)
-        changed = trunk.late(trunk.early(images))
+        changed = trunk.late(trunk.early(images), (72, 96))
         trunk.write_back(stem)
         assert (changed - expected).abs().max() > 0.01
         torch.testing.assert_close(stem.features(images), changed, atol=1e-3, rtol=1e-3)
@@ -98,7 +98,7 @@ def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first
 
 def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
     trunk = Trunk(stem)
-    trunk.late(trunk.early(torch.randn(1, 3, 64, 64))).sum().backward()
+    trunk.late(trunk.early(torch.randn(1, 3, 72, 72)), (72, 72)).sum().backward()
     learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
     assert learned and all(name.startswith("stages.") and "conv_dw" not in name for name in learned)
     assert any("conv_pw." in name for name in learned) and any("conv_pwl." in name for name in learned)
@@ -106,7 +106,7 @@ def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
 
 def test_with_depthwise_kernels_every_stage_learns(stem: ConvStem) -> None:
     trunk = Trunk(stem, first=0, depthwise=True)
-    trunk.late(trunk.early(torch.randn(1, 3, 64, 64))).sum().backward()
+    trunk.late(trunk.early(torch.randn(1, 3, 72, 72)), (72, 72)).sum().backward()
     learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
     assert learned == {name for name, _ in trunk.named_parameters() if name.startswith("stages.")}
     assert any("conv_dw." in name for name in learned)
@@ -121,8 +121,8 @@ def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: F
     clip = build_clip("lite")
     decoder, _ = load_checkpoint("lite", decoder="zegclip", clip=clip)
     tuning = Tuning(clip, lite, {"zegclip": decoder}, vocabulary, CONCEPTS, load_config("lite_tune"))
-    labels = torch.zeros(1, 16, 16, dtype=torch.int16)
-    batch = {"images": torch.randn(1, 3, 64, 64), "labels": labels, "set": torch.tensor([0])}
+    labels = torch.zeros(1, 12, 12, dtype=torch.int16)
+    batch = {"images": torch.randn(1, 3, 72, 72), "labels": labels, "set": torch.tensor([0])}
 
     def kept() -> float:
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_plain_similarity_is_held_to_the_tower_as_it_was(tmp_path: Path, lite: F
     with torch.no_grad():
         for parameter in tuning.trunk.stages.parameters():
             parameter += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
-    assert kept() > 1e-2
+    assert kept() > 1e-3
 
 
 def test_fresh_decoders_begin_at_plain_similarity_and_know_only_the_names_of_the_run(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_fresh_decoders_begin_at_plain_similarity_and_know_only_the_names_of_the
     vocabulary = Vocabulary(open_sets(tmp_path / "data", ["meadow"], "train"))
     clip, config = build_clip("lite"), load_config("lite_tune")
     decoders, metadata = start_decoders("fresh", clip, vocabulary, config)
-    images = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 72, 72)
     for name, decoder in decoders.items():
         assert decoder.config.decoder == name and decoder.clip is clip
         assert metadata[name]["seen_names"] == vocabulary.spellings
@@ -184,7 +184,7 @@ def common(tmp_path: Path) -> list[str]:
     """A command line of four small steps on photos in `tmp_path`."""
     make_sets(tmp_path / "data")
     (tmp_path / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
-    data = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=64", "long_side=80"]
+    data = ["--data", str(tmp_path / "data"), "--set", "sets={meadow: 0.5, pets: 0.5}", "crop=72", "long_side=96"]
     names = [f"concepts={tmp_path / 'concepts.txt'}", "preserve_names=2", "photos_every={}"]
     steps = ["train_batch_size=2", "checkpointing_steps=2", "warmup_steps=1", "max_train_steps=4", "log_steps=1"]
     return [*data, *names, *steps, "mixed_precision=no"]

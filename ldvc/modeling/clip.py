@@ -196,7 +196,8 @@ def _build_from_folder(folder: Path) -> FrozenClip:
         # here and not above: it needs timm's model zoo, which is slow to import and which a plain ViT does not use
         from ldvc.modeling.stem import ConvStem
 
-        model.visual.conv1 = ConvStem(config["architecture"]["vision_cfg"]["width"], **config["stem"])
+        vision = config["architecture"]["vision_cfg"]
+        model.visual.conv1 = ConvStem(vision["width"], patch_size=vision["patch_size"], **config["stem"])
     _load_state(model, state, source=folder)
     return _freeze(model, config["architecture"], mean=config.get("mean"), std=config.get("std"))
 

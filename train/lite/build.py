@@ -33,7 +33,8 @@ def assemble(work: Path) -> open_clip.CLIP:
     text = TextStudent()
     text.load_state_dict(torch.load(work / "text.pt", weights_only=True)["student"])
 
-    full_stem = ConvStem(config["architecture"]["vision_cfg"]["width"], **config["stem"])
+    vision = config["architecture"]["vision_cfg"]
+    full_stem = ConvStem(vision["width"], patch_size=vision["patch_size"], **config["stem"])
     full_stem.backbone.load_state_dict(stem.backbone.state_dict())
     full_stem.scale.load_state_dict(image.visual.conv1[0].state_dict())
     full_stem.project.load_state_dict(image.visual.conv1[1].state_dict())
@@ -62,7 +63,7 @@ def main() -> None:
     save_clip_folder(clip, args.output, json.loads(ARCHITECTURE.read_text()))
     loaded = build_clip(str(args.output), None)
     tokens = loaded.tokenizer([f"a photo of a {n}." for n in ("dog", "potted plant", "giraffe")])
-    pixels = torch.randn(2, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, 3, 480, 480, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for ours, theirs in (
             (clip.encode_text(tokens), loaded.model.encode_text(tokens)),

@@ -12,12 +12,11 @@ import copy
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ldvc.modeling.stem import ConvStem, fold_batch_norms
+from ldvc.modeling.stem import ConvStem, fold_batch_norms, patch_means
 from train.cpu_convolution import FixedDepthwise, fix_depthwise
 
-FIRST = 4  # of seven stages; from here on the grid is the ViT's, and learning is bearable on a CPU
+FIRST = 4  # of seven stages; from here on the grid is coarse, and learning is bearable on a CPU
 READ = (4, 6)  # stages that `ConvStem` hands on
 
 
@@ -25,7 +24,7 @@ class Trunk(nn.Module):
     """A copy of a stem's backbone whose late stages learn.
 
     Args:
-        stem: its weights are copied, not changed; it says how often a picture is looked at.
+        stem: its weights are copied, not changed.
         first: the first of the seven stages that learns. At 0 only the very first convolution stays.
         depthwise: whether depthwise kernels that keep the size learn, too.
     """
@@ -34,7 +33,7 @@ class Trunk(nn.Module):
         super().__init__()
         assert 0 <= first <= READ[0], f"stages {READ} are handed on, so learning begins at one of 0 to {READ[0]}"
         folded = fold_batch_norms(copy.deepcopy(stem.backbone)).requires_grad_(False).eval()
-        self.looks, self.first = stem.looks, first
+        self.patch_size, self.first = stem.patch_size, first
         self.head = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:first])
         self.stages = folded.blocks[first:].requires_grad_(True)
         if not depthwise:
@@ -42,25 +41,17 @@ class Trunk(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def early(self, images: Tensor) -> list[list[Tensor]]:
-        """(B, 3, H, W) -> for each look, what the stages that do not learn make of the pictures, (n, C, h, w) each.
+    def early(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> what the stages that do not learn make of them, (n, C, h, w) each.
 
         On a CPU picture by picture, since what one needs stays in the cache of a core.
         """
-        seen, at_once = [], 1 if images.device.type == "cpu" else len(images)
-        for look in self.looks:
-            enlarged = images if look == 1 else F.interpolate(images, scale_factor=look, mode="bicubic")
-            pictures = enlarged.contiguous(memory_format=torch.channels_last).split(at_once)
-            seen.append([self.head(picture) for picture in pictures])
-        return seen
+        at_once = 1 if images.device.type == "cpu" else len(images)
+        return [self.head(picture) for picture in images.contiguous(memory_format=torch.channels_last).split(at_once)]
 
-    def late(self, seen: list[list[Tensor]]) -> Tensor:
-        """What `early` gave -> (B, channels, H / 16, W / 16), as `ConvStem.features`."""
-        means = []
-        for look, pictures in zip(self.looks, seen, strict=True):
-            maps = torch.cat([self._late(picture) for picture in pictures])
-            means.append(maps if look == 1 else F.avg_pool2d(maps, look))
-        return torch.stack(means).mean(dim=0)
+    def late(self, seen: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """What `early` gave for pictures of `size` (H, W) -> (B, channels, h, w), one for each patch, as `ConvStem.features`."""
+        return patch_means(torch.cat([self._late(picture) for picture in seen]), size, self.patch_size)
 
     def _late(self, x: Tensor) -> Tensor:
         read = []

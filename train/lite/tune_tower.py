@@ -110,12 +110,12 @@ class Tuning(nn.Module):
         Args:
             decoders: those that learn in this step; None = all.
         """
-        seen = self.trunk.early(batch["images"])
+        seen, size = self.trunk.early(batch["images"]), batch["images"].shape[-2:]
         conv = self.clip.visual.conv1
-        stem = conv.project(conv.scale(self.trunk.late(seen)))
+        stem = conv.project(conv.scale(self.trunk.late(seen, size)))
         with torch.no_grad():
             conv = self.reference.visual.conv1
-            old_stem = conv.project(conv.scale(self.old_trunk.late(seen)))
+            old_stem = conv.project(conv.scale(self.old_trunk.late(seen, size)))
             old_features = self.old_tower(stem=old_stem).patch_features  # (B, N, d)
         views = {"stem": stem, "features": old_features, "labels": batch["labels"], "set": batch["set"]}
         parts = {}

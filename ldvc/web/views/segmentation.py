@@ -47,12 +47,13 @@ def viewer_data(
     labels = best if result.background is None else np.where(exact < result.background, -1, best)
     marks = np.zeros((height, width, 3), dtype=np.uint8)
     marks[..., 0], marks[..., 1] = labels + 1, best + 1
-    _, scores = result.best_at(fit_size(*result.size, long_side=SCORES_SIDE))
+    scores = Image.fromarray((exact * 255).round().astype(np.uint8))
+    scores = scores.resize(fit_size(*result.size, long_side=SCORES_SIDE)[::-1], Image.Resampling.BOX)
     rows = zip(result.names, titles(result), result.seen, colours_for(result.names), strict=True)
     return {
         "photo": photo,
         "labels": png_uri(marks),
-        "scores": png_uri((scores * 255).round().astype(np.uint8)),
+        "scores": png_uri(np.asarray(scores)),
         "width": width,
         "height": height,
         "classes": [
@@ -79,13 +80,13 @@ def png_uri(picture: np.ndarray) -> str:
 def class_maps(result: Segmentation) -> str:
     """One heat map per class: its score at every pixel, on the scale from 0 to 1."""
     size = fit_size(*result.size, long_side=MAP_SIDE)
-    order = list(range(len(result.names)))
+    order, maps = list(range(len(result.names))), result.scores_at(size)
     if len(order) > MAPS_SHOWN:
         shares = result.area_shares(result.labels_at(size))
         order = sorted(sorted(order, key=lambda index: -shares[index])[:MAPS_SHOWN])
     figures = []
     for index in order:
-        scores, name = result.scores_at(size, index), escape(titles(result)[index])
+        scores, name = maps[index], escape(titles(result)[index])
         kind = texts.SEEN if result.seen[index] else texts.UNSEEN
         figures.append(
             f'<figure class="ldvc-map"><div class="ldvc-heat"><img src="{heat_uri(scores)}" '
