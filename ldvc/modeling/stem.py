@@ -1,8 +1,8 @@
 """The convolutional patch embedding of lite: a frozen EfficientNet-Lite2 in the place of a ViT's `conv1`.
 
 An open_clip `VisionTransformer` turns a picture into patch tokens with one strided convolution, `visual.conv1`. Any module
-that maps (B, 3, H, W) to (B, width, H / patch, W / patch) can stand there, and the rest of the tower stays plain open_clip. Early
-convolutions instead of a linear patch embedding are known to help small ViTs (Xiao et al., "Early Convolutions Help
+that maps (B, 3, H, W) to (B, width, H / patch, W / patch) can stand there; the rest of the tower stays plain open_clip.
+Early convolutions instead of a linear patch embedding are known to help small ViTs (Xiao et al., "Early Convolutions Help
 Transformers See Better", 2021); here they also carry what ImageNet taught them.
 """
 

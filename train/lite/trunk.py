@@ -50,7 +50,7 @@ class Trunk(nn.Module):
         return [self.head(picture) for picture in images.contiguous(memory_format=torch.channels_last).split(at_once)]
 
     def late(self, seen: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """What `early` gave for pictures of `size` (H, W) -> (B, channels, h, w), one for each patch, as `ConvStem.features`."""
+        """What `early` gave for pictures of `size` (H, W) -> (B, channels, h, w) as `ConvStem.features`."""
         return patch_means(torch.cat([self._late(picture) for picture in seen]), size, self.patch_size)
 
     def _late(self, x: Tensor) -> Tensor:
