@@ -19,8 +19,8 @@ from ldvc.web.gpu import gpu_is_lent  # before anything that imports torch
 
 # isort: split
 from ldvc.errors import LdvcError
-from ldvc.web.layout import build_page, launch_options
 from ldvc.web.models import Catalogue
+from ldvc.web.page import build_page, launch_options
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of the canvas that the image tower sees at once; all numbers in canvas pixels."""
+    """A rectangle of the input_size that the image tower sees at once; all numbers in input_size pixels."""
 
     top: int
     left: int
@@ -39,7 +39,7 @@ class Window:
 
 
 def require_inference(inference: Any) -> None:
-    """Raises ValueError, with the reason, for settings that `canvas_size` and `sliding_windows` cannot use."""
+    """Raises ValueError, with the reason, for settings that `model_input_size` and `sliding_windows` cannot use."""
     if not isinstance(inference, dict) or not {"long_side", "short_side"} & set(inference):
         raise ValueError(f"'inference' must name 'long_side' or 'short_side', not {inference!r}")
     if ("window" in inference) != ("stride" in inference):
@@ -54,7 +54,7 @@ def require_inference(inference: Any) -> None:
         )
 
 
-def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
+def model_input_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
     """Size at which a picture is shown to the tower, before padding.
 
     `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
@@ -62,7 +62,7 @@ def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: in
     `SMALL_LONG_SIDE` patches. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
 
     Returns:
-        (height, width) of the canvas in pixels.
+        (height, width) of the input_size in pixels.
     """
     longest, shortest = max(height, width), min(height, width)
     if "long_side" in inference:
@@ -76,9 +76,9 @@ def canvas_size(height: int, width: int, *, inference: dict[str, Any], patch: in
 
 
 def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> list[Window]:
-    """Windows that cover a canvas; one that covers it all when `inference` names no window.
+    """Windows that cover a input_size; one that covers it all when `inference` names no window.
 
-    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the canvas.
+    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the input_size.
     """
     if "window" not in inference:
         return [Window(0, 0, height, width)]
@@ -97,18 +97,18 @@ def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> li
 def cut_windows(
     image: Image.Image, *, inference: dict[str, Any], patch: int
 ) -> tuple[tuple[int, int], list[Window], np.ndarray]:
-    """The picture as the image tower sees it: resized to its canvas, cut into windows, padded to whole patches.
+    """The picture as the image tower sees it: resized to its input_size, cut into windows, padded to whole patches.
 
     Args:
         image: RGB.
-        inference: see `canvas_size`.
+        inference: see `model_input_size`.
         patch: pixels per patch side.
 
     Returns:
-        The canvas (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding repeats the
-        last row and column, so that convolutions see no artificial edge.
+        The input size (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding
+        repeats the last row and column, so that convolutions see no artificial edge.
     """
-    size = canvas_size(image.height, image.width, inference=inference, patch=patch)
+    size = model_input_size(image.height, image.width, inference=inference, patch=patch)
     windows = sliding_windows(*size, inference=inference)
     shown = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
     padding = ((0, -windows[0].height % patch), (0, -windows[0].width % patch), (0, 0))
@@ -131,40 +131,40 @@ class ImageState:
 
     Attributes:
         picture: uint8 (H, W, 3).
-        canvas: (height, width) at which the tower saw it, without padding.
+        input_size: (height, width) at which the tower saw it, without padding.
         windows: what the tower saw at once.
-        family: predictors of one family share their frozen towers and may share this state.
-        stems: the frozen patch embedding of each window, (1, width, h, w).
+        encoder_id: predictors of one encoder_id share their frozen towers and may share this state.
+        patch_tokens: the frozen patch embedding of each window, (1, width, h, w).
         features: by decoder, the image features of each window (prompts differ between decoders); filled when first asked for.
     """
 
     picture: np.ndarray
-    canvas: tuple[int, int]
+    input_size: tuple[int, int]
     windows: list[Window]
-    family: str
-    stems: list[Tensor]
+    encoder_id: str
+    patch_tokens: list[Tensor]
     features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
 
 
 def encode_picture(
-    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], family: str
+    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], encoder_id: str
 ) -> ImageState:
     """Resize a picture, cut it into windows and compute their patch embedding, the part that all decoders share.
 
     Args:
         picture: uint8 (H, W, 3).
         tower: around the frozen CLIP.
-        inference: see `canvas_size`.
-        family: see `ImageState`.
+        inference: see `model_input_size`.
+        encoder_id: see `ImageState`.
     """
     clip = tower.clip
     device = clip.model.logit_scale.device
-    canvas, windows, crops = cut_windows(Image.fromarray(picture), inference=inference, patch=clip.patch_size)
-    stems = []
+    input_size, windows, crops = cut_windows(Image.fromarray(picture), inference=inference, patch=clip.patch_size)
+    patch_tokens = []
     for crop in crops:
         pixels = normalise(crop[None], clip).to(device)  # (1, 3, H, W)
-        stems.append(tower.stem(pixels).float().cpu())
-    return ImageState(picture=picture, canvas=canvas, windows=windows, family=family, stems=stems)
+        patch_tokens.append(tower.embed_patches(pixels).float().cpu())
+    return ImageState(picture=picture, input_size=input_size, windows=windows, encoder_id=encoder_id, patch_tokens=patch_tokens)
 
 
 # ---- patches -> pixels --------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Axis:
     Attributes:
         lower, upper: (n,) int64, the two patches around each pixel.
         weight: (n,) float32 of the upper one.
-        position: (n,) where the pixels lie on the canvas.
+        position: (n,) where the pixels lie on the input_size.
     """
 
     lower: Tensor
@@ -186,18 +186,18 @@ class Axis:
     position: Tensor
 
     @classmethod
-    def of(cls, length: int, *, canvas: int, start: int, cells: int, patch: int) -> Axis:
-        """Pixel i lies at (i + 0.5) * canvas / length on the canvas, patch j of the window at start + (j + 0.5) * patch. Beyond
-        the first and last patch the nearest value holds.
+    def of(cls, length: int, *, input_size: int, start: int, cells: int, patch: int) -> Axis:
+        """In pixels of the model's input, pixel i lies at (i + 0.5) * input_size / length and patch j of the window at
+        start + (j + 0.5) * patch. Beyond the first and last patch the nearest value holds.
 
         Args:
-            length: pixels along this axis of the output, which span the canvas.
-            canvas: its length in canvas pixels.
-            start: first canvas pixel of the window.
+            length: pixels along this axis of the output, which span the input_size.
+            input_size: its length in input_size pixels.
+            start: first input_size pixel of the window.
             cells: patches of the window along this axis.
-            patch: canvas pixels per patch.
+            patch: input_size pixels per patch.
         """
-        position = (torch.arange(length, dtype=torch.float32) + 0.5) * (canvas / length)
+        position = (torch.arange(length, dtype=torch.float32) + 0.5) * (input_size / length)
         coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
         lower = coordinate.floor().clamp(max=max(cells - 2, 0))
         upper = (lower + 1).clamp(max=cells - 1)
@@ -220,7 +220,7 @@ def stitch(
     windows: Sequence[Window],
     size: tuple[int, int],
     *,
-    canvas: tuple[int, int],
+    input_size: tuple[int, int],
     patch: int,
     after: Callable[[Tensor], Tensor] | None = None,
     grid: bool = False,
@@ -229,18 +229,18 @@ def stitch(
 
     Args:
         maps: one for each window.
-        windows: where they are on the canvas.
+        windows: where they are on the input_size.
         size: pixels (or patches) of the result.
-        canvas: (height, width) of the canvas in its pixels.
-        patch: canvas pixels per patch.
+        input_size: (height, width) of the input_size in its pixels.
+        patch: input_size pixels per patch.
         after: applied to each upsampled map, in float64, before overlapping windows are averaged.
         grid: `size` spans whole patches, padding included.
     """
-    whole = tuple(-(-side // patch) * patch for side in canvas) if grid else canvas
+    whole = tuple(-(-side // patch) * patch for side in input_size) if grid else input_size
 
     def axis(which: int, window: Window, cells: int) -> Axis:
         start = (window.top, window.left)[which]
-        return Axis.of(size[which], canvas=whole[which], start=start, cells=cells, patch=patch)
+        return Axis.of(size[which], input_size=whole[which], start=start, cells=cells, patch=patch)
 
     if len(maps) == 1:
         upsampled = upsample(maps[0], *(axis(which, windows[0], maps[0].shape[1 + which]) for which in (0, 1)))
@@ -249,8 +249,8 @@ def stitch(
     count = torch.zeros(size)
     for window, values in zip(windows, maps, strict=True):
         rows, columns = (axis(which, window, values.shape[1 + which]) for which in (0, 1))
-        # Pixels beyond the canvas (padding, where `grid`) belong to the windows at the border.
-        at_rows, at_columns = rows.position.clamp(max=canvas[0] - 0.5), columns.position.clamp(max=canvas[1] - 0.5)
+        # Pixels beyond the input_size (padding, where `grid`) belong to the windows at the border.
+        at_rows, at_columns = rows.position.clamp(max=input_size[0] - 0.5), columns.position.clamp(max=input_size[1] - 0.5)
         down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
         along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
         if not len(down) or not len(along):  # the result is coarser than the windows
@@ -263,7 +263,7 @@ def stitch(
 
 
 def upsampled_argmax(
-    logits: Tensor, size: tuple[int, int], *, canvas: tuple[int, int], window: Window, patch: int
+    logits: Tensor, size: tuple[int, int], *, input_size: tuple[int, int], window: Window, patch: int
 ) -> tuple[Tensor, Tensor]:
     """The highest of all upsampled maps at each pixel, and whose it is, without upsampling every map everywhere.
 
@@ -272,8 +272,8 @@ def upsampled_argmax(
 
     Args:
         logits: (C, h, w), one value per patch.
-        size: (height, width) in pixels; they span the canvas.
-        canvas, window, patch: as of `Axis.of`, for both axes.
+        size: (height, width) in pixels; they span the input_size.
+        input_size, window, patch: as of `Axis.of`, for both axes.
 
     Returns:
         (height, width) values, and (height, width) indices into C; the first of equal ones.
@@ -293,7 +293,7 @@ def upsampled_argmax(
     values = corners.gather(1, names.expand(4, -1, -1, -1))
 
     rows, columns = (
-        Axis.of(size[which], canvas=canvas[which], start=start, cells=logits.shape[1 + which], patch=patch)
+        Axis.of(size[which], input_size=input_size[which], start=start, cells=logits.shape[1 + which], patch=patch)
         for which, start in enumerate((window.top, window.left))
     )
     best = torch.empty(size)

@@ -17,7 +17,7 @@ class PatchRouting:
     Attributes:
         grid: (h, w) of the window.
         patch: (row, column) that was asked for, in that grid.
-        window: the part of the canvas that the grid covers.
+        window: the part of the input_size that the grid covers.
         regions: (k,) numbers of the regions that were chosen, best first.
         affinity: (k,) of each of them to the patch's own region; `all_affinities` has every region.
         all_affinities: (regions,).
@@ -40,7 +40,7 @@ class PatchRouting:
 
 
 def distance_to_centre(window: Window, at: tuple[float, float]) -> float:
-    """Of a point (y, x) of the canvas to the middle of a window, 0.5 at its border."""
+    """Of a point (y, x) of the input_size to the middle of a window, 0.5 at its border."""
     return max(
         abs(window.top + window.height / 2 - at[0]) / window.height,
         abs(window.left + window.width / 2 - at[1]) / window.width,

@@ -28,16 +28,15 @@ from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
+from ldvc.class_names import SeenNames, canonical, clean_names, synonyms_of, without_none_words
 from ldvc.config import DECODERS
-from ldvc.data.class_names import canonical
 from ldvc.errors import InvalidImageError
+from ldvc.image_io import Source, load_picture
 from ldvc.inference import ImageState, encode_picture
 from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
-from ldvc.names import SeenNames, clean_names, synonyms_of, without_none_words
-from ldvc.pictures import Source, load_picture
 from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
@@ -60,7 +59,7 @@ class Predictor:
             "stride"}).
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
-        family: of the predictor whose frozen towers this one shares (see `sibling`).
+        encoder_id: of the predictor whose frozen towers this one shares (see `sibling`).
         source: where the checkpoint came from, for `sibling` and for people.
     """
 
@@ -71,7 +70,7 @@ class Predictor:
         *,
         decoder: str | None = None,
         device: str | torch.device | None = None,
-        family: str | None = None,
+        encoder_id: str | None = None,
         source: str | None = None,
     ) -> None:
         metadata = metadata or {}
@@ -85,7 +84,7 @@ class Predictor:
         self.calibration = Calibration.from_metadata(
             metadata.get("clip_calibration" if self.decoder == PLAIN_CLIP else "calibration")
         )
-        self.family = family or f"{source or ''}#{id(model.clip)}"
+        self.encoder_id = encoder_id or f"{source or ''}#{id(model.clip)}"
         self._image: ImageState | None = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name as the tokenizer lowers it -> (d,)
         self._lock = threading.Lock()
@@ -116,8 +115,8 @@ class Predictor:
             model, metadata = _sibling.model, _sibling.metadata
         else:
             model, metadata = load_checkpoint(source, decoder=decoder, sibling=_sibling and _sibling.model)
-        family = _sibling.family if _sibling is not None and model.clip is _sibling.model.clip else None
-        return cls(model, metadata, decoder=decoder, device=device, family=family, source=str(source))
+        encoder_id = _sibling.encoder_id if _sibling is not None and model.clip is _sibling.model.clip else None
+        return cls(model, metadata, decoder=decoder, device=device, encoder_id=encoder_id, source=str(source))
 
     def sibling(self, decoder: str) -> Predictor:
         """Another decoder of the same checkpoint. Where both stand on the same frozen towers, these are shared, and so is the
@@ -164,7 +163,7 @@ class Predictor:
             load_picture(image),
             self.model.image_tower,
             inference=self.inference,
-            family=self.family,
+            encoder_id=self.encoder_id,
         )
         self._features(state)
         return state
@@ -174,12 +173,12 @@ class Predictor:
         """Image features of every window with this decoder's prompts, on the CPU."""
         if self.decoder not in state.features:
             features = []
-            for stem in state.stems:
-                stem = stem.to(self.device)
+            for patch_tokens in state.patch_tokens:
+                patch_tokens = patch_tokens.to(self.device)
                 if self.decoder == PLAIN_CLIP:
-                    found = self.model.image_tower(stem=stem, prompted=False)
+                    found = self.model.image_tower(patch_tokens=patch_tokens, prompted=False)
                 else:
-                    found = self.model.encode_image(stem=stem)
+                    found = self.model.encode_image(patch_tokens=patch_tokens)
                 features.append(move(found, "cpu"))
             state.features[self.decoder] = features
         return state.features[self.decoder]
@@ -273,7 +272,7 @@ class Predictor:
         state = image or self._image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
-        if state.family != self.family:  # encoded by other towers
+        if state.encoder_id != self.encoder_id:  # encoded by other towers
             state = self.encode_image(state.picture)
         words = [list(group) for group in words]
         flat = [word for group in words for word in group]
@@ -307,17 +306,17 @@ class Predictor:
             seen=[any(word in self.seen_names for word in group) for group in words],
             decoder=self.decoder,
             picture=state.picture,
-            canvas=state.canvas,
+            input_size=state.input_size,
             patch=self.model.clip.patch_size,
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            alike=alike(words, embeddings[: len(flat)]),
+            indistinguishable_words=indistinguishable_words(words, embeddings[: len(flat)]),
             company=company,
         )
 
 
-def alike(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str]]:
+def indistinguishable_words(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str]]:
     """Words of different classes whose embeddings are one and the same: the text tower cannot read in what they differ.
 
     Lite's, for instance, learned from English nouns, and of Chinese it knows no token.

@@ -44,7 +44,7 @@ class WindowOutput:
     """What the decoder returned for one window.
 
     Attributes:
-        window: where it is on the canvas.
+        window: where it is on the input_size.
         logits: (C, h, w), one value per patch, padding included.
         attention_scores: for each layer (heads, E, h, w), scores of cross-attention before the softmax: the E words of the
             classes, class by class, then the words of `Segmentation.company`.
@@ -69,7 +69,8 @@ class Segmentation:
         names: the class names; label i means names[i]. Of synonyms, the first.
         synonyms: for each class its words; one, mostly.
         seen: for each name, whether the checkpoint saw masks of it in training.
-        alike: groups of words that the model cannot tell apart; which of their classes a pixel gets means nothing.
+        indistinguishable_words: groups of words that the model cannot tell apart; which of their classes a pixel gets
+            means nothing.
         decoder: which decoder answered.
         picture: uint8 (H, W, 3), the photo.
         background: threshold of "none of these", or None. May be set anew: label maps follow.
@@ -84,25 +85,25 @@ class Segmentation:
         seen: list[bool],
         decoder: str,
         picture: np.ndarray,
-        canvas: tuple[int, int],
+        input_size: tuple[int, int],
         patch: int,
         outputs: list[WindowOutput],
         calibration: Calibration | None = None,
         background: float | None = None,
         synonyms: list[list[str]] | None = None,
-        alike: list[list[str]] | None = None,
+        indistinguishable_words: list[list[str]] | None = None,
         company: list[str] | None = None,
     ) -> None:
         self.names = names
         self.synonyms = [[name] for name in names] if synonyms is None else synonyms
         self.seen = seen
-        self.alike = alike or []
+        self.indistinguishable_words = indistinguishable_words or []
         self.company = company or []
         self.decoder = decoder
         self.picture = picture
         self.background = background
-        self.grid = (-(-canvas[0] // patch), -(-canvas[1] // patch))
-        self._canvas = canvas
+        self.grid = (-(-input_size[0] // patch), -(-input_size[1] // patch))
+        self._input_size = input_size
         self._patch = patch
         self._outputs = outputs
         self._calibration = calibration or Calibration()
@@ -158,13 +159,13 @@ class Segmentation:
 
     @property
     def patch(self) -> int:
-        """Side of a patch in pixels of the canvas, in which windows are given."""
+        """Side of a patch in pixels of the input_size, in which windows are given."""
         return self._patch
 
     @property
     def extent(self) -> tuple[float, float]:
         """(height, width) of the photo in patches; less than `grid` where the last patches are partly padding."""
-        return self._canvas[0] / self._patch, self._canvas[1] / self._patch
+        return self._input_size[0] / self._patch, self._input_size[1] / self._patch
 
     def patch_scores(self, y: int, x: int) -> np.ndarray:
         """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
@@ -229,7 +230,7 @@ class Segmentation:
         if not self._outputs[0].routing:
             raise LdvcError("This result holds no routing: segment with attention=True and the decoder 'ldvc'.")
         assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
-        at = ((y + 0.5) * self._patch, (x + 0.5) * self._patch)  # on the canvas
+        at = ((y + 0.5) * self._patch, (x + 0.5) * self._patch)  # on the input_size
         output = min(self._outputs, key=lambda each: distance_to_centre(each.window, at))
         grid = tuple(output.logits.shape[-2:])
         row = min(max(int((at[0] - output.window.top) // self._patch), 0), grid[0] - 1)
@@ -260,15 +261,15 @@ class Segmentation:
     def patch_at(self, y: float, x: float) -> tuple[int, int]:
         """(row, column) of the patch that holds the photo's pixel (y, x)."""
         height, width = self.size
-        row = int(y * self._canvas[0] / height // self._patch)
-        column = int(x * self._canvas[1] / width // self._patch)
+        row = int(y * self._input_size[0] / height // self._patch)
+        column = int(x * self._input_size[1] / width // self._patch)
         return min(max(row, 0), self.grid[0] - 1), min(max(column, 0), self.grid[1] - 1)
 
     def attention_at(self, attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Enlarge maps on `grid` (..., h, w) to a size of the photo, the padding of the last patches cut off."""
         maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
         rows, columns = (
-            Axis.of(size[axis], canvas=self._canvas[axis], start=0, cells=self.grid[axis], patch=self._patch)
+            Axis.of(size[axis], input_size=self._input_size[axis], start=0, cells=self.grid[axis], patch=self._patch)
             for axis in (0, 1)
         )
         return upsample(maps.reshape(-1, *self.grid), rows, columns).reshape(*maps.shape[:-2], *size).numpy()
@@ -306,7 +307,7 @@ class Segmentation:
         if not self._averages_scores:
             window = self._outputs[0].window
             return upsampled_argmax(
-                self._calibrated[0], size, canvas=self._canvas, window=window, patch=self._patch
+                self._calibrated[0], size, input_size=self._input_size, window=window, patch=self._patch
             )
         best = torch.full(size, -torch.inf, dtype=torch.float64)
         labels = torch.zeros(size, dtype=torch.int64)
@@ -328,4 +329,4 @@ class Segmentation:
     def _stitch(self, maps: list[Tensor], size: tuple[int, int], **options) -> Tensor:
         """`stitch` for the windows of this photo."""
         windows = [output.window for output in self._outputs]
-        return stitch(maps, windows, size, canvas=self._canvas, patch=self._patch, **options)
+        return stitch(maps, windows, size, input_size=self._input_size, patch=self._patch, **options)

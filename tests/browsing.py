@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ldvc.modeling.clip import LITE_FOLDER
-from ldvc.web.remote import serve
 from tests.tiny import save_tiny_checkpoint
+from tools.remote import serve
 
 ROOT = Path(__file__).resolve().parents[1]
 DOG = ROOT / "assets" / "examples" / "dog.jpg"

@@ -47,13 +47,14 @@ class ColourModel:
     def eval(self):
         return self
 
-    def stem(self, images):
+    def embed_patches(self, images):
         assert images.shape[2] % self.clip.patch_size == 0 and images.shape[3] % self.clip.patch_size == 0
         self.photos += 1
         return F.avg_pool2d(images, self.clip.patch_size)
 
-    def encode_image(self, *, stem):
-        return ImageFeatures(stem.mean(dim=(2, 3)), stem.flatten(2).transpose(1, 2), tuple(stem.shape[-2:]))
+    def encode_image(self, *, patch_tokens):
+        features = patch_tokens.flatten(2).transpose(1, 2)
+        return ImageFeatures(patch_tokens.mean(dim=(2, 3)), features, tuple(patch_tokens.shape[-2:]))
 
     def encode_names(self, names):
         self.encoded_names += names

@@ -44,7 +44,7 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.visual.proj.normal_(std=0.2)
         model.text_projection.normal_(std=0.2)
         model.positional_embedding.normal_(std=0.01)
-    config = {"architecture": TINY_ARCHITECTURE, "stem": None, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = {"architecture": TINY_ARCHITECTURE, "patch_embed": None, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     save_clip_folder(model, folder, config)
     return folder
 

@@ -11,7 +11,7 @@ from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import DECODERS
 from ldvc.modeling.clip import LITE_FOLDER, save_clip_folder
-from train.lite.average import average, between
+from recipes.lite.average import average, between
 
 
 def test_between_two_sets_of_weights() -> None:

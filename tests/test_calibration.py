@@ -15,7 +15,7 @@ from tests.colours import colour_predictor, halves
 def test_scores_follow_the_formula() -> None:
     logits = torch.randn(4, 6, 8)
     result = Segmentation(
-        names=list("abcd"), seen=[True] * 4, decoder="ldvc", picture=np.zeros((96, 128, 3), np.uint8), canvas=(96, 128),
+        names=list("abcd"), seen=[True] * 4, decoder="ldvc", picture=np.zeros((96, 128, 3), np.uint8), input_size=(96, 128),
         patch=16, outputs=[WindowOutput(Window(0, 0, 96, 128), logits)], calibration=Calibration(scale=1.5, bias=0.3),
     )  # fmt: skip
     expected = 1 / (1 + np.exp(-(1.5 * logits.numpy() + 0.3)))

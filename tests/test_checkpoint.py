@@ -22,8 +22,8 @@ from ldvc.checkpoint import load_checkpoint, read_config, save_checkpoint
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
+from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 from ldvc.modeling.model import LDVC
-from ldvc.modeling.stem import ConvStem
 from ldvc.modeling.towers import ImageTower
 from ldvc.weights import load_tensors, save_tensors
 
@@ -367,10 +367,10 @@ def test_unknown_clips_and_weights_are_named(tmp_path: Path) -> None:
 def test_folder_with_a_convolutional_stem(tiny_architecture: dict, tmp_path: Path) -> None:
     """The form of the lite towers: an EfficientNet stands in the place of the patch embedding."""
     model = CLIP(**deepcopy(tiny_architecture))
-    model.visual.conv1 = ConvStem(tiny_architecture["vision_cfg"]["width"], backbone="tf_efficientnet_lite0")
+    model.visual.conv1 = ConvPatchEmbed(tiny_architecture["vision_cfg"]["width"], backbone="tf_efficientnet_lite0")
     config = {
         "architecture": tiny_architecture,
-        "stem": {"backbone": "tf_efficientnet_lite0"},
+        "patch_embed": {"backbone": "tf_efficientnet_lite0"},
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
     }

@@ -10,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldvc.data import (
+from ldvc.class_names import canonical, load_split, spellings
+from ldvc.errors import DataError
+from tests.tiny_data import make_set, make_sets
+from train.data import (
     BACKGROUND,
     VOID,
     Augmentation,
@@ -21,16 +24,11 @@ from ldvc.data import (
     ViewCache,
     Vocabulary,
     build_caches,
-    canonical,
-    load_split,
     open_sets,
     random_view,
-    spellings,
     weights_digest,
 )
-from ldvc.data.views import fresh_view
-from ldvc.errors import DataError
-from tests.tiny_data import make_set, make_sets
+from train.data.views import fresh_view
 
 
 @pytest.fixture
@@ -214,7 +212,7 @@ def _caches(root: Path, folder: Path, towers: str = "abc") -> list[ViewCache]:
             views=2,
             seed=0,
             towers=towers,
-            stem_shape=(3, 2, 2),
+            token_shape=(3, 2, 2),
             feature_shape=(4, 3),
         )
         for dataset in open_sets(root, ["meadow", "pets"], "train")
@@ -239,7 +237,7 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
     again = _caches(root, tmp_path / "cache")
     assert [cache.done for cache in again] == [12, 12] and again[0].build(interrupted, mean=mean, std=std)
     assert _caches(root, tmp_path / "cache", towers="other")[0].done == 0
-    assert torch.equal(again[0].stem, caches[0].stem) and again[0].stem.abs().sum() > 0
+    assert torch.equal(again[0].patch_tokens, caches[0].patch_tokens) and again[0].patch_tokens.abs().sum() > 0
 
     datasets = [cache.dataset for cache in again]
     vocabulary = Vocabulary(datasets)
@@ -247,7 +245,7 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
     shared = dict(draws=10, augmentation=caches[0].augmentation, mean=mean, std=std, seed=0)
     stored = TrainingViews(datasets, vocabulary, schedule, caches=again, **shared)[5]
     fresh = TrainingViews(datasets, vocabulary, schedule, caches=None, **shared)[5]
-    assert stored["stem"].shape == (3, 2, 2) and stored["features"].shape == (4, 3)
+    assert stored["patch_tokens"].shape == (3, 2, 2) and stored["features"].shape == (4, 3)
     assert fresh["images"].shape == (3, 32, 32) and stored["set"] == fresh["set"]
     assert stored["labels"].shape == fresh["labels"].shape == (8, 8) and stored["labels"].dtype == torch.int16
     drawn = TrainingViews(datasets, vocabulary, schedule, caches=again, **shared)
@@ -266,7 +264,7 @@ def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None
 
     def folder(**choices: float) -> str:
         (dataset,) = open_sets(tmp_path / "data", ["pets"], "train")
-        shapes = {"stem_shape": (3, 2, 2), "feature_shape": (4, 3)}
+        shapes = {"token_shape": (3, 2, 2), "feature_shape": (4, 3)}
         augmentation = Augmentation(crop=32, **choices)
         return ViewCache(
             tmp_path, dataset, augmentation=augmentation, views=1, seed=0, towers="a", **shapes

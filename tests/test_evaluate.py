@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ldvc.checkpoint import save_checkpoint
+from ldvc.class_names import SeenNames, load_classes, load_split
 from ldvc.config import ModelConfig
-from ldvc.data import FolderDataset, load_classes, load_split
 from ldvc.errors import LdvcError
 from ldvc.inference import cut_windows, normalise
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from ldvc.names import SeenNames
 from ldvc.predictor import Predictor
 from tests import forked
 from tests.test_metrics import slow_average_precision, slow_fragments
 from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
+from train.data import FolderDataset
 from train.evaluate import chosen_inference, measures, open_predictor
 from train.evaluation import Photo, PhotoReader, Photos, Question, evaluate_set
 from train.tables import _how, class_tables, markdown, quoted_benchmark
@@ -65,9 +65,9 @@ def slow_maps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and the last layer's attention (C, H, W) of a photo shown in its own size, upsampled by PyTorch; scores of
     windows are averaged."""
-    canvas, windows, pixels = cut_windows(image, inference=inference, patch=16)
-    assert canvas == (image.height, image.width)
-    total, count = torch.zeros(len(names), *canvas), torch.zeros(canvas)
+    input_size, windows, pixels = cut_windows(image, inference=inference, patch=16)
+    assert input_size == (image.height, image.width)
+    total, count = torch.zeros(len(names), *input_size), torch.zeros(input_size)
     for window, piece in zip(windows, pixels, strict=True):
         output = model(normalise(piece, model.clip)[None], names, return_attention=True)
         attention = output.cross_attention[-1].mean(dim=1).softmax(dim=1)
@@ -150,7 +150,7 @@ def test_evaluate_tells_seen_from_unseen_and_caches(
     assert result["decoder"] == "ldvc" and result["sets"]["meadow"]["unseen"] == ["aeroplane"]
     pets = result["sets"]["pets"]
     assert pets["unseen"] == ["cat"] and pets["mIoU_U"] == pytest.approx(pets["iou"]["cat"])
-    assert len(list(Path(cache).glob("stems-*/*.pt"))) == 6
+    assert len(list(Path(cache).glob("patch-tokens-*/*.pt"))) == 6
     monkeypatch.setattr("ldvc.predictor.encode_picture", None)  # a second evaluation must not encode photos again
     again = evaluate(checkpoint, datasets, cache_dir=cache, unseen=frozenset())
     assert again["sets"]["pets"]["pAcc"] == pets["pAcc"] and math.isnan(again["sets"]["pets"]["mIoU_U"])
@@ -175,7 +175,7 @@ def test_stems_are_kept_for_photos_as_they_are(
     predictor = predictor_of(LDVC(tiny_config, tiny_clip), {"long_side": 84})
 
     def folder() -> Path | None:
-        return Photos(str(tmp_path)).stems(dataset, predictor)
+        return Photos(str(tmp_path)).patch_token_folder(dataset, predictor)
 
     before = folder()
     dataset.classes = ["nothing", "hound", "kitten"]

@@ -58,7 +58,7 @@ def run_options(**changes: object) -> argparse.Namespace:
         "sets": ["msrc"],
         "unseen": "none",
     }
-    given |= {"processes": 1, "towers": "lite", "shown": ["--long_side", "448"], "keep_stems": True}
+    given |= {"processes": 1, "towers": "lite", "shown": ["--long_side", "448"], "keep_patch_tokens": True}
     return argparse.Namespace(**given | changes)
 
 
@@ -76,7 +76,7 @@ def test_experiment_trains_what_is_missing_and_evaluates_it(tmp_path: Path) -> N
     assert runs[-2].changes == () and runs[-1].changes == ("topk=1",)
     runs[1].folder.mkdir(parents=True)
     (runs[1].folder / "config.json").write_text("{}")
-    (evaluation,) = experiment.command(runs[1], run_options(processes=2, keep_stems=False))
+    (evaluation,) = experiment.command(runs[1], run_options(processes=2, keep_patch_tokens=False))
     assert evaluation[2:5] == ["accelerate.commands.launch", "--num_processes", "2"] and "--cache_dir" not in evaluation
 
 

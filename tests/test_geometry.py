@@ -16,8 +16,8 @@ from ldvc.calibration import Calibration
 from ldvc.inference import (
     Axis,
     Window,
-    canvas_size,
     cut_windows,
+    model_input_size,
     require_inference,
     sliding_windows,
     stitch,
@@ -31,13 +31,13 @@ from tests.colours import BLUE, COLOURS, colour_predictor, halves
 @pytest.mark.parametrize("size", [(448, 448), (433, 448), (101, 267), (480, 640), (61, 1000), (900, 700)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_boundary_lies_where_it_is(size: tuple[int, int], axis: int) -> None:
-    """Wherever the canvas ends within a patch, labels change within a patch of the true boundary, and nowhere else."""
+    """Wherever the input_size ends within a patch, labels change within a patch of the true boundary, and nowhere else."""
     split = round(size[axis] * 0.6)
     predictor = colour_predictor()
     state = predictor.set_image(halves(*size, split, axis=axis))
     labels = predictor.segment(["red", "green"]).labels
     truth = halves(*size, split, axis=axis)[..., 1] > 0
-    reach = 16 * size[axis] / state.canvas[axis] * 0.5 + 1  # half a patch in photo pixels
+    reach = 16 * size[axis] / state.input_size[axis] * 0.5 + 1  # half a patch in photo pixels
     position = np.arange(size[axis]) + 0.5
     far = np.abs(position - split) > reach
     wrong = (labels == 1) != truth
@@ -47,10 +47,10 @@ def test_boundary_lies_where_it_is(size: tuple[int, int], axis: int) -> None:
 
 
 def test_upsampling_is_bilinear_interpolation() -> None:
-    """Where the canvas is whole patches, maps are upsampled as `F.interpolate` does it (an independent reference)."""
+    """Where the input_size is whole patches, maps are upsampled as `F.interpolate` does it (an independent reference)."""
     logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
     result = Segmentation(
-        names=["a", "b", "c"], seen=[False] * 3, decoder="ldvc", picture=np.zeros((128, 192, 3), np.uint8), canvas=(64, 96),
+        names=["a", "b", "c"], seen=[False] * 3, decoder="ldvc", picture=np.zeros((128, 192, 3), np.uint8), input_size=(64, 96),
         patch=16, outputs=[WindowOutput(Window(0, 0, 64, 96), logits)], calibration=Calibration(2.0, -0.5),
     )  # fmt: skip
     expected = F.interpolate(logits[None] * 2.0 - 0.5, size=(128, 192), mode="bilinear", align_corners=False)[0].sigmoid()
@@ -59,10 +59,10 @@ def test_upsampling_is_bilinear_interpolation() -> None:
 
 
 def test_padding_is_cut_off() -> None:
-    """Maps on 4 x 6 patches of a canvas that ends within the last patches: the reference upsamples all and crops."""
+    """Maps on 4 x 6 patches of a input_size that ends within the last patches: the reference upsamples all and crops."""
     logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2))
     result = Segmentation(
-        names=["a", "b"], seen=[False] * 2, decoder="ldvc", picture=np.zeros((55, 83, 3), np.uint8), canvas=(55, 83),
+        names=["a", "b"], seen=[False] * 2, decoder="ldvc", picture=np.zeros((55, 83, 3), np.uint8), input_size=(55, 83),
         patch=16, outputs=[WindowOutput(Window(0, 0, 55, 83), logits)],
     )  # fmt: skip
     expected = F.interpolate(logits[None], size=(64, 96), mode="bilinear", align_corners=False)[0, :, :55, :83].sigmoid()
@@ -118,17 +118,17 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 def test_canvas() -> None:
     lite, full = {"long_side": 448}, {"short_side": 512, "window": 512, "stride": 426}
-    assert canvas_size(768, 1024, inference=lite, patch=16) == (336, 448)
-    assert canvas_size(300, 200, inference=lite, patch=16) == (448, 299)  # enlarged, but not more than twice
-    assert canvas_size(150, 200, inference=lite, patch=16) == (300, 400)
-    assert canvas_size(20, 10, inference=lite, patch=16) == (224, 112)  # tiny: up to a sensible size
+    assert model_input_size(768, 1024, inference=lite, patch=16) == (336, 448)
+    assert model_input_size(300, 200, inference=lite, patch=16) == (448, 299)  # enlarged, but not more than twice
+    assert model_input_size(150, 200, inference=lite, patch=16) == (300, 400)
+    assert model_input_size(20, 10, inference=lite, patch=16) == (224, 112)  # tiny: up to a sensible size
     wide = {"long_side": 576, "enlarge": 1.4}
-    assert canvas_size(960, 1280, inference=wide, patch=16) == (432, 576)
-    assert canvas_size(200, 320, inference=wide, patch=16) == (280, 448)  # it has no more detail to show
-    assert canvas_size(100, 120, inference=wide, patch=16) == (187, 224)
-    assert canvas_size(1, 4000, inference=lite, patch=16) == (16, 448)
-    assert canvas_size(768, 1024, inference=full, patch=16) == (512, 683)
-    assert canvas_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
+    assert model_input_size(960, 1280, inference=wide, patch=16) == (432, 576)
+    assert model_input_size(200, 320, inference=wide, patch=16) == (280, 448)  # it has no more detail to show
+    assert model_input_size(100, 120, inference=wide, patch=16) == (187, 224)
+    assert model_input_size(1, 4000, inference=lite, patch=16) == (16, 448)
+    assert model_input_size(768, 1024, inference=full, patch=16) == (512, 683)
+    assert model_input_size(300, 30_000, inference=full, patch=16) == (20, 2048)  # windows have an end
 
 
 # ---- what the tower is shown, and back ---------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_canvas() -> None:
 def test_upsampling_to_the_canvas_is_upsampling_to_whole_patches_and_cutting(height: int, width: int) -> None:
     cells = (-(-height // 16), -(-width // 16))
     logits = torch.randn(3, *cells)
-    upsampled = stitch([logits], [Window(0, 0, height, width)], (height, width), canvas=(height, width), patch=16)
+    upsampled = stitch([logits], [Window(0, 0, height, width)], (height, width), input_size=(height, width), patch=16)
     padded = F.interpolate(logits[None], size=(cells[0] * 16, cells[1] * 16), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(upsampled, padded[:, :height, :width], atol=1e-5, rtol=1e-4)
 
@@ -151,12 +151,12 @@ SIZES = [(64, 80), (61, 77), (150, 230), (9, 300), (3, 2), (1, 1)]
 @pytest.mark.parametrize("scale", [0.01, 3.0, 40.0])
 def test_the_argmax_without_all_maps_is_that_of_all_maps(size: tuple[int, int], names: int, scale: float) -> None:
     """Values and names to the last bit, for canvases that end within a patch, too."""
-    canvas = (61, 77)
+    input_size = (61, 77)
     logits = scale * torch.randn(names, 4, 5)
     logits[-1] = logits[0]  # of equal names the first
-    rows, columns = (Axis.of(size[i], canvas=canvas[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
+    rows, columns = (Axis.of(size[i], input_size=input_size[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
     maps = upsample(logits, rows, columns)
-    best, labels = upsampled_argmax(logits, size, canvas=canvas, window=Window(0, 0, *canvas), patch=16)
+    best, labels = upsampled_argmax(logits, size, input_size=input_size, window=Window(0, 0, *input_size), patch=16)
     assert best.shape == labels.shape == size
     assert torch.equal(best, maps.amax(dim=0)) and torch.equal(labels, maps.argmax(dim=0))
 
@@ -165,7 +165,7 @@ def test_the_argmax_without_all_maps_is_that_of_all_maps(size: tuple[int, int], 
 def test_a_part_is_upsampled_as_the_whole_is(size: tuple[int, int]) -> None:
     """A pixel gets the same value to the last bit, whichever names and pixels are computed together."""
     logits = torch.randn(7, 4, 5)
-    rows, columns = (Axis.of(size[i], canvas=(61, 77)[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
+    rows, columns = (Axis.of(size[i], input_size=(61, 77)[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
     whole = upsample(logits, rows, columns)
     down, along = slice(size[0] // 3, None), slice(None, size[1] // 2 + 1)
     part = upsample(logits[2:5], rows.part(down), columns.part(along))
@@ -189,13 +189,13 @@ def test_settings_that_would_leave_pixels_out_are_refused(inference: dict, says:
 
 def test_photos_are_cut_into_whole_patches() -> None:
     picture = Image.new("RGB", (120, 90), (200, 0, 0))
-    canvas, windows, pixels = cut_windows(picture, inference={"long_side": 80}, patch=16)
-    assert pixels.shape == (1, 64, 80, 3) and canvas == (60, 80) and len(windows) == 1
+    input_size, windows, pixels = cut_windows(picture, inference={"long_side": 80}, patch=16)
+    assert pixels.shape == (1, 64, 80, 3) and input_size == (60, 80) and len(windows) == 1
     assert (pixels == (200, 0, 0)).all()
     sliding = {"short_side": 60, "window": 32, "stride": 24}
     gradient = Image.fromarray(np.arange(60 * 84, dtype=np.uint32).view(np.uint8).reshape(60, 84, 4)[..., :3].copy())
-    canvas, windows, pixels = cut_windows(gradient, inference=sliding, patch=16)
-    assert canvas == (60, 84) and [(w.top, w.left) for w in windows] == [
+    input_size, windows, pixels = cut_windows(gradient, inference=sliding, patch=16)
+    assert input_size == (60, 84) and [(w.top, w.left) for w in windows] == [
         (top, left) for top in (0, 24, 28) for left in (0, 24, 48, 52)
     ]
     for window, piece in zip(windows, pixels, strict=True):

@@ -9,7 +9,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import DECODERS
 from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import build_clip
-from train.lite.trunk import Trunk
+from recipes.lite.trunk import Trunk
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 NAMES = ["dog", "grass", "sky", "cup"]

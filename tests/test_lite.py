@@ -13,7 +13,7 @@ from ldvc import Predictor
 from ldvc.inference import ImageState
 from ldvc.predictor import PREDICTOR_DECODERS
 from ldvc.weights import load_tensors
-from train.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
+from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
 from train.options import load_config
 
 ROOT = Path(__file__).resolve().parents[1]

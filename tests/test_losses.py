@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldvc.data.vocabulary import BACKGROUND, HIDDEN, VOID
-from ldvc.losses import Processes, attention_loss, dice_per_mask, focal_sum, mask_loss, preservation_loss
+from train.data.vocabulary import BACKGROUND, HIDDEN, VOID
+from train.losses import Processes, attention_loss, dice_per_mask, focal_sum, mask_loss, preservation_loss
 
 
 def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, log_loss, recall_score
 
-from ldvc.metrics import (
+from train.metrics import (
     BackgroundCurve,
     ConfusionMatrix,
     Means,

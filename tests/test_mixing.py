@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldvc.data import BACKGROUND, VOID, Vocabulary, open_sets
+from recipes.lite import mixing
+from recipes.lite.mixing import mosaics, paste, things
 from tests.tiny_data import make_sets
-from train.lite import mixing
-from train.lite.mixing import mosaics, paste, things
+from train.data import BACKGROUND, VOID, Vocabulary, open_sets
 
 
 def test_a_mosaic_holds_four_views_of_its_own_data_set_at_half_their_size() -> None:

@@ -47,7 +47,7 @@ def test_frozen_logits_are_open_clips(tiny_config: ModelConfig, tiny_clip: Froze
     assert torch.allclose(model.frozen_logits(images, names=names)[0], expected, atol=1e-4)
     for parameter in (model.text_tower.prompts, model.image_tower.prompts):
         parameter.normal_()  # learning does not change what is preserved
-    by_stem = model.frozen_logits(stem=model.image_tower.stem(images), names=model.frozen_embeddings(names))
+    by_stem = model.frozen_logits(patch_tokens=model.image_tower.embed_patches(images), names=model.frozen_embeddings(names))
     assert torch.allclose(by_stem[0], expected, atol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_a_few_steps_fit_a_mask(tiny_config: ModelConfig, tiny_clip: FrozenClip,
 def test_parts_compose_to_the_forward_pass(tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
     model, images = make_model(tiny_config, tiny_clip), torch.randn(2, 3, 64, 96)
     whole = model(images, names, return_attention=True)
-    features = model.encode_image(stem=model.image_tower.stem(images))
+    features = model.encode_image(patch_tokens=model.image_tower.embed_patches(images))
     parts = model.decode(features, model.encode_names(model.text_tower.tokenize(names)), return_attention=True)
     torch.testing.assert_close(parts.mask_logits, whole.mask_logits)
     assert whole.mask_logits.shape == (2, len(names), 4, 6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ldvc.class_names import NONE_WORDS, SeenNames, clean_names, synonyms_of, without_none_words
 from ldvc.errors import InvalidNamesError
-from ldvc.names import NONE_WORDS, SeenNames, clean_names, synonyms_of, without_none_words
 
 
 def test_names_are_cleaned() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ldvc.pictures
+import ldvc.image_io
 from ldvc.errors import InvalidImageError
-from ldvc.pictures import load_picture
+from ldvc.image_io import load_picture
 from tests.colours import GREEN, RED, halves
 
 
@@ -91,6 +91,6 @@ def test_bad_pictures_are_refused_with_a_sentence(tmp_path: Path, monkeypatch: p
     for source in bad:
         with pytest.raises(InvalidImageError, match=r"\.$"):
             load_picture(source)
-    monkeypatch.setattr(ldvc.pictures, "MAX_PIXELS", 2_000_000)
+    monkeypatch.setattr(ldvc.image_io, "MAX_PIXELS", 2_000_000)
     with pytest.raises(InvalidImageError, match="smaller"):
         load_picture(np.zeros((2000, 1001, 3), np.uint8))

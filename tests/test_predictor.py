@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc import Predictor
+from ldvc.class_names import MAX_NAMES
 from ldvc.config import DECODERS
 from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import build_clip, save_clip_folder
-from ldvc.names import MAX_NAMES
-from ldvc.predictor import COMPANY, PREDICTOR_DECODERS, alike
+from ldvc.predictor import COMPANY, PREDICTOR_DECODERS, indistinguishable_words
 from tests.colours import colour_predictor, halves
 from tests.tiny import save_tiny_checkpoint
 
@@ -176,7 +176,7 @@ def test_works_under_autocast(predictor: Predictor, photo: np.ndarray, decoder: 
         result = half.segment(names, background=None)
         assert np.array_equal(result.labels, result.scores.argmax(axis=0))
     assert np.abs(result.scores - exact.scores).max() < 0.05
-    assert result.alike == exact.alike == []
+    assert result.indistinguishable_words == exact.indistinguishable_words == []
 
 
 def test_words_are_compared_in_full_precision_and_zero_is_like_nothing_but_itself() -> None:
@@ -185,7 +185,7 @@ def test_words_are_compared_in_full_precision_and_zero_is_like_nothing_but_itsel
     assert 0.998 < torch.cosine_similarity(dog, nearly, dim=0) < 0.9999, "bfloat16 would round it to 1"
     embeddings = torch.stack([dog, nearly, torch.zeros(64), torch.zeros(64), 2 * dog])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert alike([["dog"], ["nearly"], ["zero"], ["nil"], ["double"]], embeddings) == [["dog", "double"]]
+        assert indistinguishable_words([["dog"], ["nearly"], ["zero"], ["nil"], ["double"]], embeddings) == [["dog", "double"]]
 
 
 def test_photo_and_names_are_encoded_once() -> None:
@@ -216,8 +216,8 @@ def test_words_of_different_classes_that_are_one_to_the_model_are_told() -> None
     """The model of colours knows no "mauve" and no "beige": both are the same grey to it."""
     predictor = colour_predictor()
     predictor.set_image(halves(32, 32, 16))
-    assert predictor.segment(["red", "mauve", "beige | green"]).alike == [["mauve", "beige"]]
-    assert predictor.segment(["red", "mauve | beige"]).alike == [], "they are one class anyway"
+    assert predictor.segment(["red", "mauve", "beige | green"]).indistinguishable_words == [["mauve", "beige"]]
+    assert predictor.segment(["red", "mauve | beige"]).indistinguishable_words == [], "they are one class anyway"
 
 
 def test_a_decoder_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) -> None:
@@ -241,13 +241,13 @@ def test_decoders_share_the_encoding_of_a_photo(
     predictor: Predictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = predictor.encode_image(photo)
-    stems = []
+    embedded = []
     for decoder in ("ldvc_without_lcsa", "zegclip", "clip"):
         other = predictor.sibling(decoder)
         assert other.model.clip is predictor.model.clip
-        monkeypatch.setattr(other.model.image_tower, "stem", lambda images: stems.append(images))
+        monkeypatch.setattr(other.model.image_tower, "embed_patches", lambda images: embedded.append(images))
         assert other.segment(["dog", "cat"], image=state).labels.shape == photo.shape[:2]
-    assert not stems
+    assert not embedded
     assert set(state.features) == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
     assert predictor.sibling("ldvc") is predictor
 
@@ -263,7 +263,7 @@ def test_plain_similarity(checkpoint: Path, photo: np.ndarray) -> None:
     plain = Predictor.from_pretrained(str(checkpoint), decoder="clip", device="cpu")
     state = plain.set_image(photo)
     result = plain.segment(["dog", "grass"])
-    expected = plain.model.frozen_logits(stem=state.stems[0], names=["dog", "grass"])[0]
+    expected = plain.model.frozen_logits(patch_tokens=state.patch_tokens[0], names=["dog", "grass"])[0]
     assert torch.allclose(result._outputs[0].logits, expected, atol=1e-5)
     with pytest.raises(LdvcError, match="attention"):
         result.cross_attention()
@@ -332,7 +332,7 @@ def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray
     assert len(result._outputs) > 1
     assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
     last = result.routing(result.grid[0] - 1, result.grid[1] - 1)
-    assert last.window.left + last.window.width == windowed._image.canvas[1]
+    assert last.window.left + last.window.width == windowed._image.input_size[1]
     assert last.patch[0] == last.grid[0] - 1
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from ldvc.web import publish as publishing
-from ldvc.web.publish import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
+from tools import publish_space as publishing
+from tools.publish_space import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
 
 STAYS_HOME = ("tests", "train", "data", "work", "runs", "shared", "pyproject.toml", "requirements-dev.txt")
 

@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.data import (
-    VOID,
-    Vocabulary,
-    load_classes,
-    open_set,
-    open_sets,
-)
+from ldvc.class_names import load_classes
 from ldvc.errors import DataError
-from ldvc.pictures import load_picture
+from ldvc.image_io import load_picture
 from tests.tiny_data import make_benchmarks, make_coco_stuff, make_context, make_set, make_sets, make_voc, names_in
+from train.data import VOID, Vocabulary, open_set, open_sets
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldvc.data import Augmentation, Vocabulary, open_sets
-from ldvc.losses import mask_loss
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_run import config_of, make_root
+from train.data import Augmentation, Vocabulary, open_sets
+from train.losses import mask_loss
 from train.objective import (
     Objective,
     learning_rate,
@@ -68,7 +68,7 @@ def test_the_parts_of_the_loss_have_their_weights(root: Path, tiny_clip_folder: 
     datasets = open_sets(root / "data", ["meadow", "pets"], "train")
     vocabulary = Vocabulary(datasets)
     batch = {
-        "stem": torch.randn(2, 64, 4, 4),
+        "patch_tokens": torch.randn(2, 64, 4, 4),
         "labels": torch.randint(0, 3, (2, 16, 16)).to(torch.int16),
         "set": torch.tensor([0, 0]),
     }
@@ -81,7 +81,8 @@ def test_the_parts_of_the_loss_have_their_weights(root: Path, tiny_clip_folder: 
         with torch.no_grad():
             parts.append(Objective(model, vocabulary, [], config)(batch, names, nothing))
             known = vocabulary.known[batch["set"]]
-            logits = model.decode(model.encode_image(stem=batch["stem"]), model.encode_names(vocabulary.texts)).mask_logits
+            image = model.encode_image(patch_tokens=batch["patch_tokens"])
+            logits = model.decode(image, model.encode_names(vocabulary.texts)).mask_logits
         bare = mask_loss(
             logits,
             batch["labels"],

@@ -12,7 +12,7 @@ from ldvc.inference import Window
 from ldvc.result import Segmentation, WindowOutput
 
 PATCH = 16
-SIZES = [(53, 75), (150, 230), (9, 31), (1, 1)]  # of the photo's maps; the canvas is 53 x 75
+SIZES = [(53, 75), (150, 230), (9, 31), (1, 1)]  # of the photo's maps; the input_size is 53 x 75
 WINDOWS = {
     "one window": [Window(0, 0, 53, 75)],
     "several windows": [Window(top, left, 32, 48) for top in (0, 21) for left in (0, 24, 27)],
@@ -50,7 +50,7 @@ def make_result(
         seen=[True] * len(names),
         decoder="ldvc",
         picture=np.zeros((53, 75, 3), dtype=np.uint8),
-        canvas=(53, 75),
+        input_size=(53, 75),
         patch=PATCH,
         outputs=[WindowOutput(*each) for each in zip(windows, logits, scores, strict=True)],
         calibration=calibration,
@@ -147,7 +147,7 @@ def test_patches_have_the_labels_of_their_pixels() -> None:
     window = Window(0, 0, 48, 80)
     logits = 3 * torch.randn(4, 3, 5)
     result = Segmentation(
-        names=list("abcd"), seen=[True] * 4, decoder="ldvc", picture=np.zeros((48, 80, 3), np.uint8), canvas=(48, 80),
+        names=list("abcd"), seen=[True] * 4, decoder="ldvc", picture=np.zeros((48, 80, 3), np.uint8), input_size=(48, 80),
         patch=PATCH, outputs=[WindowOutput(window, logits)],
     )  # fmt: skip
     expected = logits.argmax(dim=0).numpy()
@@ -213,10 +213,10 @@ def test_attention_at_any_size_still_sums_to_one(windows: list[Window]) -> None:
 
 
 def test_attention_at_the_grid_keeps_the_maps() -> None:
-    """Where the canvas is whole patches and a pixel is a patch, nothing is interpolated."""
+    """Where the input_size is whole patches and a pixel is a patch, nothing is interpolated."""
     attention = np.random.default_rng(0).random((2, 3, 5), dtype=np.float32)
     result = Segmentation(
-        names=["a", "b"], seen=[True] * 2, decoder="ldvc", picture=np.zeros((48, 80, 3), np.uint8), canvas=(48, 80),
+        names=["a", "b"], seen=[True] * 2, decoder="ldvc", picture=np.zeros((48, 80, 3), np.uint8), input_size=(48, 80),
         patch=PATCH, outputs=[WindowOutput(Window(0, 0, 48, 80), torch.zeros(2, 3, 5))],
     )  # fmt: skip
     np.testing.assert_allclose(result.attention_at(attention, (3, 5)), attention, atol=1e-6)

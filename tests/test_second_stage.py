@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ldvc.checkpoint import load_checkpoint
-from ldvc.data import BACKGROUND, Vocabulary, open_sets
 from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
+from train.data import BACKGROUND, Vocabulary, open_sets
 from train.objective import Objective
 from train.train import train
 

@@ -11,23 +11,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ldvc.checkpoint import load_checkpoint
-from ldvc.data import (
-    HIDDEN,
-    VOID,
-    NameSampler,
-    Vocabulary,
-    canonical_set,
-    load_classes,
-    load_split,
-    open_set,
-    open_sets,
-)
+from ldvc.class_names import canonical_set, load_classes, load_split
 from ldvc.errors import DataError
-from ldvc.losses import pseudo_labels
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_data import make_benchmarks, make_sets
+from train.data import HIDDEN, VOID, NameSampler, Vocabulary, open_set, open_sets
 from train.evaluate import evaluate, open_predictor
+from train.losses import pseudo_labels
 from train.objective import Objective
 from train.options import CONFIG_FOLDER, ConfigError, TrainConfig, load_config
 from train.train import train

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldvc.data import (
+from ldvc.errors import DataError
+from tests.tiny_data import make_set, make_voc, names_in
+from train.data import (
     Augmentation,
     DrawSchedule,
     SegmentationDataset,
@@ -20,8 +22,6 @@ from ldvc.data import (
     Vocabulary,
     open_set,
 )
-from ldvc.errors import DataError
-from tests.tiny_data import make_set, make_voc, names_in
 from train.processes import sentence
 
 DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
@@ -159,7 +159,7 @@ def test_stored_views_remember_what_was_skipped(tmp_path: Path) -> None:
             views=2,
             seed=0,
             towers="x",
-            stem_shape=(3, 2, 2),
+            token_shape=(3, 2, 2),
             feature_shape=(4, 3),
         )
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ldvc.embedding_space import cosine_distance, fit_plane, movement_of, shared_space, similarity_to_class, unit
 from ldvc.errors import LdvcError
 from ldvc.predictor import Predictor
-from ldvc.space import cosine_distance, fit_plane, movement_of, shared_space, similarity_to_class, unit
 from tests.tiny import save_tiny_checkpoint
 
 NAMES = ["dog", "grass", "zebra"]

@@ -23,10 +23,10 @@ from huggingface_hub import SpaceHardware
 from packaging.requirements import Requirement
 from PIL import Image
 
-from ldvc.web.benchmark import NAMES, Bench
-from ldvc.web.publish import ROOT, space_files
-from ldvc.web.remote import PageError, Served, Visitor, serve
 from tests.tiny import save_tiny_checkpoint
+from tools.page_latency import NAMES, Bench
+from tools.publish_space import ROOT, space_files
+from tools.remote import PageError, Served, Visitor, serve
 
 HOSTING = Path(__file__).with_name("hosting")
 DOG = ROOT / "assets" / "examples" / "dog.jpg"

@@ -14,13 +14,13 @@ from PIL import Image
 from ldvc.predictor import COMPANY
 from ldvc.web.handlers import LCSA_OFF, Handlers
 from ldvc.web.models import Catalogue
+from ldvc.web.session import Visit
 from ldvc.web.tabs import program, texts
 from ldvc.web.tabs.attention import SHOWN, AttentionTab
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab, spot_data
 from ldvc.web.tabs.space import SpaceTab, space_data
 from ldvc.web.views.routing import Spot
-from ldvc.web.visit import Visit
 from tests.tiny import save_tiny_checkpoint
 
 KINDS = (AttentionTab, RoutingTab, SpaceTab, CompareTab)

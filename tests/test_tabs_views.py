@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ldvc.embedding_space import movement_of, shared_space
 from ldvc.predictor import Predictor
-from ldvc.space import movement_of, shared_space
 from ldvc.visualize import colours_for, heat_table
 from ldvc.web.tabs import texts
 from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
@@ -61,7 +61,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 @pytest.fixture(scope="module")
 def results(predictor: Predictor) -> dict:
-    """A photo whose canvas is no whole number of patches, on a grid that no whole number of regions fills."""
+    """A photo whose input_size is no whole number of patches, on a grid that no whole number of regions fills."""
     photo = np.random.default_rng(0).integers(0, 255, (130, 215, 3), dtype=np.uint8)
     image = predictor.encode_image(photo)
     decoders = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
@@ -117,14 +117,14 @@ def test_attention_grid(columns: list[Column], results: dict) -> None:
     assert EVIL in page.text and EVIL in heats[3]["alt"] and page.text.count("unseen") == 1
     assert html.count(photo) == 1  # once for all maps
 
-    # The first map, enlarged by torch instead: patches of 16 pixels on the canvas, whose last column is partly padding.
+    # The first map, enlarged by torch instead: patches of 16 pixels on the input_size, whose last column is partly padding.
     result = results["ldvc"]
     values = torch.from_numpy(result.cross_attention(layer=0, head=1)[0])[None, None]
     height, width = result.extent
     whole = torch.nn.functional.interpolate(values, scale_factor=16, mode="bilinear", align_corners=False)
-    canvas = whole[..., : round(height * 16), : round(width * 16)]
+    input_size = whole[..., : round(height * 16), : round(width * 16)]
     drawn = pixels(heats[0]["src"])
-    reference = torch.nn.functional.interpolate(canvas, size=drawn.shape[:2], mode="bilinear", align_corners=False)[
+    reference = torch.nn.functional.interpolate(input_size, size=drawn.shape[:2], mode="bilinear", align_corners=False)[
         0, 0
     ]
     expected = heat_table()[(reference.numpy() * 255).round().astype(int)]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.data import open_sets
-from train.lite import teacher_masks
-from train.lite.teacher_masks import ANIMAL, ANIMALS, VOID, class_of_row, compose, contradicted, rare, write_set
+from recipes.lite import teacher_masks
+from recipes.lite.teacher_masks import ANIMAL, ANIMALS, VOID, class_of_row, compose, contradicted, rare, write_set
+from train.data import open_sets
 
 CUP, TABLE, VASE = 41, 60, 75
 

@@ -143,13 +143,13 @@ def test_published_visual_prompts_are_inserted_tokens(tiny_clip: FrozenClip) -> 
 
 
 def test_plain_features_pass_a_gradient_to_a_stem_that_asks_for_it(tiny_clip: FrozenClip) -> None:
-    """Tuning a stem holds plain similarity to what it was; everywhere else the towers are frozen and no graph is kept."""
+    """Tuning a patch embedding holds plain similarity to what it was; elsewhere the towers are frozen, without a graph."""
     tower = ImageTower(tiny_clip, prompts=3)
-    stem = tower.stem(torch.randn(1, 3, 64, 64))
-    assert not tower(stem=stem, prompted=False).patch_features.requires_grad
-    stem.requires_grad_()
-    tower(stem=stem, prompted=False).patch_features.square().sum().backward()
-    assert stem.grad.abs().max() > 0 and all(p.grad is None for p in tower.clip.parameters())
+    patch_tokens = tower.embed_patches(torch.randn(1, 3, 64, 64))
+    assert not tower(patch_tokens=patch_tokens, prompted=False).patch_features.requires_grad
+    patch_tokens.requires_grad_()
+    tower(patch_tokens=patch_tokens, prompted=False).patch_features.square().sum().backward()
+    assert patch_tokens.grad.abs().max() > 0 and all(p.grad is None for p in tower.clip.parameters())
 
 
 def test_gated_visual_prompts_start_near_clip_and_learn(tiny_clip: FrozenClip) -> None:
@@ -181,9 +181,9 @@ def test_prompt_dropout_only_while_training(tiny_clip: FrozenClip) -> None:
 def test_stem_can_be_reused(tiny_clip: FrozenClip) -> None:
     tower = ImageTower(tiny_clip).eval()
     images = torch.randn(1, 3, 64, 80)
-    stem = tower.stem(images)
-    assert stem.shape == (1, 64, 4, 5) and not stem.requires_grad
-    assert torch.equal(tower(stem=stem).patch_features, tower(images).patch_features)
+    patch_tokens = tower.embed_patches(images)
+    assert patch_tokens.shape == (1, 64, 4, 5) and not patch_tokens.requires_grad
+    assert torch.equal(tower(patch_tokens=patch_tokens).patch_features, tower(images).patch_features)
 
 
 def test_partial_patches_are_refused(tiny_clip: FrozenClip) -> None:

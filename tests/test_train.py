@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ldvc.checkpoint import load_checkpoint
-from ldvc.data import Vocabulary, load_split, open_sets
+from ldvc.class_names import load_split
 from ldvc.errors import CheckpointError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
@@ -23,6 +23,7 @@ from tests.forked import CONTEXT
 from tests.tiny_data import make_set
 from tests.tiny_run import CONCEPTS, config_of, make_root
 from train.checkpoints import checkpoints_of, find_checkpoint, sole_run
+from train.data import Vocabulary, open_sets
 from train.objective import (
     Objective,
     set_learning_rate,
@@ -166,15 +167,15 @@ def test_preserved_pairs_are_those_that_nobody_labels(
     )
     model = LDVC(config.model_config(), tiny_clip).eval()
     objective = Objective(model, vocabulary, concepts, config)
-    stem = torch.randn(2, 64, 4, 4)
-    batch = {"stem": stem, "labels": torch.zeros(2, 16, 16, dtype=torch.int16), "set": torch.tensor([0, 1])}
+    patch_tokens = torch.randn(2, 64, 4, 4)
+    batch = {"patch_tokens": patch_tokens, "labels": torch.zeros(2, 16, 16, dtype=torch.int16), "set": torch.tensor([0, 1])}
     names, chosen = torch.arange(3), torch.tensor([1, 4])
     with torch.no_grad():
         at_start = objective(batch, names, chosen)
         assert at_start["preserve"].item() == pytest.approx(0, abs=1e-4)  # with closed gates this decoder is the frozen towers
         model.decoder.mask_scores.bias += 1.0
         moved = objective(batch, names, chosen)
-    frozen = model.frozen_logits(stem=stem, names=[*vocabulary.names, "teapot", "lamp"])
+    frozen = model.frozen_logits(patch_tokens=patch_tokens, names=[*vocabulary.names, "teapot", "lamp"])
     p = frozen.sigmoid()
     divergence = torch.nn.functional.softplus(frozen + 1) - torch.nn.functional.softplus(frozen) - p  # (B, C, h, w)
     unknown = divergence[1, :2].mean()  # set 1 knows "dog" only
@@ -196,7 +197,7 @@ def test_configuration_errors_are_sentences(root: Path, tiny_clip_folder: Path, 
         (["no_such_field=1"], "no_such_field"),
         (["sets={}"], "no data sets"),
         (["mixed_precision=half"], "bf16"),
-        (["crop=321"], "loss_stride"),
+        (["crop=481"], "loss_stride"),
         (["short_side=512"], "exactly one"),
         (["nonsense"], "key=value"),
         (["focal_normalise=sum"], "pairs"),

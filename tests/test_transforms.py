@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from ldvc.data import Augmentation, random_view
-from ldvc.data.transforms import colour_change
+from train.data import Augmentation, random_view
+from train.data.transforms import colour_change
 
 PIXELS = np.random.default_rng(7).integers(60, 190, (12, 16, 3), dtype=np.uint8)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

@@ -11,15 +11,16 @@ from torch import nn
 
 from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint
-from ldvc.data import BACKGROUND, Vocabulary, canonical, open_sets
+from ldvc.class_names import canonical
 from ldvc.modeling.clip import FrozenClip, build_clip
-from ldvc.modeling.stem import ConvStem
+from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
+from recipes.lite import tune_tower
+from recipes.lite.trunk import FIRST, Trunk
+from recipes.lite.tune_tower import Tuning, main, start_decoders
 from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 from train.cpu_convolution import FixedDepthwise, fits, fix_depthwise
-from train.lite import tune_tower
-from train.lite.trunk import FIRST, Trunk
-from train.lite.tune_tower import Tuning, main, start_decoders
+from train.data import BACKGROUND, Vocabulary, open_sets
 from train.options import ConfigError, load_config
 from train.progress import DivergedError
 
@@ -32,9 +33,9 @@ def lite() -> FrozenClip:
 
 
 @pytest.fixture
-def stem() -> ConvStem:
+def stem() -> ConvPatchEmbed:
     """A small relative of lite's backbone with statistics that are not those of a fresh network."""
-    stem = ConvStem(8, patch_size=24, backbone="efficientnet_lite0").eval()
+    stem = ConvPatchEmbed(8, patch_size=24, backbone="efficientnet_lite0").eval()
     for norm in stem.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
@@ -76,7 +77,7 @@ def test_only_depthwise_convolutions_that_keep_the_size_are_fixed() -> None:
 
 
 @pytest.mark.parametrize(("first", "depthwise"), [(FIRST, False), (0, True)])
-def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first: int, depthwise: bool) -> None:
+def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvPatchEmbed, first: int, depthwise: bool) -> None:
     stem = stem.double()  # rounding would add up over seven stages
     images = torch.randn(2, 3, 72, 96, dtype=torch.float64)
     trunk = Trunk(stem, first=first, depthwise=depthwise)
@@ -96,7 +97,7 @@ def test_the_split_trunk_is_the_stem_and_goes_back_into_it(stem: ConvStem, first
     assert {int(name.split(".")[1]) for name in names} == set(range(first, 7))
 
 
-def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
+def test_gradients_reach_the_late_stages_only(stem: ConvPatchEmbed) -> None:
     trunk = Trunk(stem)
     trunk.late(trunk.early(torch.randn(1, 3, 72, 72)), (72, 72)).sum().backward()
     learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}
@@ -104,7 +105,7 @@ def test_gradients_reach_the_late_stages_only(stem: ConvStem) -> None:
     assert any("conv_pw." in name for name in learned) and any("conv_pwl." in name for name in learned)
 
 
-def test_with_depthwise_kernels_every_stage_learns(stem: ConvStem) -> None:
+def test_with_depthwise_kernels_every_stage_learns(stem: ConvPatchEmbed) -> None:
     trunk = Trunk(stem, first=0, depthwise=True)
     trunk.late(trunk.early(torch.randn(1, 3, 72, 72)), (72, 72)).sum().backward()
     learned = {name for name, parameter in trunk.named_parameters() if parameter.grad is not None}

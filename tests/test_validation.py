@@ -15,14 +15,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldvc.data import Vocabulary, open_sets
 from ldvc.errors import DataError
 from ldvc.visualize import colours_for, rgb
 from tests.forked import history, make_workplace
 from train import hub
+from train.data import Vocabulary, open_sets
+from train.figures import CELL, GAP, TITLE, Example, draw_sheet, fixed_photos
 from train.options import ConfigError, TrainConfig, load_config
 from train.progress import Progress, check_trackers
-from train.sheets import CELL, GAP, TITLE, Example, draw_sheet, fixed_photos
 from train.train import main, train
 
 

@@ -22,12 +22,12 @@ from PIL import Image
 from ldvc.predictor import ImageState, Predictor
 from ldvc.result import Segmentation
 from ldvc.web.handlers import Handlers
-from ldvc.web.layout import build_page, launch_options
 from ldvc.web.models import Catalogue
-from ldvc.web.publish import ROOT
-from ldvc.web.remote import Visitor
-from ldvc.web.visit import Visit
+from ldvc.web.page import build_page, launch_options
+from ldvc.web.session import Visit
 from tests.tiny import save_tiny_checkpoint
+from tools.publish_space import ROOT
+from tools.remote import Visitor
 
 EXAMPLES = ROOT / "assets" / "examples"
 ROUNDS = 4

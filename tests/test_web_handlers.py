@@ -17,19 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-from ldvc.names import synonyms_of
+from ldvc.class_names import class_lists, synonyms_of
 from ldvc.predictor import COMPANY
 from ldvc.web import html, models, texts
 from ldvc.web.downloads import KINDS, Identity
 from ldvc.web.handlers import LCSA_OFF, Handlers, checked_background
 from ldvc.web.inputs import EXAMPLES_FOLDER, read_examples, uploaded_file
-from ldvc.web.layout import build_page
 from ldvc.web.models import Catalogue, Models
+from ldvc.web.page import build_page
+from ldvc.web.session import OWN_THRESHOLD, Problem, Visit
 from ldvc.web.tabs.segment import SegmentTab
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.segmentation import MAPS_SHOWN, class_maps, viewer_data
-from ldvc.web.visit import OWN_THRESHOLD, Problem, Visit
-from ldvc.web.vocabularies import vocabularies
 from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -390,7 +389,7 @@ def test_chips_say_seen_and_unseen_in_words() -> None:
 
 
 def test_vocabularies() -> None:
-    lists = vocabularies()
+    lists = class_lists()
     sizes = {key: len(each.classes) for key, each in lists.items()}
     assert list(sizes)[:5] == ["household", "voc20", "coco80", "context59", "coco_stuff171"]
     assert (sizes["voc20"], sizes["coco80"], sizes["context59"], sizes["coco_stuff171"]) == (20, 80, 59, 171)

@@ -12,22 +12,22 @@ import torch
 
 from ldvc import Predictor
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
+from ldvc.class_names import SeenNames, canonical
 from ldvc.config import ModelConfig
-from ldvc.data import Vocabulary, WordSampler, canonical, open_sets
 from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from ldvc.names import SeenNames
 from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
 from train import evaluate as evaluator
+from train.data import Vocabulary, WordSampler, open_sets
 from train.objective import Objective, usable_concepts
 from train.options import load_config
 from train.train import train
 from train.words import read_other_words, rename_classes
 
-LISTS = Path(__file__).parents[1] / "train" / "lite"
-SHIPPED = ["lite/synonyms.json", "lite/kinds.json"]
+LISTS = Path(__file__).parents[1] / "recipes" / "lite"
+SHIPPED = ["recipes/lite/synonyms.json", "recipes/lite/kinds.json"]
 OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
 
 
@@ -135,14 +135,14 @@ def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_fold
 
 def test_lists_of_other_words(tmp_path: Path) -> None:
     content = read_other_words(SHIPPED)
-    assert content == read_other_words([str(LISTS.parent / path) for path in SHIPPED])
+    assert content == read_other_words([str(LISTS.parents[1] / path) for path in SHIPPED])
     assert load_config("lite_release").other_words == load_config("lite_tune").other_words == SHIPPED
     words = list(chain.from_iterable(content.values()))
     assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
     synonyms = read_other_words(load_config("lite_experiment").other_words)
     assert "puppy" in synonyms["dog"] and "poodle" not in synonyms["dog"]
-    assert content["dog"] == synonyms["dog"] + read_other_words("lite/kinds.json")["dog"] and "poodle" in content["dog"]
+    assert content["dog"] == synonyms["dog"] + read_other_words("recipes/lite/kinds.json")["dog"] and "poodle" in content["dog"]
     with pytest.raises(DataError, match="nowhere.json cannot be used"):
         read_other_words(str(tmp_path / "nowhere.json"))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):

@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional as F
 
 from ldvc.config import ModelConfig
-from ldvc.data import BACKGROUND, VOID
-from ldvc.losses import mask_loss
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.decoders import ZegClipDecoder
 from ldvc.modeling.model import LDVC
+from train.data import BACKGROUND, VOID
+from train.losses import mask_loss
 from train.options import load_config
 
 TOWER, JOINT, LAYERS, HEADS, PROMPTS, VIT_LAYERS = 768, 512, 3, 8, 10, 12

@@ -28,7 +28,7 @@ def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, 
     from open_clip.model import CLIP
 
     torch.manual_seed(0)
-    clip_config = {"architecture": ARCHITECTURE, "stem": None, "mean": [0.5] * 3, "std": [0.5] * 3}
+    clip_config = {"architecture": ARCHITECTURE, "patch_embed": None, "mean": [0.5] * 3, "std": [0.5] * 3}
     save_clip_folder(CLIP(**ARCHITECTURE), folder / "clip", clip_config)
     clip = build_clip(str(folder / "clip"))
     for decoder in decoders:

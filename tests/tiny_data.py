@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldvc.data import SegmentationDataset
+from train.data import SegmentationDataset
 
 COLOURS = {
     "grass": (40, 160, 40),

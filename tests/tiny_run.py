@@ -29,6 +29,7 @@ def config_of(root: Path, clip: Path, name: str, *changes: str) -> TrainConfig:
         "regions=2",
         "topk=2",
         "crop=64",
+        "loss_stride=4",
         "long_side=80",
     ]
     small += [

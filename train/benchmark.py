@@ -37,10 +37,10 @@ from torch.nn import functional as F
 
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import LdvcError
-from ldvc.losses import mask_loss
 from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.model import LDVC
+from train.losses import mask_loss
 from train.tables import write_json
 from train.timing import fit_exponent, in_turn, peak_resident, resident
 

@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import ModelConfig
-from ldvc.data import Vocabulary
 from ldvc.errors import CheckpointError
 from ldvc.modeling.model import LDVC
+from train.data import Vocabulary
 from train.options import ConfigError, TrainConfig
 
 WEIGHTS = "trainable.safetensors"

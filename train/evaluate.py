@@ -25,9 +25,9 @@ the checkpoint's threshold of "none of these".
   attention_contrast              mean of that map inside the class minus mean outside, likewise
   fragments                       connected components (8 neighbours) of at least 64 pixels of a present class in the label
                                   map at photo size, mean over (photo, present class); fragments_truth: in the truth
-Numbers are shares, 0..1, but for fragments. Exact definitions: ldvc/metrics.py.
+Numbers are shares, 0..1, but for fragments. Exact definitions: train/metrics.py.
 
-A class is seen if the checkpoint saw masks of it under this name, a synonym of it (ldvc/data/synonyms.json), its singular or
+A class is seen if the checkpoint saw masks of it under this name, a synonym of it (ldvc/synonyms.json), its singular or
 plural, or as a kind of it in COCO-Stuff's manner ("sky-other", "wall-brick" are sky and wall); so "sofa" of VOC is seen after
 training on "couch". --unseen names a split instead.
 """
@@ -54,14 +54,15 @@ from accelerate import PartialState
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
+from ldvc.class_names import canonical, load_split
 from ldvc.config import ModelConfig
-from ldvc.data import LAYOUTS, canonical, load_split, open_sets
 from ldvc.errors import DataError, LdvcError
-from ldvc.metrics import harmonic_mean, mean_iou
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import DEFAULT_INFERENCE, PLAIN_CLIP, Predictor
+from train.data import LAYOUTS, open_sets
 from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
+from train.metrics import harmonic_mean, mean_iou
 from train.processes import start_processes
 from train.tables import make_room, markdown, quoted_benchmark, write_tables
 from train.words import read_renamed, rename_classes

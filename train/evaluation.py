@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldvc.calibration import Calibration
-from ldvc.data import BACKGROUND, VOID, SegmentationDataset, weights_digest
-from ldvc.data.class_names import plain
+from ldvc.class_names import plain
 from ldvc.errors import DataError
-from ldvc.inference import ImageState, canvas_size, sliding_windows
-from ldvc.metrics import (
+from ldvc.inference import ImageState, model_input_size, sliding_windows
+from ldvc.predictor import Predictor
+from ldvc.result import Segmentation
+from train.data import BACKGROUND, VOID, SegmentationDataset, weights_digest
+from train.metrics import (
     BackgroundCurve,
     ConfusionMatrix,
     Means,
@@ -38,8 +40,6 @@ from ldvc.metrics import (
     fragments,
     mask_iou,
 )
-from ldvc.predictor import Predictor
-from ldvc.result import Segmentation
 
 logger = logging.getLogger("evaluate")
 
@@ -121,33 +121,33 @@ class Photos:
         reader = PhotoReader(dataset, range(self.process, len(dataset), self.processes))
         return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is))
 
-    def stems(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
+    def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
         """Folder of the stored patch embeddings of these photos at this size by these towers."""
         if not self.cache_dir:
             return None
         clip = predictor.model.clip
         facts = [dataset.fingerprint(masks=False), sorted(predictor.inference.items()), clip.patch_size]
         key = json.dumps([*facts, weights_digest(clip.visual)])
-        name = f"stems-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        name = f"patch-tokens-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = Path(self.cache_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
 def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageState:
-    """`predictor.encode_image` of a photo, its patch embedding read from or written into a folder of `Photos.stems`."""
+    """`predictor.encode_image` of a photo, its patch tokens kept in `folder` (see `Photos.patch_token_folder`)."""
     if folder is None:
         return predictor.encode_image(photo.picture)
     path = folder / f"{photo.index:06d}.pt"
     if path.is_file():
         patch = predictor.model.clip.patch_size
-        canvas = canvas_size(*photo.picture.shape[:2], inference=predictor.inference, patch=patch)
-        windows = sliding_windows(*canvas, inference=predictor.inference)
-        stems = torch.load(path, weights_only=True)
-        return ImageState(photo.picture, canvas, windows, predictor.family, stems)
+        input_size = model_input_size(*photo.picture.shape[:2], inference=predictor.inference, patch=patch)
+        windows = sliding_windows(*input_size, inference=predictor.inference)
+        tokens = torch.load(path, weights_only=True)
+        return ImageState(photo.picture, input_size, windows, predictor.encoder_id, tokens)
     state = predictor.encode_image(photo.picture)
     temporary = path.with_suffix(f".{os.getpid()}.new")  # a kill in the middle leaves no file of the final name
-    torch.save(state.stems, temporary)
+    torch.save(state.patch_tokens, temporary)
     os.replace(temporary, path)
     return state
 
@@ -262,7 +262,7 @@ def evaluate_set(
     names = dataset.names()
     flags = [seen(name) for name in names]
     lowered = None if offset is None else offset * torch.tensor(flags, dtype=torch.float32)
-    counts, folder = Counts.empty(len(names)), photos.stems(dataset, predictor)
+    counts, folder = Counts.empty(len(names)), photos.patch_token_folder(dataset, predictor)
     for photo in photos.of(dataset):
         if isinstance(photo, str):
             logger.warning("skipped: %s", photo)
@@ -344,7 +344,7 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
     masks = {dataset.name: ThresholdCurve() for dataset in datasets}
     rejection = {dataset.name: BackgroundCurve() for dataset in datasets}
     for dataset in datasets:
-        names, folder = dataset.names(), photos.stems(dataset, predictor)
+        names, folder = dataset.names(), photos.patch_token_folder(dataset, predictor)
         for photo in photos.of(dataset):
             if isinstance(photo, str) or not bool((photo.target >= 0).any()):
                 continue

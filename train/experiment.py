@@ -166,7 +166,7 @@ def command(run: Run, options: argparse.Namespace) -> list[list[str]]:
     start = launch(options.processes) if options.processes > 1 else [sys.executable]
     evaluate = [*start, str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets]
     evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
-    if options.keep_stems:
+    if options.keep_patch_tokens:
         evaluate += ["--cache_dir", options.cache_dir]
     if run.decoder == CLIP:
         evaluate += ["--plain_clip", options.towers, *options.shown]
@@ -293,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = config.model_config()
         options.towers = options.clip or (f"{model.clip}:{model.pretrained}" if model.pretrained else model.clip)
         options.shown = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
-        options.keep_stems = bool(config.views_per_photo)
+        options.keep_patch_tokens = bool(config.views_per_photo)
         options.decoders = list(DECODERS) if "all" in options.decoders else options.decoders
         root = Path(options.output_dir)
         ablations = read_ablations(options.ablations)

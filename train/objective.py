@@ -9,9 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldvc.data import BACKGROUND, HIDDEN, VOID, Vocabulary, canonical_set
-from ldvc.losses import ONE_PROCESS, Processes, attention_loss, mask_loss, preservation_loss, pseudo_labels
+from ldvc.class_names import canonical_set
 from ldvc.modeling.model import LDVC, similarity_logits
+from train.data import BACKGROUND, HIDDEN, VOID, Vocabulary
+from train.losses import ONE_PROCESS, Processes, attention_loss, mask_loss, preservation_loss, pseudo_labels
 from train.options import TrainConfig
 
 
@@ -60,7 +61,7 @@ class Objective(nn.Module):
         """The loss and its parts.
 
         Args:
-            batch: `images` or `stem` (and `features`), `labels` (B, H, W), `set` (B,).
+            batch: `images` or `patch_tokens` (and `features`), `labels` (B, H, W), `set` (B,).
             names: (C,) indices of the names to learn in this step; held-out ones among them mean self-training.
             concepts: (K,) indices of concepts to preserve.
             words: (C,) index in `Vocabulary.words` of what is read for each of `names`; None = the names' own.
@@ -70,10 +71,12 @@ class Objective(nn.Module):
         """
         config, count = self.config, self.known.shape[1]
         labels = batch["labels"]
-        stem = batch["stem"] if "stem" in batch else self.model.image_tower.stem(batch["images"])
+        patch_tokens = batch.get("patch_tokens")
+        if patch_tokens is None:
+            patch_tokens = self.model.image_tower.embed_patches(batch["images"])
         chosen = torch.cat([names if words is None else words, concepts + self.word_count])  # (C + K,)
 
-        image = self.model.encode_image(stem=stem)
+        image = self.model.encode_image(patch_tokens=patch_tokens)
         class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)
         mask_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
 
@@ -115,7 +118,7 @@ class Objective(nn.Module):
             with torch.no_grad():
                 features = batch.get("features")
                 if features is None:
-                    features = self.model.image_tower(stem=stem, prompted=False).patch_features
+                    features = self.model.image_tower(patch_tokens=patch_tokens, prompted=False).patch_features
                 reference = similarity_logits(
                     features, self.frozen_embeddings[chosen], scale=self.model.clip.scale, bias=self.model.clip.bias
                 )

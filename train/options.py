@@ -14,16 +14,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ldvc.class_names import load_split
 from ldvc.config import DECODERS, ModelConfig
-from ldvc.data import Augmentation, load_split
 from ldvc.errors import LdvcError
 from ldvc.inference import require_inference
+from train.data import Augmentation
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SETTINGS = ("inductive", "transductive", "fully_supervised")
 TRACKERS = ("tensorboard", "wandb")
 PRECISIONS = ("auto", "no", "bf16", "fp16")
-LITE_CONCEPTS = str(Path(__file__).parent / "lite" / "concepts.txt")
+LITE_CONCEPTS = str(Path(__file__).resolve().parents[1] / "recipes" / "lite" / "concepts.txt")
 
 
 class ConfigError(LdvcError):
@@ -104,21 +105,21 @@ class TrainConfig:
     Attributes:
         model: fields of ModelConfig that differ from its defaults.
         data: folder that holds the data sets. sets: data set -> probability that a draw comes from it; layouts: data set ->
-            layout, where it shall not be found out (see `ldvc.data.open_set`).
-        unseen: split of held-out classes (`ldvc/data/splits`), or null: all are seen.
+            layout, where it shall not be found out (see `train.data.open_set`).
+        unseen: split of held-out classes (`ldvc/splits`), or null: all are seen.
         setting: what training may know of those classes. inductive: nothing, their pixels are void and their names unknown;
             transductive: their names, with self-training from `self_training_start` on; fully_supervised: everything (the
             upper bound; the split then only says which classes an evaluation calls unseen).
         self_training_start: share of max_train_steps. ZegCLIP starts a second run, with its own warm-up, from the checkpoint
             of half-way; here it is one run with one schedule.
-        self_training_threshold: see `ldvc.losses.pseudo_labels`; 0 = ZegCLIP's, every held-out pixel gets a label.
+        self_training_threshold: see `train.losses.pseudo_labels`; 0 = ZegCLIP's, every held-out pixel gets a label.
         crop, long_side, short_side, scale, aspect, uniform_scale, photometric, hue, largest_class: see `Augmentation`.
         loss_stride: pixels per cell of the mask loss; 1 = full resolution.
         views_per_photo: stored views of each photo, one number or data set -> number; 0 = augment afresh for every step.
         photos_every: data set -> take every n-th photo only (frames of a video repeat each other).
         cache_dir: where stored views lie. view_seed: of the stored views, shared by all runs.
-        focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `ldvc.losses.mask_loss`.
-        attention_weight: of `ldvc.losses.attention_loss`; 0 = the paper's losses alone.
+        focal_weight, dice_weight, focal_alpha, focal_gamma, focal_normalise: see `train.losses.mask_loss`.
+        attention_weight: of `train.losses.attention_loss`; 0 = the paper's losses alone.
         ignore_as_negative: void pixels, those of held-out classes among them, are negatives of every name (ZegCLIP) rather
             than counting nowhere.
         held_out_as_negative: of the void pixels, only those of held-out classes are (inductive setting).
@@ -145,7 +146,7 @@ class TrainConfig:
         validation_sets: data sets to evaluate on; empty = those of training. validation_split: list file of each set.
         validation_every: take every n-th photo of them. sheet_photos: photos on the picture sheet of an evaluation.
         half_precision_checkpoint: the finished checkpoint stores float16.
-        inference: how the finished checkpoint wants to be used, see `ldvc.inference.canvas_size`.
+        inference: how the finished checkpoint wants to be used, see `ldvc.inference.model_input_size`.
     """
 
     model: dict[str, Any] = field(default_factory=dict)

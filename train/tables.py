@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from ldvc.data import canonical, load_split
+from ldvc.class_names import canonical, load_split
 from ldvc.errors import LdvcError
 from ldvc.visualize import heat_map
 

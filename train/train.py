@@ -30,19 +30,6 @@ from torch.utils.data import DataLoader
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import DECODERS
-from ldvc.data import (
-    DrawSchedule,
-    NameSampler,
-    SegmentationDataset,
-    SkippedPhotos,
-    TrainingViews,
-    ViewCache,
-    Vocabulary,
-    WordSampler,
-    build_caches,
-    open_sets,
-    weights_digest,
-)
 from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.model import LDVC
 from train import hub
@@ -56,6 +43,19 @@ from train.checkpoints import (
     register_trainable_only,
     sole_run,
     write_checkpoint,
+)
+from train.data import (
+    DrawSchedule,
+    NameSampler,
+    SegmentationDataset,
+    SkippedPhotos,
+    TrainingViews,
+    ViewCache,
+    Vocabulary,
+    WordSampler,
+    build_caches,
+    open_sets,
+    weights_digest,
 )
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_concepts
 from train.options import TRACKERS, ConfigError, TrainConfig, load_config
@@ -97,7 +97,7 @@ def view_caches(
             views=config.views(dataset.name),
             seed=config.view_seed,
             towers=towers,
-            stem_shape=(width, side, side),
+            token_shape=(width, side, side),
             feature_shape=(side * side, clip.embed_dim),
         )
         for dataset in datasets
@@ -106,8 +106,8 @@ def view_caches(
     @torch.inference_mode()
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():
-            stem = model.image_tower.stem(images.to(device))
-            return stem.cpu(), model.image_tower(stem=stem, prompted=False).patch_features.cpu()
+            patch_tokens = model.image_tower.embed_patches(images.to(device))
+            return patch_tokens.cpu(), model.image_tower(patch_tokens=patch_tokens, prompted=False).patch_features.cpu()
 
     build_caches(caches, encode, mean=clip.mean, std=clip.std)
     with accelerator.main_process_first():

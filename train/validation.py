@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ldvc.data import SegmentationDataset, Vocabulary, open_sets
-from ldvc.metrics import harmonic_mean, mean_iou
+from ldvc.class_names import SeenNames
 from ldvc.modeling.model import LDVC
-from ldvc.names import SeenNames
 from ldvc.predictor import Predictor
+from train.data import SegmentationDataset, Vocabulary, open_sets
 from train.evaluation import Photos, evaluate_set, gather, unlimited
+from train.figures import draw_sheet, examples, fixed_photos, save_sheet
+from train.metrics import harmonic_mean, mean_iou
 from train.options import TrainConfig
-from train.sheets import draw_sheet, examples, fixed_photos, save_sheet
 
 
 @contextmanager

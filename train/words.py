@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldvc.data import SegmentationDataset, canonical
+from ldvc.class_names import canonical
 from ldvc.errors import DataError
+from train.data import SegmentationDataset
 
-LISTS = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
-    """Canonical name -> further words for it, from one JSON file or several; a path may be relative to the folder `train`, too.
+    """Canonical name -> further words for it, from one JSON file or several; a path may be relative to this project, too.
 
     Raises:
         DataError: it cannot be used.
@@ -22,7 +23,7 @@ def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
     merged: dict[str, list[str]] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         content = _read(
-            path if Path(path).is_file() else LISTS / path,
+            path if Path(path).is_file() else ROOT / path,
             lambda words: isinstance(words, list) and all(isinstance(word, str) for word in words),
             '{"grass": ["lawn", "meadow"]}; or do without one: --set other_words=null',
         )

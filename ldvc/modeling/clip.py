@@ -3,7 +3,7 @@
 A folder of ours holds `config.json`::
 
     {"architecture": {"embed_dim": ..., "vision_cfg": {...}, "text_cfg": {...}, "init_logit_bias": ...},
-     "stem": {...} or null,                    keyword arguments of ConvStem, which then replaces `visual.conv1`
+     "patch_embed": {...} or null,             keyword arguments of ConvPatchEmbed, which then replaces `visual.conv1`
      "mean": [r, g, b], "std": [r, g, b]}      how pictures are normalised
 
 and the weights as `ldvc.weights` writes them: half precision on disk, float32 in memory. A CLIP that differs from another in
@@ -158,9 +158,9 @@ def save_clip_folder(
     """Write an open_clip model as a folder that `build_clip` reads.
 
     Args:
-        model: the open_clip model, with its stem in place.
+        model: the open_clip model, with its patch embedding in place.
         folder: created if need be.
-        config: "architecture", "stem", "mean", "std", or "base"; see the head of this file. Other keys are kept.
+        config: "architecture", "patch_embed", "mean", "std", or "base"; see the head of this file. Other keys are kept.
         max_shard_bytes: see `ldvc.weights.save_tensors`.
     """
     folder, state = Path(folder), model.state_dict()
@@ -168,7 +168,7 @@ def save_clip_folder(
         base = load_tensors((folder / config["base"]).resolve())  # resolved: the folder may not be there yet
         state = {name: tensor for name, tensor in state.items() if not torch.equal(_stored(tensor), base[name])}
     else:
-        missing = {"architecture", "stem", "mean", "std"} - set(config)
+        missing = {"architecture", "patch_embed", "mean", "std"} - set(config)
         assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
     files = save_tensors(state, folder, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
     text = json.dumps(dict(config), indent=2, ensure_ascii=False)
@@ -192,12 +192,12 @@ def _build_from_folder(folder: Path) -> FrozenClip:
     if "architecture" not in config:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a CLIP: it has no 'architecture'.")
     model = _build_architecture(config["architecture"])
-    if config.get("stem") is not None:
+    if config.get("patch_embed") is not None:
         # here and not above: it needs timm's model zoo, which is slow to import and which a plain ViT does not use
-        from ldvc.modeling.stem import ConvStem
+        from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 
         vision = config["architecture"]["vision_cfg"]
-        model.visual.conv1 = ConvStem(vision["width"], patch_size=vision["patch_size"], **config["stem"])
+        model.visual.conv1 = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **config["patch_embed"])
     _load_state(model, state, source=folder)
     return _freeze(model, config["architecture"], mean=config.get("mean"), std=config.get("std"))
 

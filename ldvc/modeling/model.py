@@ -62,14 +62,14 @@ class LDVC(nn.Module):
         self.adapter = TextAdapter(width, start_at_identity=config.start_at_clip) if config.text_adapter else None
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
-    def encode_image(self, images: Tensor | None = None, *, stem: Tensor | None = None) -> ImageFeatures:
+    def encode_image(self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None) -> ImageFeatures:
         """Features of pictures, with visual prompts.
 
         Args:
             images: (B, 3, H, W), normalised with `clip.mean` and `clip.std`, sides divisible by `clip.patch_size`; or
-            stem: (B, width, h, w), what `image_tower.stem` made of them.
+            patch_tokens: (B, width, h, w), what `image_tower.embed_patches` made of them.
         """
-        return self.image_tower(images, stem=stem)
+        return self.image_tower(images, patch_tokens=patch_tokens)
 
     def encode_names(self, names: Sequence[str] | Tensor) -> Tensor:
         """Class embeddings (C, d), with text prompts, not normalised.
@@ -107,18 +107,18 @@ class LDVC(nn.Module):
         images: Tensor | None,
         names: Sequence[str] | Tensor,
         *,
-        stem: Tensor | None = None,
+        patch_tokens: Tensor | None = None,
         return_attention: bool = False,
         skip_lcsa: bool = False,
     ) -> DecoderOutput:
-        """Pictures (B, 3, H, W), or their stem, and C names -> mask logits (B, C, h, w) and more."""
-        features = self.encode_image(images, stem=stem)
+        """Pictures (B, 3, H, W), or their patch tokens, and C names -> mask logits (B, C, h, w) and more."""
+        features = self.encode_image(images, patch_tokens=patch_tokens)
         class_embeddings = self.encode_names(names)
         return self.decode(features, class_embeddings, return_attention=return_attention, skip_lcsa=skip_lcsa)
 
     @torch.no_grad()
     def frozen_logits(
-        self, images: Tensor | None = None, *, stem: Tensor | None = None, names: Sequence[str] | Tensor
+        self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, names: Sequence[str] | Tensor
     ) -> Tensor:
         """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
 
@@ -126,13 +126,13 @@ class LDVC(nn.Module):
 
         Args:
             images: (B, 3, H, W); or
-            stem: (B, width, h, w).
+            patch_tokens: (B, width, h, w).
             names: strings, tokens, or frozen class embeddings (C, d) that `frozen_embeddings` computed before.
 
         Returns:
             (B, C, h, w), float32.
         """
-        features = self.image_tower(images, stem=stem, prompted=False)
+        features = self.image_tower(images, patch_tokens=patch_tokens, prompted=False)
         if not (isinstance(names, Tensor) and names.is_floating_point()):
             names = self.frozen_embeddings(names)
         logits = similarity_logits(features.patch_features, names, scale=self.clip.scale, bias=self.clip.bias)

@@ -119,7 +119,7 @@ class ImageTower(nn.Module):
         return self._clip[0]
 
     @torch.no_grad()
-    def stem(self, images: Tensor) -> Tensor:
+    def embed_patches(self, images: Tensor) -> Tensor:
         """Patch embedding, frozen and free of prompts, so that one result serves many passes.
 
         Args:
@@ -136,21 +136,21 @@ class ImageTower(nn.Module):
         return self.clip.visual.conv1(images)
 
     def forward(
-        self, images: Tensor | None = None, *, stem: Tensor | None = None, prompted: bool = True
+        self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, prompted: bool = True
     ) -> ImageFeatures:
-        """Features of pictures, or of what `stem` made of them.
+        """Features of pictures, or of what `embed_patches` made of them.
 
         Args:
             images: (B, 3, H, W); or
-            stem: (B, width, h, w).
-            prompted: False = plain CLIP. It is frozen, so gradients reach nothing but a stem that asks for them.
+            patch_tokens: (B, width, h, w).
+            prompted: False = plain CLIP. It is frozen, so gradients reach nothing but patch tokens that asks for them.
         """
-        assert (images is None) != (stem is None), "give images or their stem"
-        if stem is None:
-            stem = self.stem(images)
+        assert (images is None) != (patch_tokens is None), "give images or their patch tokens"
+        if patch_tokens is None:
+            patch_tokens = self.embed_patches(images)
         if not prompted or not self.num_prompts:
-            return self._encode(stem, None)
-        return self._encode(stem, self._projected_prompts(stem.shape[0]))
+            return self._encode(patch_tokens, None)
+        return self._encode(patch_tokens, self._projected_prompts(patch_tokens.shape[0]))
 
     def _projected_prompts(self, batch: int) -> Tensor:
         """(layers, B or 1, M, width). Each picture has dropout of its own; without dropout all share one copy."""
@@ -159,10 +159,10 @@ class ImageTower(nn.Module):
             prompts = self.prompt_dropout(prompts.expand(-1, batch, -1, -1))
         return prompts
 
-    def _encode(self, stem: Tensor, prompts: Tensor | None) -> ImageFeatures:
+    def _encode(self, patch_tokens: Tensor, prompts: Tensor | None) -> ImageFeatures:
         visual = self.clip.visual
-        batch, _, height, width = stem.shape
-        tokens = stem.flatten(2).transpose(1, 2)  # (B, N, width)
+        batch, _, height, width = patch_tokens.shape
+        tokens = patch_tokens.flatten(2).transpose(1, 2)  # (B, N, width)
         class_token = visual.class_embedding.expand(batch, 1, -1)
         # float32 from here on, also under autocast: the residual stream adds up over all layers
         tokens = torch.cat([class_token, tokens.to(class_token.dtype)], dim=1) + self._position((height, width))

@@ -12,15 +12,15 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from ldvc.class_names import class_lists
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for, fit_size, overlay, resize_picture
 from ldvc.web import texts
 from ldvc.web.downloads import KINDS, Look
 from ldvc.web.handlers import Handlers, checked_background
 from ldvc.web.inputs import BACKGROUND_INPUTS, Question
+from ldvc.web.session import Problem, Visit
 from ldvc.web.tabs.segment import SegmentTab
-from ldvc.web.visit import Problem, Visit
-from ldvc.web.vocabularies import vocabularies
 
 OVERLAY_SIDE = 1280
 
@@ -66,7 +66,7 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         Give the key of a list (household, voc20, coco80, context59, coco_stuff171), or nothing to be told the lists.
         Returns {"title", "source", "classes": [{"name", "seen"}]}, or {"vocabularies": {key: title}}.
         """
-        lists, key = vocabularies(), (vocabulary or "").strip()
+        lists, key = class_lists(), (vocabulary or "").strip()
         if not key:
             return {"vocabularies": {each.key: each.title for each in lists.values()}}
         if key not in lists:
@@ -126,7 +126,7 @@ def summarise(result: Segmentation, labels: np.ndarray, colours: list[str], *, m
         "classes": [
             {"name": name, "seen": seen, "area": round(share, 4), "colour": colour} for name, seen, share, colour in rows
         ],
-        "alike": result.alike,
+        "alike": result.indistinguishable_words,
         "threshold": result.background,
         "none_of_these": none,
     }

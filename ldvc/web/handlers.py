@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ldvc.class_names import clean_names, synonyms_of, without_none_words
 from ldvc.errors import InvalidImageError, InvalidNamesError
-from ldvc.names import clean_names, synonyms_of, without_none_words
-from ldvc.pictures import load_picture
+from ldvc.image_io import load_picture
 from ldvc.predictor import COMPANY, ImageState
 from ldvc.result import Segmentation
 from ldvc.web import texts
 from ldvc.web.gpu import on_gpu
 from ldvc.web.models import MAIN_DECODER, Catalogue, Models
-from ldvc.web.visit import OWN_THRESHOLD, Problem, Visit
+from ldvc.web.session import OWN_THRESHOLD, Problem, Visit
 
 PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
 

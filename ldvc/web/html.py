@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from html import escape
 
-from ldvc.data.class_names import plain
-from ldvc.names import synonyms_of
+from ldvc.class_names import plain, synonyms_of
 from ldvc.visualize import heat_gradient
 from ldvc.web import texts
 

@@ -8,16 +8,15 @@ from typing import Any
 
 import gradio as gr
 
+from ldvc.class_names import class_lists, clean_names, without_none_words
 from ldvc.errors import InvalidNamesError
-from ldvc.names import clean_names, without_none_words
 from ldvc.web import html, texts
 from ldvc.web.handlers import Handlers
 from ldvc.web.models import MAIN_DECODER
-from ldvc.web.visit import Problem, Visit
-from ldvc.web.vocabularies import vocabularies
+from ldvc.web.session import Problem, Visit
 
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
-OWN = "own"  # key of the visitor's own names among the vocabularies
+OWN = "own"  # key of the visitor's own names among the class_lists
 
 # A chip's button says which name goes; the list is redrawn by the server. Names that were removed are sent until they are gone,
 # so that several buttons may be pressed faster than answers come.
@@ -175,7 +174,7 @@ class Question:
         self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
         run_problem = gr.HTML(visible=False, elem_id="run-problem")
         with gr.Row(elem_classes="ldvc-choices"):
-            lists = [(each.title, key) for key, each in vocabularies().items()]
+            lists = [(each.title, key) for key, each in class_lists().items()]
             self.vocabulary = gr.Dropdown(
                 [(texts.OWN_NAMES, OWN), *lists],
                 value=OWN,
@@ -207,7 +206,7 @@ class Question:
         if none_words:
             said = texts.NONE_NAMED if len(none_words) == 1 else texts.NONE_NAMED_MANY
             remarks.append(said.format(names=html.listed(none_words)))
-        groups = [html.listed(words) for words in self.handlers.results(visit, MAIN_DECODER)[0].alike]
+        groups = [html.listed(words) for words in self.handlers.results(visit, MAIN_DECODER)[0].indistinguishable_words]
         if groups:
             remarks.append(texts.ALIKE.format(names=", nor ".join(groups)))
         if remarks:
@@ -286,9 +285,9 @@ class Question:
 
         def take_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
             """A list replaces the names; one's own come back when they are chosen again."""
-            lists = {", ".join(each.classes) for each in vocabularies().values()}
+            lists = {", ".join(each.classes) for each in class_lists().values()}
             own = own if names in lists else names
-            return (own if key == OWN else ", ".join(vocabularies()[key].classes)), own
+            return (own if key == OWN else ", ".join(class_lists()[key].classes)), own
 
         def remove(names: str, removed: list[str]) -> tuple[str, str]:
             try:

@@ -13,7 +13,7 @@ from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.predictor import PREDICTOR_DECODERS, Predictor
 from ldvc.web import texts
 from ldvc.web.gpu import gpu_is_lent
-from ldvc.web.visit import Problem
+from ldvc.web.session import Problem
 
 MAIN_DECODER = "ldvc"
 

@@ -42,8 +42,8 @@ import gradio as gr
 
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
+from ldvc.web.session import Visit
 from ldvc.web.tabs import texts
-from ldvc.web.visit import Visit
 
 
 class Tab:

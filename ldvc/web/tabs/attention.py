@@ -11,9 +11,9 @@ from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
 from ldvc.web import html
 from ldvc.web.handlers import LCSA_OFF, Handlers
 from ldvc.web.inputs import unchecked
+from ldvc.web.session import Visit
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
-from ldvc.web.visit import Visit
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 PICTURE_SIDE = 896  # of the pictures that programs get

@@ -8,9 +8,9 @@ from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
 from ldvc.web.inputs import BACKGROUND_INPUTS
+from ldvc.web.session import OWN_THRESHOLD, Visit
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.compare import Painted, compare_view
-from ldvc.web.visit import OWN_THRESHOLD, Visit
 
 DECODERS = ("clip", "zegclip", "ldvc_without_lcsa", "ldvc")
 

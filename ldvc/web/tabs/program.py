@@ -15,8 +15,8 @@ import gradio as gr
 from ldvc.result import Segmentation
 from ldvc.web.handlers import checked_background
 from ldvc.web.inputs import unchecked, uploaded_file
+from ldvc.web.session import Problem, Visit
 from ldvc.web.tabs import Tab, texts
-from ldvc.web.visit import Problem, Visit
 
 
 def declare(

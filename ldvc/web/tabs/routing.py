@@ -11,10 +11,10 @@ from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
 from ldvc.web.inputs import unchecked
+from ldvc.web.session import Visit
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.routing import Spot, route
-from ldvc.web.visit import Visit
 
 PHOTO_SIDE = 720
 

@@ -13,10 +13,10 @@ import gradio as gr
 from ldvc.web import html, texts
 from ldvc.web.downloads import KINDS, Identity, Look, make_file
 from ldvc.web.handlers import Handlers, weights_digest
+from ldvc.web.session import Visit
 from ldvc.web.tabs import Tab
 from ldvc.web.views.inline import photo_uri
 from ldvc.web.views.segmentation import VIEW_SIDE, class_maps, viewer_data
-from ldvc.web.visit import Visit
 
 log = logging.getLogger(__name__)
 

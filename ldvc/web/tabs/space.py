@@ -6,13 +6,13 @@ from typing import Any
 
 import gradio as gr
 
-from ldvc.space import Space, movement_of, shared_space
+from ldvc.embedding_space import Space, movement_of, shared_space
 from ldvc.visualize import colours_for
 from ldvc.web import html
 from ldvc.web.handlers import Handlers
+from ldvc.web.session import Visit
 from ldvc.web.tabs import Tab, program, texts
 from ldvc.web.views.space import space_view
-from ldvc.web.visit import Visit
 
 DECODERS = ("ldvc", "zegclip")
 

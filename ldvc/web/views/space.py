@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldvc.space import DecoderSpace, Space
+from ldvc.embedding_space import DecoderSpace, Space
 from ldvc.web.html import escape, percent
 from ldvc.web.tabs import texts
 from ldvc.web.views.inline import number

@@ -1,0 +1,190 @@
+"""Step 3 of lite: the text tower learns MiniLM's embedding of every noun.
+
+    python -m recipes.lite.text_tower --work runs/lite_recipe --minutes 30
+
+A small open_clip text transformer (CLIP's BPE, context 24, width 256, 4 layers) reads a name inside a template and its end
+token, mapped to width 384, is pulled to the name's target of step 2. A token's embedding starts as MiniLM's embedding of
+that token's text (its 256 principal components), so that words which no noun of WordNet contains have a meaning too.
+1,000 nouns are held out; the log says how many of them find their own target among the 1,000.
+Writes `text.pt` (resumable) every 200 steps.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from ldvc.modeling.towers import run_block
+from recipes.lite.text_targets import CLASS_LIST_NAMES, SentenceEncoder
+from recipes.lite.wordnet import WordNet
+
+TEMPLATES = {
+    "a photo of a {}.": 5,
+    "{}": 1,
+    "a {}": 1,
+    "the {}.": 1,
+    "a photo of the {}.": 1,
+    "photo of {}": 1,
+}  # and how often
+TARGET_WIDTH = 384
+BATCH = 512
+ARCHITECTURE = Path(__file__).with_name("architecture.json")
+
+
+class TextStudent(nn.Module):
+    """open_clip's text tower with a projection to the teacher's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = open_clip.CLIP(**json.loads(ARCHITECTURE.read_text())["architecture"])
+        del self.clip.visual
+        width = self.clip.ln_final.weight.shape[0]
+        self.clip.text_projection = nn.Parameter(torch.randn(width, TARGET_WIDTH) * width**-0.5)
+
+    def forward(self, tokens: Tensor, prefix_length: int = 1) -> Tensor:
+        """(B, 24) token ids, whose first `prefix_length` are the same in all rows -> (B, 384).
+
+        The attention is causal: the shared words before the name are computed once for the whole batch, and nothing behind
+        the longest name at all. That halves the time.
+        """
+        clip, p = self.clip, prefix_length
+        end = tokens.argmax(dim=-1)  # the end token has the highest id
+        n = int(end.max()) + 1
+        prefix = clip.token_embedding(tokens[:1, :p]) + clip.positional_embedding[:p]  # (1, p, width)
+        names = clip.token_embedding(tokens[:, p:n]) + clip.positional_embedding[p:n]  # (B, n - p, width)
+        causal = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril()
+        for block in clip.transformer.resblocks:
+            names = run_block(block, names, context=prefix, mask=causal[p:])
+            prefix = run_block(block, prefix, mask=causal[:p, :p])
+        return clip.ln_final(names[torch.arange(len(names)), end - p]) @ clip.text_projection
+
+
+def initial_token_embeddings(tokenizer: SimpleTokenizer, width: int) -> Tensor:
+    """(vocabulary, width): principal components of MiniLM's embedding of each token's text, at CLIP's usual scale."""
+    words = [tokenizer.decode([i]).strip() or "." for i in range(tokenizer.vocab_size)]
+    vectors = SentenceEncoder()(words)
+    vectors = vectors - vectors.mean(dim=0)
+    _, _, components = torch.pca_lowrank(vectors, q=width, niter=4)
+    projected = vectors @ components
+    return 0.03 * projected / projected.std()
+
+
+def sampling_weights(names: list[str], concept_names: set[str], wordnet: WordNet) -> Tensor:
+    """How often each name is drawn: class lists and concepts most, then nouns that have senses in use, plurals least."""
+    nouns = set(wordnet.common_nouns)
+    weights = torch.ones(len(names))
+    for i, name in enumerate(names):
+        if name in CLASS_LIST_NAMES or name in concept_names:
+            weights[i] = 12.0
+        elif name not in nouns:
+            weights[i] = 0.7  # a plural or a phrase
+        elif " " not in name and len(name) <= 7:
+            weights[i] = 2.0
+    return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="training time; the learning rate falls to zero by its end"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    names: list[str] = json.loads((args.work / "names.json").read_text())
+    targets = torch.from_numpy(np.load(args.work / "targets.npy")).float()
+    wordnet = WordNet()
+    concept_names = {c["name"] for c in json.loads((args.work / "concepts.json").read_text())}
+    weights = sampling_weights(names, concept_names, wordnet)
+    row = {name: i for i, name in enumerate(names)}
+    nouns = [n for n in wordnet.common_nouns if weights[row[n]] < 12.0]
+    held_out = random.Random(args.seed).sample(nouns, 1000)
+    for name in held_out:
+        weights[row[name]] = 0
+        if (plural := row.get(wordnet.plural(name))) is not None and weights[plural] < 1:
+            weights[plural] = 0
+    held_out_rows = torch.tensor([row[name] for name in held_out])
+
+    torch.manual_seed(args.seed)
+    tokenizer = SimpleTokenizer(context_length=24)
+    tokens = torch.stack([tokenizer([t.format(n) for n in names]) for t in TEMPLATES])  # (templates, N, 24)
+    prefix_lengths = [1 + len(tokenizer.encode(t.split("{}")[0])) for t in TEMPLATES]
+    template_weights = torch.tensor([float(n) for n in TEMPLATES.values()])
+
+    student = TextStudent()
+    checkpoint_file = args.work / "text.pt"
+    elapsed, step = 0.0, 0
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def save() -> None:
+        torch.save({"student": student.state_dict(), "optimizer": optimizer.state_dict(), "elapsed": elapsed, "step": step},
+                   checkpoint_file.with_suffix(".tmp"))  # fmt: skip
+        checkpoint_file.with_suffix(".tmp").replace(checkpoint_file)
+
+    if checkpoint_file.exists():
+        saved = torch.load(checkpoint_file, weights_only=True)
+        student.load_state_dict(saved["student"])
+        optimizer.load_state_dict(saved["optimizer"])
+        elapsed, step = saved["elapsed"], saved["step"]
+    else:
+        with torch.no_grad():
+            width = student.clip.token_embedding.embedding_dim
+            student.clip.token_embedding.weight.copy_(initial_token_embeddings(tokenizer, width))
+        save()
+
+    @torch.inference_mode()
+    def evaluate() -> str:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = F.normalize(student(tokens[0, held_out_rows]).float(), dim=-1)
+            probe = [row[n] for n in ("shoes", "skis", "cell phone", "potted plant", "horses", "airplane", "people")]
+            known = F.normalize(student(tokens[0, probe]).float(), dim=-1)
+        wanted = targets[held_out_rows]
+        found = (predicted @ wanted.T).argmax(dim=-1) == torch.arange(len(held_out))
+        probed = " ".join(f"{c:.2f}" for c in (known * targets[probe]).sum(-1).tolist())
+        cosine = (predicted * wanted).sum(-1).mean()
+        return f"held-out nouns: own gloss first {found.float().mean():.3f}, cosine {cosine:.3f}; probes {probed}"
+
+    budget, start = args.minutes * 60, time.time() - elapsed
+    while (elapsed := time.time() - start) < budget:
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * min(1.0, (step + 1) / 100) * max(0.01, 1 - elapsed / budget)
+        # A pool of 8 batches is sorted by length, so that a batch is no longer than it must be.
+        pool = torch.multinomial(weights, 8 * BATCH, replacement=True)
+        order = tokens[0, pool].argmax(dim=-1).argsort()
+        for chunk in order.view(8, BATCH)[torch.randperm(8)]:
+            t = int(torch.multinomial(template_weights, 1))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                predicted = student(tokens[t, pool[chunk]], prefix_lengths[t])
+            predicted = F.normalize(predicted.float(), dim=-1)
+            wanted = targets[pool[chunk]]
+            # Near its own target, and as far from the others' targets as its own target is.
+            relation = F.kl_div(
+                (20 * predicted @ wanted.T).log_softmax(-1), (20 * wanted @ wanted.T).softmax(-1), reduction="batchmean"
+            )
+            loss = (1 - (predicted * wanted).sum(-1)).mean() + 0.2 * relation
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+        if step % 40 == 0:
+            print(f"step {step}, loss {loss.item():.3f}, {elapsed:.0f} of {budget:.0f} s", flush=True)
+        if step % 200 == 0:
+            save()
+            print(evaluate(), flush=True)
+    save()
+    print(evaluate(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

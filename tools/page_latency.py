@@ -1,0 +1,197 @@
+"""How long visitors wait: python -m tools.page_latency
+
+Starts the page as a process, visits it over HTTP with the very events of its buttons, and prints the medians beside the bars
+that they should stay below; the exit status says whether they do. The photo has 1024 x 768 pixels, a question six names.
+What the browser does without the server (opacity, outline, a class alone) is timed in a real Chromium where there is one and
+playwright is installed (requirements-dev.txt). Run it on a machine that has nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ldvc.class_names import load_classes
+from tools.remote import ROOT, PageError, Visitor, serve
+
+PHOTO = ROOT / "assets" / "examples" / "dog.jpg"
+SIZE = (1024, 768)
+NAMES = ("dog", "grass", "cat", "fence", "bush", "sky")
+KINDS = ("red", "small", "old", "wooden", "tall", "round", "wild", "young", "dark", "wet")  # of names not asked before
+OPACITY_SCRIPT = """async (value) => {
+    const slider = document.querySelector('#overlay .opacity'), canvas = document.querySelector('#overlay canvas');
+    const before = canvas.toDataURL(), start = performance.now();
+    slider.value = value;
+    slider.dispatchEvent(new Event('input', {bubbles: true}));
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const seconds = (performance.now() - start) / 1000;
+    return canvas.toDataURL() === before ? null : seconds;
+}"""
+
+
+class NoBrowser(Exception):
+    """There is none here, so what it does alone is not timed."""
+
+
+class Bench:
+    """One visitor with a stopwatch."""
+
+    def __init__(self, address: str, folder: Path, runs: int) -> None:
+        self.visitor = Visitor(address)
+        self.folder, self.runs = folder, runs
+        self.picture = Image.open(PHOTO).convert("RGB").resize(SIZE)
+        self.photos = 0
+
+    def new_photo(self) -> Path:
+        """A photo that the page has never seen: one pixel differs, and so does the whole file."""
+        self.photos += 1
+        self.picture.putpixel((self.photos, 0), (255, 0, 0))
+        path = self.folder / f"photo-{self.photos}.jpg"
+        self.picture.save(path, quality=92)
+        return path
+
+    def timed(self, elem_id: str, event: str, *, shows: str) -> float:
+        """Seconds until an event is answered and what `shows` names is here, files included."""
+        start = time.perf_counter()
+        answer = self.visitor.trigger(elem_id, event)
+        shown = answer.outputs.get(self.visitor.ids[shows])
+        if isinstance(shown, dict) and isinstance(shown.get("value"), dict) and shown["value"].get("url"):
+            self.visitor.fetch(shown["value"])
+        seconds = time.perf_counter() - start
+        if answer.errors or shown is None:
+            raise PageError(f"{event!r} of #{elem_id} did not change #{shows}: {answer.errors or 'no answer'}")
+        return seconds
+
+    def choose_photo(self) -> None:
+        """Upload, which the visitor does before the click that is timed."""
+        self.visitor.set("photo", self.visitor.upload(self.new_photo()))
+        for event in ("upload", "input", "change"):
+            if self.visitor.has_event("photo", event):
+                self.visitor.trigger("photo", event)
+
+    def first_overlay(self) -> Iterator[float]:
+        """Click on Segment with a photo that is not encoded yet."""
+        self.visitor.set("names", ", ".join(NAMES))
+        for _ in range(self.runs):
+            self.choose_photo()
+            yield self.timed("run", "click", shows="overlay")
+
+    def new_names(self) -> Iterator[float]:
+        """Click on Segment with the same photo and six names that nobody asked for before."""
+        for kind in itertools.islice(itertools.permutations(KINDS, 2), self.runs):
+            self.visitor.set("names", ", ".join(" ".join((*kind, name)) for name in NAMES))
+            yield self.timed("run", "click", shows="overlay")
+
+    def many_names(self) -> Iterator[float]:
+        """Click on Segment with the same photo and the 80 names of COCO, in another order each time."""
+        names = load_classes("coco80")
+        for run in range(self.runs):
+            self.visitor.set("names", ", ".join(names[run:] + names[:run]))
+            yield self.timed("run", "click", shows="overlay")
+
+    def threshold(self) -> Iterator[float]:
+        """Another threshold of "none of these"."""
+        for run in range(self.runs):
+            shown = {"opacity": 0.55, "outline": True, "alone": None, "background": 0.2 + 0.02 * run}
+            self.visitor.set("overlay-said", shown)
+            yield self.timed("overlay", "threshold", shows="overlay")
+
+    def layer(self) -> Iterator[float]:
+        """Another decoder layer in the Attention tab."""
+        self.visitor.trigger("tab-attention", "select")
+        for run in range(self.runs):
+            self.visitor.set("attention-layer", run % 2)
+            yield self.timed("attention-layer", "input", shows="attention-grid")
+
+    def click(self) -> Iterator[float]:
+        """A click on a spot of the photo in the Routing tab."""
+        self.visitor.trigger("tab-routing", "select")
+        for run in range(self.runs):
+            self.visitor.set("routing-picked", [2 + run % 16, 3 + run])
+            yield self.timed("routing-view", "pick", shows="routing-view")
+
+
+def opacity(address: str, runs: int) -> Iterator[float]:
+    """Moving the opacity, in a real browser until the frame with the new picture.
+
+    Raises:
+        NoBrowser: there is none here.
+        PageError: the picture did not change.
+    """
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        raise NoBrowser("there is no Chromium with playwright here")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.locator("#photo input[type=file]").set_input_files(PHOTO)
+        page.locator("#photo img").wait_for()
+        page.get_by_label("Class names").first.fill(", ".join(NAMES))
+        page.locator("#run").click()
+        page.locator("#overlay canvas").wait_for()
+        page.wait_for_function("document.querySelector('#overlay').querySelector('.ldvc-legend li') !== null")
+        for run in range(runs):
+            seconds = page.evaluate(OPACITY_SCRIPT, 20 + 3 * run)
+            if seconds is None:
+                raise PageError("moving the opacity did not change the picture")
+            yield seconds
+        browser.close()
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.page_latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=20, help="of each action (default: 20)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, serve(Path(scratch)) as served:
+        bench = Bench(served.address, Path(scratch), args.runs)
+        actions: list[tuple[str, Callable[[], Iterator[float]], float]] = [
+            ("first overlay, photo not yet encoded", bench.first_overlay, 0.45),
+            ("new names, same photo", bench.new_names, 0.12),
+            ("80 names, same photo", bench.many_names, 0.25),
+            ("threshold of “none of these”", bench.threshold, 0.2),
+            ("layer, Attention tab", bench.layer, 0.2),
+            ("click on a spot, Routing tab", bench.click, 0.2),
+            ("opacity (in the browser alone)", lambda: opacity(served.address, args.runs), 0.2),
+        ]
+        print(f"First page {served.seconds:.1f} s after the start. Medians of {args.runs}, in seconds:\n")
+        print(f"{'':38}{'median':>8}{'slowest':>9}{'bar':>6}")
+        passed = True
+        for title, action, bar in actions:
+            try:
+                seconds = list(action())
+            except NoBrowser as error:
+                print(f"{title:38}not timed: {error}")
+                continue
+            except PageError as error:
+                print(f"{title:38}FAILED: {error}")
+                passed = False
+                continue
+            median = statistics.median(seconds)
+            passed &= median <= bar
+            print(
+                f"{title:38}{median:8.3f}{max(seconds):9.3f}{bar:6.2f}  {'ok' if median <= bar else 'TOO SLOW'}",
+                flush=True,
+            )
+        bench.visitor.close()
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Photos with masks, augmentation and sampling."""
+
+from train.data.folder import FolderDataset
+from train.data.layouts import LAYOUTS, open_set, open_sets
+from train.data.reader import SegmentationDataset
+from train.data.sampling import DrawSchedule, NameSampler, TrainingViews, WordSampler
+from train.data.skipped import SkippedPhotos
+from train.data.transforms import Augmentation, random_view
+from train.data.views import ViewCache, build_caches, normalise, weights_digest
+from train.data.vocabulary import BACKGROUND, HIDDEN, VOID, Vocabulary
+
+__all__ = [
+    "BACKGROUND",
+    "HIDDEN",
+    "LAYOUTS",
+    "VOID",
+    "Augmentation",
+    "DrawSchedule",
+    "FolderDataset",
+    "NameSampler",
+    "SegmentationDataset",
+    "SkippedPhotos",
+    "TrainingViews",
+    "ViewCache",
+    "Vocabulary",
+    "WordSampler",
+    "build_caches",
+    "normalise",
+    "open_set",
+    "open_sets",
+    "random_view",
+    "weights_digest",
+]

@@ -1,0 +1,150 @@
+"""The benchmarks of the paper in their official layouts, which are mmsegmentation's too."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from ldvc.class_names import load_classes
+from train.data.reader import IGNORE, SegmentationDataset
+
+logger = logging.getLogger(__name__)
+
+
+class _VocKit(SegmentationDataset):
+    """What VOC 2012 and PASCAL Context share: a kit with JPEGImages, masks and lists, where 0 is background.
+
+    Background pixels carry none of the classes; both benchmarks ignore them (mmsegmentation's `reduce_zero_label`), so here
+    they are void like borders, and class k of a mask is index k - 1.
+    """
+
+    class_list: str
+    masks: tuple[str, ...]  # folders that may hold a mask, best first
+    lists: str  # folder of the lists
+
+    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self.name = name or self.layout
+        self.classes = load_classes(self.class_list)
+        self._numbers_mean(first=1, ignored=(0, IGNORE))
+        self._require(self.folder, self.folder / "JPEGImages")
+        self._mask_folders = [self.folder / part for part in self.masks if (self.folder / part).is_dir()]
+        if not self._mask_folders:
+            raise self._missing(self.folder / self.masks[0])
+        self._keep(self._read_list(*self._list_files(self.folder / self.lists)), every)
+
+    def _list_files(self, folder: Path) -> list[Path]:
+        return [folder / f"{self.split}.txt"]
+
+    def photo_path(self, stem: str) -> Path:
+        return self.folder / "JPEGImages" / f"{stem}.jpg"
+
+    def mask_path(self, stem: str) -> Path:
+        paths = [folder / f"{stem}.png" for folder in self._mask_folders]
+        return next((path for path in paths if path.is_file()), paths[-1])
+
+
+class Voc2012(_VocKit):
+    """PASCAL VOC 2012 with the additional masks of SBD (SegmentationClassAug): 20 classes, 10,582 and 1,449 photos.
+
+    A photo with a mask in SegmentationClass keeps that one, as in mmsegmentation, whose training list is the official
+    train.txt followed by SBD's aug.txt. Without any list of additional masks, "train" is the official train.txt alone.
+
+    Args:
+        folder: .../VOCdevkit/VOC2012.
+        split: "train" (with the additional masks), "val", or another list of ImageSets/Segmentation.
+        every: take every n-th photo only.
+        name: by which tables call it.
+
+    Raises:
+        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+    """
+
+    layout = "voc"
+    title = "PASCAL VOC 2012 with SegmentationClassAug"
+    tree = """  VOCdevkit/VOC2012/
+    JPEGImages/2007_000032.jpg
+    SegmentationClass/2007_000032.png
+    SegmentationClassAug/2008_000002.png     numbers: 0 background, 1 to 20 classes, 255 border
+    ImageSets/Segmentation/trainaug.txt      or train_aug.txt, or both train.txt and aug.txt
+    ImageSets/Segmentation/val.txt"""
+    class_list = "voc20"
+    masks = ("SegmentationClass", "SegmentationClassAug")
+    lists = "ImageSets/Segmentation"
+
+    def _list_files(self, folder: Path) -> list[Path]:
+        if self.split != "train":
+            return [folder / f"{self.split}.txt"]
+        for files in (("trainaug.txt",), ("train_aug.txt",), ("train.txt", "aug.txt"), ("train.txt",)):
+            if all((folder / file).is_file() for file in files):
+                if files == ("train.txt",):
+                    logger.warning("%s has neither trainaug.txt nor aug.txt: 1,464 photos instead of 10,582", folder)
+                return [folder / file for file in files]
+        return [folder / "trainaug.txt"]
+
+
+class PascalContext59(_VocKit):
+    """PASCAL Context: 59 classes of things and stuff on some 5,000 and 5,100 photos of VOC 2010.
+
+    Args:
+        folder: .../VOCdevkit/VOC2010.
+        split, every, name: see `Voc2012`.
+
+    Raises:
+        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+    """
+
+    layout = "pascal_context"
+    title = "PASCAL Context (59 classes)"
+    tree = """  VOCdevkit/VOC2010/
+    JPEGImages/2008_000002.jpg
+    SegmentationClassContext/2008_000002.png   numbers: 0 background, 1 to 59 classes
+    ImageSets/SegmentationContext/train.txt
+    ImageSets/SegmentationContext/val.txt
+  (the masks and lists are made by mmsegmentation's tools/dataset_converters/pascal_context.py)"""
+    class_list = "context59"
+    masks = ("SegmentationClassContext",)
+    lists = "ImageSets/SegmentationContext"
+
+
+class CocoStuff164k(SegmentationDataset):
+    """COCO-Stuff 164k: 171 classes of things and stuff on the 118,287 and 5,000 photos of COCO 2017.
+
+    Args:
+        folder: .../coco_stuff164k.
+        split: "train" or "val".
+        every: take every n-th photo only.
+        name: by which tables call it.
+
+    Raises:
+        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+    """
+
+    layout = "coco_stuff"
+    title = "COCO-Stuff 164k"
+    tree = """  coco_stuff164k/
+    images/train2017/000000000009.jpg
+    images/val2017/000000000139.jpg
+    annotations/train2017/000000000009_labelTrainIds.png   numbers: 0 to 170 classes, 255 unlabelled
+    annotations/val2017/000000000139_labelTrainIds.png
+  (the masks are made by mmsegmentation's tools/dataset_converters/coco_stuff164k.py)"""
+
+    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self.name = name or self.layout
+        self.classes = load_classes("coco_stuff171")
+        self._numbers_mean()
+        images = self.folder / "images" / f"{split}2017"
+        self._require(self.folder, images, self.folder / "annotations" / f"{split}2017")
+        with os.scandir(images) as entries:
+            stems = sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".jpg"))
+        if not stems:
+            raise self._missing(images, "holds no photos")
+        self._keep(stems, every)
+
+    def photo_path(self, stem: str) -> Path:
+        return self.folder / "images" / f"{self.split}2017" / f"{stem}.jpg"
+
+    def mask_path(self, stem: str) -> Path:
+        return self.folder / "annotations" / f"{self.split}2017" / f"{stem}_labelTrainIds.png"

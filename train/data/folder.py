@@ -1,0 +1,89 @@
+"""Photos with masks in a plain folder, for anybody's own data."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from train.data.reader import SegmentationDataset
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class FolderDataset(SegmentationDataset):
+    """One split of a plain folder.
+
+    Photos may have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters, and are read as the page reads
+    uploads: upright, because whoever drew the mask saw them so, transparency over white. A class whose index is
+    `ignore_index` ("unlabelled") is void and no class.
+
+    Args:
+        folder: the data set's folder.
+        split: "train" or "val", or the name of another list file in the folder.
+        every: take every n-th photo of the list only (frames of a video repeat each other).
+        name: by which tables call it; the folder's own name if not given.
+
+    Raises:
+        DataError: the folder does not look as described; the sentence names the first missing file and the expected tree.
+    """
+
+    layout = "folder"
+    title = "A data set in a plain folder"
+    tree = """  dataset.json         {"classes": ["sky", "tree"], "ignore_index": 255, "background_index": null}
+                       and "exhaustive": false where masks leave out classes that photos show
+  train.txt, val.txt   a photo's name without suffix on each line
+  images/NAME.jpg
+  masks/NAME.png       8-bit class indices"""
+    as_uploaded = True
+
+    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self.name = name or self.folder.name
+        description = self.folder / "dataset.json"
+        self._require(self.folder)
+        try:
+            facts = json.loads(self._text(description))
+            if not isinstance(facts, dict):
+                raise ValueError("it holds no object with a list 'classes'")
+            self._describe(facts.get("classes"), facts.get("ignore_index"), facts.get("background_index"))
+            self.exhaustive = facts.get("exhaustive", True)
+            if not isinstance(self.exhaustive, bool):
+                raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
+        except ValueError as error:
+            raise self._missing(description, f"cannot be used ({error})") from None
+        stems = self._read_list(self.folder / f"{split}.txt")
+        self._require(self.folder / "images", self.folder / "masks")
+        self._keep(stems, every)
+
+    def _describe(self, classes: Any, ignore_index: Any, background_index: Any) -> None:
+        if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
+            raise ValueError("'classes' must be a list of names")
+        for name in classes:
+            if re.search(r"[,;|\n]", name):
+                raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars or line breaks")
+        if len(classes) > 255:
+            raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
+        ignore_index = 255 if ignore_index is None else ignore_index
+        for key, value, end in (
+            ("ignore_index", ignore_index, 256),
+            ("background_index", background_index, len(classes)),
+        ):
+            if value is not None and (type(value) is not int or not 0 <= value < end):
+                raise ValueError(f"'{key}' must be a number from 0 to {end - 1}, not {value!r}")
+        self.classes, self.ignore_index, self.background_index = classes, ignore_index, background_index
+        self._numbers_mean(ignored=[ignore_index])
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """Stem -> photo, from one look at the folder."""
+        files = sorted((self.folder / "images").iterdir())
+        return {file.stem: file for file in files if file.suffix.lower() in _SUFFIXES}
+
+    def photo_path(self, stem: str) -> Path:
+        return self._files.get(stem, self.folder / "images" / f"{stem}.jpg")
+
+    def mask_path(self, stem: str) -> Path:
+        return self.folder / "masks" / f"{stem}.png"

@@ -1,0 +1,207 @@
+"""Views of photos for training: augmented afresh, or computed once and kept with their patch tokens and frozen features.
+
+The first stage of lite's image tower is a frozen convolutional network that costs more than a training step of everything
+behind it. A frozen stage gives the same output for the same view, so N views of each photo are pushed through it once, and
+every run, decoder and seed reads them from one file per data set.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldvc.errors import DataError
+from train.data.reader import SegmentationDataset
+from train.data.skipped import SkippedPhotos
+from train.data.transforms import Augmentation, random_view
+
+logger = logging.getLogger(__name__)
+
+Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Normalised images (B, 3, H, W) -> patch tokens (B, width, h, w) and frozen patch features (B, h * w, d)."""
+
+
+def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in the CLIP tower's own scale."""
+    x = torch.as_tensor(pixels).movedim(-1, -3).float() / 255
+    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def fresh_view(
+    dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
+
+    Everything random comes from `seed`, so the same numbers give the same view in any process and after any resume.
+
+    Raises:
+        DataError: the photo or its mask cannot be used.
+    """
+    generator = np.random.default_rng(seed)
+    return random_view(*dataset.pair(photo), augmentation, generator, void=dataset.ignore_index)
+
+
+def readable_view(
+    dataset: SegmentationDataset,
+    photo: int,
+    augmentation: Augmentation,
+    seed: Sequence[int],
+    skipped: SkippedPhotos,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of a photo or, if that cannot be used, of the next one in the list that can.
+
+    Which one that is depends on the files alone, so a resumed run takes the same.
+
+    Raises:
+        DataError: no photo of the data set can be used.
+    """
+    for step in range(len(dataset)):
+        index = (photo + step) % len(dataset)
+        try:
+            return fresh_view(dataset, index, augmentation, seed)
+        except DataError as error:
+            skipped.add(dataset, index, error)
+    raise DataError(f"None of the {len(dataset)} photos of {dataset.name} can be used. {skipped.summary()}")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A short hash of a module's parts and tensors; a cache made by another module is never read by mistake."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+class ViewCache:
+    """N stored views of each photo of one data set, in memory-mapped files that all processes share.
+
+    View v of photo i has number i * views + v. Files: `patch_tokens.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
+    and `skipped.txt` if photos could not be used.
+
+    Args:
+        folder: where the files of all caches lie; each cache has a sub-folder named by data set and key.
+        dataset: photos and masks.
+        augmentation: what is random about a view.
+        views: N.
+        seed: of the views.
+        towers: hash of the frozen image tower, see `weights_digest`.
+        token_shape: (width, h, w). feature_shape: (h * w, d).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dataset: SegmentationDataset,
+        *,
+        augmentation: Augmentation,
+        views: int,
+        seed: int,
+        towers: str,
+        token_shape: tuple[int, int, int],
+        feature_shape: tuple[int, int],
+    ) -> None:
+        assert views > 0, "a cache holds at least one view of each photo"
+        self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
+        key = {
+            "photos": dataset.fingerprint(),
+            "augmentation": asdict(augmentation),
+            "seed": seed,
+            "views": views,
+            "towers": towers,
+            "format": 2,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = Path(folder) / f"{dataset.name}-{dataset.split}-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.skipped = SkippedPhotos(self.folder / "skipped.txt")
+        side = augmentation.crop // augmentation.stride
+        self.patch_tokens = self._map("patch_tokens.bf16", token_shape, torch.bfloat16)
+        self.features = self._map("features.bf16", feature_shape, torch.bfloat16)
+        self.labels = self._map("labels.u8", (side, side), torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.views
+
+    def _map(self, file: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        count = len(self) * int(np.prod(shape))
+        return torch.from_file(str(self.folder / file), shared=True, size=count, dtype=dtype).view(len(self), *shape)
+
+    @property
+    def done(self) -> int:
+        """How many views are stored."""
+        path = self.folder / "progress.json"
+        return json.loads(path.read_text())["done"] if path.is_file() else 0
+
+    def build(
+        self, encode: Encoder, *, mean: Sequence[float], std: Sequence[float], batch: int = 8, wait: bool = True
+    ) -> bool:
+        """Computes the missing views; an interrupted build continues where it stopped.
+
+        Args:
+            encode: the frozen tower.
+            mean, std: of the tower's input.
+            wait: if another process is building this cache, wait for it; otherwise return at once.
+
+        Returns:
+            Whether the cache is complete.
+        """
+        if self.done >= len(self):
+            return True
+        import fcntl  # here and not above: Windows has none, and whoever only segments photos needs none
+
+        with open(self.folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            first, started = self.done, time.monotonic()
+            for start in range(first, len(self), batch):
+                numbers = range(start, min(start + batch, len(self)))
+                views = [
+                    readable_view(
+                        self.dataset,
+                        n // self.views,
+                        self.augmentation,
+                        (self.seed, n // self.views, n % self.views),
+                        self.skipped,
+                    )
+                    for n in numbers
+                ]
+                tokens, features = encode(normalise(np.stack([pixels for pixels, _ in views]), mean, std))
+                part = slice(numbers.start, numbers.stop)
+                self.patch_tokens[part], self.features[part] = tokens.to(torch.bfloat16), features.to(torch.bfloat16)
+                self.labels[part] = torch.from_numpy(np.stack([labels for _, labels in views]))
+                if (start - first) // batch % 16 == 0 or numbers.stop == len(self):
+                    self._write_progress(numbers.stop)
+                    rate = (numbers.stop - first) / (time.monotonic() - started)
+                    left = (len(self) - numbers.stop) / rate
+                    logger.info(
+                        "views of %s: %d / %d, %.1f views/s, %.0f s left",
+                        self.dataset.name,
+                        numbers.stop,
+                        len(self),
+                        rate,
+                        left,
+                    )
+        return True
+
+    def _write_progress(self, done: int) -> None:
+        temporary = self.folder / "progress.json.new"
+        temporary.write_text(json.dumps({"done": done}))
+        os.replace(temporary, self.folder / "progress.json")
+
+
+def build_caches(caches: Sequence[ViewCache], encode: Encoder, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Completes several caches; processes that start together share the work by taking different data sets first."""
+    waiting = [cache for cache in caches if not cache.build(encode, mean=mean, std=std, wait=False)]
+    for cache in waiting:
+        cache.build(encode, mean=mean, std=std, wait=True)

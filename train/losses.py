@@ -1,0 +1,263 @@
+"""Losses: focal and dice on sigmoid masks (ZegCLIP's, which the paper follows), and preservation of what the towers know.
+
+The element-wise parts are written as autograd functions that compute value and gradient in one pass over small slices:
+on a CPU the mask loss of a hundred names would otherwise cost as much as the model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from train.data.vocabulary import HIDDEN, VOID
+
+_ROWS = 32  # masks per slice: a slice and its temporaries stay inside a core's cache
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) from exp and log, which are vectorised on a CPU where `F.softplus` is ten times slower; error < 1e-7."""
+    return x.clamp(min=0) + torch.log(1 + torch.exp(-x.abs()))
+
+
+class _FocalSum(torch.autograd.Function):
+    """sum over elements of weight * focal(logits, target), with its gradient."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, alpha: float, gamma: float) -> Tensor:
+        total = logits.new_zeros(())
+        gradient = torch.empty_like(logits)
+        for start in range(0, logits.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            sign = 1 - 2 * target[rows].to(logits.dtype)  # -1 where the pixel belongs to the class
+            z = logits[rows] * sign
+            q = torch.sigmoid(z)  # probability of the wrong answer, 1 - p_t
+            cross_entropy = _softplus(z)
+            balance = weight[rows] * (0.5 + sign * (0.5 - alpha))  # alpha on positives, 1 - alpha on negatives
+            # focal = a_t q^gamma CE; d/dz = a_t q^gamma (gamma (1 - q) CE + q), because dq/dz = q (1 - q), dCE/dz = q
+            modulated = balance * (q * q if gamma == 2 else q**gamma)
+            total += (modulated * cross_entropy).sum()
+            gradient[rows] = sign * modulated * (gamma * (1 - q) * cross_entropy + q)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None, None, None, None
+
+
+class _DivergenceSum(torch.autograd.Function):
+    """sum over elements of weight * KL(Bernoulli(sigmoid(reference)) || Bernoulli(sigmoid(logits)))."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+        p = torch.sigmoid(reference)
+        # BCE(logits, p) - entropy(p), with BCE = softplus(x) - p x
+        divergence = _softplus(logits) - _softplus(reference) - p * (logits - reference)
+        ctx.save_for_backward(weight * (torch.sigmoid(logits) - p))
+        return (weight * divergence).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None, None
+
+
+def focal_sum(logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Weighted sum of the sigmoid focal loss (Lin et al., "Focal Loss for Dense Object Detection", 2017, equation 5).
+
+    Args:
+        logits: (P, H, W) float32.
+        target: (P, H, W) bool.
+        weight: (P, H, W) or broadcastable over the last two axes, float32; no gradient.
+        alpha: weight of positives; negatives have 1 - alpha.
+        gamma: exponent of the probability of being wrong.
+    """
+    return _FocalSum.apply(logits, target, weight, alpha, gamma)
+
+
+def dice_per_mask(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """1 - (2 |P n T| + 1) / (|P| + |T| + 1) for each mask, on soft predictions (the form ZegCLIP uses).
+
+    Args:
+        logits: (P, H, W). target, valid: (P, H, W) bool; pixels that are not valid are left out.
+
+    Returns:
+        (P,).
+    """
+    probability = (torch.sigmoid(logits) * valid).flatten(1)
+    truth = (target & valid).flatten(1).to(probability.dtype)
+    overlap = (probability * truth).sum(dim=1)
+    return 1 - (2 * overlap + 1) / (probability.sum(dim=1) + truth.sum(dim=1) + 1)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How the processes of a run share one loss.
+
+    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Each process knows its own photos only,
+    and gradients are averaged over processes; so each divides its own sum by the *mean* count of all. The result is the loss
+    of one process with all the photos, however unevenly masks lie on them.
+
+    Attributes:
+        total: scalar tensor of this process -> its sum over all processes, no gradient.
+        count: number of processes.
+    """
+
+    total: Callable[[Tensor], Tensor] = lambda value: value
+    count: int = 1
+
+    def share(self, value: Tensor) -> Tensor:
+        """The mean over processes of a count, where a count of zero everywhere reads as one."""
+        return self.total(value.float()).clamp(min=1) / self.count
+
+
+ONE_PROCESS = Processes()
+
+
+@dataclass(frozen=True)
+class MaskLoss:
+    """The two parts of the mask loss, not yet weighted."""
+
+    focal: Tensor
+    dice: Tensor
+
+
+def mask_loss(
+    mask_logits: Tensor,
+    labels: Tensor,
+    known: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    void_is_negative: bool = False,
+    normalise: str = "masks",
+    processes: Processes = ONE_PROCESS,
+) -> MaskLoss:
+    """Focal and dice loss of the (photo, name) pairs that have a label.
+
+    Logits are upsampled to the size of the labels. Focal covers every known pair, dice those whose name is in the photo.
+
+    Args:
+        mask_logits: (B, C, h, w), patch resolution.
+        labels: (B, H, W) integer: index of the C names, VOID, HIDDEN, or another negative number for "none of them". HIDDEN
+            pixels (of a held-out class, in self-training) count nowhere.
+        known: (B, C) bool: the photo's data set labels this name.
+        void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
+        normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present (ZegCLIP's code: the
+            more names, the larger the loss); "pairs": the mean over all pixels of all known pairs.
+        processes: with whom this process shares the loss.
+
+    Returns:
+        MaskLoss of two scalars; both zero when nothing is known.
+    """
+    assert normalise in ("masks", "pairs"), f"normalise is 'masks' or 'pairs', not {normalise!r}"
+    photo, name = known.nonzero(as_tuple=True)  # (P,), (P,)
+    flat = photo * mask_logits.shape[1] + name
+    pairs = mask_logits.flatten(0, 1).index_select(0, flat).float()  # (P, h, w)
+    size = labels.shape[-2:]
+    if pairs.shape[-2:] != size:
+        pairs = F.interpolate(pairs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]  # (P, H, W)
+    target = labels[photo] == name[:, None, None]  # (P, H, W)
+    valid = labels != HIDDEN  # (B, H, W)
+    if not void_is_negative:
+        valid = valid & (labels != VOID)
+    pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
+    present = target.flatten(1).any(dim=1)  # (P,)
+    masks = processes.share(present.sum())
+    if normalise == "masks":
+        share = 1 / (pixels.clamp(min=1) * masks)  # (B,)
+    else:
+        share = (1 / processes.share(pixels[photo].sum())).expand_as(pixels)
+    weight = valid * share[:, None, None]  # (B, H, W)
+    focal = focal_sum(pairs, target, weight[photo], alpha=alpha, gamma=gamma)
+
+    chosen = present.nonzero(as_tuple=True)[0]
+    dice = dice_per_mask(pairs.index_select(0, chosen), target[chosen], valid[photo[chosen]]).sum() / masks
+    return MaskLoss(focal=focal, dice=dice)
+
+
+def attention_loss(
+    mask_logits: Tensor, labels: Tensor, known: Tensor, *, processes: Processes = ONE_PROCESS
+) -> Tensor:
+    """Cross-entropy of the attention that is shown, the softmax over names of the mask logits; in nats per pixel.
+
+        -log A_y                          where the pixel carries the name y
+        -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss
+
+    The sigmoid losses leave open how far below zero the logits of absent names are; the softmax would give a pixel of none of
+    the names to whichever is the least low. The paper has no such loss; we use it for lite.
+
+    Args:
+        mask_logits: (B, C, h, w), patch resolution.
+        labels: (B, H, W) integer, as of `mask_loss`; VOID and HIDDEN count nowhere.
+        known: (B, C) bool; the softmax runs over the names that the photo's data set labels.
+    """
+    size = labels.shape[-2:]
+    logits = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)
+    known = known & (known.sum(dim=1, keepdim=True) > 1)  # one name alone has all the attention anyway
+    logits = logits.masked_fill(~known[:, :, None, None], -1e4)
+    attention = logits.log_softmax(dim=1)  # (B, C, H, W)
+    names = known.sum(dim=1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+    named = -attention.gather(1, labels.clamp(min=0)[:, None].long())[:, 0]  # (B, H, W)
+    uniform = -(attention * known[:, :, None, None]).sum(dim=1) / names - names.log()
+    counted = (labels != VOID) & (labels != HIDDEN) & known.any(dim=1)[:, None, None]
+    # a name that is shown is known, unless it is the only one
+    loss = torch.where(labels >= 0, named, uniform) * counted
+    return loss.sum() / processes.share(counted.sum())
+
+
+@torch.no_grad()
+def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Self-training of the transductive setting: held-out pixels get the held-out name that the model itself finds likeliest.
+
+        y(p) = argmax_{c in U} sigmoid(S_c(p))     where labels(p) is HIDDEN and the maximum is at least `threshold`
+
+    with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code: a seen name is never a
+    pseudo-label, only pixels of held-out classes are relabelled (which of them are, the setting gives away; background and
+    border stay void), and every one of them is (threshold 0). The gradient does not pass through the labels. They are a
+    function of the weights and the batch alone, so a resumed run computes the same ones.
+
+    Args:
+        mask_logits: (B, C, h, w). labels: (B, H, W) integer.
+        candidates: (B, C) bool: U, as far as the photo's data set has these classes.
+        threshold: 0..1; pixels of which the model is less sure stay HIDDEN and count nowhere.
+
+    Returns:
+        (B, H, W), a copy of the labels.
+    """
+    columns = candidates.any(dim=0).nonzero(as_tuple=True)[0]  # (U,)
+    hidden = labels == HIDDEN
+    if not len(columns):
+        return labels.clone()
+    # Not -inf, which times an interpolation weight of zero would be NaN.
+    logits = mask_logits.index_select(1, columns).float().masked_fill(~candidates[:, columns, None, None], -1e4)
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    best, place = logits.max(dim=1)  # (B, H, W)
+    sure = hidden & (torch.sigmoid(best) >= threshold)
+    return torch.where(sure, columns[place].to(labels.dtype), labels)
+
+
+def preservation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """How far the decoder has drifted from the frozen towers, in nats per patch.
+
+    It is BCE(logits, sigmoid(reference)) less its minimum.
+
+    The subtracted entropy of the reference is constant, so the gradient is that of the binary cross-entropy, and 0 means
+    "nothing forgotten".
+
+    Args:
+        mask_logits: (B, C, h, w) of the decoder.
+        reference: (B, C, h, w), plain similarity logits of the frozen towers; no gradient.
+        weight: (B, C) of each (photo, name) pair; 0 leaves a pair out.
+
+    Returns:
+        Scalar: sum over pairs of weight * mean over patches.
+    """
+    patches = mask_logits.shape[-1] * mask_logits.shape[-2]
+    return _DivergenceSum.apply(mask_logits.float(), reference.float(), (weight / patches)[:, :, None, None])
