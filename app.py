@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 
-# Before Gradio is imported: the page tells nobody that it runs and looks for no newer version.
+# Before Gradio is imported: no telemetry, no search for newer versions.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -19,7 +19,7 @@ from ldvc.web.gpu import gpu_is_lent  # before anything that imports torch
 
 # isort: split
 from ldvc.errors import LdvcError
-from ldvc.web.models import Catalogue
+from ldvc.web.models import ModelRegistry
 from ldvc.web.page import build_page, launch_options
 
 
@@ -28,14 +28,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        catalogue = Catalogue.from_environment()
+        registry = ModelRegistry.from_environment()
     except LdvcError as error:
         sys.exit(f"The model could not be loaded. {error}")
     if gpu_is_lent():
-        catalogue.warm()
+        registry.warm()
     else:
-        threading.Thread(target=catalogue.warm, daemon=True).start()
-    build_page(catalogue).launch(**launch_options())
+        threading.Thread(target=registry.warm, daemon=True).start()
+    build_page(registry).launch(**launch_options())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""From mask logits to scores in 0..1, and the threshold below which a pixel is none of the names.
+"""Calibration: from mask logits to scores in 0..1, and the threshold of "none of these".
 
     score = sigmoid(scale * logit + bias)
 
-It is the same function for every name and photo, so the label of a pixel, the name with the highest score, is also the name
-with the highest logit.
+The function is the same for every class and photo, so the class with the highest score also has the highest logit.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a decoder's logits become scores and labels; measured by `train/evaluate.py --calibrate`.
+    """How logits of a decoder become scores and labels; `train/evaluate.py --calibrate` measures it.
 
     Attributes:
         scale, bias: of the sigmoid.
-        threshold: score that the best name of a pixel must reach, or the pixel is "none of these"; 0..1.
+        threshold: in 0..1. A pixel whose best score is lower is "none of these".
     """
 
     scale: float = 1.0
@@ -34,10 +33,10 @@ class Calibration:
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> Calibration:
-        """From a checkpoint's metadata; what is absent takes its default."""
+        """From the metadata of a checkpoint; absent values take their defaults."""
         content = dict(content or {})
         return cls(**{key: float(content[key]) for key in ("scale", "bias", "threshold") if key in content})
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Logits of the scores, before the sigmoid; any shape."""
+        """Calibrated logits of any shape; their sigmoid is the score."""
         return self.scale * logits + self.bias

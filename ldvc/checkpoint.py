@@ -1,14 +1,14 @@
-"""Checkpoints: what learned, and everything needed to build the model around it.
+"""Checkpoints: trained weights and the configuration of the model.
 
-A checkpoint is a folder with `config.json` and `model.safetensors` (in shards, where it is big; see `ldvc.weights`). Only
-prompts, adapter and decoder are stored; the frozen CLIP is named in the configuration, and a relative path to it is meant
-from the checkpoint's own folder. A folder may instead hold one checkpoint per decoder, in folders named after the decoders.
+A checkpoint is a folder with `config.json` and `model.safetensors` (or shards; see `ldvc.weights`). It stores prompts, adapter
+and decoder only. The configuration names the frozen CLIP; a relative path starts at the checkpoint's folder. A folder may
+instead hold one checkpoint for each decoder, in folders named after the decoders.
 
 `config.json` is::
 
     {"model": {... ModelConfig ...},
-     "seen_names": [...],                              names that the decoder saw masks of
-     "seen_words": {name: [...]},                      other words that it read for them
+     "seen_names": [...],                              names whose masks the decoder was trained on
+     "seen_words": {name: [...]},                      other words that stood for these names in training
      "calibration": {"scale": 1.0, "bias": 0.0, "threshold": 0.5},   from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
      ...}
@@ -56,11 +56,11 @@ def save_checkpoint(
 
     Args:
         model: its trainable part is stored.
-        folder: created if need be; a checkpoint that is there is replaced.
-        metadata: "seen_names", "seen_words", "calibration", "inference" and anything else that JSON can hold.
-        clip: how the configuration shall name the CLIP, such as "../clip"; None = as the model was configured, a folder by its
-            path from this one, so that both may move together.
-        dtype: of the stored matrices; None = as they are (float32), `torch.float16` halves the file.
+        folder: created if it does not exist; an existing checkpoint is replaced.
+        metadata: "seen_names", "seen_words", "calibration", "inference" and any other values for `config.json`.
+        clip: name of the CLIP in the configuration, such as "../clip"; None = that of the model's configuration. The path of
+            a folder becomes relative to `folder`, so that both can be moved together.
+        dtype: of the stored matrices; None = float32, `torch.float16` halves the file.
 
     Returns:
         The folder.
@@ -83,18 +83,17 @@ def load_checkpoint(
 
     Args:
         source: folder, Hub id ("owner/name") or "lite".
-        decoder: which decoder, where a folder holds several; None = "ldvc" or the first there is. "clip" (plain similarity,
-            which has no weights of its own) loads any decoder for its towers; ask the model for `frozen_logits`.
-        clip: a CLIP that is already built, to be used whatever the checkpoint names; None = the one that it names.
-        sibling: a loaded model, whose CLIP is shared if the checkpoint names the same.
+        decoder: which decoder, if a folder holds several; None = "ldvc", or the first one. "clip" (plain similarity, which
+            has no weights of its own) loads any decoder; use the model's `frozen_logits`.
+        clip: a CLIP to use instead of the one that the checkpoint names.
+        sibling: a loaded model, whose CLIP is shared if the checkpoint names the same one.
 
     Returns:
-        The model, its configuration with the path of the CLIP as found, and the metadata: everything in config.json but the
-        model's configuration.
+        The model, and the metadata: everything in config.json except the model's configuration.
 
     Raises:
-        WeightsNotFoundError: nothing is there, or the Hub cannot be reached.
-        CheckpointError: what is there does not describe a model, or is of another decoder.
+        WeightsNotFoundError: the source does not exist, or the Hub cannot be reached.
+        CheckpointError: the source is no checkpoint of this project, or does not hold this decoder.
     """
     folder = _checkpoint_folder(_source_folder(source), decoder)
     config, metadata = read_config(folder)
@@ -113,14 +112,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model's configuration and the metadata of a checkpoint, without its weights.
 
     Raises:
-        CheckpointError: config.json is missing, damaged or describes no model.
+        CheckpointError: config.json is missing, damaged or not of this project.
     """
     path = Path(folder) / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}); it should have been saved with the weights."
+            f"{path} cannot be read ({error}); copy the whole checkpoint folder again."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} does not describe a model of this project: it has no 'model'.")
@@ -135,7 +134,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _source_folder(source: str | Path) -> Path:
-    """The local folder of a source; a Hub id is downloaded, or found among earlier downloads."""
+    """The local folder of a source; a Hub repository is downloaded, or taken from the cache."""
     if str(source) == "lite":
         if not LITE_FOLDER.is_dir():
             raise WeightsNotFoundError(
@@ -159,14 +158,14 @@ def _source_folder(source: str | Path) -> Path:
 
 
 def _describes_model(folder: Path) -> bool:
-    """Whether a folder holds one checkpoint; a folder of CLIP towers has a config.json of another kind."""
+    """Whether a folder holds one checkpoint; a folder of a CLIP has another kind of config.json."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         return False
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return True  # damaged: `read_config` says so
+        return True  # damaged: `read_config` raises the error
     return not isinstance(content, dict) or "model" in content
 
 
@@ -186,7 +185,7 @@ def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:
 
 
 def _relative_clip(clip: str, folder: Path) -> str:
-    """Inverse of `_resolve_clip`; "lite" and an architecture's name stay. Resolved, for ".." does not undo a link."""
+    """Inverse of `_resolve_clip`. Names stay; paths are resolved first, because ".." does not undo a symbolic link."""
     if clip == "lite" or not Path(clip).is_dir():
         return clip
     path = os.path.relpath(Path(clip).resolve(), folder.resolve())
@@ -194,7 +193,7 @@ def _relative_clip(clip: str, folder: Path) -> str:
 
 
 def _resolve_clip(clip: str, folder: Path) -> str:
-    """A relative path in a configuration is meant from the checkpoint's folder; names stay names."""
+    """The CLIP of a configuration: a relative path starts at the checkpoint's folder; names stay."""
     if clip.startswith((".", "/", "~")):
         path = (folder / Path(clip).expanduser()).resolve()
         if not path.is_dir():

@@ -1,40 +1,32 @@
-"""Class names: cleaned, compared, counted as seen or unseen; synonyms, class lists and splits. Loads no torch.
+"""Class names: parsed from what people type or paste, compared, counted as seen or unseen; class lists and splits. No torch.
 
-A class may be given by several words for the same thing, "sofa | couch". Each word is encoded by itself, so that none blurs
-the other; the class fits a pixel as well as the best of its words does, and is called by the first.
+A class is asked for by one name or by several synonyms, "sofa | couch". `parse_names` makes a `ClassName` of each, once, where
+names enter; everything behind works with its words.
 
-Data sets disagree about spellings ("aeroplane" in MSRC and VOC, "airplane" in COCO). A name learned under one spelling must
-not be held out under another, so every comparison of names in training and evaluation goes through `canonical`.
+Names are compared in three ways, each on top of the one before:
+
+- `plain`: lower case and single spaces. It finds repetitions in a list and is what the text tower reads.
+- `canonical`: one spelling for all that mean the same, by `synonyms.json`. Data sets disagree ("aeroplane" in VOC, "airplane"
+  in COCO), and a name that is learned under one spelling must not be held out under another.
+- `SeenNames`: also singular and plural. It only decides whether a checkpoint counts as trained on a name.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ldvc.errors import DataError, InvalidNamesError
+from ldvc.pasted_names import SYNONYM_MARK, split_text, without_numbers, words_of
 
 _FOLDER = Path(__file__).parent
 MAX_NAMES = 200
 MAX_NAME_LENGTH = 80
-SYNONYM_MARK = "|"
-JOINERS = "\u200c\u200d"
-NEVER_TYPED = ("Cc", "Cf", "Cs")  # Unicode's control, format and surrogate characters
 
 LIST_ORDER = ("household", "voc20", "coco80", "context59", "coco_stuff171")  # others follow in the order of their names
-
-# What separates names in a pasted text: commas and semicolons of all scripts, line breaks, tabs, bullets, and " . ".
-SEPARATORS = re.compile(r"[,;\n\r\t\u3001\uff0c\uff1b\u060c\u061b\u2022\u30fb\ufe50\ufe51\ufe54]|\s\.(?=\s|$)")
-LIST_MARK = re.compile(r"^(?:[-*+\u2022\u2013\u2014]\s+|\(?\d{1,3}[.)]\s+)")
-ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
-BRACKETS = {")": "(", "]": "[", "}": "{"}
-QUOTES = "\"'`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\u300c\u300d\u300e\u300f"
-FINAL_MARKS = ".:!?\u2026\u3002\uff01\uff1a\uff1f\u061f"
 
 # What class lists call "none of the others". It is no word for a CLIP text tower.
 NONE_WORDS = frozenset(
@@ -59,162 +51,96 @@ IRREGULAR = {
 }
 
 
-def clean_names(names: str | Sequence[str]) -> list[str]:
-    """Strip names, drop empty ones and repetitions (whatever their case), keep the order.
+@dataclass(frozen=True)
+class ClassName:
+    """The name of one class: `words` are its synonyms, mostly one; a word may be "wine glass".
 
-    A word that was there before is dropped from later classes: of "sofa | couch, couch | bench" remain "sofa | couch" and
-    "bench".
+    Each word is encoded by itself. The class fits a pixel as well as the best of its words does.
+    """
 
-    Args:
-        names: a list of names, or one text with names separated by commas, semicolons, line breaks or " . ", as people paste
-            them: quotes, brackets, list marks, articles and final marks are no part of a name. "|" stands between synonyms.
+    words: tuple[str, ...]
 
-    Returns:
-        One text for each class, its synonyms joined by " | "; see `synonyms_of`.
+    @property
+    def title(self) -> str:
+        """The first word, which stands for the class in tables and pictures."""
+        return self.words[0]
+
+    @property
+    def text(self) -> str:
+        """All words, as people type them: "sofa | couch"."""
+        return f" {SYNONYM_MARK} ".join(self.words)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The words as they are compared, see `plain`."""
+        return tuple(map(plain, self.words))
+
+    @property
+    def means_none(self) -> bool:
+        """Whether it is no class, but a word for "none of the others"."""
+        return NONE_WORDS.issuperset(self.keys)
+
+
+# ---- typed or pasted names ----------------------------------------------------------------------------------------------
+
+
+def parse_names(names: str | Sequence[str]) -> list[ClassName]:
+    """The classes that somebody typed, pasted or listed, in their order and without repetitions.
+
+    A text may be separated by commas, semicolons, line breaks, tabs, bullets or " . "; it may be a JSON or Python list, a
+    numbered list, a table, or a class file of a data set ("0: background"). Marks of such lists, quotes, brackets and articles
+    are no part of a name. "|" separates synonyms. In a list, an element is a class, and commas in it separate synonyms
+    (ADE20K's "door, double door"); a list of one element is read as a text.
+
+    A word that an earlier class has is dropped: of "sofa | couch, couch | bench" remain "sofa | couch" and "bench".
 
     Raises:
         InvalidNamesError: nothing is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
     """
-    if isinstance(names, str):
-        names = SEPARATORS.split(names)
-    classes: list[str] = []
+    entries = split_text(names) if isinstance(names, str) else list(names)
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise InvalidNamesError(f"A class name must be text, not {type(entry).__name__}: {entry!r}.")
+    if len(entries) == 1 and not isinstance(names, str):
+        entries = split_text(entries[0])
+    classes: list[ClassName] = []
     known: set[str] = set()
-    for name in names:
-        if not isinstance(name, str):
-            raise InvalidNamesError(f"A class name must be text, not {type(name).__name__}: {name!r}.")
-        kept = []
-        for word in map(_clean_word, name.split(SYNONYM_MARK)):
-            if word and word.casefold() not in known:
-                known.add(word.casefold())
-                kept.append(word)
-        if kept:
-            classes.append(f" {SYNONYM_MARK} ".join(kept))
+    for entry in dict.fromkeys(without_numbers(entries)):
+        words = []
+        for word in words_of(entry):
+            if len(word) > MAX_NAME_LENGTH:
+                raise InvalidNamesError(
+                    f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
+                    "Separate names with commas."
+                )
+            if plain(word) not in known:
+                known.add(plain(word))
+                words.append(word)
+        if len(known) > MAX_NAMES:
+            raise InvalidNamesError(f"These are too many names: at most {MAX_NAMES} can be compared at once.")
+        if words:
+            classes.append(ClassName(tuple(words)))
     if not classes:
         raise InvalidNamesError("Type at least one class name, for example: dog, grass, sky.")
-    if len(known) > MAX_NAMES:
-        raise InvalidNamesError(f"These are {len(known)} names; at most {MAX_NAMES} can be compared at once.")
     return classes
 
 
-def without_none_words(classes: Sequence[str]) -> tuple[list[str], bool]:
-    """Cleaned classes without `NONE_WORDS`, and whether there was one.
+def drop_none_words(classes: Sequence[ClassName]) -> tuple[list[ClassName], bool]:
+    """Classes without `NONE_WORDS`, and whether there was one.
 
     Raises:
         InvalidNamesError: nothing else is left.
     """
-    kept = []
-    for name in classes:
-        words = [word for word in synonyms_of(name) if plain(word) not in NONE_WORDS]
-        if words:
-            kept.append(f" {SYNONYM_MARK} ".join(words))
+    rest = [ClassName(tuple(word for word in each.words if plain(word) not in NONE_WORDS)) for each in classes]
+    kept = [each for each in rest if each.words]
     if not kept:
-        raise InvalidNamesError(f"“{classes[0]}” means none of the other names; type at least one class name beside it.")
+        raise InvalidNamesError(
+            f"“{classes[0].text}” means none of the other names; type at least one class name beside it."
+        )
     return kept, kept != list(classes)
 
 
-def _clean_word(word: str) -> str:
-    """Single blanks; no control characters and marks of writing direction, which nobody types on purpose.
-
-    Joiners stay: they shape Persian words and hold together emoji like the service dog.
-
-    Raises:
-        InvalidNamesError: it is longer than `MAX_NAME_LENGTH`.
-    """
-    word = "".join(" " if letter not in JOINERS and unicodedata.category(letter) in NEVER_TYPED else letter for letter in word)
-    word = _bare(" ".join(word.split()).strip(JOINERS + " "))  # together: blanks may stand between joiners
-    if len(word) > MAX_NAME_LENGTH:
-        raise InvalidNamesError(
-            f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
-            "Separate names with commas."
-        )
-    return word
-
-
-def _bare(word: str) -> str:
-    """Without list mark, quotes, unmatched or enclosing brackets, article and final marks."""
-    before = None
-    while word != before:
-        before = word
-        word = LIST_MARK.sub("", word).strip(QUOTES + " ").rstrip(FINAL_MARKS).rstrip()
-        for closing, opening in BRACKETS.items():
-            if word.endswith(closing) and opening not in word[:-1]:  # "orange (fruit)" keeps its own
-                word = word[:-1]
-            if word.startswith(opening) and closing not in word[1:]:
-                word = word[1:]
-            if word.startswith(opening) and word.endswith(closing) and closing not in word[1:-1]:
-                word = word[1:-1]
-    return ARTICLE.sub("", word)
-
-
-def synonyms_of(name: str) -> list[str]:
-    """The words of a cleaned class: "sofa | couch" -> ["sofa", "couch"]; the first is its title."""
-    return name.split(f" {SYNONYM_MARK} ")
-
-
-def singular_forms(name: str) -> set[str]:
-    """What a name may read in the singular, itself included: "wine glasses" -> {"wine glasses", "wine glass", ...}.
-
-    Only the last word changes. The set is generous: it serves to compare two names, not to print one.
-    """
-    words = re.sub(r"[\s_\-]+", " ", name.casefold()).strip().split(" ")
-    last = words[-1]
-    forms = {last, IRREGULAR.get(last, last)}
-    if len(last) > 3 and last.endswith("s") and not last.endswith("ss"):
-        forms.add(last[:-1])
-        if last.endswith("es"):
-            forms.add(last[:-2])
-        if last.endswith("ies"):
-            forms.add(last[:-3] + "y")
-    stem = " ".join(words[:-1])
-    return {f"{stem} {form}".strip() for form in forms}
-
-
-class SeenNames:
-    """The names that a checkpoint saw masks of, ready to be asked; page and evaluation both ask here.
-
-    A name was seen if it, its singular, or another spelling that `ldvc.class_names` knows for it was learned: after
-    "couch", "sofas" counts as seen. COCO-Stuff's "wall-brick" is a wall, and so stands for "wall", too. A class with synonyms
-    was seen if one of its words was.
-
-    Args:
-        names: that masks were seen of.
-        words: name -> other words that were read for it in training; they, too, count as seen, as that name.
-    """
-
-    def __init__(self, names: Iterable[str], words: Mapping[str, Iterable[str]] | None = None) -> None:
-        self._learned: dict[str, str] = {}  # every form under which a learned name counts as seen -> the learned name
-        for name in names:
-            kind = name.partition("-")[0] if name in _coco_stuff() else ""
-            for form in _spellings(name) | (_spellings(kind) if kind else set()):
-                if form:
-                    self._learned.setdefault(form, name)
-        for name, others in (words or {}).items():
-            for form in set().union(*map(_spellings, others)):
-                self._learned.setdefault(form, name)
-
-    def source(self, name: str) -> str | None:
-        """The learned name that makes a class seen, or None: unseen. An exact match is preferred."""
-        words = name.split(SYNONYM_MARK)
-        exact = (self._learned.get(canonical(word)) for word in words)
-        related = (self._learned.get(form) for word in words for form in sorted(_spellings(word)))
-        return next(filter(None, (*exact, *related)), None)
-
-    def __contains__(self, name: str) -> bool:
-        return self.source(name) is not None
-
-
-@cache
-def _coco_stuff() -> frozenset[str]:
-    """The names of COCO-Stuff, whose hyphens part a kind from its variety: "wall-brick". "T-shirt" is one word."""
-    return frozenset(load_classes("coco_stuff171"))
-
-
-def _spellings(name: str) -> set[str]:
-    """The canonical spellings of a name and of its singular."""
-    return {canonical(form) for form in {name, *singular_forms(name)}}
-
-
-# ---- one spelling for names that mean the same, class lists, splits
+# ---- names that mean the same -------------------------------------------------------------------------------------------
 
 
 def plain(name: str) -> str:
@@ -248,6 +174,68 @@ def spellings(name: str) -> list[str]:
 def canonical_set(names: Iterable[str]) -> frozenset[str]:
     """The canonical spellings of some names, for membership tests."""
     return frozenset(canonical(name) for name in names)
+
+
+def singular_forms(name: str) -> set[str]:
+    """What a plain name may be in the singular, itself included: "wine glasses" -> {"wine glasses", "wine glass", ...}.
+
+    Only the last word changes. The set is generous: it serves to compare two names, not to print one.
+    """
+    words = plain(name).replace("-", " ").split() or [""]
+    last = words[-1]
+    forms = {last, IRREGULAR.get(last, last)}
+    if len(last) > 3 and last.endswith("s") and not last.endswith("ss"):
+        forms.add(last[:-1])
+        if last.endswith("es"):
+            forms.add(last[:-2])
+        if last.endswith("ies"):
+            forms.add(last[:-3] + "y")
+    return {" ".join([*words[:-1], form]) for form in forms}
+
+
+def _related(name: str) -> set[str]:
+    """The canonical spellings of a name and of its singular."""
+    return canonical_set({name, *singular_forms(name)})
+
+
+@cache
+def _coco_stuff_kinds() -> dict[str, str]:
+    """COCO-Stuff's name -> its kind: "wall-brick" -> "wall". Hyphens of other names ("T-shirt") mean nothing."""
+    return {name: name.partition("-")[0] for name in load_classes("coco_stuff171") if "-" in name}
+
+
+class SeenNames:
+    """The names that count as seen in training, by a checkpoint's metadata.
+
+    A name counts as seen if it, its singular or another spelling of it was learned: after "couch", "sofas" is seen. After
+    COCO-Stuff's "wall-brick", "wall" is seen. A class with synonyms is seen if one of its words is.
+
+    Args:
+        names: that the checkpoint saw masks of.
+        words: name -> other words that were read for it in training; they count as seen, as that name.
+    """
+
+    def __init__(self, names: Iterable[str], words: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._learned: dict[str, str] = {}  # every form under which a learned name counts as seen -> the learned name
+        for name in names:
+            for form in _related(name) | _related(_coco_stuff_kinds().get(name, name)):
+                self._learned.setdefault(form, name)
+        for name, others in (words or {}).items():
+            for form in set().union(*map(_related, others)):
+                self._learned.setdefault(form, name)
+
+    def source(self, name: ClassName | str) -> str | None:
+        """The learned name that makes a class seen, or None if it is unseen. An exact match is preferred."""
+        words = name.words if isinstance(name, ClassName) else name.split(SYNONYM_MARK)
+        exact = (self._learned.get(canonical(word)) for word in words)
+        related = (self._learned.get(form) for word in words for form in sorted(_related(word)))
+        return next(filter(None, (*exact, *related)), None)
+
+    def __contains__(self, name: ClassName | str) -> bool:
+        return self.source(name) is not None
+
+
+# ---- class lists and splits ---------------------------------------------------------------------------------------------
 
 
 def load_classes(name: str) -> list[str]:

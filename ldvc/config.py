@@ -3,112 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from ldvc.errors import CheckpointError
 
-DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
-BRANCH_INITS = ("identity", "random")
-COUNTS = {"decoder_layers": 1, "decoder_heads": 1, "ffn_ratio": 1, "regions": 1, "topk": 1, "visual_prompts": 0}  # at least
+Decoder = Literal["ldvc", "ldvc_without_lcsa", "zegclip"]
+DECODERS: tuple[str, ...] = get_args(Decoder)
+GATE = 0.05  # first value of a gate on a residual branch, and on visual prompts
+_REMOVED = {"gate_init", "start_at_clip", "branch_init", "normalize_output"}  # fields of earlier versions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
 class ModelConfig:
-    """Everything that is needed to build a model, apart from its weights.
-
-    The defaults start every decoder at plain CLIP similarity. The form that the papers publish is
-    `gate_init=None, start_at_clip=False, branch_init="random"`.
-
-    Attributes:
-        clip: open_clip architecture, or a folder with config.json and safetensors (see modeling/clip.py), or "lite".
-        pretrained: open_clip tag, a local file or a folder with weights; None = random weights. Unused when `clip` is a
-            folder or "lite".
-        decoder: which decoder, one of `DECODERS`.
-        template: sentence around a class name; what stands before "{}" is the context that text prompts replace.
-        visual_prompts: number M of learnable tokens at every layer of the image tower; 0 = none.
-        visual_prompt_dropout: dropout on projected visual prompts while training.
-        text_prompts: learn the context tokens of the template at every layer of the text tower.
-        text_adapter: make class embeddings depend on the picture; False = use them as they are.
-        decoder_layers: number L of decoder blocks.
-        decoder_heads: attention heads of the decoder; must divide the joint width.
-        ffn_ratio: hidden width of the feed-forward networks over the joint width.
-        regions: S, the grid is split into at most S x S regions (LCSA).
-        topk: k, regions that each region attends to (LCSA).
-        local_conv: depthwise convolution on the values (LCSA).
-        gate_init: first value of the learnable gates on residual branches (and on visual prompts, where
-            `start_at_clip`); None = ungated as published.
-        lcsa_gate_init: first value of the gate on the LCSA of the last block; None = `gate_init`. LCSA starts as a mean over
-            similar patches, which leaves CLIP's similarity nearly what it is, so it may start wider open than the rest.
-            Unused where `gate_init` is None.
-        start_at_clip: text adapter starts as the identity, mask logits as plain CLIP similarity, and visual prompts are
-            gated. Otherwise the adapter starts as ZegCLIP's does, and `zegclip` is its authors' in all: unit vectors go in,
-            layers have ReLU and dropout, linear layers start from a normal distribution of deviation 0.02.
-        branch_init: "identity": the projections of decoder attention start as (scaled) identity matrices, so that a branch
-            starts as a similarity-weighted mean of what it attends to, the same for every name; "random": PyTorch's usual
-            initialisation. Unused by `zegclip` where it is its authors'.
-    """
+    """Everything that is needed to build a model, apart from its weights."""
 
     clip: str = "ViT-B-16-quickgelu"
+    """An open_clip architecture, a folder with config.json and safetensors (see modeling/clip.py), or "lite"."""
     pretrained: str | None = "openai"
-    decoder: str = "ldvc"
+    """open_clip tag, local file or folder with weights; null = random weights. Unused for a folder and "lite"."""
+    decoder: Decoder = "ldvc"
+    """ldvc, ldvc_without_lcsa or zegclip."""
     template: str = "a photo of a {}."
-    visual_prompts: int = 10
-    visual_prompt_dropout: float = 0.1
+    """Sentence around a class name. The words before {} are the context that text prompts replace."""
+    visual_prompts: NonNegativeInt = 10
+    """Number M of learnable tokens at every layer of the image tower; 0 = none."""
+    visual_prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout on projected visual prompts in training."""
     text_prompts: bool = True
+    """Learn the context tokens of the template at every layer of the text tower."""
     text_adapter: bool = True
-    decoder_layers: int = 3
-    decoder_heads: int = 8
-    ffn_ratio: int = 4
-    regions: int = 8
-    topk: int = 4
+    """Make class embeddings depend on the picture."""
+    decoder_layers: PositiveInt = 3
+    """Number L of decoder blocks."""
+    decoder_heads: PositiveInt = 8
+    """Attention heads of the decoder; must divide the joint width."""
+    ffn_ratio: PositiveInt = 4
+    """Hidden width of the feed-forward networks over the joint width."""
+    regions: PositiveInt = 8
+    """S: LCSA splits the grid into at most S x S regions."""
+    topk: PositiveInt = 4
+    """k: number of regions that each region attends to in LCSA."""
     local_conv: bool = True
-    gate_init: float | None = 0.05
-    lcsa_gate_init: float | None = None
-    start_at_clip: bool = True
-    branch_init: str = "identity"
+    """Depthwise convolution on the values of LCSA."""
+    recipe: Literal["clip_start", "published"] = "clip_start"
+    """How the parts start. clip_start: at plain CLIP similarity, with small learnable gates on residual branches and visual
+    prompts, the text adapter as the identity, and attention projections as (scaled) identity matrices. published: no gates, and
+    ZegCLIP's or PyTorch's initialisation; `zegclip` then equals its authors' decoder, with ReLU, dropout and unit vectors."""
+    lcsa_gate_init: NonNegativeFloat = 0.4
+    """First value of the gate on the LCSA of the last block in the recipe clip_start. LCSA starts as a mean over similar
+    patches, which changes CLIP's similarity little, so this gate may start wider open than the others."""
 
-    def __post_init__(self) -> None:
-        def require(condition: bool, sentence: str) -> None:
-            if not condition:
-                raise CheckpointError(f"The model configuration is not valid: {sentence}.")
-
-        require(self.decoder in DECODERS, f"decoder must be one of {', '.join(DECODERS)}, not {self.decoder!r}")
-        require(
-            self.branch_init in BRANCH_INITS,
-            f"branch_init must be one of {', '.join(BRANCH_INITS)}, not {self.branch_init!r}",
-        )
-        require(
-            isinstance(self.template, str) and self.template.count("{}") == 1,
-            f'template must hold "{{}}" exactly once, not {self.template!r}',
-        )
+    @model_validator(mode="after")
+    def _check_template(self) -> ModelConfig:
+        if self.template.count("{}") != 1:
+            raise ValueError(f'template must contain "{{}}" exactly once, not {self.template!r}')
         prefix = self.template.split("{}")[0]
-        require(
-            prefix == "" or prefix[-1].isspace(),
-            f"a space must stand before the name in template {self.template!r}, or the name would change its tokens",
-        )
-        require(
-            not self.text_prompts or prefix.strip() != "",
-            "text_prompts need a template with words before the name, such as 'a photo of a {}.'",
-        )
-        for name, least in COUNTS.items():
-            value = getattr(self, name)
-            require(type(value) is int and value >= least, f"{name} must be a whole number from {least} on, not {value!r}")
-        for name in ("gate_init", "lcsa_gate_init"):
-            value = getattr(self, name)
-            require(value is None or type(value) in (int, float), f"{name} must be a number or null, not {value!r}")
-        for name in ("text_prompts", "text_adapter", "local_conv", "start_at_clip"):
-            require(type(getattr(self, name)) is bool, f"{name} must be true or false, not {getattr(self, name)!r}")
-        require(isinstance(self.clip, str), f"clip must be a name or a path, not {self.clip!r}")
-        require(
-            0.0 <= self.visual_prompt_dropout < 1.0,
-            f"visual_prompt_dropout must be in [0, 1), not {self.visual_prompt_dropout}",
-        )
+        if prefix and not prefix[-1].isspace():
+            raise ValueError(f"template must have a space before the name, or the name gets other tokens: {self.template!r}")
+        if self.text_prompts and not prefix.strip():
+            raise ValueError(f"template must have words before the name for text_prompts, not {self.template!r}")
+        return self
 
     @property
-    def last_lcsa_gate(self) -> float | None:
-        """First value of the gate on the LCSA of the last block; None where no branch is gated."""
-        return self.gate_init if self.gate_init is None or self.lcsa_gate_init is None else self.lcsa_gate_init
+    def starts_at_clip(self) -> bool:
+        """Whether the recipe is clip_start."""
+        return self.recipe == "clip_start"
+
+    @property
+    def gate(self) -> float | None:
+        """First value of the gates; None without gates."""
+        return GATE if self.starts_at_clip else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -121,19 +89,25 @@ class ModelConfig:
         Raises:
             CheckpointError: a key is unknown or a value not valid.
         """
-        if "arm" in values:
+        if _REMOVED & set(values):
             raise CheckpointError(
-                "This checkpoint is of an older version of this project, whose decoders read their masks in another way; "
+                "This checkpoint is of an older version of this project, which built its decoders in another way; "
                 "train it again with this version."
-            )
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CheckpointError(
-                f"The model configuration has unknown keys ({', '.join(unknown)}); "
-                "it was probably written by a newer version of this project, so update and try again."
             )
         try:
             return cls(**values)
-        except TypeError as error:  # a value of the wrong type, such as a string where a number belongs
-            raise CheckpointError(f"The model configuration is not valid: {error}.") from error
+        except ValidationError as error:
+            raise CheckpointError(f"The model configuration is not valid: {first_mistake(error)}.") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in words: field, what is allowed, what was given. Without a full stop."""
+    mistake = error.errors(include_url=False)[0]
+    # for a field of several types, pydantic adds the type to the place
+    field = ".".join(str(part) for part in mistake["loc"] if part != "int" and not str(part).startswith(("dict[", "list[")))
+    if mistake["type"] == "unexpected_keyword_argument":
+        return f"there is no field '{field}'"
+    if mistake["type"] == "value_error":
+        return str(mistake["ctx"]["error"])
+    allowed = mistake["msg"].replace("Input should be", "must be").split(", unable")[0].split(", got")[0]
+    return f"{field} {allowed}, not {mistake['input']!r}"

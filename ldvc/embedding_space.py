@@ -1,8 +1,8 @@
-"""Which of the two moved: patch features and class embeddings before and after a decoder (the paper's Figure 2).
+"""Patch features and class embeddings before and after a decoder (Figure 2 of the paper).
 
-LDVC's decoder moves the patches and keeps the names; ZegCLIP's moves the names and keeps the patches. Here both are measured
-by cosine distance in CLIP's joint space, and drawn in the plane of one principal component analysis of all decoders
-together, so that pictures of two decoders have the same axes.
+LDVC's decoder changes the patch features and keeps the class embeddings; ZegCLIP's does the opposite. This module measures
+both changes by cosine distance in CLIP's joint space, and projects them to the plane of one principal component analysis of
+all decoders together, so that plots of two decoders have the same axes.
 
     predictor = Predictor.from_pretrained("lite")
     image = predictor.encode_image("dog.jpg")
@@ -21,7 +21,7 @@ from ldvc.result import Segmentation
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """(n, d) -> (n, d), float64, each of length 1; a zero vector stays zero."""
+    """Normalise vectors, (n, d) -> (n, d) float64; a zero vector stays zero."""
     vectors = np.asarray(vectors, dtype=np.float64)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
@@ -29,23 +29,23 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def cosine_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """1 - cos of rows, (n, d) x (n, d) -> (n,).
 
-    Written as |a - b|^2 / 2 of unit vectors, which is the same and exactly 0 for a vector that did not move.
+    Computed as |a - b|^2 / 2 of unit vectors, which is exactly 0 for equal vectors.
     """
     return ((unit(first) - unit(second)) ** 2).sum(axis=-1) / 2
 
 
 @dataclass(frozen=True)
 class Movement:
-    """What one decoder did to patches and names of one photo. N patches of all windows, E embeddings of C classes.
+    """Change of patches and class embeddings by one decoder: N patches of all windows, E embeddings of C classes.
 
-    A class has one embedding, or one for each of its synonyms. With several windows a name has one embedding in each, since
-    the text adapter knows the window; distances are means over windows, and the embeddings themselves too.
+    A class has one embedding for each of its words. The text adapter gives a word another embedding in each window;
+    embeddings and their distances are means over windows.
 
     Attributes:
         patches_before, patches_after: (N, d), unit length.
         embeddings_before, embeddings_after: (E, d), unit length unless windows are averaged.
         class_of_embedding: (E,), index of a class.
-        class_of_patch: (N,), the class that this decoder's scores give the patch.
+        class_of_patch: (N,), the best class of each patch by this decoder.
         embedding_drift: (E,), mean cosine distance between before and after.
         patch_drift: (N,), the same for patches.
         similarity_before, similarity_after: (N,), cosine of each patch and its class (of synonyms, the closest).
@@ -73,7 +73,7 @@ def similarity_to_class(
 
 
 def movement_of(result: Segmentation) -> Movement:
-    """Measure what the decoder of a result did.
+    """Measure the change by the decoder of a result.
 
     Args:
         result: segmented with `features=True`.
@@ -110,7 +110,7 @@ class Plane:
 
     Attributes:
         mean: (d,).
-        axes: (2, d), orthonormal; the sign of each makes its largest element positive, so that pictures do not flip.
+        axes: (2, d), orthonormal; the largest element of each is positive, so that the sign is always the same.
         explained: share of the variance along each axis, two numbers in 0..1.
     """
 
@@ -126,7 +126,7 @@ class Plane:
 def fit_plane(points: np.ndarray) -> Plane:
     """Principal component analysis of (n, d) points by the eigenvectors of their covariance.
 
-    With fewer than two directions in which the points differ, an axis is arbitrary and explains nothing.
+    If the points differ in fewer than two directions, an axis is arbitrary and its share of the variance is 0.
     """
     points = np.asarray(points, dtype=np.float64)
     mean = points.mean(axis=0)
@@ -142,7 +142,7 @@ def fit_plane(points: np.ndarray) -> Plane:
 
 @dataclass(frozen=True)
 class DecoderSpace:
-    """One decoder in the plane: (N, 2) and (E, 2) coordinates, beside what was measured in all d dimensions."""
+    """One decoder in the plane: (N, 2) and (E, 2) coordinates, and the measures in all d dimensions."""
 
     patches_before: np.ndarray
     patches_after: np.ndarray
@@ -152,7 +152,7 @@ class DecoderSpace:
 
     @property
     def drift(self) -> dict[str, float]:
-        """Mean cosine distance moved, of "classes" and of "patches"."""
+        """Mean cosine distance between before and after, of "classes" and of "patches"."""
         return {
             "classes": float(self.movement.embedding_drift.mean()),
             "patches": float(self.movement.patch_drift.mean()),
@@ -188,7 +188,7 @@ class Space:
 
 
 def shared_space(movements: Mapping[str, Movement]) -> Space:
-    """Project the movements of several decoders into the plane of one analysis of all their points, each counting once."""
+    """Project the points of several decoders to the plane of one principal component analysis of all of them."""
     parts = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")
     plane = fit_plane(np.concatenate([getattr(each, part) for each in movements.values() for part in parts]))
     return Space(

@@ -1,23 +1,23 @@
-"""Errors that a user can cause. The message is one sentence that says what to do, fit to be shown on the page.
+"""Errors that a user can cause. The message is one sentence for the user and says what to do.
 
-Mistakes of a programmer (a tensor of the wrong shape, an impossible argument) are assertions, not these.
+Programming errors (a tensor of the wrong shape, an impossible argument) are assertions.
 """
 
 
 class LdvcError(Exception):
-    """Parent of every error that a user can cause."""
+    """Base class of all errors that a user can cause."""
 
 
 class InvalidImageError(LdvcError):
-    """The picture cannot be read or is of a kind that cannot be segmented."""
+    """The picture cannot be read or used."""
 
 
 class InvalidNamesError(LdvcError):
-    """The list of class names is empty or holds something that is not a name."""
+    """The class names cannot be used."""
 
 
 class WeightsNotFoundError(LdvcError):
-    """Weights are neither on this machine nor reachable."""
+    """Weights are not on this machine and cannot be downloaded."""
 
 
 class DataError(LdvcError):
@@ -25,4 +25,4 @@ class DataError(LdvcError):
 
 
 class CheckpointError(LdvcError):
-    """A checkpoint or its configuration does not fit the model."""
+    """A checkpoint or its configuration cannot be used."""

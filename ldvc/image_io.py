@@ -1,4 +1,4 @@
-"""Pictures in: whatever a visitor uploads becomes an upright RGB array."""
+"""Reading pictures: any file, PIL image or array becomes an upright RGB array."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Source = Image.Image | np.ndarray | str | Path
 def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
     """Read any picture as upright 8-bit RGB.
 
-    EXIF rotation is applied, transparency is laid over white, the first frame of an animation is taken, and pictures of
-    16 or 32 bits a channel are stretched from their darkest to their brightest value.
+    EXIF orientation is applied, transparent pixels are blended with white, only the first frame of an animation is read, and
+    pictures with 16 or 32 bits per channel are stretched from their darkest to their brightest value.
 
     Args:
         source: a PIL image, a path, or a uint8 array of shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W).
-        max_side: shrink so that no side is longer; None = keep the size.
+        max_side: shrink the picture so that no side is longer; None = keep the size.
 
     Returns:
         uint8 array (H, W, 3), at least 1 x 1.
 
     Raises:
-        InvalidImageError: it is not a picture, is broken, empty or larger than `MAX_PIXELS`.
+        InvalidImageError: it is not a picture, or it is damaged, empty or larger than `MAX_PIXELS`.
     """
     if isinstance(source, (str, Path)):
         source = _open(Path(source))
@@ -48,7 +48,7 @@ def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
         )
     try:
         picture = to_rgb(source)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files, TypeError and RuntimeError among them
+    except Exception as error:  # Pillow's decoders raise many types on damaged files, even TypeError
         raise InvalidImageError("The picture is damaged or incomplete; save it again and retry.") from error
     if max_side is not None and max(picture.size) > max_side:
         scale = max_side / max(picture.size)
@@ -64,7 +64,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path)
     except Image.DecompressionBombError as error:
         raise InvalidImageError("The picture has too many pixels; make it smaller and try again.") from error
-    except Exception as error:  # as below: whatever a decoder makes of a file that it cannot read
+    except Exception as error:  # decoders raise many types
         raise InvalidImageError("This file is not a picture that can be read; use JPEG, PNG, WebP or GIF.") from error
 
 
@@ -81,22 +81,21 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as `load_picture` shows it: upright, RGB. Whatever Pillow raises on damaged files goes through."""
+    """An upright RGB picture, see `load_picture`. Errors of Pillow on damaged files are not caught."""
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
     image.load()
     if image.getexif().get(0x0112, 1) != 1:  # 0x0112 = orientation, 1 = upright
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
-        values = np.nan_to_num(values)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 255:  # eight bits in a wide container
+        if low >= 0 and high <= 255:  # 8-bit values in a wider type
             low, high = 0.0, 255.0
         values = (values - low) * (255.0 / max(high - low, 1e-12))
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

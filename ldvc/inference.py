@@ -1,9 +1,11 @@
-"""From a picture to scores and labels at photo size: the one path of predictor, evaluation and validation figures.
+"""Inference: resize a picture, cut it into windows, encode them, and upsample and stitch the decoder's maps.
 
-The steps, in their order: resize the picture, cut it into windows, encode them (`encode_picture`), decode
-(`Predictor.segment`), then upsample and stitch what has one value per patch (`stitch`, `upsampled_argmax`). Interpolation
-is bilinear and is written in element-wise operations, so that a pixel gets the same value whether a part or the whole photo
-is upsampled.
+Predictor, evaluation and validation figures all use these functions. The steps in their order: `encode_picture` resizes,
+cuts and encodes; the decoder runs in `Predictor.segment`; `stitch` and `upsampled_argmax` bring maps with one value per patch
+to the size of the photo. Interpolation is bilinear. It uses element-wise operations only, so that a pixel has the same value
+whether a part or the whole photo is upsampled.
+
+A position in the *model's input* is given in input pixels: those of the resized picture, before it is cut into windows.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from torch.nn import functional as F
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
-ROUNDING = 1e-4  # a logit that is lower by more stays lower in float32, interpolated
-SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side, others to at most twice their size
+ROUNDING = 1e-4  # a logit that is lower by more than this is still lower after interpolation in float32
+SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
 
 
 # ---- picture -> windows -------------------------------------------------------------------------------------------------
@@ -30,7 +32,7 @@ SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of the input_size that the image tower sees at once; all numbers in input_size pixels."""
+    """A rectangle of the model's input that the image tower encodes at once, in input pixels."""
 
     top: int
     left: int
@@ -39,7 +41,7 @@ class Window:
 
 
 def require_inference(inference: Any) -> None:
-    """Raises ValueError, with the reason, for settings that `model_input_size` and `sliding_windows` cannot use."""
+    """Check the settings of `model_input_size` and `sliding_windows`; raises ValueError with the reason."""
     if not isinstance(inference, dict) or not {"long_side", "short_side"} & set(inference):
         raise ValueError(f"'inference' must name 'long_side' or 'short_side', not {inference!r}")
     if ("window" in inference) != ("stride" in inference):
@@ -55,14 +57,11 @@ def require_inference(inference: Any) -> None:
 
 
 def model_input_size(height: int, width: int, *, inference: dict[str, Any], patch: int) -> tuple[int, int]:
-    """Size at which a picture is shown to the tower, before padding.
+    """(height, width) of the model's input for a picture, in pixels before padding.
 
     `inference` holds `long_side` or `short_side` (the whole picture at once), or `short_side`, `window` and `stride`
-    (sliding window). Small pictures are enlarged at most twice (`enlarge`, if `inference` holds it), or up to
-    `SMALL_LONG_SIDE` patches. No side is shorter than one patch: only then (a strip of few pixels) is the aspect changed.
-
-    Returns:
-        (height, width) of the input_size in pixels.
+    (sliding window). A picture is enlarged at most by the factor `enlarge` of `inference` (2 if absent), or to a long side of
+    `SMALL_LONG_SIDE` patches if that is more. No side is shorter than a patch, which may change the aspect of thin strips.
     """
     longest, shortest = max(height, width), min(height, width)
     if "long_side" in inference:
@@ -70,15 +69,15 @@ def model_input_size(height: int, width: int, *, inference: dict[str, Any], patc
     else:
         scale = inference["short_side"] / shortest
         longest_allowed = 4 * inference.get("window", inference["short_side"])
-        scale = min(scale, longest_allowed / longest)  # a panorama would need windows without end
+        scale = min(scale, longest_allowed / longest)  # limits the number of windows of a panorama
     scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE * patch / longest))
     return max(patch, round(height * scale)), max(patch, round(width * scale))
 
 
 def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> list[Window]:
-    """Windows that cover a input_size; one that covers it all when `inference` names no window.
+    """Windows that cover a model's input; a single one if `inference` has no `window`.
 
-    As in the evaluation protocol of ZegCLIP, the last window of a row or column is moved back inside the input_size.
+    The last window of a row or column is moved back inside the input, as in the evaluation protocol of ZegCLIP.
     """
     if "window" not in inference:
         return [Window(0, 0, height, width)]
@@ -97,7 +96,7 @@ def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> li
 def cut_windows(
     image: Image.Image, *, inference: dict[str, Any], patch: int
 ) -> tuple[tuple[int, int], list[Window], np.ndarray]:
-    """The picture as the image tower sees it: resized to its input_size, cut into windows, padded to whole patches.
+    """Resize a picture to the model's input, cut it into windows and pad these to whole patches.
 
     Args:
         image: RGB.
@@ -105,8 +104,8 @@ def cut_windows(
         patch: pixels per patch side.
 
     Returns:
-        The input size (height, width), the W windows (all of one size), and their pixels (W, H, W', 3) uint8. Padding
-        repeats the last row and column, so that convolutions see no artificial edge.
+        (height, width) of the model's input, n windows of equal size, and their pixels (n, h, w, 3) uint8. Padding repeats
+        the last row and column, so that convolutions see no artificial edge.
     """
     size = model_input_size(image.height, image.width, inference=inference, patch=patch)
     windows = sliding_windows(*size, inference=inference)
@@ -120,22 +119,22 @@ def cut_windows(
 
 
 def normalise(pixels: np.ndarray | Tensor, clip: FrozenClip) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, with the mean and deviation that the CLIP was trained with."""
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, normalised with the mean and deviation of the CLIP."""
     values = torch.as_tensor(pixels).movedim(-1, -3).float() / 255
     return (values - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
 
 
 @dataclass
 class ImageState:
-    """What is kept of one photo: small enough to be kept for each visitor, on the CPU so that it can be handed around.
+    """The encoding of one photo. It is small and on the CPU, so that a server can keep one for each user.
 
     Attributes:
         picture: uint8 (H, W, 3).
-        input_size: (height, width) at which the tower saw it, without padding.
-        windows: what the tower saw at once.
-        encoder_id: predictors of one encoder_id share their frozen towers and may share this state.
+        input_size: (height, width) of the model's input, without padding.
+        windows: of the model's input.
+        encoder_id: predictors with this id have the same frozen towers and may share this state.
         patch_tokens: the frozen patch embedding of each window, (1, width, h, w).
-        features: by decoder, the image features of each window (prompts differ between decoders); filled when first asked for.
+        features: by decoder, the image features of each window, computed at first use; prompts differ between decoders.
     """
 
     picture: np.ndarray
@@ -149,7 +148,7 @@ class ImageState:
 def encode_picture(
     picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], encoder_id: str
 ) -> ImageState:
-    """Resize a picture, cut it into windows and compute their patch embedding, the part that all decoders share.
+    """Resize a picture, cut it into windows and compute the patch embedding, which all decoders share.
 
     Args:
         picture: uint8 (H, W, 3).
@@ -177,7 +176,7 @@ class Axis:
     Attributes:
         lower, upper: (n,) int64, the two patches around each pixel.
         weight: (n,) float32 of the upper one.
-        position: (n,) where the pixels lie on the input_size.
+        position: (n,) of the pixels, in input pixels.
     """
 
     lower: Tensor
@@ -187,15 +186,15 @@ class Axis:
 
     @classmethod
     def of(cls, length: int, *, input_size: int, start: int, cells: int, patch: int) -> Axis:
-        """In pixels of the model's input, pixel i lies at (i + 0.5) * input_size / length and patch j of the window at
-        start + (j + 0.5) * patch. Beyond the first and last patch the nearest value holds.
+        """In input pixels, the centre of output pixel i is (i + 0.5) * input_size / length, and that of patch j of the window
+        is start + (j + 0.5) * patch. Pixels beyond the first or last patch have its value.
 
         Args:
-            length: pixels along this axis of the output, which span the input_size.
-            input_size: its length in input_size pixels.
-            start: first input_size pixel of the window.
+            length: pixels of the output along this axis; they span the model's input.
+            input_size: length of the model's input.
+            start: first input pixel of the window.
             cells: patches of the window along this axis.
-            patch: input_size pixels per patch.
+            patch: input pixels per patch.
         """
         position = (torch.arange(length, dtype=torch.float32) + 0.5) * (input_size / length)
         coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
@@ -204,7 +203,7 @@ class Axis:
         return cls(lower.long(), upper.long(), coordinate - lower, position)
 
     def part(self, pixels: slice) -> Axis:
-        """The same for some of the pixels."""
+        """The interpolation for some of the pixels."""
         return Axis(self.lower[pixels], self.upper[pixels], self.weight[pixels], self.position[pixels])
 
 
@@ -225,16 +224,19 @@ def stitch(
     after: Callable[[Tensor], Tensor] | None = None,
     grid: bool = False,
 ) -> Tensor:
-    """Maps on the patches of each window (C, h, w) -> one map of the whole photo (C, height, width).
+    """Upsample the maps of all windows and average them where windows overlap.
 
     Args:
-        maps: one for each window.
-        windows: where they are on the input_size.
-        size: pixels (or patches) of the result.
-        input_size: (height, width) of the input_size in its pixels.
-        patch: input_size pixels per patch.
-        after: applied to each upsampled map, in float64, before overlapping windows are averaged.
+        maps: (C, h, w) for each window, one value per patch.
+        windows: their places in the model's input.
+        size: (height, width) of the result in pixels (or patches).
+        input_size: (height, width) of the model's input.
+        patch: input pixels per patch.
+        after: applied to each upsampled map, in float64, before averaging.
         grid: `size` spans whole patches, padding included.
+
+    Returns:
+        (C, height, width).
     """
     whole = tuple(-(-side // patch) * patch for side in input_size) if grid else input_size
 
@@ -249,11 +251,11 @@ def stitch(
     count = torch.zeros(size)
     for window, values in zip(windows, maps, strict=True):
         rows, columns = (axis(which, window, values.shape[1 + which]) for which in (0, 1))
-        # Pixels beyond the input_size (padding, where `grid`) belong to the windows at the border.
+        # With `grid`, pixels in the padding belong to the windows at the border.
         at_rows, at_columns = rows.position.clamp(max=input_size[0] - 0.5), columns.position.clamp(max=input_size[1] - 0.5)
         down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
         along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
-        if not len(down) or not len(along):  # the result is coarser than the windows
+        if not len(down) or not len(along):  # no pixel of a coarse result is in this window
             continue
         box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
         part = upsample(values, rows.part(box[0]), columns.part(box[1]))
@@ -265,18 +267,19 @@ def stitch(
 def upsampled_argmax(
     logits: Tensor, size: tuple[int, int], *, input_size: tuple[int, int], window: Window, patch: int
 ) -> tuple[Tensor, Tensor]:
-    """The highest of all upsampled maps at each pixel, and whose it is, without upsampling every map everywhere.
+    """Maximum and argmax over classes of the upsampled maps, without upsampling all of them.
 
-    A pixel's value is a weighted mean of four patches'. Between them a name is nowhere best if another one is higher at all
-    four, so that a list of 200 names costs little more than what is in the photo.
+    The value of a pixel is a weighted mean of four patches. A class cannot be the best between four patches if another class
+    is higher at all of them. Only the remaining classes are upsampled, so a list of 200 names takes little more time than the
+    names of what is in the photo.
 
     Args:
         logits: (C, h, w), one value per patch.
-        size: (height, width) in pixels; they span the input_size.
-        input_size, window, patch: as of `Axis.of`, for both axes.
+        size: (height, width) in pixels; they span the model's input.
+        input_size, window, patch: see `Axis.of`, for both axes.
 
     Returns:
-        (height, width) values, and (height, width) indices into C; the first of equal ones.
+        (height, width) maxima, and (height, width) class indices; the first of equal ones.
     """
     padded = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")[0]
     height, width = logits.shape[1:]
@@ -287,7 +290,7 @@ def upsampled_argmax(
         rival = corners.gather(1, winner.expand(4, 1, -1, -1))
         dominated |= (corners < rival - ROUNDING).all(dim=0)
     counts, (name, y, x) = (~dominated).sum(dim=0), (~dominated).nonzero(as_tuple=True)
-    place = ((~dominated).cumsum(dim=0) - 1)[name, y, x]  # among the names that are left of its square
+    place = ((~dominated).cumsum(dim=0) - 1)[name, y, x]  # rank among the remaining classes of a square
     names = torch.zeros(int(counts.max()), height, width, dtype=torch.int64)
     names[place, y, x] = name
     values = corners.gather(1, names.expand(4, -1, -1, -1))
@@ -303,7 +306,7 @@ def upsampled_argmax(
     for row, start, end in zip(range(first, last + 1), edges[:-1], edges[1:], strict=True):
         down = rows.weight[start:end, None]
         up = 1 - down
-        for rank in range(int(counts[row].max())):  # the first name of each square, then the others where there are any
+        for rank in range(int(counts[row].max())):  # the first class of each square, then the others
             top_left, top_right, bottom_left, bottom_right = values[:, rank, row]
             left, right = top_left * up + bottom_left * down, top_right * up + bottom_right * down
             contested = (counts[row] > rank)[columns.lower].nonzero().flatten()

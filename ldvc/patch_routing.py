@@ -1,4 +1,4 @@
-"""Where LCSA routed one patch, read from the routing of a window."""
+"""The LCSA routing of a single patch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ldvc.modeling.attention import Routing
 
 @dataclass(frozen=True)
 class PatchRouting:
-    """Where LCSA routed one patch; all coordinates are patches of the window's grid.
+    """The regions to which LCSA routed one patch. Coordinates are patches of the window's grid.
 
     Attributes:
         grid: (h, w) of the window.
-        patch: (row, column) that was asked for, in that grid.
-        window: the part of the input_size that the grid covers.
-        regions: (k,) numbers of the regions that were chosen, best first.
-        affinity: (k,) of each of them to the patch's own region; `all_affinities` has every region.
-        all_affinities: (regions,).
-        own_region: number of the region that holds the patch.
-        boxes: {region: (top, left, bottom, right)} for the chosen ones and the patch's own; bottom and right exclusive.
+        patch: (row, column) of the patch in that grid.
+        window: the part of the model's input that the grid covers.
+        regions: (k,) indices of the chosen regions, best first.
+        affinity: (k,) of the chosen regions to the patch's own region.
+        all_affinities: (R,) of all regions.
+        own_region: index of the region that contains the patch.
+        boxes: {region: (top, left, bottom, right)} of the chosen regions and the patch's own; bottom and right exclusive.
         token_attention: (heads, h, w), zero outside the chosen regions; sums to 1 per head.
-        region_grid: (rows, columns) of regions, numbered row by row.
+        region_grid: (rows, columns) of regions, which are numbered row by row.
     """
 
     grid: tuple[int, int]
@@ -40,7 +40,7 @@ class PatchRouting:
 
 
 def distance_to_centre(window: Window, at: tuple[float, float]) -> float:
-    """Of a point (y, x) of the input_size to the middle of a window, 0.5 at its border."""
+    """Distance of a point (y, x) of the model's input to the centre of a window; 0.5 at its border."""
     return max(
         abs(window.top + window.height / 2 - at[0]) / window.height,
         abs(window.left + window.width / 2 - at[1]) / window.width,
@@ -48,7 +48,7 @@ def distance_to_centre(window: Window, at: tuple[float, float]) -> float:
 
 
 def patch_routing(routing: Routing, *, row: int, column: int, grid: tuple[int, int], window: Window) -> PatchRouting:
-    """Read the routing of one patch; see `PatchRouting`."""
+    """The routing of the patch in `row`, `column` of a window's grid."""
     own = routing.layout.region_of(row, column)
     regions = routing.chosen(row, column)
     affinities = routing.affinity[0, own].float()

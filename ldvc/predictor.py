@@ -1,4 +1,4 @@
-"""Photo in once, class names many times.
+"""The predictor: encode a photo once, segment it for many lists of class names.
 
     from ldvc import Predictor
     predictor = Predictor.from_pretrained("lite")
@@ -6,9 +6,9 @@
     result = predictor.segment(["dog", "grass", "cat"])
     result.labels, result.scores, result.cross_attention()
 
-A predictor is a model with its checkpoint's settings; it holds no photo but the one of `set_image`. A server with several
-visitors keeps one `ImageState` (from `encode_image`) for each of them and passes it to `segment`, which several threads may
-call at once.
+A predictor is a model with the settings of its checkpoint. It keeps only the photo of `set_image`. A server with several
+users keeps one `ImageState` (from `encode_image`) for each of them and passes it to `segment`. Several threads may call
+`segment` at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import load_checkpoint
-from ldvc.class_names import SeenNames, canonical, clean_names, synonyms_of, without_none_words
+from ldvc.class_names import ClassName, SeenNames, canonical, drop_none_words, parse_names, plain
 from ldvc.config import DECODERS
 from ldvc.errors import InvalidImageError
 from ldvc.image_io import Source, load_picture
@@ -43,24 +43,27 @@ PLAIN_CLIP = "clip"
 PREDICTOR_DECODERS = (*DECODERS, PLAIN_CLIP)
 DEFAULT_INFERENCE = {"long_side": 448}
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
-ONE_AND_THE_SAME = 0.99999  # cosine; "dog" and "dogs", as near as words get in lite, have less
+SAME_EMBEDDING = 0.99999  # cosine; it is lower for "dog" and "dogs", the most similar words of the lite model
 
-# The softmax over one name is 1 everywhere, so a single name gets company: stuff that most photos show.
+# The softmax over one name is 1 everywhere. A single name is therefore compared with stuff that most photos show.
 COMPANY = ("wall", "floor", "grass", "sky", "tree", "water", "road")
 
 
 class Predictor:
-    """A model that answers questions about photos.
+    """Segments photos with one decoder of a checkpoint.
 
     Args:
-        model: the whole model; moved to `device` and set to evaluation.
-        metadata: of its checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "threshold"}, see
+        model: the whole model. It is moved to `device` and set to evaluation mode.
+        metadata: of the checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "threshold"}, see
             `Calibration`; `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window",
             "stride"}).
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
-        encoder_id: of the predictor whose frozen towers this one shares (see `sibling`).
-        source: where the checkpoint came from, for `sibling` and for people.
+        encoder_id: that of the predictor whose frozen towers this one shares (see `sibling`).
+        source: where the checkpoint came from; `sibling` loads from there.
+
+    Attributes:
+        image: state of the photo of `set_image`, or None.
     """
 
     def __init__(
@@ -85,8 +88,8 @@ class Predictor:
             metadata.get("clip_calibration" if self.decoder == PLAIN_CLIP else "calibration")
         )
         self.encoder_id = encoder_id or f"{source or ''}#{id(model.clip)}"
-        self._image: ImageState | None = None
-        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # cleaned name as the tokenizer lowers it -> (d,)
+        self.image: ImageState | None = None
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # plain name -> (d,)
         self._lock = threading.Lock()
 
     @classmethod
@@ -101,12 +104,12 @@ class Predictor:
         """Load a checkpoint.
 
         Args:
-            source: "lite" (comes with this project), a folder, or an id on the Hugging Face Hub.
+            source: "lite" (comes with this project), a folder, or a repository on the Hugging Face Hub.
             decoder: "ldvc", "ldvc_without_lcsa", "zegclip", or "clip" (plain similarity of the frozen towers).
             device: where to compute; None = a GPU if there is one.
 
         Raises:
-            WeightsNotFoundError, CheckpointError: with a sentence that says what to do.
+            WeightsNotFoundError, CheckpointError: the checkpoint cannot be found or used.
             ValueError: there is no such decoder.
         """
         if decoder not in PREDICTOR_DECODERS:
@@ -119,21 +122,25 @@ class Predictor:
         return cls(model, metadata, decoder=decoder, device=device, encoder_id=encoder_id, source=str(source))
 
     def sibling(self, decoder: str) -> Predictor:
-        """Another decoder of the same checkpoint. Where both stand on the same frozen towers, these are shared, and so is the
-        encoding of photos up to them.
+        """Another decoder of the same checkpoint.
+
+        If both use the same frozen towers, they share them, and an `ImageState` of one can be passed to the other.
 
         Raises:
             CheckpointError, WeightsNotFoundError: the checkpoint has no such decoder.
         """
         if decoder == self.decoder:
             return self
-        assert self.source is not None, "only a predictor made by from_pretrained knows where its siblings are"
+        assert self.source is not None, "only predictors of from_pretrained have siblings"
         return type(self).from_pretrained(self.source, decoder=decoder, device=self.device, _sibling=self)
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 (hex) of all weights that answer, towers included: of every tensor in order of its name, the name in UTF-8
-        and the values as little-endian float32 (integers as they are). The same on every machine and in every file format."""
+        """SHA-256 (hex) of all weights, frozen towers included. It does not depend on the machine or the file format.
+
+        It covers every tensor in the order of the names: the name in UTF-8, then the values as little-endian float32
+        (integers as they are).
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             values = tensor.detach().cpu()
@@ -151,20 +158,16 @@ class Predictor:
             image: PIL image, path, or uint8 array (H, W, 3). Any size and aspect; see `load_picture`.
 
         Raises:
-            InvalidImageError: it is not a picture that can be used.
+            InvalidImageError: it is not an image that can be used.
         """
-        self._image = self.encode_image(image)
-        return self._image
+        self.image = self.encode_image(image)
+        return self.image
 
     @torch.no_grad()
     def encode_image(self, image: Source) -> ImageState:
-        """Encode a photo without keeping it: the state belongs to the caller."""
-        state = encode_picture(
-            load_picture(image),
-            self.model.image_tower,
-            inference=self.inference,
-            encoder_id=self.encoder_id,
-        )
+        """Encode a photo and return its state without keeping it; arguments as of `set_image`."""
+        picture = load_picture(image)
+        state = encode_picture(picture, self.model.image_tower, inference=self.inference, encoder_id=self.encoder_id)
         self._features(state)
         return state
 
@@ -187,17 +190,16 @@ class Predictor:
 
     @torch.no_grad()
     def encode_names(self, names: Sequence[str]) -> Tensor:
-        """Class embeddings (C, d) of cleaned names; known names come from the cache."""
-        keys = [name.lower() for name in names]  # not casefold: "fuß" and "fuss" have tokens of their own
+        """Class embeddings (C, d), one for each word. Embeddings are cached by `plain` name, which is what the tower reads."""
+        keys = [plain(name) for name in names]
         with self._lock:
             found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
-        missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             if self.decoder == PLAIN_CLIP:
-                tower = self.model.text_tower
-                embeddings = tower(tower.tokenize(list(missing.values())), prompted=False)
+                embeddings = self.model.frozen_embeddings(missing)
             else:
-                embeddings = self.model.encode_names(list(missing.values()))
+                embeddings = self.model.encode_names(missing)
             found |= dict(zip(missing, embeddings, strict=True))
         with self._lock:
             for key in keys:
@@ -209,9 +211,10 @@ class Predictor:
 
     # ---- answer ---------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def segment(
         self,
-        names: Sequence[str] | str,
+        names: str | Sequence[str] | Sequence[ClassName],
         *,
         background: float | Literal["default"] | None = "default",
         image: ImageState | None = None,
@@ -223,63 +226,42 @@ class Predictor:
         """Segment the photo into the named classes.
 
         Args:
-            names: class names; blanks around them, empty ones and repetitions are dropped (`result.names` has the rest).
-                "sofa | couch" is one class with two words: each is encoded by itself, the class's score is the higher of
-                theirs (patch by patch), its attention the sum of theirs, and it counts as seen if one of them does.
-                "background", "other", "none" and the like are no classes: they say that pixels may be none of the others.
-            background: a threshold in 0..1: pixels whose best name has a lower score are -1, "none of these". "default" = the
-                checkpoint's own; None = the best name everywhere.
+            names: class names, see `parse_names`. "sofa | couch" is one class with two words: each word is encoded by itself,
+                the score of the class is the higher one (patch by patch), its attention is the sum, and the class counts as
+                seen if one of the words does. "background", "other", "none" and the like are no classes: they say that
+                pixels may be none of the other names. A `ClassName` is used as it is, whatever its words are.
+            background: threshold in 0..1. Pixels whose best name has a lower score get the label -1, "none of these".
+                "default" = the checkpoint's threshold; None = every pixel gets its best name.
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
-            company: words that patches may attend to where `names` is a single class; empty = none.
-            attention: keep cross-attention and routing, readable from the result.
-            features: keep patch features and class embeddings before and after the decoder.
-            skip_lcsa: leave LCSA out of weights that were trained with it: an intervention, not the decoder without LCSA.
+            company: words that patches may also attend to if there is only one class; empty = none.
+            attention: keep cross-attention and routing in the result.
+            features: keep patch features and class embeddings before and after the decoder in the result.
+            skip_lcsa: leave LCSA out of a model that was trained with it. This is an intervention; the decoder without LCSA
+                is "ldvc_without_lcsa".
 
         Raises:
             InvalidImageError: no photo was set.
-            InvalidNamesError: no name is left, or there are too many, or one is too long.
+            InvalidNamesError: no name is left, there are too many, or one is too long.
             ValueError: `background` is not in 0..1.
         """
-        classes, none_named = without_none_words(clean_names(names))
+        if names and all(isinstance(each, ClassName) for each in names):
+            classes, none_named = list(names), False
+        else:
+            classes, none_named = drop_none_words(parse_names(names))
         if background == "default" or (none_named and background is None):
             background = self.calibration.threshold
-        return self.segment_words(
-            [synonyms_of(name) for name in classes],
-            background=background,
-            image=image,
-            company=company,
-            attention=attention,
-            features=features,
-            skip_lcsa=skip_lcsa,
-        )
-
-    @torch.no_grad()
-    def segment_words(
-        self,
-        words: Sequence[Sequence[str]],
-        *,
-        background: float | None,
-        image: ImageState | None = None,
-        company: Sequence[str] = COMPANY,
-        attention: bool = True,
-        features: bool = False,
-        skip_lcsa: bool = False,
-    ) -> Segmentation:
-        """`segment` for classes whose names are already clean; `words` has the words of each class."""
         is_number = isinstance(background, Real) and not isinstance(background, bool)
         if background is not None and not (is_number and 0.0 <= background <= 1.0):
             raise ValueError(f'background is a threshold between 0 and 1, None or "default", not {background!r}.')
-        state = image or self._image
+        state = image or self.image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
         if state.encoder_id != self.encoder_id:  # encoded by other towers
             state = self.encode_image(state.picture)
-        words = [list(group) for group in words]
-        flat = [word for group in words for word in group]
-        asked = {canonical(word) for word in flat}
-        company = [word for word in company if canonical(word) not in asked] if len(words) == 1 else []
-        embeddings = self.encode_names([*flat, *company])
-        join = Synonyms([len(group) for group in words])
+        words = [word for each in classes for word in each.words]
+        asked = {canonical(word) for word in words}
+        company = [word for word in company if canonical(word) not in asked] if len(classes) == 1 else []
+        embeddings = self.encode_names([*words, *company])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):
             encoded = move(encoded, self.device)
@@ -288,22 +270,20 @@ class Predictor:
                 logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
                 decoded = DecoderOutput(logits.unflatten(-1, encoded.grid), encoded.patch_features, embeddings[None])
             else:
-                decoded = self.model.decode(
-                    encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa
-                )
+                decoded = self.model.decode(encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa)
+            of_words = decoded.mask_logits[0, : len(words)].float().cpu().split([len(each.words) for each in classes])
             outputs.append(
                 WindowOutput(
                     window,
-                    join.best(decoded.mask_logits[0, : len(flat)].float().cpu()),
-                    [layer[0].float().cpu() for layer in decoded.cross_attention or ()],
-                    [routing_to_cpu(layer) for layer in decoded.routing or ()],
-                    decoder_features(decoded, len(flat)) if features and self.decoder != PLAIN_CLIP else None,
+                    logits=torch.stack([logits.amax(dim=0) for logits in of_words]),
+                    attention_scores=[layer[0].float().cpu() for layer in decoded.cross_attention or ()],
+                    routing=[routing_to_cpu(layer) for layer in decoded.routing or ()],
+                    features=decoder_features(decoded, len(words)) if features and self.decoder != PLAIN_CLIP else None,
                 )
             )
         return Segmentation(
-            names=[group[0] for group in words],
-            synonyms=words,
-            seen=[any(word in self.seen_names for word in group) for group in words],
+            classes=classes,
+            seen=[each in self.seen_names for each in classes],
             decoder=self.decoder,
             picture=state.picture,
             input_size=state.input_size,
@@ -311,51 +291,33 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            indistinguishable_words=indistinguishable_words(words, embeddings[: len(flat)]),
+            indistinguishable_words=indistinguishable_words(classes, embeddings[: len(words)]),
             company=company,
         )
 
 
-def indistinguishable_words(classes: Sequence[Sequence[str]], embeddings: Tensor) -> list[list[str]]:
-    """Words of different classes whose embeddings are one and the same: the text tower cannot read in what they differ.
+def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) -> list[list[str]]:
+    """Groups of words of different classes that have the same embedding, so that the model cannot tell them apart.
 
-    Lite's, for instance, learned from English nouns, and of Chinese it knows no token.
+    The text tower of the lite model, for instance, was trained on English nouns and has no tokens for Chinese.
 
     Args:
-        classes: the words of each.
-        embeddings: (words in all, d).
-
-    Returns:
-        Groups of words.
+        classes: C classes with E words in all.
+        embeddings: (E, d).
     """
     unit = F.normalize(embeddings.float(), dim=-1)
     with torch.autocast(unit.device.type, enabled=False):  # bfloat16 rounds 0.998 to 1
         similarity = unit @ unit.T
-    same = (similarity > ONE_AND_THE_SAME).fill_diagonal_(True).tolist()  # rounding or a zero vector would differ
-    groups: dict[int, list[tuple[str, int]]] = {}  # the first of some words that are alike -> them, and their classes
-    named = [(word, index) for index, words in enumerate(classes) for word in words]
+    same = (similarity > SAME_EMBEDDING).fill_diagonal_(True).tolist()  # a zero vector has no similarity to itself
+    groups: dict[int, list[tuple[str, int]]] = {}  # first of some equal words -> these words and their classes
+    named = [(word, index) for index, each in enumerate(classes) for word in each.words]
     for row, each in zip(same, named, strict=True):
         groups.setdefault(row.index(True), []).append(each)
     return [[word for word, _ in group] for group in groups.values() if len({index for _, index in group}) > 1]
 
 
-class Synonyms:
-    """Joins the logits of words into those of classes; `counts` has the number of words of each class."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.starts = [sum(counts[:i]) for i in range(len(counts))]
-        self.ends = [start + count for start, count in zip(self.starts, counts, strict=True)]
-        self.trivial = all(count == 1 for count in counts)
-
-    def best(self, logits: Tensor) -> Tensor:
-        """(words, ...) -> (classes, ...): a class fits as well as the best of its words."""
-        if self.trivial:
-            return logits
-        return torch.stack([logits[i:j].amax(dim=0) for i, j in zip(self.starts, self.ends, strict=True)])
-
-
 def decoder_features(decoded: DecoderOutput, words: int) -> DecoderFeatures:
-    """Before and after the decoder, for the first picture of the batch and its first `words` embeddings, on the CPU."""
+    """Features before and after the decoder: of the first picture of the batch, its first `words` embeddings, on the CPU."""
     patches = (decoded.patch_features_before, decoded.patch_features)
     classes = (decoded.class_embeddings_before[:, :words], decoded.class_embeddings[:, :words])
     return DecoderFeatures(*(values[0].float().cpu() for values in (*patches, *classes)))

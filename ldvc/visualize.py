@@ -1,35 +1,36 @@
-"""Pictures out: overlays, colours that people with any colour vision can tell apart, heat maps. No widgets.
+"""Drawing: overlays, heat maps, and colours that people with any colour vision can tell apart.
 
-Heat maps use one colour scale for everything, with growing lightness from 0 to 1, and never rescale.
+All heat maps use one fixed colour scale from 0 to 1, whose lightness grows.
 """
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-# A qualitative palette: strong hues that also differ in lightness. Names get their colour by hash, see `colours_for`.
+# A qualitative palette: strong hues that also differ in lightness.
 PALETTE = [
     "#e69f00", "#56b4e9", "#00a878", "#f0e442", "#4477dd", "#e8590c", "#cc79a7", "#8b5cf6", "#b5e853", "#00b8b0",
     "#ff8fab", "#a8703c", "#c9b1ff", "#7f9a2e", "#ff6f61", "#dcc48e", "#20c9ff", "#c2338f",
 ]  # fmt: skip
 
-# Goes into the hash of every name. Found by search, so that by chance grass and trees are green, sky and water blue.
+# Salt of the hash that chooses colours. With this value, grass and trees are green, sky and water are blue.
 HASH_SALT = 397933
 
-# The heat scale, from dark violet over red to pale yellow, interpolated linearly in between.
+# The heat scale, from dark violet over red to pale yellow; linear interpolation between these colours.
 HEAT_STOPS = ["#0d0829", "#3b0f62", "#6d1d70", "#a02a64", "#d14545", "#f0722c", "#fca524", "#f7d95c", "#fcfdc9"]
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
-# severity 1, for linear RGB: what people without M cones and without L cones see.
+# severity 1, for linear RGB: vision without M cones and without L cones.
 DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
 PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
 
 NONE_COLOUR = "#8a8a8a"
-OPACITY = 0.55  # of the paint over the photo, unless told otherwise
+OPACITY = 0.55  # of classes over the photo
 
 
 # ---- colours ----------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
     )  # fmt: skip
 
 
-def _perceived(colours: np.ndarray) -> np.ndarray:
+def perceived(colours: np.ndarray) -> np.ndarray:
     """(n, 3) -> (3, n, 3): Oklab for usual, deuteranope and protanope vision."""
     linear = _linear(colours)
     views = (linear, linear @ DEUTERANOPIA.T, linear @ PROTANOPIA.T)
@@ -66,9 +67,7 @@ def _perceived(colours: np.ndarray) -> np.ndarray:
 
 
 def _extended_palette() -> np.ndarray:
-    """The palette, then 256 further colours by turning the hue by the golden angle at three lightnesses: (n, 3)."""
-    import colorsys
-
+    """(n, 3): the palette, then 256 colours whose hues differ by the golden angle, at three lightnesses."""
     extra = []
     for index in range(256):
         hue = (0.11 + index * 0.61803398875) % 1
@@ -78,21 +77,21 @@ def _extended_palette() -> np.ndarray:
 
 
 _CANDIDATES = _extended_palette()
-_CANDIDATES_SEEN_AS = _perceived(_CANDIDATES)
-_DISTINCT = 0.09  # distance in Oklab from which two large areas are told apart at a glance
+_CANDIDATES_SEEN_AS = perceived(_CANDIDATES)
+_DISTINCT = 0.09  # distance in Oklab from which on two large areas are easy to tell apart
 
 
 def colours_for(names: Sequence[str]) -> list[str]:
-    """One colour per name: the same name has the same colour in every picture, unless that would clash.
+    """One colour for each name. A name has the same colour in all pictures, unless it is too close to another one.
 
-    A hash chooses from the palette. In a list, a name whose colour is too close to one already given (for usual vision or
-    for the two common kinds of colour blindness) moves on to the next that is distinct.
+    A hash chooses from the palette. If that colour is too close to the colour of an earlier name (for usual vision or for the
+    two common kinds of colour blindness), the name gets the next colour that is distinct.
 
     Returns:
-        "#rrggbb" for each name; no two are equal for up to 200 names, as many as may be asked for.
+        "#rrggbb" for each name; up to 200 are all different.
     """
     chosen: list[int] = []
-    nearest = np.full(len(_CANDIDATES), np.inf)  # distance of each candidate to the closest colour given so far
+    nearest = np.full(len(_CANDIDATES), np.inf)  # distance of each candidate to the closest chosen colour
     for name in names:
         digest = hashlib.sha256(f"{HASH_SALT}:{name.casefold()}".encode()).digest()
         start = int.from_bytes(digest[:4], "big") % len(PALETTE)
@@ -118,7 +117,7 @@ def heat_table() -> np.ndarray:
 _HEAT = heat_table()
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- overlays and heat maps -------------------------------------------------------------------------------------------
 
 
 def fit_size(height: int, width: int, *, long_side: int) -> tuple[int, int]:
@@ -140,7 +139,7 @@ def grey_version(picture: np.ndarray) -> np.ndarray:
 
 
 def outlines(labels: np.ndarray) -> np.ndarray:
-    """bool (H, W): pixels whose right or lower neighbour has another label, and those neighbours."""
+    """bool (H, W): pixels whose right or lower neighbour has another label, and these neighbours."""
     edge = np.zeros(labels.shape, dtype=bool)
     down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edge[1:] |= down
@@ -164,13 +163,12 @@ def overlay(
 
     Args:
         picture: uint8 (H, W, 3).
-        labels: int (H, W), index into `colours`, -1 = none of these: grey and dimmed, so that it does not look like a class.
+        labels: int (H, W), index into `colours`; -1 = none of these, drawn grey and dark.
         colours: "#rrggbb" for each class.
-        striped: classes that are drawn with diagonal stripes (names never seen in training), so that colour is not the
-            only sign.
-        opacity: of the paint, 0..1; 0 leaves the photo as it is.
+        striped: classes that are drawn with diagonal stripes (unseen classes).
+        opacity: of the colours, 0..1; 0 leaves the photo as it is.
         outline: draw a white line between areas.
-        only: paint this class alone, all others like none of these.
+        only: draw this class only, and all others like none of these.
 
     Returns:
         uint8 (H, W, 3).
@@ -180,7 +178,7 @@ def overlay(
         labels = np.where(labels == only, only, -1)
     table = np.array([rgb(NONE_COLOUR), *(rgb(colour) for colour in colours)], dtype=np.float32)  # -1 is row 0
     grey = grey_version(picture)
-    # Up to half of the photo's colour is taken out first, or the paint mixes with it to hues that the legend does not show.
+    # Remove up to half of the photo's colour: mixed with a class's colour, it makes hues that are not in the legend.
     muted = 0.5 * min(1.0, opacity / OPACITY)
     base = (1 - muted) * picture.astype(np.float32) + muted * grey
     paint = table[labels + 1]
@@ -202,12 +200,12 @@ def overlay(
 
 
 def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength: float = 0.8) -> np.ndarray:
-    """Draw values on the fixed scale from 0 to 1, over a pale grey version of the photo for orientation.
+    """Draw values on the fixed scale from 0 to 1, over a pale grey version of the photo.
 
     Args:
         values: float (H, W) in 0..1.
-        picture: uint8 (H, W, 3), or None for the bare scale.
-        strength: share of the heat colour where there is a photo.
+        picture: uint8 (H, W, 3), or None.
+        strength: share of the heat colour over a photo.
 
     Returns:
         uint8 (H, W, 3).
@@ -221,7 +219,7 @@ def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength:
 
 
 def heat_gradient(*, strength: float = 0.8) -> str:
-    """The scale as a CSS gradient, mixed with middle grey as `heat_map` mixes it with the photo."""
+    """The scale as a CSS gradient, mixed with grey in the same way as `heat_map` mixes it with a photo."""
     colours = np.array([rgb(stop) for stop in HEAT_STOPS]) * strength + 128 * (1 - strength)
     stops = ", ".join("#{:02x}{:02x}{:02x}".format(*(int(round(v)) for v in colour)) for colour in colours)
     return f"linear-gradient(to right, {stops})"

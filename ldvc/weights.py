@@ -1,9 +1,9 @@
-"""Tensors on disk and files from the Hub: what the towers' loader and the checkpoints have in common.
+"""Folders of weights, and whether the Hub can be reached.
 
-A folder of weights is `model.safetensors`, or, where that would be too big, the Hugging Face sharding format:
-`model-00001-of-00003.safetensors` and so on, with `model.safetensors.index.json` that says which tensor is in which file.
-A tensor that is bigger than one shard (a token embedding) is split by rows and stored as `name::0`, `name::1`, ...;
-`load_tensors` concatenates the pieces again.
+A folder of weights holds `model.safetensors`, or, if that is too large, shards in Hugging Face's format:
+`model-00001-of-00003.safetensors` and so on, with `model.safetensors.index.json`, which maps tensors to files. A tensor that is
+larger than one shard (a token embedding) is split by rows and stored as `name::0`, `name::1`, ...; `load_tensors` concatenates
+the pieces.
 """
 
 import json
@@ -35,17 +35,17 @@ def save_tensors(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
-    """Write tensors to a folder, in several files if one would be too big; older weights there are replaced.
+    """Write tensors to a folder, in several files if one would be too large; existing weights are replaced.
 
     Args:
         tensors: by name.
-        folder: created if need be.
-        dtype: floating tensors with two or more dimensions are stored in it. Vectors (norms, biases, running variances,
-            which may leave the range of half precision) and integers stay as they are: together they are small.
+        folder: created if it does not exist.
+        dtype: of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
+            which may exceed the range of half precision) and integers keep their type.
         max_shard_bytes: largest size of the tensors in one file.
 
     Returns:
-        The files that hold tensors.
+        The files with tensors.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,11 @@ def save_tensors(
 
 
 def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-    """Read what `save_tensors` (or any tool that writes the Hugging Face format) wrote.
+    """Read tensors that `save_tensors`, or any tool with the Hugging Face format, wrote.
 
     Args:
-        folder: holds model.safetensors, or shards and their index.
-        dtype: floating tensors are converted to it; None = as stored.
+        folder: with model.safetensors, or shards and their index.
+        dtype: floating-point tensors are converted to it; None = as stored.
 
     Raises:
         WeightsNotFoundError: a file is missing.
@@ -142,10 +142,10 @@ def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float3
 
 
 def hub_reachable(*, timeout: float = 3.0) -> bool:
-    """Whether the Hugging Face Hub can be reached, asked once before a download.
+    """Whether the Hugging Face Hub can be reached.
 
-    The Hub's own client retries for most of a minute when there is no network; a visitor should hear sooner what is
-    wrong. Behind a proxy this cannot be known beforehand, and the answer is yes.
+    Without network, the Hub's client retries for almost a minute; this check reports the problem sooner. With a proxy it
+    cannot be checked, and the result is True.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False

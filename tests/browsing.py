@@ -1,4 +1,4 @@
-"""A visitor of the page in a real Chromium, and the page itself: started once, met by every test of it."""
+"""A visitor of the page in a real Chromium, and the page itself, which is started once for all tests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SECONDS = 60_000  # milliseconds to wait for an answer, on a busy machine
 
 
 def model_to_serve(folder: Path) -> str:
-    """The bundled model, which knows a dog; while it is being rebuilt, one of random weights."""
+    """The bundled model; while it is being rebuilt, one of random weights."""
     there = (LITE_FOLDER / "ldvc" / "config.json").is_file()
     return "lite" if there else str(save_tiny_checkpoint(folder / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of app.py, started as anybody starts it, without network; one for all tests, for starting it takes longest."""
+    """Address of app.py, started once as users start it, without network."""
     folder = tmp_path_factory.mktemp("app")
     with serve(folder, environment={**os.environ, "LDVC_MODEL": model_to_serve(folder)}) as served:
         yield served.address
@@ -61,7 +61,7 @@ def browser() -> Iterator:
 
 
 class Visitor:
-    """A visitor with a browser window of their own, who notes what should never happen."""
+    """A visitor with a browser window of their own; `close` fails if something happened that never should."""
 
     def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
         self.context = browser.new_context(
@@ -92,9 +92,21 @@ class Visitor:
         self.page.locator("#names textarea").fill(names)
 
     def segment(self) -> None:
-        """Press the button and wait for the answer."""
-        with self.page.expect_response(lambda response: "/queue/data" in response.url):
+        """Press the button and wait until the page takes input again."""
+        with self.page.expect_response(lambda response: "/queue/data" in response.url):  # then the page is locked
             self.page.get_by_role("button", name="Segment", exact=True).click()
+        self.wait_until_unlocked()
+
+    def wait_until_unlocked(self) -> None:
+        """Until no question is being answered and no file is being made."""
+        self.page.wait_for_function("!document.querySelector('.ldvc-columns').inert")
+
+    def ask(self, names: str) -> None:
+        """Type names, press the button, and wait until the answer is painted."""
+        before = self.answers()
+        self.type_names(names)
+        self.segment()
+        self.wait_for_answer(before)
 
     def answers(self) -> int:
         """How many answers the viewer has painted."""
@@ -130,6 +142,7 @@ class Visitor:
         """Press a download button; name and content of the file that the browser saved."""
         with self.page.expect_download() as caught:
             self.page.locator(f"#download-{kind}").click()
+        self.wait_until_unlocked()
         return caught.value.suggested_filename, Path(caught.value.path()).read_bytes()
 
     def close(self) -> None:
@@ -149,6 +162,6 @@ def set_range(page, selector: str, value: float) -> None:
 
 
 def open_tab(visitor: Visitor, name: str, expected: str) -> None:
-    """Click a tab and wait for what stands there."""
+    """Click a tab and wait for its content."""
     visitor.page.get_by_role("tab", name=name, exact=True).click()
     visitor.page.locator(expected).first.wait_for()

@@ -1,4 +1,4 @@
-"""Pictures of flat colours, whose every pixel is known, and a model that sees nothing but colours."""
+"""Pictures of flat colours and a model whose features and class embeddings are colours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def halves(height: int, width: int, split: int, *, axis: int = 1) -> np.ndarray:
 
 
 class ColourModel:
-    """Knows colours and nothing else; has what `Predictor` asks of a model."""
+    """Stands in for `LDVC` in a `Predictor`. Unknown words are grey."""
 
     def __init__(self, patch: int = 16) -> None:
         weights = SimpleNamespace(logit_scale=torch.zeros(()))

@@ -31,10 +31,10 @@ long_side: 80
 short_side: null
 loss_stride: 4
 full_vocabulary: 0.5
-preserve_names: 4
-preserve_weight: 100.0
-preserve_unknown_weight: 100.0
-concepts: {root}/concepts.txt
+distill_per_step: 4
+distill_weight: 100.0
+distill_unannotated_weight: 100.0
+distillation_names: {root}/concepts.txt
 focal_normalise: pairs
 ignore_as_negative: false
 learning_rate: 1.0e-3
@@ -101,7 +101,7 @@ def train_here(root: Path, name: str, changes: Sequence[str] = (), resume: str |
         die: ("step", n): killed as soon as step n is done. ("call", "module.function", n): killed at the n-th call of it.
     """
     import train.train as trainer
-    from train.options import load_config
+    from train.config import load_config
 
     on_step = None
     if die[:1] == ("step",):

@@ -107,7 +107,7 @@ def test_regions_may_be_gathered_a_part_at_a_time(
     with torch.enable_grad():  # with gradients, everything is gathered at once
         whole, routing = module(tokens, grid, return_routing=True)
     calls = []
-    monkeypatch.setattr(attention, "GATHERED", gathered)
+    monkeypatch.setattr(attention, "GATHER_CHUNK", gathered)
     monkeypatch.setattr(module, "_attend", lambda *words, own=module._attend: calls.append(words[0]) or own(*words))
     parts, other = module(tokens, grid, return_routing=True)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
@@ -215,7 +215,7 @@ def test_a_patch_outside_the_grid_is_refused() -> None:
 
 
 def test_identity_start_averages_similar_patches() -> None:
-    module = RoutedSelfAttention(WIDTH, HEADS, regions=1, topk=1, init="identity")
+    module = RoutedSelfAttention(WIDTH, HEADS, regions=1, topk=1, start_at_identity=True)
     tokens = torch.randn(1, 12, WIDTH)
     heads = tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
     expected = F.scaled_dot_product_attention(SHARPNESS * heads, heads, heads).transpose(1, 2).flatten(2)
@@ -264,7 +264,7 @@ def test_lcsa_trains_under_bfloat16(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("learning", [False, True])
 def test_on_a_gpu_learning_keeps_off_cudnns_attention(learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gradients were no numbers now and then; see tests/test_gpu.py for the kernel that a GPU takes."""
+    """Its gradients became NaN now and then; see tests/test_gpu.py for the kernel that a GPU uses."""
     allowed = []
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *_, **__: allowed.append(torch.backends.cuda.cudnn_sdp_enabled())

@@ -1,4 +1,4 @@
-"""The benchmark: how it measures, what it compares, and what it says."""
+"""The benchmark: its clock, its candidates and its tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.model import LDVC
 from train import benchmark
-from train.benchmark import BARE, FullSelfAttention, summarize
-from train.timing import fit_exponent, in_turn
+from train.benchmark import BARE, FullSelfAttention, fit_exponent, in_turn, summarize
 
 
 def test_candidates_run_in_turn_and_warm_up_is_not_counted() -> None:
@@ -29,7 +28,7 @@ def test_exponent_is_the_slope_of_logarithms(exponent: float) -> None:
 
 
 @torch.no_grad()
-def test_the_opponent_is_lcsa_with_all_regions() -> None:
+def test_full_attention_equals_lcsa_with_all_regions() -> None:
     full, lcsa = FullSelfAttention(32, 4), RoutedSelfAttention(32, 4, regions=4, topk=16, local_conv=False)
     lcsa.load_state_dict(full.state_dict())
     tokens = torch.randn(2, 48, 32)
@@ -61,7 +60,7 @@ def test_it_runs_and_measures_memory_in_a_process_of_its_own(
 ) -> None:
     monkeypatch.setattr(benchmark, "DECODERS", ("ldvc",))  # one process instead of three
     words = ["--clip", str(tiny_clip_folder), "--image_size", "64", "--names", "3", "--prompts", "2", "--rounds", "1"]
-    words += ["--width", "32", "--grids", "4", "8", "12", "--threads", "1"]
+    words += ["--width", "32", "--grids", "4", "8", "12"]
     benchmark.main([*words, "--output", str(tmp_path / "table")])
     printed, written = capsys.readouterr().out, json.loads((tmp_path / "table.json").read_text())
     assert printed.strip() == (tmp_path / "table.md").read_text().strip() and "64 pixels, 3 names" in printed
@@ -73,7 +72,7 @@ def test_it_runs_and_measures_memory_in_a_process_of_its_own(
         benchmark.main([*words, "--sections", "inference", "--image_size", "96"])
 
 
-def test_check_fails_where_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_fails_if_a_limit_is_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--sections", "attention", "--check"]
     for lcsa, code in ((0.5, None), (0.7, 1)):
         monkeypatch.setattr(benchmark, "attention", lambda options, lcsa=lcsa: content(1.0, lcsa)["attention"])

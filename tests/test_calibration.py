@@ -1,27 +1,12 @@
-"""From logits to scores and labels: the formula by hand."""
+"""Calibration: settings of a checkpoint, defaults and limits."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from ldvc.calibration import Calibration
-from ldvc.inference import Window
-from ldvc.result import Segmentation, WindowOutput
 from tests.colours import colour_predictor, halves
-
-
-def test_scores_follow_the_formula() -> None:
-    logits = torch.randn(4, 6, 8)
-    result = Segmentation(
-        names=list("abcd"), seen=[True] * 4, decoder="ldvc", picture=np.zeros((96, 128, 3), np.uint8), input_size=(96, 128),
-        patch=16, outputs=[WindowOutput(Window(0, 0, 96, 128), logits)], calibration=Calibration(scale=1.5, bias=0.3),
-    )  # fmt: skip
-    expected = 1 / (1 + np.exp(-(1.5 * logits.numpy() + 0.3)))
-    np.testing.assert_allclose(result.scores_at((6, 8)), expected, atol=1e-6)
-    np.testing.assert_allclose(result.patch_scores(2, 3), expected[:, 2, 3], atol=1e-6)
-    assert np.array_equal(result.labels_at((6, 8)), logits.argmax(dim=0)), "it is the same for every name"
 
 
 def test_the_checkpoints_calibration_is_used() -> None:

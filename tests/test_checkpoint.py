@@ -1,4 +1,4 @@
-"""Checkpoints and weights: what is written can be read, and what cannot be had says what to do."""
+"""Checkpoints and weights: round trips, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +149,7 @@ def test_a_clip_that_stands_on_another_holds_what_differs(tiny_clip_folder: Path
     with torch.no_grad():
         model.visual.proj += 1
         model.visual.ln_post.bias += 1
-        model.visual.conv1.weight *= 1 + 1e-6  # less than half precision can tell
+        model.visual.conv1.weight *= 1 + 1e-6  # below half precision
     (file,) = save_clip_folder(model, other, {"base": "../clip"})
     assert set(load_file(file)) == {"visual.proj", "visual.ln_post.bias"}
     moved = (tmp_path / "a").rename(tmp_path / "b")
@@ -158,7 +157,7 @@ def test_a_clip_that_stands_on_another_holds_what_differs(tiny_clip_folder: Path
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, atol=2e-3, rtol=2e-3)  # half precision
     shutil.rmtree(moved / "clip")
-    with pytest.raises(WeightsNotFoundError, match="stands on the one at .*clip, which is not there; fetch both"):
+    with pytest.raises(WeightsNotFoundError, match="needs the one at .*clip, which is missing; copy both"):
         build_clip(str(moved / "other"))
 
 
@@ -185,7 +184,7 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"inference": {"enlarge": 1.4}}, "long_side"),
         ({"inference": {"short_side": 512, "window": 512}}, "together"),
@@ -198,9 +197,9 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
         ({"clip_calibration": [1, 2]}, "settings that cannot be used"),
     ],
 )
-def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, says: str, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {}, **settings}))
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=message):
         read_config(tmp_path)
 
 
@@ -209,8 +208,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(
 ) -> None:
     save_checkpoint(make_model(tiny_config, tiny_clip), tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    content["model"]["arm"] = content["model"].pop("decoder")
-    content["model"]["normalize_output"] = True
+    content["model"]["start_at_clip"] = content["model"].pop("recipe") == "clip_start"
     (tmp_path / "config.json").write_text(json.dumps(content))
     for read in (read_config, load_checkpoint, Predictor.from_pretrained):
         with pytest.raises(CheckpointError, match=r"^This checkpoint is of an older version of this project.*\.$") as caught:
@@ -226,10 +224,8 @@ def test_a_damaged_index_of_shards_is_named(content: str, tmp_path: Path) -> Non
 
 
 def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
-    start = time.monotonic()
     with pytest.raises(WeightsNotFoundError, match="lite"):
         load_checkpoint("somebody/ldvc-voc")
-    assert time.monotonic() - start < 5
 
 
 # ---- configuration
@@ -244,20 +240,22 @@ def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
         {"template": "{} in a photo"},
         {"topk": 0},
         {"decoder_layers": 2.5},
-        {"gate_init": "x"},
-        {"local_conv": "yes"},
+        {"lcsa_gate_init": "x"},
+        {"local_conv": "maybe"},
         {"visual_prompts": -1},
         {"visual_prompt_dropout": 1.0},
-        {"branch_init": "zero"},
+        {"recipe": "zero"},
+        {"clip": 3},
+        {"surprise": 1},
     ],
 )
 def test_impossible_configurations_are_refused(change: dict) -> None:
     with pytest.raises(CheckpointError, match=next(iter(change)).split("_")[0]):
-        ModelConfig(**change)
+        ModelConfig.from_dict(change)
 
 
 def test_configuration_round_trip() -> None:
-    config = ModelConfig(decoder="zegclip", gate_init=None, topk=2)
+    config = ModelConfig(decoder="zegclip", recipe="published", topk=2)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert ModelConfig.from_dict({}) == ModelConfig()
 
@@ -267,7 +265,7 @@ def test_configuration_round_trip() -> None:
 
 @pytest.fixture
 def tiny_name(tiny_architecture: dict, tmp_path: Path) -> str:
-    """A small architecture under a name that open_clip knows, without a bias, as OpenAI's."""
+    """A small architecture under a name registered with open_clip, without a bias, as OpenAI's."""
     architecture = {key: value for key, value in tiny_architecture.items() if not key.startswith("init_")}
     (tmp_path / "ViT-tiny-test.json").write_text(json.dumps({**architecture, "quick_gelu": True}))
     open_clip.add_model_config(tmp_path / "ViT-tiny-test.json")
@@ -347,10 +345,8 @@ def test_weights_of_another_activation_are_refused_before_they_are_fetched(offli
 
 
 def test_openai_weights_without_network_say_what_to_do(offline: None) -> None:
-    start = time.monotonic()
     with pytest.raises(WeightsNotFoundError) as caught:
         build_clip("ViT-B-16-quickgelu", "openai")
-    assert time.monotonic() - start < 5, "a visitor should hear soon what is wrong"
     for hint in ("network", "local file", "lite"):
         assert hint in str(caught.value)
 
@@ -365,7 +361,7 @@ def test_unknown_clips_and_weights_are_named(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_folder_with_a_convolutional_stem(tiny_architecture: dict, tmp_path: Path) -> None:
-    """The form of the lite towers: an EfficientNet stands in the place of the patch embedding."""
+    """The form of the lite towers: an EfficientNet instead of the patch embedding."""
     model = CLIP(**deepcopy(tiny_architecture))
     model.visual.conv1 = ConvPatchEmbed(tiny_architecture["vision_cfg"]["width"], backbone="tf_efficientnet_lite0")
     config = {

@@ -1,10 +1,11 @@
-"""The convolutional patch embedding of lite, against timm's own network."""
+"""The convolutional patch embedding against timm's network."""
 
 from __future__ import annotations
 
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 from train.data import weights_digest
@@ -14,7 +15,7 @@ BACKBONE = "tf_efficientnet_lite0"
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """With batch norms that do something: a fresh one is nearly the identity."""
+    """With random batch norms; PyTorch initialises them nearly as the identity."""
     torch.manual_seed(0)
     network = timm.create_model(BACKBONE, features_only=True, output_stride=16, out_indices=(3, 4))
     for module in network.modules():
@@ -26,24 +27,25 @@ def network() -> torch.nn.Module:
     return network.eval()
 
 
-def make_stem(network: torch.nn.Module, **options: object) -> ConvPatchEmbed:
-    stem = ConvPatchEmbed(32, backbone=BACKBONE, **options)
-    stem.backbone.load_state_dict(network.state_dict())
-    return stem.eval()
+def make_patch_embed(network: torch.nn.Module, **options: object) -> ConvPatchEmbed:
+    patch_embed = ConvPatchEmbed(32, backbone=BACKBONE, **options)
+    patch_embed.backbone.load_state_dict(network.state_dict())
+    return patch_embed.eval()
 
 
 @torch.no_grad()
-def test_patches_of_the_stride_are_the_network_itself(network: torch.nn.Module) -> None:
+def test_features_are_the_networks(network: torch.nn.Module) -> None:
     images = torch.randn(3, 3, 64, 96)
     expected = torch.cat(network(images), dim=1)
-    stem = make_stem(network)
-    torch.testing.assert_close(stem.features(images), expected, atol=1e-3, rtol=1e-3)
-    assert stem(images).shape == (3, 32, 4, 6)
+    patch_embed = make_patch_embed(network)
+    torch.testing.assert_close(patch_embed.features(images), expected, atol=1e-3, rtol=1e-3)
+    assert patch_embed(images).shape == (3, 32, 4, 6)
 
 
 @torch.no_grad()
-def test_larger_patches_have_the_mean_of_their_features(network: torch.nn.Module) -> None:
-    """A patch of 24 pixels spans 1.5 features; antialiased, it reads those within one patch of its centre, near ones most."""
+def test_larger_patches_are_seen_at_two_scales(network: torch.nn.Module) -> None:
+    """A patch of 24 pixels is 1.5 features wide. Its weights fall linearly to zero at a distance of one patch. The other scale
+    has one feature per patch."""
     images = torch.randn(2, 3, 48, 72)
     features = torch.cat(network(images), dim=1)  # (2, channels, 3, 5), of pictures that are 3 and 4.5 strides long
 
@@ -54,22 +56,24 @@ def test_larger_patches_have_the_mean_of_their_features(network: torch.nn.Module
         return near / near.sum(dim=1, keepdim=True)
 
     expected = torch.einsum("bcij,yi,xj->bcyx", features, weights(2, 3), weights(3, 5))
-    stem = make_stem(network, patch_size=24)
-    torch.testing.assert_close(stem.features(images), expected, atol=1e-3, rtol=1e-3)
-    assert stem(images).shape == (2, 32, 2, 3)
+    reduced = F.interpolate(images, size=(32, 48), mode="bilinear", antialias=True)
+    expected = (expected + torch.cat(network(reduced), dim=1)) / 2
+    patch_embed = make_patch_embed(network, patch_size=24)
+    torch.testing.assert_close(patch_embed.features(images), expected, atol=1e-3, rtol=1e-3)
+    assert patch_embed(images).shape == (2, 32, 2, 3)
 
 
 @torch.no_grad()
-def test_weights_that_come_later_are_used(network: torch.nn.Module) -> None:
-    images, stem = torch.randn(1, 3, 32, 32), make_stem(network)
-    before, names = stem.features(images), list(stem.state_dict())
-    stem.backbone.load_state_dict({name: value * 0.9 for name, value in network.state_dict().items()})
-    stem.load_state_dict(stem.state_dict())
-    assert not torch.allclose(stem.features(images), before)
-    assert list(stem.state_dict()) == names, "the fast copy is no part of the state"
+def test_the_folded_copy_follows_the_weights(network: torch.nn.Module) -> None:
+    images, patch_embed = torch.randn(1, 3, 32, 32), make_patch_embed(network)
+    before, names = patch_embed.features(images), list(patch_embed.state_dict())
+    patch_embed.backbone.load_state_dict({name: value * 0.9 for name, value in network.state_dict().items()})
+    patch_embed.load_state_dict(patch_embed.state_dict())
+    assert not torch.allclose(patch_embed.features(images), before)
+    assert list(patch_embed.state_dict()) == names, "the folded copy is not saved"
 
 
-def test_stored_views_of_other_patches_are_others() -> None:
+def test_the_digest_of_a_cache_depends_on_the_patch_size() -> None:
     torch.manual_seed(0)
     small, large = ConvPatchEmbed(8, backbone=BACKBONE), ConvPatchEmbed(8, patch_size=24, backbone=BACKBONE)
     large.load_state_dict(small.state_dict())

@@ -10,16 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ldvc.class_names import canonical, load_split, spellings
 from ldvc.errors import DataError
 from tests.tiny_data import make_set, make_sets
 from train.data import (
     BACKGROUND,
     VOID,
     Augmentation,
-    DrawSchedule,
     FolderDataset,
     NameSampler,
+    SampleSchedule,
     TrainingViews,
     ViewCache,
     Vocabulary,
@@ -36,34 +35,11 @@ def root(tmp_path: Path) -> Path:
     return make_sets(tmp_path / "data")
 
 
-def test_names_with_one_meaning_become_one() -> None:
-    assert canonical("Aeroplane") == canonical("airplane") == "airplane"
-    assert canonical(" dining_Table ") == "dining table" and canonical("zeppelin") == "zeppelin"
-    assert spellings("sofa")[0] == "couch" and "sofa" in spellings("couch")
-
-
-def test_splits() -> None:
-    unseen = load_split("lite_experiment")
-    assert len(unseen) == 10 and {"cow", "airplane", "laptop"} <= unseen
-    assert load_split(None) == load_split("none") == frozenset()
-    with pytest.raises(DataError, match="lite_experiment"):
-        load_split("no such split")
-
-
 def test_folder_reads_photos_and_masks(root: Path) -> None:
     dataset = FolderDataset(root / "pets")
     assert len(dataset) == 6 and dataset.names() == ["dog", "cat"] and dataset.background_index == 0
     assert dataset.image(1).size == (84, 60) and dataset.image(1).mode == "RGB"
     assert sorted(np.unique(dataset.mask(1))) == [1, 2, 255]
-
-
-@pytest.mark.parametrize("file", ["dataset.json", "train.txt", "images/photo0.jpg", "masks/photo0.png"])
-def test_what_is_missing_is_named(root: Path, file: str) -> None:
-    (root / "pets" / file).unlink()
-    with pytest.raises(DataError, match=file.split("/")[-1]):
-        dataset = FolderDataset(root / "pets")
-        dataset.image(0)
-        dataset.mask(0)
 
 
 def test_broken_folders_are_explained(root: Path) -> None:
@@ -80,14 +56,14 @@ def test_broken_folders_are_explained(root: Path) -> None:
         FolderDataset(root / "pets")
 
 
-def test_vocabulary_merges_hides_and_knows(root: Path) -> None:
+def test_vocabulary_merges_names_and_holds_out(root: Path) -> None:
     datasets = open_sets(root, ["meadow", "pets"], "train")
-    vocabulary = Vocabulary(datasets, hidden=frozenset({"cat"}))
+    vocabulary = Vocabulary(datasets, held_out=frozenset({"cat"}))
     assert vocabulary.names == ["grass", "sky", "airplane", "dog"]
     assert (
         "aeroplane" in vocabulary.spellings and "airplane" in vocabulary.spellings and "cat" not in vocabulary.spellings
     )
-    assert vocabulary.known.tolist() == [[True] * 4, [False, False, False, True]]
+    assert vocabulary.annotated.tolist() == [[True] * 4, [False, False, False, True]]
     meadow, pets = vocabulary.tables
     assert meadow[:4].tolist() == [0, 1, 2, 3] and meadow[255] == VOID
     assert pets[:3].tolist() == [BACKGROUND, 3, VOID]  # dog is shared, the held-out cat is void
@@ -138,58 +114,58 @@ def test_views_depend_on_their_seed_alone() -> None:
     assert (views[0] == views[1]).all() and (views[0] != views[2]).any()
 
 
-def test_schedule_is_a_function_of_the_draw() -> None:
-    schedule, later = DrawSchedule([5, 3], [0.75, 0.25], seed=1), DrawSchedule([5, 3], [0.75, 0.25], seed=1)
-    draws = [schedule[number] for number in range(9000)]
-    assert [later[number] for number in (8500, 17, 4100)] == [draws[8500], draws[17], draws[4100]]
-    share = np.mean([index == 0 for index, _, _ in draws])
+def test_schedule_is_a_function_of_the_sample_index() -> None:
+    schedule, later = SampleSchedule([5, 3], [0.75, 0.25], seed=1), SampleSchedule([5, 3], [0.75, 0.25], seed=1)
+    samples = [schedule[number] for number in range(9000)]
+    assert [later[number] for number in (8500, 17, 4100)] == [samples[8500], samples[17], samples[4100]]
+    share = np.mean([index == 0 for index, _, _ in samples])
     assert 0.72 < share < 0.78
-    first = [photo for index, photo, turn in draws if index == 0 and turn == 4]
-    assert sorted(first) == [0, 1, 2, 3, 4]  # every round shows every photo once
-    assert [DrawSchedule([5, 3], [1, 1], seed=2)[number] for number in range(20)] != draws[:20]
+    first = [photo for index, photo, epoch in samples if index == 0 and epoch == 4]
+    assert sorted(first) == [0, 1, 2, 3, 4]  # every epoch has every photo once
+    assert [SampleSchedule([5, 3], [1, 1], seed=2)[number] for number in range(20)] != samples[:20]
 
 
 def test_names_of_a_step() -> None:
     present = torch.zeros(40, dtype=torch.bool)
     present[[3, 7]] = True
-    sampler = NameSampler(40, 100, preserve=6, full_probability=0.5, seed=0)
+    sampler = NameSampler(40, 100, distilled=6, full_probability=0.5, seed=0)
     counts = []
     for step in range(60):
-        names, concepts = sampler.sample(step, present)
-        assert {3, 7} <= set(names.tolist()) and len(set(concepts.tolist())) == 6 and concepts.max() < 100
+        names, distilled = sampler.sample(step, present)
+        assert {3, 7} <= set(names.tolist()) and len(set(distilled.tolist())) == 6 and distilled.max() < 100
         counts.append(len(names))
     assert 15 < counts.count(40) < 45 and min(counts) < 10
-    again = NameSampler(40, 100, preserve=6, full_probability=0.5, seed=0).sample(17, present)
+    again = NameSampler(40, 100, distilled=6, full_probability=0.5, seed=0).sample(17, present)
     assert all(torch.equal(one, other) for one, other in zip(again, sampler.sample(17, present), strict=True))
-    names, concepts = NameSampler(40, 0, preserve=6, full_probability=1.0, seed=0).sample(0, present)
-    assert len(names) == 40 and len(concepts) == 0
+    names, distilled = NameSampler(40, 0, distilled=6, full_probability=1.0, seed=0).sample(0, present)
+    assert len(names) == 40 and len(distilled) == 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 9, 40, 100])
 def test_names_of_a_step_are_at_most_the_limit_beside_those_of_the_photos(limit: int) -> None:
     present = torch.zeros(40, dtype=torch.bool)
     present[[3, 7]] = True
-    options = {"preserve": 6, "full_probability": 0.5, "seed": 0}
+    options = {"distilled": 6, "full_probability": 0.5, "seed": 0}
     limited, unlimited = NameSampler(40, 100, limit=limit, **options), NameSampler(40, 100, **options)
     counts = []
     for step in range(60):
-        names, concepts = limited.sample(step, present)
-        all_names, all_concepts = unlimited.sample(step, present)
+        names, distilled = limited.sample(step, present)
+        all_names, all_distilled = unlimited.sample(step, present)
         assert {3, 7} <= set(names.tolist()) <= set(all_names.tolist())
-        assert torch.equal(concepts, all_concepts), "the limit does not change what else is drawn"
+        assert torch.equal(distilled, all_distilled), "the limit does not change other samples"
         counts.append(len(set(names.tolist()) - {3, 7}))
         if limit in (0, 40, 100):
             assert torch.equal(names, all_names)
     if limit in (1, 9):
         assert max(counts) == limit and min(counts) < limit
         drawn = {name for step in range(600) for name in limited.sample(step, present)[0].tolist()}
-        assert len(drawn) == 40, "every name has its turn"
+        assert len(drawn) == 40, "every name is sampled"
 
 
 def test_held_out_names_of_self_training_are_beyond_the_limit() -> None:
     unseen = torch.arange(40) >= 30
     sampler = NameSampler(
-        40, 0, preserve=0, full_probability=1.0, seed=0, unseen=unseen, self_training_from=5, limit=4
+        40, 0, distilled=0, full_probability=1.0, seed=0, unseen=unseen, self_training_from=5, limit=4
     )
     present = torch.zeros(40, dtype=torch.bool)
     before, after = (set(sampler.sample(step, present)[0].tolist()) for step in (4, 5))
@@ -241,8 +217,8 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
 
     datasets = [cache.dataset for cache in again]
     vocabulary = Vocabulary(datasets)
-    schedule = DrawSchedule([6, 6], [1, 1], seed=0)
-    shared = dict(draws=10, augmentation=caches[0].augmentation, mean=mean, std=std, seed=0)
+    schedule = SampleSchedule([6, 6], [1, 1], seed=0)
+    shared = dict(samples=10, augmentation=caches[0].augmentation, mean=mean, std=std, seed=0)
     stored = TrainingViews(datasets, vocabulary, schedule, caches=again, **shared)[5]
     fresh = TrainingViews(datasets, vocabulary, schedule, caches=None, **shared)[5]
     assert stored["patch_tokens"].shape == (3, 2, 2) and stored["features"].shape == (4, 3)
@@ -302,7 +278,7 @@ def test_digest_sees_every_weight() -> None:
 def test_held_out_pixels_count_nowhere_or_as_none_of_the_seen_classes(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "meadow", ["grass", "cow", "sky"])
     for flag, code in ((False, VOID), (True, BACKGROUND)):
-        vocabulary = Vocabulary([FolderDataset(folder)], {"cow"}, hidden_as_background=flag)
+        vocabulary = Vocabulary([FolderDataset(folder)], {"cow"}, held_out_as_background=flag)
         assert vocabulary.names == ["grass", "sky"]
         assert vocabulary.tables[0][[0, 1, 2, 255]].tolist() == [0, code, 1, VOID]
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention
 from ldvc.modeling.decoders import MaskScores, build_decoder
+from tests.tiny_run import close_gates
 
 WIDTH, HEADS, SCALE, BIAS = 32, 4, 12.0, -4.0
-PUBLISHED = {"gate_init": None, "start_at_clip": False, "branch_init": "random"}
 
 
 def make_config(decoder: str, **changes: object) -> ModelConfig:
@@ -40,10 +40,13 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 
-def with_random_scores(decoder: nn.Module) -> nn.Module:
-    """Query and key of the mask scores as training leaves them: no longer identities."""
-    for parameter in decoder.mask_scores.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+def trained(decoder: nn.Module, gate: float = 0.3) -> nn.Module:
+    """Random changes of all projections, and one value for all gates."""
+    for name, parameter in decoder.named_parameters():
+        if "gate" in name:
+            parameter.data.fill_(gate)
+        else:
+            parameter.data += 0.2 * torch.randn_like(parameter)
     return decoder
 
 
@@ -52,13 +55,12 @@ def with_random_scores(decoder: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("init", ["identity", "random"])
-def test_every_decoder_starts_at_clip(name: str, init: str) -> None:
+def test_every_decoder_starts_at_clip(name: str) -> None:
     """At CLIP's own width, with patches that show one of the classes each."""
     patches, classes, grid = make_inputs(width=512)
     shown = classes.gather(1, torch.randint(3, (2, 35, 1)).expand(-1, -1, 512))
     inputs = (F.normalize(patches + 0.5 * shown, dim=-1), classes, grid)
-    start = make_decoder(name, width=512, branch_init=init)(*inputs).mask_logits
+    start = make_decoder(name, width=512)(*inputs).mask_logits
     assert correlation(start, clip_logits(*inputs)) > 0.99
     assert start.std() == pytest.approx(clip_logits(*inputs).std().item(), rel=0.2), "CLIP's temperature"
 
@@ -69,7 +71,7 @@ def test_with_closed_gates_the_mask_logits_are_clips(name: str) -> None:
     """`zegclip` has no norm before its mask scores; the other two norm their patches."""
     patches, classes, grid = make_inputs()
     seen = patches if name == "zegclip" else F.layer_norm(patches * WIDTH**0.5, (WIDTH,)) / WIDTH**0.5
-    closed = make_decoder(name, gate_init=0.0)(patches, classes, grid).mask_logits
+    closed = close_gates(make_decoder(name))(patches, classes, grid).mask_logits
     torch.testing.assert_close(closed, clip_logits(seen, classes, grid), atol=1e-4, rtol=0)
 
 
@@ -79,7 +81,7 @@ def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
     assert len(gates) == 3 + 2 * 2  # three LCSA; two cross-attentions with feed-forward networks
     for name, values in gates.items():
         assert values == pytest.approx([0.3 if name.startswith("consensus.2") else 0.05]), name
-    ungated = make_decoder("ldvc", gate_init=None, lcsa_gate_init=0.3)
+    ungated = make_decoder("ldvc", recipe="published", lcsa_gate_init=0.3)
     assert not [name for name, _ in ungated.named_parameters() if "gate" in name]
 
 
@@ -102,19 +104,17 @@ def torch_scores(module: MaskScores, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gate", [None, 0.3])
-@pytest.mark.parametrize("start_at_clip", [False, True])
+@pytest.mark.parametrize("recipe", ["published", "clip_start"])
 @pytest.mark.parametrize("name", ["ldvc", "ldvc_without_lcsa"])
-def test_local_consensus_reads_as_published(name: str, start_at_clip: bool, gate: float | None) -> None:
+def test_local_consensus_reads_as_published(name: str, recipe: str) -> None:
     """V <- V + SA(LN V); V <- V + CA(LN V, T); V <- V + FFN(LN V); masks = mean over heads of the last CA's scores + bias.
 
     With all regions, LCSA is full self-attention.
     """
-    changes = PUBLISHED | {"gate_init": gate, "start_at_clip": start_at_clip, "topk": 64, "local_conv": False}
-    decoder = with_random_scores(make_decoder(name, **changes))
+    decoder = trained(make_decoder(name, recipe=recipe, topk=64, local_conv=False))
     patches, classes, grid = make_inputs()
     output = decoder(patches, classes, grid, return_attention=True)
-    stream, anchors, factor = patches * WIDTH**0.5, classes * WIDTH**0.5, 1.0 if gate is None else gate
+    stream, anchors, factor = patches * WIDTH**0.5, classes * WIDTH**0.5, 1.0 if recipe == "published" else 0.3
     assert len(decoder.guidance) == 2 and len(decoder.consensus) == (3 if name == "ldvc" else 0)
     for layer in range(3):
         if name == "ldvc":
@@ -129,7 +129,7 @@ def test_local_consensus_reads_as_published(name: str, start_at_clip: bool, gate
         torch.testing.assert_close(scores.softmax(dim=2).flatten(3).transpose(2, 3), weights, atol=1e-5, rtol=1e-4)
         stream = stream + factor * branch
         stream = stream + factor * block.ffn(block.ffn_norm(stream))
-    scores = torch_scores(decoder.mask_scores, F.layer_norm(stream, (WIDTH,)), anchors).transpose(2, 3)
+    scores = torch_scores(decoder.mask_scores, decoder.mask_norm(stream), anchors).transpose(2, 3)
     torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
     expected = scores.mean(dim=1) + decoder.mask_scores.bias
     torch.testing.assert_close(output.mask_logits.flatten(2), expected, atol=1e-4, rtol=1e-4)
@@ -138,15 +138,13 @@ def test_local_consensus_reads_as_published(name: str, start_at_clip: bool, gate
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gate", [None, 0.3])
-@pytest.mark.parametrize("start_at_clip", [False, True])
-def test_zegclip_reads_as_published(gate: float | None, start_at_clip: bool) -> None:
+@pytest.mark.parametrize("recipe", ["published", "clip_start"])
+def test_zegclip_reads_as_published(recipe: str) -> None:
     """T <- LN(T + CA(T, V)); T <- LN(T + FFN(T)); masks = mean over heads of the last layer's scaled scores + bias."""
-    changes = PUBLISHED | {"gate_init": gate, "start_at_clip": start_at_clip}
-    decoder = with_random_scores(make_decoder("zegclip", **changes))
+    decoder = trained(make_decoder("zegclip", recipe=recipe))
     patches, classes, grid = make_inputs()
     output = decoder(patches, classes, grid, return_attention=True)
-    unit, factor = WIDTH**0.5 if start_at_clip else 1.0, 1.0 if gate is None else gate
+    unit, factor = (1.0, 1.0) if recipe == "published" else (WIDTH**0.5, 0.3)
     stream, context = classes * unit, patches * unit
     assert len(decoder.blocks) == 2
     for block in decoder.blocks:
@@ -163,8 +161,8 @@ def test_zegclip_reads_as_published(gate: float | None, start_at_clip: bool) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
-def test_without_start_at_clip_the_masks_start_as_bare_scores(name: str) -> None:
-    decoder = make_decoder(name, **PUBLISHED)
+def test_in_the_recipe_published_masks_start_as_bare_scores(name: str) -> None:
+    decoder = make_decoder(name, recipe="published")
     output = decoder(*make_inputs(), return_attention=True)
     assert decoder.mask_scores.bias == 0
     torch.testing.assert_close(output.mask_logits, output.cross_attention[-1].mean(dim=1), atol=1e-5, rtol=1e-4)
@@ -176,7 +174,7 @@ def test_without_start_at_clip_the_masks_start_as_bare_scores(name: str) -> None
 @torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
 def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
-    decoder, inputs = with_random_scores(make_decoder(name)), make_inputs()
+    decoder, inputs = trained(make_decoder(name)), make_inputs()
     without = decoder(*inputs)
     assert without.cross_attention is None and without.routing is None
     output = decoder(*inputs, return_attention=True)
@@ -193,7 +191,7 @@ def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_last_attention_is_the_segmentation(name: str, half: bool) -> None:
-    decoder = with_random_scores(make_decoder(name))
+    decoder = trained(make_decoder(name))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         output = decoder(*make_inputs(), return_attention=True)
     mean = output.cross_attention[-1].mean(dim=1)  # over heads
@@ -203,7 +201,7 @@ def test_the_last_attention_is_the_segmentation(name: str, half: bool) -> None:
 
 @torch.no_grad()
 def test_without_lcsa_is_the_same_decoder_with_lcsa_skipped() -> None:
-    with_lcsa, without = make_decoder("ldvc", gate_init=0.5), make_decoder("ldvc_without_lcsa", gate_init=0.5)
+    with_lcsa, without = trained(make_decoder("ldvc")), make_decoder("ldvc_without_lcsa")
     shared = {name: tensor for name, tensor in with_lcsa.state_dict().items() if name in without.state_dict()}
     without.load_state_dict(shared)
     inputs = make_inputs()
@@ -218,7 +216,7 @@ def test_without_lcsa_is_the_same_decoder_with_lcsa_skipped() -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("changes", [{}, PUBLISHED, {"decoder_layers": 1}])
+@pytest.mark.parametrize("changes", [{}, {"recipe": "published"}, {"decoder_layers": 1}])
 def test_nothing_is_built_that_reaches_no_mask(name: str, changes: dict) -> None:
     decoder = make_decoder(name, **changes)
     output = decoder(*make_inputs())

@@ -1,4 +1,4 @@
-"""Files to take home: they agree with each other and with what is shown."""
+"""Downloads: the files agree with each other and with what is shown."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ldvc.predictor import Predictor
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for, rgb
-from ldvc.web import texts
-from ldvc.web.downloads import KINDS, Identity, Look, make_file, safe_name
-from ldvc.web.models import Models
+from ldvc.web.downloads import KINDS, Identity, OverlayStyle, make_file, safe_name
+from ldvc.web.models import LoadedModel
+from ldvc.web.tabs.segment import DOWNLOADS
 from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -24,21 +25,21 @@ IDENTITY = Identity("tiny", "0" * 64)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return LoadedModel(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
 
 
 @pytest.fixture(scope="module")
-def result(models: Models) -> Segmentation:
+def result(model: LoadedModel) -> Segmentation:
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
-    photo = models.main.encode_image(small.resize((360, 240), Image.Resampling.BICUBIC))
-    found = models.main.segment(f"dog, {EVIL}, 空 | sky, dog/../cat", image=photo)
+    photo = model.main.encode_image(small.resize((360, 240), Image.Resampling.BICUBIC))
+    found = model.main.segment(f"dog, {EVIL}, 空 | sky, dog/../cat", image=photo)
     found.background = float(np.median(found.scores.max(axis=0)))
     return found
 
 
-def made(kind: str, result: Segmentation, look: Look | None = None) -> tuple[str, bytes]:
-    return make_file(kind, result, look=look or Look(), identity=IDENTITY, photo="my photo.v2.png")
+def made(kind: str, result: Segmentation, style: OverlayStyle | None = None) -> tuple[str, bytes]:
+    return make_file(kind, result, style=style or OverlayStyle(), identity=IDENTITY, photo="my photo.v2.png")
 
 
 def test_mask_and_data_agree(result: Segmentation) -> None:
@@ -82,14 +83,14 @@ def test_masks_in_a_zip(result: Segmentation) -> None:
 
 
 def test_overlay_file(result: Segmentation) -> None:
-    name, content = made("overlay", result, Look(opacity=1.0, outline=False, alone="dog"))
+    name, content = made("overlay", result, OverlayStyle(opacity=1.0, outline=False, alone="dog"))
     painted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     inside = result.labels == 0
     assert name == "my_photo_v2-overlay.png" and inside.any()
     assert (painted[inside] == rgb(colours_for(result.names)[0])).all()
     others = painted[~inside]
     assert (others == others[:, :1]).all(), "the others are grey"
-    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, Look(opacity=0.0, outline=False))[1])))
+    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, OverlayStyle(opacity=0.0, outline=False))[1])))
     assert np.array_equal(untouched[result.labels >= 0], result.picture[result.labels >= 0])
 
 
@@ -97,14 +98,14 @@ def test_safe_names() -> None:
     assert safe_name("../../etc/passwd") == "etc_passwd"
     assert safe_name("???") == "class" and safe_name("CON:\\a*b") == "CON_a_b"
     assert len(safe_name("long " * 40)) <= 40
-    assert set(KINDS) == set(texts.DOWNLOADS)
+    assert set(KINDS) == set(DOWNLOADS)
 
 
-def test_digest_is_of_the_weights(models: Models) -> None:
-    main = models.main
-    again = Models(main.source).main
+def test_digest_is_of_the_weights(model: LoadedModel) -> None:
+    main = model.main
+    again = Predictor.from_pretrained(main.source)
     assert re.fullmatch("[0-9a-f]{64}", main.weights_digest) and again.weights_digest == main.weights_digest
-    other = Models(main.source).main
+    other = Predictor.from_pretrained(main.source)
     with torch.no_grad():
         next(iter(other.model.decoder.parameters())).add_(1e-3)
     assert other.weights_digest != main.weights_digest

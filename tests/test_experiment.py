@@ -1,14 +1,16 @@
-"""The experiment: what it runs, what it prints, and that every ablation switch changes what its name says."""
+"""The experiment: its runs, commands and tables, and that every ablation changes one part of the model."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,163 +19,121 @@ import yaml
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
+from tests import forked
 from train import evaluate as evaluator
 from train import experiment, tables
 from train import train as trainer
-from train.options import load_config
+from train.config import load_config
 
 
-def test_experiment_plans_and_collects(tmp_path: Path) -> None:
-    ablations = experiment.read_ablations(["no_preservation"])
+def options_of(*words: str) -> argparse.Namespace:
+    """The options of a command line, completed by its configuration."""
+    options = experiment.parse(words)
+    experiment.complete(options, load_config(options.config, options.set))
+    return options
+
+
+def split(command: Sequence[str]) -> tuple[ModuleType, list[str]]:
+    """The module of the script that a command starts, and the arguments of the script."""
+    (place,) = (place for place, word in enumerate(command) if word.endswith(".py"))
+    module = {"train.py": trainer, "evaluate.py": evaluator}[Path(command[place]).name]
+    assert Path(command[place]) == Path(module.__file__)
+    return module, list(command[place + 1 :])
+
+
+def arguments_of(command: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, parsed by the script that it starts."""
+    module, arguments = split(command)
+    return module.parse(arguments)
+
+
+def run_forked(command: Sequence[str]) -> subprocess.CompletedProcess:
+    """Run the script of a command in a forked process, which saves the time of the imports."""
+    module, arguments = split(command)
+    (code,) = forked.run(module.main, arguments)
+    return subprocess.CompletedProcess(command, code)
+
+
+def test_runs_are_planned_summarised_and_shown(tmp_path: Path) -> None:
+    ablations = experiment.read_ablations(["no_distillation"])
     runs = experiment.plan(tmp_path, ["ldvc", "zegclip"], [0, 1], ablations, [0], ["max_train_steps=2"])
-    assert [(run.line, run.seed) for run in runs] == [
-        ("clip", 0),
-        ("ldvc", 0),
-        ("zegclip", 0),
-        ("ldvc", 1),
-        ("zegclip", 1),
-        ("ldvc, no_preservation", 0),
-    ]
-    assert runs[-1].changes[0] == "max_train_steps=2" and "preserve_weight=0" in runs[-1].changes
-    for run, value in zip(runs[:3] + runs[3:4], (0.2, 0.4, 0.3, 0.6), strict=True):
-        numbers = dict.fromkeys(experiment.COLUMNS, value)
-        tables.write_json(run.evaluation, [{"sets": {"msrc": numbers | {"mIoU_U": math.nan}}}])
-    content = experiment.collect(runs)
+    lines = [("clip", 0), ("ldvc", 0), ("zegclip", 0), ("ldvc", 1), ("zegclip", 1), ("ldvc, no_distillation", 0)]
+    assert [(run.line, run.seed) for run in runs] == lines
+    assert runs[-1].changes[0] == "max_train_steps=2" and "distill_weight=0" in runs[-1].changes
+    for run, value in zip(runs[:4], (0.2, 0.4, 0.3, 0.6), strict=True):
+        facts = dict.fromkeys(experiment.COLUMNS, value) | {"mIoU_U": math.nan, "benchmark": "voc"}
+        tables.write_json(run.evaluation, [{"sets": {"voc2012": facts}}])
+    content = experiment.summarize(experiment.read_results(runs))
     assert content["seeds"] == {"clip": [0], "ldvc": [0, 1], "zegclip": [0]}
-    line = content["sets"]["msrc"]["ldvc"]
+    line = content["sets"]["voc2012"]["ldvc"]
     assert line["hIoU"]["mean"] == pytest.approx(0.5) and line["hIoU"]["spread"] == pytest.approx(0.2 / math.sqrt(2))
     assert line["mIoU_U"]["mean"] is None
-    table = experiment.markdown(content, "about")
-    assert "| ldvc | 2 | 0.500 ± 0.141 |" in table and "| clip | 1 | 0.200 |" in table
-    with pytest.raises(experiment.ConfigError, match="no_preservation"):
+    text = experiment.markdown(content, "about")
+    assert "| ldvc | 2 | 0.500 ± 0.141 |" in text and "| clip | 1 | 0.200 |" in text
+    assert "| CLIP-RC | quoted: " in text and "| - | 0.928 | 0.844 | 0.884 |" in text
+    with pytest.raises(experiment.ConfigError, match="no_distillation"):
         experiment.read_ablations(["nonsense"])
 
 
-def run_options(**changes: object) -> argparse.Namespace:
-    given = {
-        "data": "D",
-        "cache_dir": "C",
-        "config": "lite_experiment",
-        "clip": None,
-        "sets": ["msrc"],
-        "unseen": "none",
-    }
-    given |= {"processes": 1, "towers": "lite", "shown": ["--long_side", "448"], "keep_patch_tokens": True}
-    return argparse.Namespace(**given | changes)
-
-
-def test_experiment_trains_what_is_missing_and_evaluates_it(tmp_path: Path) -> None:
-    runs = experiment.plan(tmp_path, DECODERS, [0], experiment.read_ablations(["no_lcsa", "topk_1"]), [0])
+def test_commands_pass_on_seed_changes_towers_and_unseen_classes(tmp_path: Path) -> None:
+    options = options_of("--clip", "towers", "--sets", "msrc", "--cache_dir", "C", "--set", "max_train_steps=7")
+    runs = experiment.plan(tmp_path, DECODERS, [3], experiment.read_ablations(["no_lcsa", "topk_1"]), [4], options.set)
+    found = []
     for run in runs:
-        *training, evaluation = experiment.command(run, run_options())
-        assert evaluation[1].endswith("evaluate.py") and evaluation[evaluation.index("--cache_dir") + 1] == "C"
-        assert (len(training) == 1) == (run.decoder != "clip")
-        for words in training:
-            trainer.parse(words[[word.endswith("train.py") for word in words].index(True) + 1 :])  # words that it knows
-            assert words[words.index("--decoder") + 1] == run.decoder and str(run.folder) in words
-        evaluator.parse(evaluation[2:])
-    assert [run.decoder for run in runs] == ["clip", "ldvc", "ldvc_without_lcsa", "zegclip", "ldvc_without_lcsa", "ldvc"]
-    assert runs[-2].changes == () and runs[-1].changes == ("topk=1",)
+        *training, evaluation = map(arguments_of, experiment.commands_of(run, options))
+        assert evaluation.unseen == "lite_experiment" and evaluation.sets == ["msrc"] and evaluation.cache_dir == "C"
+        assert evaluation.checkpoint == [str(run.folder)] * len(training)
+        assert evaluation.plain_clip == (None if training else "towers")
+        for given in training:
+            assert given.output_dir == str(run.folder) and given.clip == "towers"
+            found.append((given.decoder, int(given.seed), given.set))
+    steps = ["max_train_steps=7"]
+    assert found[:3] == [(decoder, 3, steps) for decoder in DECODERS]
+    assert found[3:] == [("ldvc_without_lcsa", 4, steps), ("ldvc", 4, [*steps, "topk=1"])]
     runs[1].folder.mkdir(parents=True)
     (runs[1].folder / "config.json").write_text("{}")
-    (evaluation,) = experiment.command(runs[1], run_options(processes=2, keep_patch_tokens=False))
-    assert evaluation[2:5] == ["accelerate.commands.launch", "--num_processes", "2"] and "--cache_dir" not in evaluation
-
-
-def test_decoders_all_prints_one_table_with_every_decoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """The commands themselves are replaced; the real ones run in test_train.py, test_resume.py and above."""
-    started = []
-
-    def pretend(words: list[str], **_: object) -> subprocess.CompletedProcess:
-        started.append(words)
-        if "--output" in words:
-            numbers = dict.fromkeys(experiment.COLUMNS, 0.25) | {"benchmark": "voc"}
-            tables.write_json(Path(words[words.index("--output") + 1] + ".json"), [{"sets": {"voc2012": numbers}}])
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(experiment.subprocess, "run", pretend)
-    words = ["--config", "voc12_inductive", "--decoders", "all", "--seeds", "0", "--output_dir", str(tmp_path)]
-    experiment.main(words)
-    assert [Path(words[-1]).name for words in started if "--plain_clip" in words] == ["426"]
-    assert ["ViT-B-16-quickgelu:openai" in words for words in started].count(True) == 1
-    table = capsys.readouterr().out
-    for line in ("clip", *DECODERS):
-        assert f"| {line} | 1 | 0.250 |" in table
-    assert "| CLIP-RC | quoted: " in table and "| - | 0.928 | 0.844 | 0.884 |" in table
-    experiment.main(words)
-    assert len(started) == 7, "nothing is done twice"
-
-
-def pretended(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Replaces trainings and evaluations; returns the list that fills with their commands."""
-    started: list[list[str]] = []
-
-    def pretend(words: list[str], **_: object) -> subprocess.CompletedProcess:
-        started.append(words)
-        if "--output" in words:
-            numbers = dict.fromkeys(experiment.COLUMNS, 0.25)
-            tables.write_json(Path(words[words.index("--output") + 1] + ".json"), [{"sets": {"msrc": numbers}}])
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(experiment.subprocess, "run", pretend)
-    return started
-
-
-def test_every_run_is_told_its_seed_its_changes_its_towers_and_what_is_unseen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = pretended(monkeypatch)
-    words = ["--decoders", "zegclip", "--seeds", "3", "5", "--ablations", "topk_1", "--ablation_seeds", "4", "--clip", "towers"]
-    experiment.main([*words, "--output_dir", str(tmp_path), "--sets", "msrc", "--set", "max_train_steps=7"])
-    told = []
-    for command in started:
-        script = next(place for place, word in enumerate(command) if word.endswith(("train.py", "evaluate.py")))
-        if command[script].endswith("train.py"):
-            given = trainer.parse(command[script + 1 :])
-            told.append((given.decoder, given.seed, given.clip, given.set))
-        else:
-            given = evaluator.parse(command[script + 1 :])
-            assert given.unseen == "lite_experiment" and given.sets == ["msrc"]
-            assert given.plain_clip in (None, "towers") and (given.plain_clip is None) == bool(given.checkpoint)
-    assert told == [
-        ("zegclip", 3, "towers", ["max_train_steps=7"]),
-        ("zegclip", 5, "towers", ["max_train_steps=7"]),
-        ("ldvc", 4, "towers", ["max_train_steps=7", "topk=1"]),
-    ]
-
-
-def test_a_table_names_the_command_and_holds_no_runs_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    started = pretended(monkeypatch)
-    words = ["--decoders", "ldvc", "--seeds", "0", "--sets", "msrc", "--output_dir", str(tmp_path)]
-    experiment.main([*words, "--set", "max_train_steps=7"])
-    table = capsys.readouterr().out
-    assert f"`python train/experiment.py {' '.join(words)} --set max_train_steps=7`" in table and ": 7 steps of 4" in table
-    count = len(started)
-    with pytest.raises(SystemExit, match=r"other settings \(changes \['max_train_steps=7'\], not \[\]\)"):
-        experiment.main(words)
-    with pytest.raises(SystemExit, match="towers 'lite', not 'others'"):
-        experiment.main([*words, "--clip", "others", "--collect"])
-    assert len(started) == count
+    (evaluation,) = experiment.commands_of(runs[1], options_of("--processes", "2"))
+    assert evaluation[evaluation.index("--nproc_per_node") + 1] == "2", "a finished training is not repeated"
 
 
 @pytest.mark.parametrize("config", ["lite_experiment", "lite_release", "lite_tune", "msrc", "voc12_inductive"])
-def test_plain_similarity_is_shown_photos_as_the_configuration_says(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_plain_similarity_uses_the_inference_settings_of_the_configuration(config: str, tmp_path: Path) -> None:
+    options = options_of("--config", config, "--sets", "msrc")
+    ((evaluation,),) = (experiment.commands_of(run, options) for run in experiment.plan(tmp_path, [], [0], {}, []))
+    given = arguments_of(evaluation)
+    assert evaluator.chosen_inference({}, vars(given)) == load_config(config).inference
+    assert given.plain_clip == ("ViT-B-16-quickgelu:openai" if config == "voc12_inductive" else "lite")
+
+
+def test_a_whole_experiment(
+    tmp_path: Path, tiny_clip_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = pretended(monkeypatch)
-    experiment.main(["--config", config, "--decoders", "--output_dir", str(tmp_path), "--sets", "msrc"])
-    given = vars(evaluator.parse(started[0][2:]))
-    assert evaluator.chosen_inference({}, given) == load_config(config).inference
+    """One training of two steps and two evaluations; then nothing is repeated, and other settings are refused."""
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(experiment.subprocess, "run", lambda command, **_: commands.append(command) or run_forked(command))
+    root = forked.make_workplace(tmp_path, tiny_clip_folder)
+    settings = (root / "tiny.yaml").read_text()
+    (root / "tiny.yaml").write_text(settings.replace("model: {", "model: {pretrained: null, "))
+    words = ["--config", str(root / "tiny.yaml"), "--decoders", "zegclip", "--seeds", "0", "--sets", "pets"]
+    words += ["--output_dir", str(root / "out"), "--cache_dir", str(root / "cache"), "--set", "max_train_steps=2"]
+    experiment.main(words)
+    text = capsys.readouterr().out
+    assert text.startswith(f"`python train/experiment.py {' '.join(words)}`") and ": 2 steps of 2 photos" in text
+    assert "| clip | 1 |" in text and "| zegclip | 1 |" in text
+    with open(root / "out" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["decoder"], row["set"]) for row in rows] == [("clip", "pets"), ("zegclip", "pets")]
+    assert all("train/evaluate.py" in row["command"] and 0 <= float(row["pAcc"]) <= 1 for row in rows)
+    experiment.main(words)
+    assert [split(command)[0] for command in commands] == [evaluator, trainer, evaluator], "nothing is repeated"
+    with pytest.raises(SystemExit, match=r"other settings \(changes \['max_train_steps=2'\], not \['max_train_steps=3'\]\)"):
+        experiment.main([*words[:-1], "max_train_steps=3"])
 
 
 @pytest.fixture(scope="module")
 def tiny_model(tiny_clip: FrozenClip) -> Callable[..., LDVC]:
-    """A model in which every part counts, and what an ablation changes in it."""
-    base = {"visual_prompts": 3, "decoder_layers": 3, "decoder_heads": 4, "gate_init": 0.5, "local_conv": False}
+    """Builds a model that an ablation has changed."""
+    base = {"visual_prompts": 3, "decoder_layers": 3, "decoder_heads": 4, "local_conv": False}
 
     def build(**changes: object) -> LDVC:
         torch.manual_seed(0)
@@ -182,13 +142,13 @@ def tiny_model(tiny_clip: FrozenClip) -> Callable[..., LDVC]:
     return build
 
 
-SWITCHES = {  # ablation -> parameters that vanish, parameters that appear
+SWITCHES = {  # ablation -> parameters that disappear, parameters that appear
     "no_visual_prompts": ("image_tower.", None),
     "no_text_prompts": ("text_tower.prompts", None),
     "no_text_adapter": ("adapter.", None),
     "no_lcsa": (r"decoder.consensus", None),
     "local_convolution": (None, r"decoder.consensus.\d.attention.local"),
-    "layers_1": (r"decoder.(consensus.[12]|guidance.[01])", None),  # the last block is cross-attention's scores alone
+    "layers_1": (r"decoder.(consensus.[12]|guidance.[01])", None),  # the last block has no guidance
     "layers_2": (r"decoder.(consensus.2|guidance.1)", None),
     "layers_6": (None, r"decoder.(consensus.[345]|guidance.[234])"),
     "regions_4": (None, None),
@@ -201,8 +161,8 @@ SWITCHES = {  # ablation -> parameters that vanish, parameters that appear
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SWITCHES)
-def test_every_switch_changes_what_it_says(name: str, tiny_model: Callable[..., LDVC], names: list[str]) -> None:
-    """Parameters vanish or appear only where the name says; S and k leave them alone and change what LCSA attends to."""
+def test_an_ablation_changes_one_part_of_the_model(name: str, tiny_model: Callable[..., LDVC], names: list[str]) -> None:
+    """The parameters of that part disappear or appear. S and k have no parameters; they change the regions of LCSA."""
     (changes,) = experiment.read_ablations([name]).values()
     values = yaml.safe_load("{" + ", ".join(change.replace("=", ": ") for change in changes) + "}")
     base, changed = tiny_model(), tiny_model(**values)
@@ -212,7 +172,7 @@ def test_every_switch_changes_what_it_says(name: str, tiny_model: Callable[..., 
     assert after - before == {key for key in after if new and re.match(new, key)}
     assert bool(before - after) == (gone is not None) and bool(after - before) == (new is not None)
 
-    for model in (base, changed):  # as after training: adapter, text prompts and convolution start by doing nothing
+    for model in (base, changed):  # adapter, text prompts and convolution have no effect before the first step
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -231,4 +191,5 @@ def test_every_ablation_is_a_valid_configuration_and_every_part_has_one() -> Non
     ablations = experiment.read_ablations(["all"])
     assert set(SWITCHES) <= set(ablations)
     for changes in ablations.values():
-        load_config("lite_experiment", [change for change in changes if not change.startswith("decoder=")]).model_config()
+        config = load_config("lite_experiment", [change for change in changes if not change.startswith("decoder=")])
+        assert config.model.clip == "lite"

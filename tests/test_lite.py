@@ -1,4 +1,4 @@
-"""The bundled model, as a visitor meets it: real photos, no network."""
+"""The bundled model on real photos, without network."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from ldvc.inference import ImageState
 from ldvc.predictor import PREDICTOR_DECODERS
 from ldvc.weights import load_tensors
 from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
-from train.options import load_config
+from train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "assets" / "lite"
@@ -29,7 +29,7 @@ def predictors() -> dict[str, Predictor]:
 
 
 def share(result, name: str) -> float:
-    """Part of the picture that a name covers."""
+    """Share of the photo that gets a name."""
     return float((result.labels == result.names.index(name)).mean())
 
 
@@ -40,13 +40,13 @@ def test_files_fit_a_space() -> None:
     assert sum(sizes.values()) < 80_000_000
 
 
-def test_masks_changed_the_image_tower_alone_and_not_its_first_stages(predictors: dict[str, Predictor]) -> None:
-    """The experiment with held-out classes stands on the tower that saw no mask, the page on the tuned one."""
+def test_tuning_changed_the_image_tower_except_its_first_stages(predictors: dict[str, Predictor]) -> None:
+    """The experiment with held-out classes uses the tower before tuning, the page uses the tuned one."""
     changed, base = load_tensors(LITE / "clip_tuned"), load_tensors(LITE / "clip")
     assert changed and not any(torch.equal(tensor, base[name]) for name, tensor in changed.items())
     early = ("visual.conv1.scale", "visual.conv1.backbone.conv_stem", *(f"visual.conv1.backbone.blocks.{n}." for n in range(2)))
     assert all(name.startswith("visual.") and not name.startswith(early) for name in changed)
-    assert load_config("lite_experiment").model_config().clip == "lite"
+    assert load_config("lite_experiment").model.clip == "lite"
     for decoder in DECODERS:
         assert predictors[decoder].inference == load_config("lite_release").inference
         tower = predictors[decoder].model.clip.model.state_dict()
@@ -55,16 +55,16 @@ def test_masks_changed_the_image_tower_alone_and_not_its_first_stages(predictors
 
 def test_loads_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise AssertionError("the bundled model asked the network")
+        raise AssertionError("the bundled model used the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     Predictor.from_pretrained("lite", decoder="zegclip")
 
 
-# ---- what is there, what is not, and none of these
+# ---- present names, absent names, none of these
 
-PHOTOS = {  # names that the photo shows, and names of things that it does not
+PHOTOS = {  # photo -> names that it shows, names that it does not show
     "dog.jpg": (["dog", "grass"], ["giraffe", "oven", "airplane"]),
     "horses.jpg": (["horse", "grass", "sky"], ["boat", "keyboard", "pizza"]),
 }
@@ -72,7 +72,7 @@ PHOTOS = {  # names that the photo shows, and names of things that it does not
 
 @pytest.fixture(scope="module")
 def states(predictors: dict[str, Predictor]) -> dict[str, ImageState]:
-    """All decoders stand on the same towers, so each photo is encoded once."""
+    """All decoders use the same towers, so each photo is encoded once."""
     return {photo: predictors["ldvc"].encode_image(EXAMPLES / photo) for photo in PHOTOS}
 
 
@@ -81,7 +81,7 @@ def states(predictors: dict[str, Predictor]) -> dict[str, ImageState]:
 def test_labels_are_the_argmax_of_the_scores(
     predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str, photo: str
 ) -> None:
-    """To the pixel, with absent names in the list, whatever the threshold."""
+    """For every pixel, with absent names in the list, at any threshold."""
     predictor, (shown, absent) = predictors[decoder], PHOTOS[photo]
     for names in (shown, shown + absent, absent):
         result = predictor.segment(names, background=None, image=states[photo])
@@ -94,7 +94,7 @@ def test_labels_are_the_argmax_of_the_scores(
 
 
 @pytest.mark.parametrize("decoder", DECODERS[:3])
-def test_the_default_leaves_out_what_is_not_there(
+def test_absent_names_get_few_pixels_at_the_default_threshold(
     predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str
 ) -> None:
     for photo, (shown, absent) in PHOTOS.items():
@@ -105,10 +105,10 @@ def test_the_default_leaves_out_what_is_not_there(
 
 @pytest.mark.parametrize("decoder", DECODERS[:3])
 @pytest.mark.parametrize("names", ["dog", "dog, background", "Dog, none of these"])
-def test_one_name_covers_what_it_names(
+def test_a_single_name_covers_its_object_only(
     predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str, names: str
 ) -> None:
-    """Neither everything nor nothing: the dog's flank, and not the bushes in the upper left."""
+    """The dog's flank is labelled, the bushes in the upper left are not."""
     result = predictors[decoder].segment(names, image=states["dog.jpg"])
     assert result.names in (["dog"], ["Dog"]) and 0.03 < share(result, result.names[0]) < 0.7
     dog = result.labels == 0
@@ -117,22 +117,22 @@ def test_one_name_covers_what_it_names(
     bushes = dog[: int(0.2 * height), : int(0.6 * width)]
     assert flank.mean() > 0.9 and bushes.mean() < 0.1
     attention = result.attention_at(result.cross_attention(), result.size)[0]
-    assert attention[dog].mean() > attention[~dog].mean() + 0.05, "company takes the attention of the rest"
+    assert attention[dog].mean() > attention[~dog].mean() + 0.05, "other names get the attention of the background"
 
 
 @pytest.mark.parametrize("decoder", DECODERS[:3])
 def test_dog_on_grass(predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str) -> None:
-    """The photo shows one dog; no cat."""
+    """The photo shows a dog and no cat."""
     result = predictors[decoder].segment(["dog", "grass", "cat"], background=None, image=states["dog.jpg"])
     assert share(result, "dog") > 0.1 and share(result, "grass") > 0.1
     assert share(result, "cat") < 0.05
 
 
 @pytest.mark.parametrize("decoder", DECODERS[:3])
-def test_other_words_find_what_the_class_finds(
+def test_synonyms_give_similar_label_maps(
     predictors: dict[str, Predictor], states: dict[str, ImageState], decoder: str
 ) -> None:
-    """Nobody types a data set's own words: a puppy on a meadow is where the dog on grass is."""
+    """"puppy" and "meadow" get the pixels of "dog" and "grass"."""
     own, other = (
         predictors[decoder].segment(names, background=None, image=states["dog.jpg"])
         for names in (["dog", "grass"], ["puppy", "meadow"])
@@ -142,7 +142,7 @@ def test_other_words_find_what_the_class_finds(
 
 
 @pytest.mark.parametrize(("photo", "shown", "absent"), [("cat.jpg", "cat", "pizza"), ("horses.jpg", "horse", "boat")])
-def test_animals_score_above_what_is_not_there(
+def test_animals_score_higher_than_absent_names(
     predictors: dict[str, Predictor], photo: str, shown: str, absent: str
 ) -> None:
     predictor = predictors["ldvc"]
@@ -171,7 +171,7 @@ def test_attention_with_and_without_lcsa_differ(predictors: dict[str, Predictor]
     assert np.abs(maps[0] - maps[1]).max() > 0.01
 
 
-def test_routing_stays_among_the_chosen_regions(predictors: dict[str, Predictor]) -> None:
+def test_attention_of_a_patch_is_zero_outside_the_routed_regions(predictors: dict[str, Predictor]) -> None:
     predictors["ldvc"].set_image(EXAMPLES / "dog.jpg")
     result = predictors["ldvc"].segment(["dog", "grass"])
     height, width = result.grid
@@ -195,5 +195,5 @@ def test_everyday_words_join_the_concepts_of_hypernyms() -> None:
     assert joined["dog"] == Concept("dog", "02084071", (151,))
     words = [name for entry in json.loads(EVERYDAY_CONCEPTS.read_text()) for name in entry["names"]]
     assert len(words) == len(set(words)) == sum(concept.everyday for concept in joined.values())
-    with pytest.raises(ValueError):  # a class that the classifier does not have
+    with pytest.raises(ValueError):  # the titles lack classes of the list
         with_everyday([], titles[:10])

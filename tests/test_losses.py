@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.data.vocabulary import BACKGROUND, HIDDEN, VOID
-from train.losses import Processes, attention_loss, dice_per_mask, focal_sum, mask_loss, preservation_loss
+from train.data.vocabulary import BACKGROUND, HELD_OUT, VOID
+from train.losses import Processes, attention_loss, dice_per_mask, distillation_loss, focal_sum, mask_loss
 
 
 def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -56,42 +56,42 @@ def test_dice_by_hand() -> None:
 
 
 def test_mask_loss_by_hand() -> None:
-    # One photo of 2 x 2 pixels, two known names and one unknown, logits 0 everywhere, no upsampling.
+    # One photo of 2 x 2 pixels, two annotated names and one other, logits 0 everywhere, no upsampling.
     labels = torch.tensor([[[0, 0], [BACKGROUND, VOID]]])
-    known = torch.tensor([[True, True, False]])
+    annotated = torch.tensor([[True, True, False]])
     logits = torch.zeros(1, 3, 2, 2)
     unit = 0.25 * math.log(2)  # 0.5^2 ln 2
     # name 0: two positives, one negative; name 1: three negatives
     focal = unit * (2 * 0.25 + 0.75 + 3 * 0.75)
-    by_masks = mask_loss(logits, labels, known, normalise="masks")
+    by_masks = mask_loss(logits, labels, annotated, normalise="masks")
     assert by_masks.focal.item() == pytest.approx(focal / 3 / 1, rel=1e-6)  # mean over 3 pixels, over 1 present mask
-    by_pairs = mask_loss(logits, labels, known, normalise="pairs")
+    by_pairs = mask_loss(logits, labels, annotated, normalise="pairs")
     assert by_pairs.focal.item() == pytest.approx(focal / 6, rel=1e-6)  # 2 names x 3 pixels
     assert by_masks.dice.item() == pytest.approx(1 - (2 * 1 + 1) / (1.5 + 2 + 1), rel=1e-6)
-    negatives = mask_loss(logits, labels, known, void_is_negative=True)
+    negatives = mask_loss(logits, labels, annotated, void_is_negative=True)
     assert negatives.focal.item() == pytest.approx(unit * (2 * 0.25 + 2 * 0.75 + 4 * 0.75) / 4, rel=1e-6)
 
 
 def test_mask_loss_upsamples_and_ignores_what_does_not_count() -> None:
     labels = torch.randint(-2, 3, (2, 8, 8))
-    known = torch.tensor([[True, True, True, False], [True, False, True, True]])
+    annotated = torch.tensor([[True, True, True, False], [True, False, True, True]])
     labels[1][labels[1] == 1] = VOID
     logits = torch.randn(2, 4, 4, 4, requires_grad=True)
-    loss = mask_loss(logits, labels, known, normalise="pairs")
+    loss = mask_loss(logits, labels, annotated, normalise="pairs")
     large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
     total = count = 0
     for photo in range(2):
         for name in range(4):
-            if known[photo, name]:
+            if annotated[photo, name]:
                 valid = labels[photo] != VOID
                 total = total + plain_focal(large[photo, name], labels[photo] == name)[valid].sum()
                 count += int(valid.sum())
     torch.testing.assert_close(loss.focal, total / count)
     (loss.focal + loss.dice).backward()
-    assert (logits.grad[~known] == 0).all() and (logits.grad[known] != 0).any()
+    assert (logits.grad[~annotated] == 0).all() and (logits.grad[annotated] != 0).any()
 
 
-def test_nothing_known_costs_nothing() -> None:
+def test_the_loss_without_annotated_names_is_zero() -> None:
     logits = torch.randn(1, 2, 2, 2, requires_grad=True)
     loss = mask_loss(logits, torch.full((1, 4, 4), VOID), torch.zeros(1, 2, dtype=torch.bool))
     (loss.focal + loss.dice).backward()
@@ -100,7 +100,7 @@ def test_nothing_known_costs_nothing() -> None:
     assert void.focal.item() == void.dice.item() == 0
 
 
-def test_preservation_is_cross_entropy_less_entropy() -> None:
+def test_distillation_is_cross_entropy_less_entropy() -> None:
     reference, weight = torch.randn(2, 3, 4, 4), torch.rand(2, 3)
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     target = reference.sigmoid()
@@ -108,11 +108,11 @@ def test_preservation_is_cross_entropy_less_entropy() -> None:
     entropy = F.binary_cross_entropy_with_logits(reference, target, reduction="none")
     expected = ((cross - entropy).mean(dim=(2, 3)) * weight).sum()
     (expected_gradient,) = torch.autograd.grad(expected, logits)
-    value = preservation_loss(logits, reference, weight)
+    value = distillation_loss(logits, reference, weight)
     (gradient,) = torch.autograd.grad(value, logits)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, expected_gradient)
-    assert preservation_loss(reference, reference, weight).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(reference, reference, weight).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("normalise", ["masks", "pairs"])
@@ -121,51 +121,51 @@ def test_processes_that_share_photos_have_the_loss_of_one(normalise: str, share:
     """Photos with many masks on one process, with few or none on the other; gradients are averaged as DDP does."""
     labels = torch.randint(-2, 4, (4, 8, 8))
     labels[share:] = BACKGROUND  # the second process has no mask at all
-    known = torch.rand(4, 4) < 0.7
-    known[:, 0] = True
+    annotated = torch.rand(4, 4) < 0.7
+    annotated[:, 0] = True
     logits = torch.randn(4, 4, 8, 8, requires_grad=True)
     rows = [slice(0, share), slice(share, 4)]
     options = {"normalise": normalise, "void_is_negative": True}
 
     # What each process would put into a sum over processes, recorded in the order of its calls.
-    asked: list[list[Tensor]] = [[], []]
-    for part, given in zip(rows, asked, strict=True):
+    summands: list[list[Tensor]] = [[], []]
+    for part, given in zip(rows, summands, strict=True):
         alone = Processes(total=lambda value, given=given: given.append(value) or value, count=2)
-        mask_loss(logits[part], labels[part], known[part], processes=alone, **options)
-    sums = [sum(values) for values in zip(*asked, strict=True)]  # both ask equally often, or a real run would hang
+        mask_loss(logits[part], labels[part], annotated[part], processes=alone, **options)
+    sums = [sum(values) for values in zip(*summands, strict=True)]  # both have as many sums, or a real run would hang
     parts = []
     for part in rows:
         answers = iter(sums)
         joined = Processes(total=lambda value, answers=answers: next(answers), count=2)
-        loss = mask_loss(logits[part], labels[part], known[part], processes=joined, **options)
+        loss = mask_loss(logits[part], labels[part], annotated[part], processes=joined, **options)
         parts.append((loss.focal + loss.dice) / 2)
     (found,) = torch.autograd.grad(sum(parts), logits)
-    whole = mask_loss(logits, labels, known, **options)
+    whole = mask_loss(logits, labels, annotated, **options)
     (expected,) = torch.autograd.grad(whole.focal + whole.dice, logits)
     torch.testing.assert_close(sum(parts), whole.focal + whole.dice)
     torch.testing.assert_close(found, expected)
 
 
-def test_hidden_pixels_count_nowhere() -> None:
+def test_held_out_pixels_count_nowhere() -> None:
     labels, logits = torch.randint(0, 2, (2, 6, 6)), torch.randn(2, 2, 6, 6)
-    known = torch.ones(2, 2, dtype=torch.bool)
-    labels[:, 2:4] = HIDDEN
-    loss = mask_loss(logits, labels, known, void_is_negative=True)
+    annotated = torch.ones(2, 2, dtype=torch.bool)
+    labels[:, 2:4] = HELD_OUT
+    loss = mask_loss(logits, labels, annotated, void_is_negative=True)
     rest = torch.cat([torch.arange(2), torch.arange(4, 6)])
-    expected = mask_loss(logits[:, :, rest], labels[:, rest], known, void_is_negative=True)
+    expected = mask_loss(logits[:, :, rest], labels[:, rest], annotated, void_is_negative=True)
     torch.testing.assert_close((loss.focal, loss.dice), (expected.focal, expected.dice))
 
 
-def slow_attention_loss(logits: Tensor, labels: Tensor, known: Tensor) -> float:
+def slow_attention_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:
     """Pixel by pixel, for logits that need no upsampling."""
     total, count = 0.0, 0
-    for photo, names in enumerate(known):
+    for photo, names in enumerate(annotated):
         chosen = names.nonzero()[:, 0].tolist()
         if len(chosen) < 2:
             continue
         for y, x in product(range(labels.shape[1]), range(labels.shape[2])):
             label = int(labels[photo, y, x])
-            if label in (VOID, HIDDEN):
+            if label in (VOID, HELD_OUT):
                 continue
             attention = logits[photo, chosen, y, x].double().softmax(dim=0)
             if label >= 0:
@@ -179,14 +179,14 @@ def slow_attention_loss(logits: Tensor, labels: Tensor, known: Tensor) -> float:
 def test_attention_loss_is_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 4, 6, generator=generator) * 3
-    known = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()  # the second: one name alone
-    labels = torch.tensor([[0, 2, 4, BACKGROUND, VOID, HIDDEN], [2, 2, BACKGROUND, 2, 2, VOID], [0, 1, BACKGROUND] * 2])
+    annotated = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()  # the second: one name alone
+    labels = torch.tensor([[0, 2, 4, BACKGROUND, VOID, HELD_OUT], [2, 2, BACKGROUND, 2, 2, VOID], [0, 1, BACKGROUND] * 2])
     labels = labels[:, None].expand(-1, 4, -1)
-    expected = slow_attention_loss(logits, labels, known)
-    assert attention_loss(logits, labels, known).item() == pytest.approx(expected, rel=1e-5)
+    expected = slow_attention_loss(logits, labels, annotated)
+    assert attention_loss(logits, labels, annotated).item() == pytest.approx(expected, rel=1e-5)
     logits.requires_grad_(True)
-    attention_loss(logits, labels, known).backward()
-    assert logits.grad.isfinite().all() and not logits.grad[~known].any() and not logits.grad[1].any()
+    attention_loss(logits, labels, annotated).backward()
+    assert logits.grad.isfinite().all() and not logits.grad[~annotated].any() and not logits.grad[1].any()
 
 
 def test_attention_loss_is_zero_where_the_attention_is_right() -> None:

@@ -1,4 +1,4 @@
-"""The whole model: where it starts, what learns, what it costs."""
+"""The whole model: its initialisation, its learnable parameters, training steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
+from tests.tiny_run import close_gates
 
 
 def make_model(config: ModelConfig, clip: FrozenClip, decoder: str = "ldvc", **changes: object) -> LDVC:
@@ -21,9 +22,9 @@ def make_model(config: ModelConfig, clip: FrozenClip, decoder: str = "ldvc", **c
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_starts_at_plain_clip(decoder: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]) -> None:
-    """With closed gates only the norm of the patches is between CLIP and the masks of the decoders that have one."""
+    """With closed gates, masks differ from plain CLIP only by the layer norm of the patches, if the decoder has one."""
     images = torch.randn(2, 3, 96, 128)
-    model = make_model(tiny_config, tiny_clip, decoder, gate_init=0.0)
+    model = close_gates(make_model(tiny_config, tiny_clip, decoder))
     closed, frozen = model(images, names).mask_logits, model.frozen_logits(images, names=names)
     if decoder == "zegclip":
         torch.testing.assert_close(closed, frozen, atol=1e-4, rtol=0)
@@ -46,9 +47,9 @@ def test_frozen_logits_are_open_clips(tiny_config: ModelConfig, tiny_clip: Froze
     expected = (patches @ text.T * clip.logit_scale.exp() + clip.logit_bias)[0].T.unflatten(-1, (4, 4))
     assert torch.allclose(model.frozen_logits(images, names=names)[0], expected, atol=1e-4)
     for parameter in (model.text_tower.prompts, model.image_tower.prompts):
-        parameter.normal_()  # learning does not change what is preserved
-    by_stem = model.frozen_logits(patch_tokens=model.image_tower.embed_patches(images), names=model.frozen_embeddings(names))
-    assert torch.allclose(by_stem[0], expected, atol=1e-4)
+        parameter.normal_()  # training does not change them
+    by_tokens = model.frozen_logits(patch_tokens=model.image_tower.embed_patches(images), names=model.frozen_embeddings(names))
+    assert torch.allclose(by_tokens[0], expected, atol=1e-4)
 
 
 def clip_tokens(clip: FrozenClip, names: list[str]) -> torch.Tensor:
@@ -105,10 +106,9 @@ def test_parts_compose_to_the_forward_pass(tiny_config: ModelConfig, tiny_clip: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", ["ldvc", "ldvc_without_lcsa"])
-def test_names_do_not_change_each_others_anchors(
+def test_the_order_of_the_names_does_not_matter(
     decoder: str, tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
 ) -> None:
-    """Order of the names carries no meaning."""
     model, images = make_model(tiny_config, tiny_clip, decoder), torch.randn(1, 3, 64, 64)
     forwards, backwards = model(images, names).mask_logits, model(images, names[::-1]).mask_logits
     torch.testing.assert_close(backwards.flip(1), forwards, atol=1e-4, rtol=1e-4)
@@ -145,7 +145,7 @@ def test_bfloat16_autocast_trains(tiny_config: ModelConfig, tiny_clip: FrozenCli
         assert torch.corrcoef(torch.stack([logits.flatten(), reference.flatten()]))[0, 1] > 0.99
 
 
-def test_trainable_state_fits_or_says_why_not(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+def test_weights_that_do_not_fit_are_refused(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
     model, other = make_model(tiny_config, tiny_clip), make_model(tiny_config, tiny_clip)
     state = model.trainable_state_dict()
     assert not any(name.startswith("clip.") or "clip.model" in name for name in state)
@@ -162,13 +162,13 @@ def test_trainable_state_fits_or_says_why_not(tiny_config: ModelConfig, tiny_cli
         other.load_trainable_state_dict(state | {first: torch.zeros(1)})
 
 
-def test_heads_that_do_not_divide_are_named(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+def test_heads_that_do_not_divide_the_width_are_refused(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
     with pytest.raises(CheckpointError, match="decoder_heads"):
         make_model(tiny_config, tiny_clip, decoder_heads=7)
 
 
-def test_parameters_of_the_full_voc_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """ViT-B/16 with the settings for VOC, counted part by part; counts follow from the shapes."""
+def test_parameters_of_the_full_voc_model() -> None:
+    """ViT-B/16 with the settings for VOC; each count follows from the shapes of the parameters."""
     d, width, layers = 512, 768, 12
     model = LDVC(ModelConfig(pretrained=None))
     report = model.parameter_report()
@@ -178,25 +178,20 @@ def test_parameters_of_the_full_voc_model(capsys: pytest.CaptureFixture[str]) ->
     assert report["text prompts"] == layers * 4 * d
     assert report["text adapter"] == 2 * d * d + d
     assert report["decoder: LCSA"] == 3 * (4 * projection + 25 * d + d)
-    # of the last cross-attention only queries and keys are used, and a bias of the scores
+    # the last cross-attention has only queries and keys, and a bias of the scores
     assert report["decoder: cross-attention"] == 2 * 4 * projection + 2 * projection + 1
     assert report["decoder: feed-forward"] == 2 * ffn
     assert report["decoder: norms and gates"] == 3 * (norm + d) + 2 * 2 * (norm + d) + norm
     learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert report["total"] == learnable
     assert report["frozen CLIP"] == 149_620_737  # ViT-B/16 with its text tower, as published by open_clip
-    with capsys.disabled():
-        print("\nlearnable parameters of the full VOC model (ViT-B/16, M = 10, 3 layers)")
-        for part, count in report.items():
-            print(f"  {part:<32}{count:>12,}")
-        print(f"  {'ZegCLIP, as published':<32}{13_800_000:>12,}  (3.15M of them are never used)")
 
 
 @torch.no_grad()
-def test_decode_adapts_normalised_names_to_the_picture(
+def test_decode_normalises_and_adapts_the_names(
     tiny_config: ModelConfig, tiny_clip: FrozenClip, names: list[str]
 ) -> None:
-    """Against the equation of the adapter, with an adapter and lengths that are not those of the start."""
+    """Against the equation of the adapter. The lengths of embeddings and features do not matter."""
     model = make_model(tiny_config, tiny_clip)
     model.adapter.linear.weight.normal_(std=0.1)
     features, classes = model.encode_image(torch.randn(2, 3, 64, 64)), model.encode_names(names)

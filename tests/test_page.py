@@ -23,10 +23,10 @@ def visitor(browser, url: str) -> Iterator[Visitor]:
     visitor.close()
 
 
-# ---- the visit --------------------------------------------------------------------------------------------------------
+# ---- one visitor --------------------------------------------------------------------------------------------------------
 
 
-def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
+def test_segment_isolate_download(visitor: Visitor) -> None:
     """Upload, type, see: painted photo, legend, maps; every control of the viewer; every file opened and compared."""
     page = visitor.page
     visitor.upload(DOG)
@@ -44,10 +44,7 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     assert visitor.legend() == ["dog | hound", "grass", EVIL, "none of these"], "which is allowed from the start"
     own = json.loads(visitor.download("data")[1])["threshold"]
     assert own == pytest.approx(float(page.locator("#overlay output").inner_text()), abs=0.005)
-    before = visitor.answers()
-    page.get_by_label("Allow “none of these”").uncheck()
-    visitor.wait_for_answer(before)
-    painted = visitor.painted()
+    painted = visitor.changed_by(lambda: page.get_by_label("Allow “none of these”").uncheck())
     assert visitor.legend() == ["dog | hound", "grass", EVIL]
     legend = page.locator("#legend")
     assert legend.locator("img").count() == 0 and legend.locator("button").count() == 3
@@ -55,7 +52,7 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     assert page.locator("#class-maps figure").count() == 3
     assert EVIL in page.locator("#class-maps").inner_text()
 
-    # The browser paints as the server does: the PNG to take home is the picture on the page, but for JPEG's noise.
+    # The browser paints as the server does: the downloaded PNG is the picture on the page, but for JPEG's noise.
     name, content = visitor.download("overlay")
     saved = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     assert name == "dog-overlay.png" and saved.shape == original.shape
@@ -111,18 +108,13 @@ def test_segmenting_isolating_and_taking_home(visitor: Visitor) -> None:
     bare = visitor.changed_by(lambda: set_range(page, "#overlay .opacity", 0))
     assert np.abs(bare - original).mean() < 4, "without paint and outlines it is the photo"
 
-    # None of these: painted at once while the slider moves, and exactly what the server says when it is let go.
-    page.locator("#overlay .opacity").evaluate("slider => { slider.value = 55; }")
-    before = visitor.answers()
-    page.get_by_label("Allow “none of these”").check()
-    visitor.wait_for_answer(before)
+    # None of these: painted by the browser; the file has the same threshold.
+    visitor.changed_by(lambda: set_range(page, "#overlay .opacity", 55))
+    visitor.changed_by(lambda: page.get_by_label("Allow “none of these”").check())
     assert json.loads(visitor.download("data")[1])["threshold"] == own
-    before = visitor.answers()
-    set_range(page, "#overlay .threshold", 0.9)
-    visitor.wait_for_answer(before)
+    visitor.changed_by(lambda: set_range(page, "#overlay .threshold", 0.9))
     assert visitor.legend()[-1] == "none of these"
-    _, content = visitor.download("data")
-    data = json.loads(content)
+    data = json.loads(visitor.download("data")[1])
     assert data["threshold"] == 0.9
     shown = float(visitor.shares()[-1].split("\u202f")[0].lstrip("<"))
     assert shown == pytest.approx(100 * data["none_of_these"]["area"], abs=1)
@@ -163,12 +155,11 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
 def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> None:
     page = visitor.page
     names = page.get_by_label("Class names")
-    page.get_by_role("button", name="Dog on grass", exact=True).wait_for()  # examples are read out by their titles
+    page.get_by_role("button", name="Dog on grass", exact=True).wait_for()
     page.evaluate(
-        """async () => { // the second click counts, even if the first is not answered yet
-            const examples = document.querySelectorAll("#examples button.thumbnail-item");
+        """() => { // the second click counts, even if the first is not answered yet
+            const examples = document.querySelectorAll("#examples button");
             examples[3].click();
-            await new Promise(resolve => setTimeout(resolve, 10));
             examples[0].click();
         }"""
     )
@@ -183,14 +174,9 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
     names.press("Enter")
     visitor.wait_for_answer()
     assert names.input_value() == "dog" and visitor.legend() == ["dog", "none of these"]
-    before = visitor.answers()
-    page.get_by_label("Allow “none of these”").uncheck()
-    visitor.wait_for_answer(before)
+    visitor.changed_by(lambda: page.get_by_label("Allow “none of these”").uncheck())
     for typed, legend in (("dog, cat", ["dog", "cat"]), ("dog, other", ["dog", "none of these"])):
-        before = visitor.answers()
-        visitor.type_names(typed)
-        names.press("Enter")
-        visitor.wait_for_answer(before)
+        visitor.ask(typed)
         assert names.input_value() == typed and visitor.legend() == legend
     assert "“other” is no class" in page.locator("#names-problem [role=status]").inner_text()
     visitor.type_names("dog")
@@ -225,7 +211,7 @@ def test_two_visitors_see_their_own(browser, url: str) -> None:
         visitor.wait_for_answer()
         assert visitor.painted().shape[1::-1] == Image.open(photo).size
         assert visitor.legend() == [*names.split(", "), "none of these"]
-    for visitor, photo, names in zip(visitors, photos, questions, strict=True):  # from what the server remembers of each
+    for visitor, photo, names in zip(visitors, photos, questions, strict=True):  # from the session of each
         name, content = visitor.download("data")
         assert name == f"{photo.stem}-segmentation.json"
         assert [each["name"] for each in json.loads(content)["classes"]] == names.split(", ")

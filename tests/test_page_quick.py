@@ -1,83 +1,125 @@
-"""A visitor who is faster than the server: what was set or opened last counts."""
+"""A visitor who is faster than the server: requests are held back by the test, so that no timing decides."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
-from tests.browsing import DOG, Visitor, open_tab
+from tests.browsing import DOG, Visitor, open_tab, set_range
+
+LOCKED = "document.querySelector('.ldvc-columns').inert"
 
 
 @pytest.fixture(scope="module")
 def asked(browser, url: str) -> Iterator[Visitor]:
     visitor = Visitor(browser, url)
     visitor.upload(DOG)
-    visitor.type_names("dog, grass")
-    visitor.segment()
-    visitor.wait_for_answer()
+    visitor.ask("dog, grass")
     yield visitor
     visitor.close()
 
 
-def test_a_tab_that_is_opened_again_before_it_is_drawn_is_the_open_one(asked: Visitor) -> None:
-    page = asked.page
-    open_tab(asked, "Segment", "#overlay canvas")
+@contextmanager
+def held_back(page) -> Iterator[list]:
+    """Events that are sent in the block reach the server only when it is left; the list holds them."""
+    held: list = []
+    page.route("**/queue/join*", lambda route: held.append(route))
+    yield held
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*")
+
+
+def clicked(page, selector: str) -> None:
+    """A click of the mouse where an element is, whether it takes clicks or not."""
+    box = page.locator(selector).first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_while_a_question_is_answered_the_page_takes_no_input(asked: Visitor) -> None:
+    page, before = asked.page, asked.answers()
+    field = page.get_by_label("Class names").first
     asked.type_names("boat, grass")
-    before = asked.answers()
-    page.locator("#run").click()
+    with held_back(page) as held:
+        field.press("Enter")
+        page.wait_for_function(LOCKED)
+        assert page.locator(".ldvc-question").evaluate("element => getComputedStyle(element).opacity") < "1", "it is seen"
+        page.keyboard.type("more")
+        for selector in ("#run", "#examples button", "#legend button", "#tabs [role=tab][data-tab-id=compare]"):
+            clicked(page, selector)
+        assert len(held) == 1 and field.input_value() == "boat, grass"
     asked.wait_for_answer(before)
-    page.evaluate(
-        """async () => {
-            for (const tab of ["attention", "segment", "attention"]) {
-                document.querySelector(`[role=tab][data-tab-id=${tab}]`).click();
-                await new Promise(resolve => setTimeout(resolve, 20));
-            }
-        }"""
-    )
-    page.locator("#attention-grid").get_by_text("boat").first.wait_for()
-    page.wait_for_timeout(500)
-    asked.type_names("chair, grass")
-    page.locator("#run").click()
-    page.locator("#attention-grid").get_by_text("chair").first.wait_for()
-    before = asked.answers()
-    open_tab(asked, "Segment", "#overlay canvas")
-    asked.wait_for_answer(before)  # it is drawn when it is opened
+    asked.wait_until_unlocked()
+    assert asked.legend() == ["boat", "grass", "none of these"] and page.locator("#overlay canvas").is_visible()
+    assert field.evaluate("element => element === document.activeElement"), "the keyboard goes on where it was"
 
 
-def test_what_is_set_in_quick_succession_ends_at_the_last(asked: Visitor) -> None:
-    """Faster than the server answers: the file has what is on the screen, and so have the other tabs."""
+def test_after_an_error_the_page_takes_input_again(asked: Visitor) -> None:
     page = asked.page
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "The queue is full."}))
+    with page.expect_response("**/queue/join*"):  # then the page is locked
+        page.locator("#run").click()
+    asked.wait_until_unlocked()
+    page.unroute("**/queue/join*")
+    asked.ask("dog, grass")
+    assert asked.legend() == ["dog", "grass", "none of these"]
 
-    def drag(*values: float) -> None:
-        page.locator("#overlay .threshold").evaluate(
-            """async (slider, values) => {
-                for (const value of values) {
-                    slider.value = value;
-                    for (const kind of ["input", "change"]) slider.dispatchEvent(new Event(kind, { bubbles: true }));
-                    await new Promise(resolve => setTimeout(resolve, 15));
-                }
-            }""",
-            values,
-        )
 
-    page.locator("#overlay .background").check()
-    drag(0, 0.01, 0.02, 1)
-    page.wait_for_timeout(1500)  # all events have arrived
-    assert page.locator("#overlay output").inner_text() == "1.00"
-    open_tab(asked, "Compare", "#compare-view img")
-    page.wait_for_function("document.querySelector('#compare-view figure').innerText.includes('none of these')")
+def test_a_tab_that_is_opened_before_a_question_shows_its_answer(asked: Visitor) -> None:
+    """The request for the tab arrives when the newer question is answered already."""
+    page, before = asked.page, asked.answers()
+    held: list = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))  # holds back the first
+    with page.expect_request("**/queue/join*"):
+        page.get_by_role("tab", name="Compare", exact=True).click()
+    asked.type_names("chair, grass")
+    asked.segment()
+    held[0].continue_()
+    page.unroute("**/queue/join*")
+    page.locator("#compare-view").get_by_text("grass").first.wait_for()
+    assert "dog" not in page.locator("#compare-view").inner_text()
     open_tab(asked, "Segment", "#overlay canvas")
-    with page.expect_download() as caught:
-        page.locator("#overlay .threshold").evaluate(
-            """slider => {
-                slider.value = 0.4;
-                document.querySelector("#download-data").click(); // before any event has told the server
-            }"""
-        )
-    assert json.loads(Path(caught.value.path()).read_bytes())["threshold"] == 0.4
-    before = asked.answers()
-    page.locator("#overlay .background").uncheck()
     asked.wait_for_answer(before)
+    assert asked.legend()[:2] == ["chair", "grass"]
+    asked.type_names("dog, grass")
+    with held_back(page):
+        page.locator("#run").click()
+        page.wait_for_function(LOCKED)
+    asked.wait_until_unlocked()
+    page.get_by_role("tab", name="Compare", exact=True).click()
+    page.locator("#compare-view").get_by_text("dog").first.wait_for()
+    assert "chair" not in page.locator("#compare-view").inner_text()
+    open_tab(asked, "Segment", "#overlay canvas")
+
+
+def test_a_download_holds_what_is_on_the_screen(asked: Visitor) -> None:
+    """The settings go with the click; while the file is made, no newer question can be asked."""
+    page = asked.page
+    set_range(page, "#overlay .threshold", 0.4)
+    with page.expect_download() as caught, held_back(page) as held:
+        page.locator("#download-data").click()
+        page.wait_for_function(LOCKED)
+        clicked(page, "#run")
+        assert len(held) == 1
+    data = json.loads(caught.value.path().read_bytes())
+    assert data["threshold"] == 0.4 and [each["name"] for each in data["classes"]] == asked.legend()[:2]
+    asked.wait_until_unlocked()
+
+
+def test_settings_hold_for_the_next_question_and_the_other_tabs(asked: Visitor) -> None:
+    page = asked.page
+    set_range(page, "#overlay .threshold", 1)
+    page.locator("#legend button").first.click()
+    asked.ask("grass, dog, sky")
+    assert page.locator("#overlay output").inner_text() == "1.00"
+    assert page.locator("#legend button[aria-pressed=true] .ldvc-name").inner_text() == "dog"
+    assert json.loads(asked.download("data")[1])["threshold"] == 1
+    open_tab(asked, "Compare", "#compare-view img")
+    assert page.locator("#compare-view figure").last.get_by_text("none of these").is_visible()
+    open_tab(asked, "Segment", "#overlay canvas")
+    asked.changed_by(lambda: page.locator("#overlay .background").uncheck())
+    open_tab(asked, "Compare", "#compare-view img")
+    page.locator("#compare-view figure").get_by_text("none of these").first.wait_for(state="detached")

@@ -1,4 +1,4 @@
-"""The predictor: names, answers, caches, threads. Where labels lie is tested in test_geometry.py."""
+"""The predictor: names, results, caches, threads. `test_inference.py` tests where labels are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc import Predictor
-from ldvc.class_names import MAX_NAMES
+from ldvc.class_names import ClassName
 from ldvc.config import DECODERS
 from ldvc.errors import CheckpointError, InvalidImageError, InvalidNamesError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import build_clip, save_clip_folder
@@ -43,38 +43,37 @@ def photo() -> np.ndarray:
 # ---- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_result_says_which_names_were_seen(predictor: Predictor, photo: np.ndarray) -> None:
+def test_a_result_has_clean_names_and_which_were_seen(predictor: Predictor, photo: np.ndarray) -> None:
     predictor.set_image(photo)
     result = predictor.segment(["Dogs", "zebra", " grass ", "dogs", "people"])
     assert result.names == ["Dogs", "zebra", "grass", "people"]
     assert result.seen == [True, False, True, True]
+    asked = predictor.segment([ClassName(("background",)), ClassName(("dog", "other"))])
+    assert asked.names == ["background", "dog"], "a ClassName is used as it is"
 
 
 @pytest.mark.parametrize("decoder", ["ldvc", "zegclip", "clip"])
 def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
-    """The reference asks the same words as classes of their own and joins what it reads there."""
+    """Against a result with one class for each word."""
     asked = predictor.sibling(decoder)
-    state = predictor.encode_image(photo)
-    joined = asked.segment(["sofa | dog", "cat", "tv | tv monitor|telly"], image=state, features=True)
-    words = asked.segment(["sofa", "dog", "cat", "tv", "tv monitor", "telly"], image=state, features=True)
+    options = {"image": predictor.encode_image(photo), "features": True}
+    joined = asked.segment(["sofa | dog", "cat", "tv | tv monitor|telly"], background=None, **options)
+    words = asked.segment(["sofa", "dog", "cat", "tv", "tv monitor", "telly"], background=None, **options)
     assert joined.names == ["sofa", "cat", "tv"]
     assert joined.synonyms == [["sofa", "dog"], ["cat"], ["tv", "tv monitor", "telly"]]
     assert joined.seen == [True, False, False]
     groups = [[0, 1], [2], [3, 4, 5]]
     for index, group in enumerate(groups):
-        best = words._outputs[0].logits[group].max(dim=0).values
-        assert torch.equal(joined._outputs[0].logits[index], best)
+        assert torch.equal(joined.outputs[0].logits[index], words.outputs[0].logits[group].amax(dim=0))
     if decoder != "clip":
         apart, together = words.cross_attention(), joined.cross_attention()
         assert np.allclose(together, np.stack([apart[group].sum(axis=0) for group in groups]), atol=1e-6)
         assert joined.features[0].classes_after.equal(words.features[0].classes_after)
         assert joined.embedding_classes == [0, 0, 1, 2, 2, 2]
-    titles = np.array([0, 0, 1, 2, 2, 2])
-    word_labels = words._outputs[0].logits.argmax(dim=0).numpy()
-    assert np.array_equal(joined._outputs[0].logits.argmax(dim=0).numpy(), titles[word_labels])
+    assert np.array_equal(joined.patch_labels[0], np.array([0, 0, 1, 2, 2, 2])[words.patch_labels[0]])
 
 
-# ---- answers ----------------------------------------------------------------------------------------------------------
+# ---- results ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", PREDICTOR_DECODERS)
@@ -112,7 +111,7 @@ def test_the_default_threshold_is_the_checkpoints(photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan"), "yes", "0.5", True, [0.5]])
-def test_thresholds_that_are_none_are_refused_in_a_sentence(wrong: object) -> None:
+def test_impossible_thresholds_are_refused_in_a_sentence(wrong: object) -> None:
     predictor = colour_predictor()
     predictor.set_image(halves(32, 32, 16))
     with pytest.raises(ValueError, match=r'a threshold between 0 and 1, None or "default", not .*\.$'):
@@ -121,7 +120,7 @@ def test_thresholds_that_are_none_are_refused_in_a_sentence(wrong: object) -> No
 
 
 @pytest.mark.parametrize("background", [None, "default"])
-def test_a_none_word_says_that_pixels_may_be_none_of_the_others(background: str | None) -> None:
+def test_none_words_allow_none_of_these(background: str | None) -> None:
     predictor = colour_predictor(calibration={"threshold": 0.7})
     predictor.set_image(halves(64, 64, 32))
     for names in (["red", "Background"], "red, none of these", "other | rest, red | nothing"):
@@ -134,16 +133,6 @@ def test_a_none_word_says_that_pixels_may_be_none_of_the_others(background: str 
         predictor.segment("none")
 
 
-def test_long_lists_are_worked_on_in_parts(
-    predictor: Predictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor.set_image(photo)
-    names = [f"thing {i}" for i in range(MAX_NAMES)]
-    whole = predictor.segment(names).labels
-    monkeypatch.setattr("ldvc.result.CHUNK", photo.shape[0] * photo.shape[1] * 7)
-    assert np.array_equal(predictor.segment(names).labels, whole)
-
-
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_one_name_has_company(predictor: Predictor, photo: np.ndarray, decoder: str) -> None:
     asked = predictor.sibling(decoder)
@@ -153,7 +142,7 @@ def test_one_name_has_company(predictor: Predictor, photo: np.ndarray, decoder: 
     attention = result.cross_attention()
     assert attention.shape == (1, *result.grid) and attention.min() > 0 and attention.max() < 1
     np.testing.assert_allclose(attention[0] + result.company_attention(), 1, atol=1e-6)
-    together = asked.segment(["dog", *COMPANY], image=state)  # the model saw the same words
+    together = asked.segment(["dog", *COMPANY], image=state)
     np.testing.assert_allclose(together.scores[0], result.scores[0], atol=1e-6)
     np.testing.assert_allclose(together.cross_attention()[0], attention[0], atol=1e-6)
     assert together.company == [] and not together.company_attention().any()
@@ -179,13 +168,14 @@ def test_works_under_autocast(predictor: Predictor, photo: np.ndarray, decoder: 
     assert result.indistinguishable_words == exact.indistinguishable_words == []
 
 
-def test_words_are_compared_in_full_precision_and_zero_is_like_nothing_but_itself() -> None:
+def test_words_are_compared_in_full_precision() -> None:
     dog = torch.randn(64)
     nearly = dog + 0.03 * torch.randn(64)
     assert 0.998 < torch.cosine_similarity(dog, nearly, dim=0) < 0.9999, "bfloat16 would round it to 1"
     embeddings = torch.stack([dog, nearly, torch.zeros(64), torch.zeros(64), 2 * dog])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert indistinguishable_words([["dog"], ["nearly"], ["zero"], ["nil"], ["double"]], embeddings) == [["dog", "double"]]
+        classes = [ClassName((word,)) for word in ("dog", "nearly", "zero", "nil", "double")]
+        assert indistinguishable_words(classes, embeddings) == [["dog", "double"]], "zero vectors are like nothing"
 
 
 def test_photo_and_names_are_encoded_once() -> None:
@@ -196,31 +186,33 @@ def test_photo_and_names_are_encoded_once() -> None:
     predictor.segment(["blue"], background=0.2, company=())
     assert predictor.model.photos == 1
     assert sorted(predictor.model.encoded_names) == ["blue", "green", "red"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ldvc.predictor.NAME_CACHE_SIZE", 2)
-        predictor.segment(["red", "white"])
-        assert len(predictor._embeddings) == 2
-        assert predictor.segment(["red", "blue", "white"]).labels.shape == (64, 64)
 
 
-def test_a_name_has_its_own_embedding_whoever_asked_before(checkpoint: Path) -> None:
-    """The cache knows no more names as one than the tokenizer does, which lowers letters and nothing else."""
-    asked_first, alone = (Predictor.from_pretrained(str(checkpoint), device="cpu") for _ in range(2))
-    asked_first.encode_names(["fuss", "DOG"])
-    words = ["fu\u00df", "dog"]
-    torch.testing.assert_close(asked_first.encode_names(words), alone.encode_names(words))
-    assert len(asked_first._embeddings) == 3
+def test_the_cache_of_names_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldvc.predictor.NAME_CACHE_SIZE", 2)
+    predictor = colour_predictor()
+    for names in (["red", "green"], ["red", "blue"], ["red"], ["green", "red"]):
+        predictor.encode_names(names)
+    assert predictor.model.encoded_names == ["red", "green", "blue", "green"], "the oldest name was dropped"
 
 
-def test_words_of_different_classes_that_are_one_to_the_model_are_told() -> None:
-    """The model of colours knows no "mauve" and no "beige": both are the same grey to it."""
+def test_embeddings_do_not_depend_on_earlier_names(checkpoint: Path) -> None:
+    """Names share a cached embedding only if the tokenizer reads them alike."""
+    asked_before, fresh = (Predictor.from_pretrained(str(checkpoint), device="cpu") for _ in range(2))
+    asked_before.encode_names(["fuss", "DOG", "wine_glass"])
+    words = ["fu\u00df", "dog", "wine glass"]
+    torch.testing.assert_close(asked_before.encode_names(words), fresh.encode_names(words))
+
+
+def test_words_of_different_classes_with_one_embedding_are_reported() -> None:
+    """For the colour model, all words that it does not know are the same grey."""
     predictor = colour_predictor()
     predictor.set_image(halves(32, 32, 16))
     assert predictor.segment(["red", "mauve", "beige | green"]).indistinguishable_words == [["mauve", "beige"]]
-    assert predictor.segment(["red", "mauve | beige"]).indistinguishable_words == [], "they are one class anyway"
+    assert predictor.segment(["red", "mauve | beige"]).indistinguishable_words == [], "they are one class"
 
 
-def test_a_decoder_on_other_towers_gets_its_own(tmp_path: Path, photo: np.ndarray) -> None:
+def test_a_decoder_with_other_towers_loads_them(tmp_path: Path, photo: np.ndarray) -> None:
     folder = save_tiny_checkpoint(tmp_path / "mixed", decoders=("ldvc", "zegclip"))
     other = build_clip(str(folder / "clip")).model
     with torch.no_grad():
@@ -264,13 +256,13 @@ def test_plain_similarity(checkpoint: Path, photo: np.ndarray) -> None:
     state = plain.set_image(photo)
     result = plain.segment(["dog", "grass"])
     expected = plain.model.frozen_logits(patch_tokens=state.patch_tokens[0], names=["dog", "grass"])[0]
-    assert torch.allclose(result._outputs[0].logits, expected, atol=1e-5)
+    assert torch.allclose(result.outputs[0].logits, expected, atol=1e-5)
     with pytest.raises(LdvcError, match="attention"):
         result.cross_attention()
 
 
-def test_same_answer_as_the_model_itself(predictor: Predictor) -> None:
-    """For a picture that needs no resizing: the predictor is the model's forward pass and a sigmoid."""
+def test_the_result_is_the_models_forward_pass(predictor: Predictor) -> None:
+    """For a picture that needs no resizing, up to the sigmoid."""
     rng = np.random.default_rng(5)
     picture = rng.integers(0, 255, (320, 448, 3), dtype=np.uint8)
     predictor.set_image(picture)
@@ -284,7 +276,7 @@ def test_same_answer_as_the_model_itself(predictor: Predictor) -> None:
     scores = output.cross_attention[-1][0].mean(dim=0)  # over heads
     assert torch.allclose(attention, scores.softmax(dim=0), atol=1e-5)
     bias = predictor.model.decoder.mask_scores.bias
-    assert torch.allclose(attention, (output.mask_logits[0] - bias).softmax(dim=0), atol=1e-5), "it is the segmentation"
+    assert torch.allclose(attention, (output.mask_logits[0] - bias).softmax(dim=0), atol=1e-5)
 
 
 def test_cross_attention(predictor: Predictor, photo: np.ndarray) -> None:
@@ -320,7 +312,7 @@ def test_routing(predictor: Predictor, photo: np.ndarray) -> None:
     top, left, bottom, right = found.boxes[found.own_region]
     assert top <= 2 < bottom and left <= 5 < right
     with pytest.raises(LdvcError, match="routing"):
-        predictor.sibling("ldvc_without_lcsa").segment(["dog"], image=predictor._image).routing(0, 0)
+        predictor.sibling("ldvc_without_lcsa").segment(["dog"], image=predictor.image).routing(0, 0)
 
 
 def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray) -> None:
@@ -329,14 +321,14 @@ def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray
     )
     windowed.set_image(photo)
     result = windowed.segment(["dog", "grass"])
-    assert len(result._outputs) > 1
+    assert len(result.outputs) > 1
     assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
     last = result.routing(result.grid[0] - 1, result.grid[1] - 1)
-    assert last.window.left + last.window.width == windowed._image.input_size[1]
+    assert last.window.left + last.window.width == result.input_size[1]
     assert last.patch[0] == last.grid[0] - 1
 
 
-# ---- several visitors -------------------------------------------------------------------------------------------------
+# ---- threads and processes -------------------------------------------------------------------------------------------------
 
 
 def test_threads_do_not_mix_photos(predictor: Predictor) -> None:
@@ -354,7 +346,7 @@ def test_threads_do_not_mix_photos(predictor: Predictor) -> None:
         assert np.array_equal(labels, alone[index % 4])
 
 
-def test_state_and_result_can_be_handed_to_another_process(predictor: Predictor, photo: np.ndarray) -> None:
+def test_states_and_results_can_be_pickled(predictor: Predictor, photo: np.ndarray) -> None:
     state = predictor.encode_image(photo)
     result = predictor.segment(["dog", "grass"], image=state)
     state, copy = pickle.loads(pickle.dumps((state, result)))
@@ -363,7 +355,7 @@ def test_state_and_result_can_be_handed_to_another_process(predictor: Predictor,
     assert copy.routing(0, 0).own_region == 0
 
 
-# ---- what goes wrong --------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------
 
 
 def test_no_photo() -> None:

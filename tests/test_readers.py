@@ -1,4 +1,4 @@
-"""The readers: official layouts, plain folders, and what is said of wrong ones."""
+"""The readers: official layouts, plain folders, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.class_names import load_classes
 from ldvc.errors import DataError
 from ldvc.image_io import load_picture
 from tests.tiny_data import make_benchmarks, make_coco_stuff, make_context, make_set, make_sets, make_voc, names_in
@@ -148,7 +147,7 @@ def test_files_that_lie_elsewhere_are_a_wrong_layout(tmp_path: Path) -> None:
         open_set(tmp_path, "voc2012", "val")
 
 
-def test_an_unknown_set_is_answered_with_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_set_lists_the_data_folder(tmp_path: Path) -> None:
     make_sets(tmp_path)
     with pytest.raises(DataError, match="holds meadow, pets") as caught:
         open_set(tmp_path, "medow", "train")
@@ -224,14 +223,3 @@ def test_a_class_that_is_void_is_no_name(tmp_path: Path) -> None:
     assert dataset.names() == ["sky", "grass"] and dataset.class_indices() == [1, 2]
     vocabulary = Vocabulary([dataset])
     assert vocabulary.names == ["sky", "grass"] and vocabulary.tables[0][:3].tolist() == [VOID, 0, 1]
-
-
-def test_class_lists_of_the_readers_are_those_of_the_files(benchmarks: Path) -> None:
-    for name, classes in (
-        ("voc2012", "voc20"),
-        ("coco_stuff164k", "coco_stuff171"),
-        ("pascal_context59", "context59"),
-    ):
-        dataset = open_set(benchmarks, name, "val")
-        assert dataset.names() == load_classes(classes)
-        assert len(Vocabulary([dataset])) == len(dataset.names())  # no two of its names mean the same

@@ -1,4 +1,4 @@
-"""What a configuration says is what a step does: groups, rates, losses, views."""
+"""A step follows the configuration: groups, rates, losses, views."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import torch
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_run import config_of, make_root
+from train.config import TrainConfig, load_config
 from train.data import Augmentation, Vocabulary, open_sets
 from train.losses import mask_loss
-from train.objective import (
-    Objective,
-    learning_rate,
-    parameter_groups,
-    set_learning_rate,
-)
-from train.options import TrainConfig, load_config
+from train.objective import Objective, learning_rate, parameter_groups, set_learning_rate
 from train.train import train
 
 
@@ -30,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_groups_and_schedule(root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip) -> None:
     config = config_of(root, tiny_clip_folder, "unused", "prompt_multiplier=10", "warmup_steps=4", "max_train_steps=10")
-    model = LDVC(config.model_config(), tiny_clip)
+    model = LDVC(config.model, tiny_clip)
     groups = parameter_groups(model, config)
     counted = sum(parameter.numel() for group in groups for parameter in group["params"])
     assert counted == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -75,18 +70,18 @@ def test_the_parts_of_the_loss_have_their_weights(root: Path, tiny_clip_folder: 
     names, nothing = torch.arange(len(vocabulary)), torch.zeros(0, dtype=torch.int64)
     parts = []
     for changes in ((), ("focal_weight=30", "dice_weight=7"), ("focal_alpha=0.9",), ("focal_gamma=0",)):
-        config = config_of(root, tiny_clip_folder, "unused", "preserve_names=0", "preserve_unknown_weight=0", *changes)
+        config = config_of(root, tiny_clip_folder, "unused", "distill_per_step=0", "distill_unannotated_weight=0", *changes)
         torch.manual_seed(0)
-        model = LDVC(config.model_config(), tiny_clip).eval()
+        model = LDVC(config.model, tiny_clip).eval()
         with torch.no_grad():
             parts.append(Objective(model, vocabulary, [], config)(batch, names, nothing))
-            known = vocabulary.known[batch["set"]]
+            annotated = vocabulary.annotated[batch["set"]]
             image = model.encode_image(patch_tokens=batch["patch_tokens"])
             logits = model.decode(image, model.encode_names(vocabulary.texts)).mask_logits
         bare = mask_loss(
             logits,
             batch["labels"],
-            known,
+            annotated,
             alpha=config.focal_alpha,
             gamma=config.focal_gamma,
             void_is_negative=config.ignore_as_negative,
@@ -118,14 +113,14 @@ def test_views_are_drawn_as_the_configuration_says() -> None:
 def test_held_out_pixels_are_what_the_configuration_says(
     flag: bool, root: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Told(Exception):
+    class Called(Exception):
         pass
 
-    def look(*_: object, hidden_as_background: bool, **__: object) -> None:
-        raise Told(hidden_as_background)
+    def look(*_: object, held_out_as_background: bool, **__: object) -> None:
+        raise Called(held_out_as_background)
 
     monkeypatch.setattr("train.train.Vocabulary", look)
-    with pytest.raises(Told, match=str(flag)):
+    with pytest.raises(Called, match=str(flag)):
         train(config_of(root, tiny_clip_folder, f"held{flag}", f"held_out_as_negative={str(flag).lower()}"))
 
 

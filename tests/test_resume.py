@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was not: to the last bit, wherever the kill hits."""
+"""A run that is killed and resumed equals an uninterrupted run to the last bit, wherever the kill hits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldvc.errors import CheckpointError
 from ldvc.weights import load_tensors
 from tests.forked import history, make_workplace, run, train_here
 from train.checkpoints import checkpoints_of, find_checkpoint, read_state
-from train.options import ConfigError
+from train.config import ConfigError
 
 KILLED = -signal.SIGKILL
 
@@ -62,14 +62,13 @@ def test_killed_and_resumed_equals_uninterrupted(root: Path, processes: int, cha
     same_end(root / f"{name}-whole", root / f"{name}-cut")
 
 
-# Where the second checkpoint is being written when the kill hits, and the checkpoint that a resumed run must start from.
+# The function whose n-th call is killed while the second checkpoint is written, and the step that a resumed run starts from.
 MOMENTS = {
     "before anything is written": ("train.checkpoints.save_file", 2, 2),
-    "weights are there, the optimiser is not": ("accelerate.checkpointing.save", 2, 2),
-    "everything is there but the mark": ("train.checkpoints._reach_disk", 3, 2),
-    "marked as complete, but not yet renamed": ("train.checkpoints.finish_writing", 2, 4),
-    "renamed, the older one still there": ("train.checkpoints._delete", 1, 4),
-    "the older one out of the way, not yet deleted": ("shutil.rmtree", 1, 4),
+    "weights are written, the optimiser is not": ("accelerate.checkpointing.save", 2, 2),
+    "everything is written but step.json": ("train.checkpoints.fsync_folder", 3, 2),
+    "complete, the older one still there": ("train.checkpoints.clean_up", 2, 4),
+    "the older one marked as incomplete, not yet deleted": ("shutil.rmtree", 1, 4),
     "all steps done, the result not written": ("train.train.export", 1, 4),
 }
 
@@ -92,7 +91,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(root: Path, whole: P
     assert run(train_here, root, name, changes, "latest") == [0]
     assert f"resumed from {root / name / f'checkpoint-{left}'} at step {left}" in (root / name / "log.txt").read_text()
     same_end(whole, root / name)
-    assert sorted(path.name for path in (root / name).glob("*checkpoint-*")) == ["checkpoint-4"]
+    assert [path.name for path in (root / name).glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_only_what_learns_is_stored(whole: Path, tiny_clip_folder: Path) -> None:
@@ -128,10 +127,10 @@ def test_a_folder_of_checkpoints_is_not_trained_over_by_mistake(tmp_path: Path) 
         read_state(tmp_path / "checkpoint-10")
 
 
-def test_a_resumed_run_says_what_it_does_differently(root: Path, whole: Path) -> None:
+def test_a_resumed_run_logs_changed_settings(root: Path, whole: Path) -> None:
     folder = shutil.copytree(whole, root / "longer")
     changes = ("train_batch_size=1", "max_train_steps=5", "checkpoints_total_limit=1")
     assert run(train_here, root, "longer", changes, "latest") == [0]
     log = (folder / "log.txt").read_text()
-    assert "photos a step 2 -> 1" in log and "max_train_steps 4 -> 5" in log and "seed" not in log
+    assert "photos per step 2 -> 1" in log and "max_train_steps 4 -> 5" in log and "seed" not in log
     assert [entry["step"] for entry in history(folder)] == [1, 2, 3, 4, 5]

@@ -14,7 +14,7 @@ from ldvc.errors import DataError
 from tests.tiny_data import make_set, make_voc, names_in
 from train.data import (
     Augmentation,
-    DrawSchedule,
+    SampleSchedule,
     SegmentationDataset,
     SkippedPhotos,
     TrainingViews,
@@ -22,7 +22,7 @@ from train.data import (
     Vocabulary,
     open_set,
 )
-from train.processes import sentence
+from train.processes import message_of
 
 DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "no photo": (lambda photo, mask: photo.unlink(), "no such file"),
@@ -39,7 +39,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", [TypeError, AttributeError, RuntimeError])
-def test_whatever_pillow_makes_of_a_damaged_file_is_one_sentence(
+def test_whatever_pillow_makes_of_a_damaged_file_is_one_message_of(
     tmp_path: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kinds that its TIFF reader raises at some damaged EXIF blocks."""
@@ -55,7 +55,7 @@ def test_whatever_pillow_makes_of_a_damaged_file_is_one_sentence(
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
+def test_damage_is_one_message_of(tmp_path: Path, damage: str) -> None:
     make_voc(tmp_path)
     dataset = open_set(tmp_path, "voc2012", "train")
     spoil, words = DAMAGE[damage]
@@ -66,12 +66,12 @@ def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
     dataset.pair(1)
 
 
-def _views(dataset: SegmentationDataset, draws: int, skipped: SkippedPhotos | None = None) -> TrainingViews:
+def _views(dataset: SegmentationDataset, samples: int, skipped: SkippedPhotos | None = None) -> TrainingViews:
     return TrainingViews(
         [dataset],
         Vocabulary([dataset]),
-        DrawSchedule([len(dataset)], [1.0], seed=3),
-        draws=draws,
+        SampleSchedule([len(dataset)], [1.0], seed=3),
+        samples=samples,
         augmentation=Augmentation(crop=32, short_side=40),
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
@@ -83,24 +83,24 @@ def _views(dataset: SegmentationDataset, draws: int, skipped: SkippedPhotos | No
 def test_what_cannot_be_used_is_replaced_counted_and_listed(tmp_path: Path) -> None:
     make_voc(tmp_path)
     dataset = open_set(tmp_path, "voc2012", "train")
-    whole = [_views(dataset, 12)[draw] for draw in range(12)]
+    whole = [_views(dataset, 12)[index] for index in range(12)]
     dataset.photo_path("2007_000039").write_text("spoilt")  # number 2; 3 takes its place
     dataset.mask_path("2007_000032").unlink()  # number 0; 1 takes its place
     skipped = SkippedPhotos(tmp_path / "run" / "skipped.txt")
     views = _views(dataset, 12, skipped)
-    found = [views[draw] for draw in range(12)]
-    schedule = DrawSchedule([4], [1.0], seed=3)
+    found = [views[index] for index in range(12)]
+    schedule = SampleSchedule([4], [1.0], seed=3)
     instead = {0: 1, 2: 3}
-    for draw, (old, new) in enumerate(zip(whole, found, strict=True)):
-        photo = schedule[draw][1]
+    for index, (old, new) in enumerate(zip(whole, found, strict=True)):
+        photo = schedule[index][1]
         same = torch.equal(old["images"], new["images"])
-        assert same == (photo not in instead), draw  # sound photos are drawn as if nothing had happened
+        assert same == (photo not in instead), index  # readable photos are not affected
         names = {views.vocabulary.texts[index] for index in new["labels"].unique().tolist() if index >= 0}
         allowed = {"-", *names_in(dataset, instead.get(photo, photo))}
         assert names <= allowed
-    # the continuation of a run, in another process, draws the same and lists nothing twice
+    # the continuation of a run, in another process, samples the same and lists nothing twice
     again = _views(dataset, 12, SkippedPhotos(tmp_path / "run" / "skipped.txt"))
-    assert all(torch.equal(again[draw]["images"], found[draw]["images"]) for draw in (11, 5, 8, 0, 1, 2, 3))
+    assert all(torch.equal(again[index]["images"], found[index]["images"]) for index in (11, 5, 8, 0, 1, 2, 3))
     lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert sorted(line.split("\t")[1] for line in lines) == ["2007_000032", "2007_000039"] and len(skipped) == 2
     assert skipped.summary() == (
@@ -115,14 +115,14 @@ def test_loader_workers_share_one_list(tmp_path: Path) -> None:
     dataset = open_set(tmp_path, "voc2012", "train")
     dataset.photo_path("2007_000039").write_text("spoilt")
     skipped = SkippedPhotos(tmp_path / "skipped.txt")
-    alone = [_views(dataset, 8)[draw]["images"] for draw in range(8)]
+    alone = [_views(dataset, 8)[index]["images"] for index in range(8)]
     loader = torch.utils.data.DataLoader(_views(dataset, 8, skipped), batch_size=2, num_workers=2)
     batches = torch.cat([batch["images"] for batch in loader])
     assert torch.equal(batches, torch.stack(alone))
     assert len(skipped) == 1 and "2007_000039" in skipped.file.read_text()
 
 
-def test_when_nothing_can_be_read_the_run_ends_with_a_sentence(tmp_path: Path) -> None:
+def test_when_nothing_can_be_read_the_run_ends_with_a_message_of(tmp_path: Path) -> None:
     make_voc(tmp_path)
     dataset = open_set(tmp_path, "voc2012", "train")
     for stem in dataset.stems:
@@ -133,7 +133,7 @@ def test_when_nothing_can_be_read_the_run_ends_with_a_sentence(tmp_path: Path) -
         _views(dataset, 4)[0]
 
 
-def test_a_workers_error_is_told_without_its_stack(tmp_path: Path) -> None:
+def test_the_message_of_a_workers_error_has_no_stack_trace(tmp_path: Path) -> None:
     dataset = open_set(tmp_path, make_set(tmp_path / "meadow", ["grass", "sky"]).name, "train")
     for photo in (tmp_path / "meadow" / "images").iterdir():
         photo.write_bytes(b"no photo")
@@ -141,9 +141,9 @@ def test_a_workers_error_is_told_without_its_stack(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         next(iter(loader))
     assert "Traceback" in str(caught.value)  # PyTorch puts it there
-    told = sentence(caught.value)
-    assert told.startswith("None of the 6 photos of meadow can be used.") and "\n" not in told
-    assert sentence(DataError("Caught cold: stay in bed.")) == "Caught cold: stay in bed."
+    message = message_of(caught.value)
+    assert message.startswith("None of the 6 photos of meadow can be used.") and "\n" not in message
+    assert message_of(DataError("Caught cold: stay in bed.")) == "Caught cold: stay in bed."
 
 
 def test_stored_views_remember_what_was_skipped(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
-"""Tables and pictures of an evaluation."""
+"""Tables and figures of an evaluation."""
 
 from __future__ import annotations
+
+import csv
+import math
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train import tables
-from train.tables import confusion_picture
+from train.figures import confusion_figure
 
 
 @pytest.mark.parametrize("benchmark", ["voc", "coco_stuff"])
@@ -17,16 +22,41 @@ def test_published_numbers_are_consistent(benchmark: str) -> None:
         assert row["hIoU"] == pytest.approx(2 * s * u / (s + u), abs=0.11), method
 
 
-def test_confusion_picture_shows_shares() -> None:
+def test_a_csv_file_has_a_row_for_each_source_decoder_and_set(tmp_path: Path) -> None:
+    facts = {"split": "val", "photos": 3, "pAcc": 0.25, "mIoU": 0.5, "mIoU_U": math.nan, "hIoU": None, "classes": []}
+    sets = {"msrc": facts, "pets": facts}
+    results = [
+        {"source": "runs/a, b", "decoder": "ldvc", "sets": sets, "command": "python x", "commit": "abc"},
+        {"source": "lite", "decoder": "clip", "sets": {"msrc": facts}},
+    ]
+    tables.write_csv(tmp_path / "table.csv", results)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    keys = ("source", "decoder", "set", "split", "photos", "pAcc", "mIoU", "mIoU_U", "hIoU", "command", "commit")
+    assert [[row[key] for key in keys] for row in rows] == [
+        ["runs/a, b", "ldvc", "msrc", "val", "3", "0.25", "0.5", "", "", "python x", "abc"],
+        ["runs/a, b", "ldvc", "pets", "val", "3", "0.25", "0.5", "", "", "python x", "abc"],
+        ["lite", "clip", "msrc", "val", "3", "0.25", "0.5", "", "", "", ""],
+    ]
+    assert rows[0].keys() >= tables.COLUMNS.keys() and "classes" not in rows[0]
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
+    assert tables.current_commit(tmp_path) == ""
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    commit = tables.current_commit(tmp_path)
+    assert len(commit) >= 7 and head.stdout.startswith(commit)
+
+
+def test_confusion_figure_shows_shares() -> None:
     counts = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-    picture = np.asarray(confusion_picture(counts, ["dog", "cat", "a long name"], ["cat"]))
-    side = 3 * 24
-    cells = picture[-8 - side : -8, -8 - side : -8][12::24, 12::24].astype(int)
-    light = cells.sum(axis=-1)
-    assert light[0, 0] > light[1, 1] > light[0, 1] > light[0, 2] == light[1, 0]
-    assert (cells[2] == 225).all(), "a class without ground truth"
-    red = picture[..., 0].astype(int) - picture[..., 1] > 80
-    first = picture.shape[0] - 8 - side  # where the cells begin
-    across = [red[:first, first + 24 * number :][:, :24].any() for number in range(3)]
-    down = [red[first + 24 * number :, :first][:24].any() for number in range(3)]
-    assert across == down == [False, True, False], "unseen names are red"
+    (axis,) = confusion_figure(counts, ["dog", "cat", "a long name"], ["cat"]).axes
+    shares = axis.images[0].get_array()
+    assert shares[:2].tolist() == [[0.8, 0.2, 0.0], [0.0, 0.5, 0.5]]
+    assert shares.mask.tolist() == [[False] * 3, [False] * 3, [True] * 3], "a class without ground truth is grey"
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["dog", "cat", "a long name"]
+        assert [label.get_color() == "#b3261e" for label in labels] == [False, True, False], "unseen names are red"

@@ -1,4 +1,4 @@
-"""The explaining tabs without a browser: what they draw for a visit, what they remember, and what they never compute again."""
+"""The tabs without a browser: what they draw for an answer and the values of their widgets, and what programs get."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.predictor import COMPANY
-from ldvc.web.handlers import LCSA_OFF, Handlers
-from ldvc.web.models import Catalogue
-from ldvc.web.session import Visit
-from ldvc.web.tabs import program, texts
-from ldvc.web.tabs.attention import SHOWN, AttentionTab
+from ldvc.predictor import COMPANY, Predictor
+from ldvc.web import html, texts
+from ldvc.web.api import Api, layer_and_head
+from ldvc.web.downloads import KINDS
+from ldvc.web.models import ModelRegistry
+from ldvc.web.segmenter import LCSA_OFF, Segmenter
+from ldvc.web.session import Answer, Session
+from ldvc.web.tabs import VIEWER_DEFAULT, Shared, Tab
+from ldvc.web.tabs.attention import COMPANY_HELP, INTERVENTION, ONE_NAME, RESCALED, SHOWN, AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
-from ldvc.web.tabs.routing import RoutingTab, spot_data
-from ldvc.web.tabs.space import SpaceTab, space_data
-from ldvc.web.views.routing import Spot
+from ldvc.web.tabs.routing import RoutingTab
+from ldvc.web.tabs.segment import FORGOTTEN, SegmentTab, make_viewer
+from ldvc.web.tabs.space import SpaceTab
 from tests.tiny import save_tiny_checkpoint
 
-KINDS = (AttentionTab, RoutingTab, SpaceTab, CompareTab)
+KINDS_OF_TABS = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
 
 
 @pytest.fixture(scope="module")
-def handlers(tmp_path_factory: pytest.TempPathFactory) -> Handlers:
-    return Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))))
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return Segmenter(ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))))
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +42,34 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def build(handlers: Handlers) -> tuple[dict[type, Any], dict[str, Callable]]:
-    """The tabs, in a page of their own, and the functions of their events and endpoints by name."""
+def build(segmenter: Segmenter) -> tuple[dict[type, Any], list[Any]]:
+    """The tabs, in a page of their own, and the events of that page."""
     with gr.Blocks() as page:
-        visit = gr.State(Visit())
-        tabs = {kind: kind(handlers, visit) for kind in KINDS}
+        shared = Shared(gr.State(Session()), make_viewer(), make_company())
+        tabs = {kind: kind(segmenter, shared) for kind in KINDS_OF_TABS}
         for tab in tabs.values():
             tab.wire()
-            tab.endpoints()
-    return tabs, {each.name: each.fn for each in page.fns.values()}
+        tabs[SegmentTab].wire_downloads({}, lambda event: None)
+    return tabs, list(page.fns.values())
 
 
 @pytest.fixture(scope="module")
-def built(handlers: Handlers) -> tuple[dict, dict]:
-    return build(handlers)
-
-
-@pytest.fixture(scope="module")
-def tabs(built: tuple) -> dict:
-    return built[0]
+def tabs(segmenter: Segmenter) -> dict:
+    return build(segmenter)[0]
 
 
 @pytest.fixture
-def visit(handlers: Handlers, photo: str) -> Visit:
-    return handlers.segment(photo, "dog, zebra, sofa | couch", None, Visit())
+def answer(segmenter: Segmenter, photo: str) -> Answer:
+    return segmenter.segment(photo, "dog, zebra, sofa | couch")
+
+
+def values(tab: Tab, session: Session | None = None, **changes: object) -> dict:
+    """The values of a tab's inputs, of which some are changed by the tab's attribute, or `background`, `alone`, `company`."""
+    found = {widget: getattr(widget, "value", None) for widget in tab.inputs}
+    viewer = {**VIEWER_DEFAULT, **{key: changes.pop(key) for key in ("background", "alone") if key in changes}}
+    found |= {tab.shared.session: session or Session(), tab.shared.viewer: viewer}
+    found[tab.shared.company] = changes.pop("company", True)
+    return found | {getattr(tab, name): value for name, value in changes.items()}
 
 
 def value(update: object) -> object:
@@ -70,202 +77,190 @@ def value(update: object) -> object:
     return update["value"] if isinstance(update, dict) else getattr(update, "value", update)
 
 
+def shown(changes: dict) -> str:
+    """All that a tab shows."""
+    return " ".join(str(getattr(change, "props", "")) + str(value(change)) for change in changes.values())
+
+
 def test_before_the_first_question_there_is_a_sentence(tabs: dict) -> None:
     for tab in tabs.values():
-        changes = tab.update(Visit())
-        assert set(changes) <= set(tab.outputs) and len(changes) == 2
-        assert "Segment a photo first" in tab.empty.value
+        session = Session()
+        changes = tab.open(values(tab, session))
+        assert list(changes) == [tab.empty] and tab.empty_text in value(changes[tab.empty])
+        assert session.open_tab == tab.key
 
 
-def test_drawing_encodes_nothing_again(
-    tabs: dict, visit: Visit, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main = handlers.models(visit).main
-    monkeypatch.setattr(type(main), "encode_image", lambda *_: pytest.fail("the photo was encoded again"))
+def test_tabs_compute_nothing_twice(tabs: dict, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Predictor, "encode_image", lambda *_: pytest.fail("the photo was encoded again"))
+    session = Session(answer)
     for tab in tabs.values():
-        changes = tab.draw(visit)
-        assert set(changes) <= set(tab.outputs)
-    assert set(visit.results) == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
-
-    def segment(*_: object, **__: object) -> None:
-        pytest.fail("an answer that was kept was computed again")
-
-    monkeypatch.setattr(type(main), "segment", segment)
+        assert set(tab.open(values(tab, session))) <= set(tab.outputs)
+    assert {decoder for decoder, _ in answer.results} == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
+    monkeypatch.setattr(Predictor, "segment", lambda *_, **__: pytest.fail("a result was computed again"))
     for tab in tabs.values():
-        tab.draw(visit)
+        assert tab.open(values(tab, session)) == gr.skip(), "a tab that shows the answer is not drawn again"
+        assert set(tab.open(values(tab, session, background=0.7))) <= set(tab.outputs)
+        assert tab.open(values(tab, session, background=0.7)) == gr.skip()
 
 
-def test_tabs_are_drawn_again_only_when_what_they_show_has_changed(
-    tabs: dict, visit: Visit, handlers: Handlers
+@pytest.mark.parametrize("kind", KINDS_OF_TABS)
+def test_no_tab_shows_an_answer_to_an_older_question(
+    tabs: dict, answer: Answer, segmenter: Segmenter, photo: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for tab in tabs.values():
-        tab.draw(visit)
-    handlers.choose("zebra", visit)
-    redrawn = [kind for kind, tab in tabs.items() if visit.drawn[tab.key] != tab.stamp(visit)]
-    assert AttentionTab in redrawn and SpaceTab not in redrawn and CompareTab not in redrawn
-    assert handlers.rethreshold(0.7, visit)
-    assert all(visit.drawn[tab.key] != tab.stamp(visit) for tab in tabs.values())
+    """A question is answered while the tab is being drawn."""
+    tab, session, drawn = tabs[kind], Session(answer), []
+    newer, draw = segmenter.segment(photo, "cat, dog"), tab.draw
+
+    def overtaken(present: Answer, present_values: dict) -> dict:
+        drawn.append(present)
+        session.answer = newer
+        return draw(present, present_values)
+
+    monkeypatch.setattr(tab, "draw", overtaken)
+    changes = tab.open(values(tab, session))
+    assert drawn == [answer, newer] and "cat" in shown(changes) and "zebra" not in shown(changes)
+    assert all("zebra" not in shown({0: change}) for change in tab.blank(values(tab)).values())
 
 
-def test_a_slow_drawing_never_covers_a_newer_answer(
-    tabs: dict, visit: Visit, handlers: Handlers, photo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tab that is opened, and one that is clicked in, while a newer question is answered."""
-    tab, drawn = tabs[CompareTab], []
-    update = tab.update
-
-    def overtaken(present: Visit) -> dict:
-        drawn.append(present.names)
-        changes = update(present)
-        if len(drawn) == 1:
-            visit.successor = handlers.segment(photo, "cat, dog", None, visit)
-        return changes
-
-    monkeypatch.setattr(tab, "update", overtaken)
-    changes = tab.open(visit)
-    assert drawn == [["dog", "zebra", "sofa"], ["cat", "dog"]]
-    assert "cat" in changes[tab.view] and "zebra" not in changes[tab.view]
-    assert visit.latest.open_tab == "compare" and visit.latest.drawn["compare"] == tab.stamp(visit.latest)
-    assert tab.open(visit)["__type__"] == "update" and len(drawn) == 2, "what is shown is not drawn again"
+# ---- downloads --------------------------------------------------------------------------------------------------------
 
 
-    def click(present: Visit) -> dict:
-        drawn.append(present.names)
-        if len(drawn) == 4:
-            present.successor = visit
-        return tabs[RoutingTab].draw_pictures(present)
+def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answer) -> None:
+    tabs, events = build(segmenter)
+    tab = tabs[SegmentTab]
+    makers = [each.fn for each in events if each.fn is not None and tab.file in each.outputs]
+    assert len(makers) == len(KINDS)
+    viewer = {"background": 1.0, "alone": "zebra"}
+    made = [make(values(tab, Session(answer), **viewer))[0] for make in makers]
+    files = {Path(path).name.partition("-")[2]: path for path in made}
+    assert set(files) == set(KINDS.values())
+    assert not np.asarray(Image.open(files["mask.png"])).any(), "nothing reaches the threshold 1"
+    for make in makers:
+        _, problem = make(values(tab))
+        assert problem.visible and html.problem(FORGOTTEN) == problem.value
 
-    old = handlers.segment(photo, "dog, zebra", None, Visit())
-    assert tabs[RoutingTab].view in tab.unless_overtaken(old, click)
-    assert tab.unless_overtaken(old, click)["__type__"] == "update"
+
+# ---- attention --------------------------------------------------------------------------------------------------------
 
 
-def test_attention_settings_stay_for_the_next_question(
-    tabs: dict, visit: Visit, handlers: Handlers, photo: str
-) -> None:
+def test_attention_follows_its_widgets(tabs: dict, answer: Answer) -> None:
     tab = tabs[AttentionTab]
-    settings = tab.settings(visit)
-    settings.layer, settings.head, settings.rescale, settings.off = 0, 1, True, True
-    after = handlers.segment(photo, "cat, dog", None, visit)
-    changes = tab.update(after)
-    assert value(changes[tab.layer]) == 0 and value(changes[tab.head]) == 1
-    assert texts.ATTENTION_SCALE_RESCALED in changes[tab.grid]
-    assert changes[tab.grid].count("<figure") == 2 * 4  # two names, three decoders and the intervention
-    assert texts.INTERVENTION in changes[tab.grid] and LCSA_OFF in after.results
-    settings.layer, settings.head = 7, 99  # of a checkpoint with more of them
-    assert value(tab.update(after)[tab.layer]) == 1 and value(tab.update(after)[tab.head]) == -1
+    changes = tab.draw(answer, values(tab, layer=0, head=1, rescale=True, off=True))
+    assert value(changes[tab.layer]) == 0 and value(changes[tab.head]) == 1 and RESCALED in changes[tab.grid]
+    assert changes[tab.grid].count("<figure") == 3 * 4 and INTERVENTION in changes[tab.grid]
+    assert (LCSA_OFF, False) in answer.results
+    changes = tab.draw(answer, values(tab, layer=7, head=99))  # of a checkpoint with more of them
+    assert value(changes[tab.layer]) == 1 and value(changes[tab.head]) == -1
+    grids = {tab.draw(answer, values(tab, layer=layer, head=head))[tab.grid] for layer in (0, 1) for head in (-1, 0, 1)}
+    assert len(grids) == 6
+    assert value(tab.draw(answer, values(tab, alone="zebra"))[tab.name]) == "zebra"
+    assert value(tab.draw(answer, values(tab, name="sofa"))[tab.name]) == "sofa"
+    assert value(tab.draw(answer, values(tab, name="horse"))[tab.name]) == "dog"
 
 
-def test_layers_and_heads_differ(tabs: dict, visit: Visit) -> None:
+def test_many_names_are_chosen_from(tabs: dict, segmenter: Segmenter, photo: str) -> None:
     tab = tabs[AttentionTab]
-    drawn = set()
-    for layer in (0, 1):
-        for head in (None, 0, 1):
-            settings = tab.settings(visit)
-            settings.layer, settings.head = layer, head
-            drawn.add(tab.draw_pictures(visit)[tab.grid])
-    assert len(drawn) == 6
+    answer = segmenter.segment(photo, ", ".join(f"thing {i}" for i in range(20)))
+    assert tab.draw(answer, values(tab))[tab.grid].count("<figure") == 3 * SHOWN
+    changes = tab.draw(answer, values(tab, names=["thing 19", "thing 3", "gone"]))
+    assert value(changes[tab.names]) == ["thing 3", "thing 19"] and changes[tab.grid].count("<figure") == 3 * 2
 
 
-def test_many_names_are_chosen_from(tabs: dict, handlers: Handlers, photo: str) -> None:
-    tab = tabs[AttentionTab]
-    visit = handlers.segment(photo, ", ".join(f"thing {i}" for i in range(20)), None, Visit())
-    changes = tab.update(visit)
-    assert changes[tab.grid].count("<figure") == 3 * SHOWN
-    tab.settings(visit).names = ["thing 19", "thing 3", "gone"]
-    assert tab.shown(visit, tab.settings(visit)) == [3, 19]
-    assert "thing 19" in tab.draw_pictures(visit)[tab.grid]
+def test_company_of_a_single_name(tabs: dict, segmenter: Segmenter, photo: str) -> None:
+    tab, answer = tabs[AttentionTab], segmenter.segment(photo, "dog")
+    changes = tab.draw(answer, values(tab))
+    assert changes[tab.company].visible and not value(changes[tab.note])
+    assert COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 2 * 3
+    changes = tab.draw(answer, values(tab, company=False))
+    assert COMPANY_HELP not in changes[tab.grid] and ONE_NAME in value(changes[tab.note])
+    assert not tab.draw(segmenter.segment(photo, "dog, cat"), values(tab))[tab.company].visible
 
 
-def test_one_name_has_company_that_can_be_removed(built: tuple, handlers: Handlers, photo: str) -> None:
-    tabs, functions = built
-    visit = handlers.segment(photo, "dog", None, Visit())
-    tab, many = tabs[AttentionTab], handlers.segment(photo, "dog, cat", None, Visit())
-    assert not tab.update(many)[tab.company].visible and texts.COMPANY_HELP not in tab.update(many)[tab.grid]
-    for each in tabs.values():
-        each.draw(visit)
-    changes = tab.update(visit)
-    assert changes[tab.company].visible and value(changes[tab.company]) and not value(changes[tab.note])
-    assert texts.COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 2 * 3
-
-    changes = functions["keep_company"](False, visit)
-    assert texts.COMPANY_HELP not in changes[tab.grid] and texts.ATTENTION_ONE in value(changes[tab.note])
-    assert visit.drawn["attention"] == tab.stamp(visit)
-    assert all(visit.drawn[each.key] != each.stamp(visit) for each in tabs.values() if each is not tab)
-    after = handlers.segment(photo, "cat", None, visit)
-    assert not value(tab.update(after)[tab.company]), "removed for the next question, too"
+# ---- routing and checkpoints ------------------------------------------------------------------------------------------
 
 
-def test_spot_stays_within_the_next_grid(tabs: dict, visit: Visit) -> None:
+def test_the_chosen_patch_stays_within_the_grid(tabs: dict, answer: Answer) -> None:
     tab = tabs[RoutingTab]
-    visit.kept["routing-spot"] = (500, -3)
-    changes = tab.draw_pictures(visit)
-    (result,) = tab.handlers.results(visit, "ldvc")
-    assert (value(changes[tab.row]), value(changes[tab.column])) == (result.grid[0], 1)
-    assert visit.kept["routing-spot"] == (result.grid[0] - 1, 0)
+    (result,) = tab.results(answer, values(tab), "ldvc")
+    changes = tab.draw(answer, values(tab, view=[500, -3]))
+    assert (changes[tab.row], changes[tab.column]) == (result.grid[0], 1)
+    assert value(changes[tab.view]) == [result.grid[0] - 1, 0]
+    changes = tab.draw(answer, values(tab))
+    assert (changes[tab.row], changes[tab.column]) == (result.grid[0] // 2 + 1, result.grid[1] // 2 + 1)
 
 
 def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
-    handlers = Handlers(Catalogue(str(save_tiny_checkpoint(tmp_path, decoders=("ldvc",)))))
-    visit = handlers.segment(photo, "dog, cat", None, Visit())
-    tabs, _ = build(handlers)
-    for tab in tabs.values():
-        assert tab.draw(visit)
-    attention, space, compare = tabs[AttentionTab], tabs[SpaceTab], tabs[CompareTab]
-    assert attention.update(visit)[attention.grid].count(texts.DECODER_MISSING) == 2 * 2
-    assert texts.DECODER_MISSING in value(space.update(visit)[space.note])
-    assert compare.update(visit)[compare.view].count(texts.DECODER_MISSING) == 2
+    segmenter = Segmenter(ModelRegistry(str(save_tiny_checkpoint(tmp_path, decoders=("ldvc",)))))
+    answer, tabs = segmenter.segment(photo, "dog, cat"), build(segmenter)[0]
+    drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
+    assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 2 * 2
+    assert texts.DECODER_MISSING in value(drawn[SpaceTab][tabs[SpaceTab].note])
+    assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_MISSING) == 2
 
 
 # ---- programs ---------------------------------------------------------------------------------------------------------
 
 
-def test_layers_and_heads_of_programs_count_from_one(visit: Visit, handlers: Handlers) -> None:
-    (result,) = handlers.results(visit, "ldvc")
-    assert program.layer_and_head(result, 0, None) == (1, None)
-    assert program.layer_and_head(result, 1, 2) == (0, 1)
+@pytest.fixture(scope="module")
+def api(segmenter: Segmenter, tabs: dict) -> Api:
+    return Api(segmenter, tabs[SegmentTab].write)
+
+
+def test_layers_and_heads_of_programs_count_from_one(answer: Answer, segmenter: Segmenter) -> None:
+    (result,) = segmenter.results(answer, "ldvc")
+    assert layer_and_head(result, 0, None) == (1, None) and layer_and_head(result, 1, 2) == (0, 1)
     with pytest.raises(gr.Error, match="no layer 3; ask for 1 to 2"):
-        program.layer_and_head(result, 3, 0)
+        layer_and_head(result, 3, 0)
     with pytest.raises(gr.Error, match="no head 5"):
-        program.layer_and_head(result, 1, 5)
+        layer_and_head(result, 1, 5)
 
 
-def test_numbers_for_programs(tabs: dict, visit: Visit, handlers: Handlers) -> None:
-    (result,) = handlers.results(visit, "ldvc")
-    data = spot_data(Spot.of(result, 0, 1, layer=1, head=None), result.names)
-    assert data["company"] == []
+def test_numbers_for_programs(api: Api, photo: str) -> None:
+    names = "dog, zebra, sofa | couch"
+    data, session = api.routing(photo, names, 1, 2)
+    assert data["company"] == [] and data["patch"] == {"row": 1, "column": 2}
     assert np.sum(data["token_attention"]) == pytest.approx(1, abs=5e-3)
-    assert sum(data["softmax"].values()) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == visit.names
+    assert sum(data["softmax"].values()) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == session.answer.names
     assert max(np.ravel(data["affinities"])) == pytest.approx(data["regions"][0]["affinity"], abs=1e-3)
-    found, words, missing = tabs[SpaceTab].space(visit)
-    numbers = space_data(found, words, visit.names)
-    assert not missing and words == ["dog", "zebra", "sofa", "couch"]
+    image = session.answer.image
+    numbers, after = api.space(photo, names, session)
+    assert after is session and session.answer.image is image, "the photo is not encoded again"
     ldvc, zegclip = numbers["decoders"]["ldvc"], numbers["decoders"]["zegclip"]
     assert ldvc["drift"]["classes"] == 0 == zegclip["drift"]["patches"]
     assert [each["class"] for each in ldvc["names"]] == ["dog", "zebra", "sofa", "sofa"]
-    assert len(ldvc["patches"]["after"]) == result.grid[0] * result.grid[1]
+    assert len(ldvc["patches"]["after"]) == data["grid"]["rows"] * data["grid"]["columns"]
 
 
-def test_attention_for_programs(built: tuple, handlers: Handlers, photo: str) -> None:
-    """Inside and outside a name's mask: by hand from the pixels; what is not there is nothing."""
-    ask = built[1]["attention"]
-    names = "dog, zebra, sofa | couch"
-    *_, data, visit = ask(photo, names, "zebra", 1, 2)
-    decoders = ["ldvc", "ldvc_without_lcsa", "zegclip", LCSA_OFF]
+def test_attention_for_programs(api: Api, segmenter: Segmenter, photo: str) -> None:
+    """Inside and outside a name's mask, by hand from the pixels."""
+    names, decoders = "dog, zebra, sofa | couch", ["ldvc", "ldvc_without_lcsa", "zegclip", LCSA_OFF]
+    *_, data, session = api.attention(photo, names, "zebra", 1, 2)
     assert list(data["attention"]) == list(data["inside"]) == list(data["outside"]) == decoders
     assert data["company"] == {"words": [], "attention": {}}
-    for decoder, result in zip(decoders, handlers.results(visit, *decoders), strict=True):
-        values = result.attention_at(result.cross_attention(layer=0, head=1)[1], result.size)
+    for decoder, result in zip(decoders, segmenter.results(session.answer, *decoders), strict=True):
+        attention = result.attention_at(result.cross_attention(layer=0, head=1)[1], result.size)
         inside = result.labels == 1
         for found, part in ((data["inside"][decoder], inside), (data["outside"][decoder], ~inside)):
             assert (found is None) == (not part.any()) or part.mean() < 0.01, "maps are measured at a smaller size"
-            assert found is None or found == pytest.approx(values[part].mean(), abs=0.01)
-    *_, data, visit = ask(photo, "dog", "dog")
-    assert data["company"]["words"] == list(COMPANY) and list(data["company"]["attention"]) == decoders
-    for decoder in decoders:
-        both = np.add(data["attention"][decoder], data["company"]["attention"][decoder])
+            assert found is None or found == pytest.approx(attention[part].mean(), abs=0.01)
+
+
+def test_company_for_programs(api: Api, photo: str) -> None:
+    """Each call says for itself whether there is company."""
+    session = None
+    for use_company in (True, False, True):
+        *_, data, session = api.attention(photo, "dog", "dog", use_company=use_company, session=session)
+        assert data["company"]["words"] == (list(COMPANY) if use_company else [])
+        both = np.array(data["attention"]["ldvc"]) + data["company"]["attention"].get("ldvc", 0)
         assert np.allclose(both, 1, atol=1e-3)
-    *_, data, visit = ask(photo, "dog", "dog", use_company=False, visit=visit)
-    assert data["company"]["words"] == [] and np.allclose(data["attention"]["ldvc"], 1)
-    *_, data, visit = ask(photo, "dog", "dog", visit=visit)
-    assert data["company"]["words"] == list(COMPANY), "each call says for itself"
+
+
+@pytest.mark.parametrize("ask", ["segment", "compare", "download"])
+def test_thresholds_for_programs(api: Api, photo: str, ask: str) -> None:
+    endpoint: Callable = getattr(api, ask)
+    with pytest.raises(gr.Error, match="true or false, not “no”"):
+        endpoint(photo, "dog", "no")
+    with pytest.raises(gr.Error, match="number from 0 to 1"):
+        endpoint(photo, "dog", True, 7)
+    *_, session = endpoint(photo, "dog", True, 1.0)
+    assert session.answer.names == ["dog"]

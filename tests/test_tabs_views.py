@@ -16,12 +16,14 @@ from PIL import Image
 from ldvc.embedding_space import movement_of, shared_space
 from ldvc.predictor import Predictor
 from ldvc.visualize import colours_for, heat_table
-from ldvc.web.tabs import texts
-from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
-from ldvc.web.views.compare import Painted, compare_view
-from ldvc.web.views.inline import heat_uri, number, photo_uri, scale_bar
-from ldvc.web.views.routing import BARS, Spot, route
-from ldvc.web.views.space import LABELS, LINE, PATCHES, Frame, space_view, spread
+from ldvc.web import texts
+from ldvc.web.html import grey_photo, heat_uri, number, photo_uri, scale_bar
+from ldvc.web.tabs import attention, compare
+from ldvc.web.tabs.attention import Column, attention_grid, attention_slider, value_range
+from ldvc.web.tabs.compare import Painted, compare_html
+from ldvc.web.tabs.routing import BARS, RoutedPatch, route_html
+from ldvc.web.tabs.segment import MAPS_SHOWN, class_maps, viewer_data
+from ldvc.web.tabs.space import LABELS, LINE, MOVED, PATCHES, Frame, space_html, spread
 from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -97,6 +99,30 @@ def test_numbers_and_scale_bar() -> None:
     assert "0.031" in page.all("div", "ldvc-scalebar")[0]["aria-label"]
 
 
+# ---- segment ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_browser_has_all_it_needs_to_paint(results: dict) -> None:
+    """The best class, and whether its score reaches the own threshold, are exact; other thresholds to half a step of 255."""
+    result = results["ldvc"]
+    best, exact = result.best_at(result.size)
+    own = float(np.median(exact))
+    data = viewer_data(result, photo="data:", own_threshold=own)
+    labels, scores = pixels(data["labels"], "L"), pixels(data["scores"], "L")
+    assert np.array_equal(labels, best) and np.array_equal(scores >= own * 255, exact >= own)
+    assert np.abs(scores / 255 - exact).max() <= 1 / 255
+    assert [each["title"] for each in data["classes"]] == ["dog", EVIL, "sofa | couch"]
+    assert [each["name"] for each in data["classes"]] == result.names and data["own_threshold"] == own
+
+
+def test_class_maps(predictor: Predictor, results: dict) -> None:
+    page = Page(class_maps(results["ldvc"]))
+    assert len(page.all("img")) == 3 and EVIL in page.text and all("Score of" in each["alt"] for each in page.all("img"))
+    names = [f"thing {index}" for index in range(MAPS_SHOWN + 5)]
+    many = class_maps(predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture)))
+    assert many.count("<figure") == MAPS_SHOWN and f"The {MAPS_SHOWN} classes that cover most" in many
+
+
 # ---- attention --------------------------------------------------------------------------------------------------------
 
 
@@ -108,14 +134,14 @@ def columns(results: dict) -> list[Column]:
 
 def test_attention_grid(columns: list[Column], results: dict) -> None:
     photo = grey_photo(results["ldvc"].picture)
-    html = attention_grid(columns, TITLES, [True, False, True], COLOURS, [0, 1], photo=photo, rescale=False)
-    page = Page(html)
+    source = attention_grid(columns, TITLES, [True, False, True], COLOURS, [0, 1], photo=photo, rescale=False)
+    page = Page(source)
     heats = page.all("img")
     assert len(heats) == 2 * 3 and len(page.all("figure", "ldvc-map-missing")) == 2
-    assert texts.DECODER_MISSING in page.text and texts.ATTENTION_SCALE in page.text
-    assert html.count(texts.INTERVENTION) >= 2 and all("alt" in heat for heat in heats)
+    assert texts.DECODER_MISSING in page.text and attention.FIXED_SCALE in page.text
+    assert source.count(attention.INTERVENTION) >= 2 and all("alt" in heat for heat in heats)
     assert EVIL in page.text and EVIL in heats[3]["alt"] and page.text.count("unseen") == 1
-    assert html.count(photo) == 1  # once for all maps
+    assert source.count(photo) == 1  # once for all maps
 
     # The first map, enlarged by torch instead: patches of 16 pixels on the input_size, whose last column is partly padding.
     result = results["ldvc"]
@@ -137,7 +163,7 @@ def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column]) -> Non
     shown = np.concatenate([column.maps[1].ravel() for column in columns if column.maps is not None])
     assert (low, high) == (pytest.approx(shown.min()), pytest.approx(shown.max()))
     page = Page(attention_grid(columns, TITLES, [True] * 3, COLOURS, [1], photo="data:", rescale=True))
-    assert texts.ATTENTION_SCALE_RESCALED in page.text
+    assert attention.RESCALED in page.text
     assert number(low) in page.text or number(low, 3) in page.text
     brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
     assert brightest > heat_table()[230].astype(int).sum()  # the scale is used to its end
@@ -171,14 +197,14 @@ def test_company_has_a_row(predictor: Predictor) -> None:
     columns = [Column.of("ldvc", result, layer=-1, head=0), Column("zegclip")]
     assert np.allclose(columns[0].company + columns[0].maps[0], 1, atol=1e-6)
     page = Page(attention_grid(columns, ["dog"], [True], COLOURS, [0], photo="data:", rescale=False))
-    assert f"{texts.COMPANY}: wall, {EVIL} {texts.COMPANY_HELP}" in page.text
+    assert f"{texts.COMPANY}: wall, {EVIL} {attention.COMPANY_HELP}" in page.text
     heats = page.all("img")
     assert len(heats) == 2 and texts.COMPANY in heats[1]["alt"] and len(page.all("figure", "ldvc-map-missing")) == 2
     expected = heat_table()[(columns[0].enlarged(columns[0].company, 112) * 255).round().astype(int)]
     assert np.abs(pixels(heats[1]["src"]) - expected).max() <= 4  # one of 255 steps
-    spot = Spot.of(result, 0, 0, layer=-1, head=0)
+    patch = RoutedPatch.of(result, 0, 0, layer=-1, head=0)
     assert number(float(columns[0].company[0, 0])) in Page(
-        route(spot, ["dog"], [True], COLOURS, photo="data:", layer=1, head=0)
+        route_html(patch, ["dog"], [True], COLOURS, photo="data:", layer=1, head=0)
     ).text
 
 
@@ -186,14 +212,14 @@ def test_slider(columns: list[Column]) -> None:
     page = Page(attention_slider(columns[0], columns[3], 1, EVIL, photo="data:", low=0, high=1))
     assert [EVIL in each["alt"] for each in page.all("img")] == [True, True]
     (line,) = page.all("input")
-    assert line["type"] == "range" and line["aria-label"] == texts.SLIDER_LABEL
-    assert texts.INTERVENTION in page.text and texts.DECODER_TITLES["ldvc"] in page.text
+    assert line["type"] == "range" and line["aria-label"] == attention.SLIDER_LABEL
+    assert attention.INTERVENTION in page.text and texts.DECODER_TITLES["ldvc"] in page.text
 
 
 # ---- routing ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_spot_of_an_odd_grid(results: dict) -> None:
+def test_every_patch_of_an_odd_grid(results: dict) -> None:
     """Against the definition: regions of ceil(side / 3) patches, cut off at the edge of the photo."""
     result = results["ldvc"]
     rows, columns = result.grid
@@ -202,36 +228,36 @@ def test_every_spot_of_an_odd_grid(results: dict) -> None:
     down, along = -(-rows // 3), -(-columns // 3)
     for row in range(rows):
         for column in range(columns):
-            spot = Spot.of(result, row, column, layer=-1, head=None)
-            x, y, w, h = spot.patch_box
+            patch = RoutedPatch.of(result, row, column, layer=-1, head=None)
+            x, y, w, h = patch.patch_box
             assert (x, y) == (column, row) and x + w <= width and y + h <= height and w > 0 and h > 0
             left, top = column // along * along, row // down * down
-            assert spot.own_box == pytest.approx(
+            assert patch.own_box == pytest.approx(
                 (left, top, min(left + along, width) - left, min(top + down, height) - top)
             )
-            assert sum(spot.inside) == pytest.approx(1, abs=1e-5) and spot.shares.sum() == pytest.approx(1, abs=1e-5)
-            assert spot.inside == pytest.approx(
+            assert sum(patch.inside) == pytest.approx(1, abs=1e-5) and patch.shares.sum() == pytest.approx(1, abs=1e-5)
+            assert patch.inside == pytest.approx(
                 [
-                    spot.routing.token_attention.mean(axis=0)[
+                    patch.routing.token_attention.mean(axis=0)[
                         round(y) : round(y) + down, round(x) : round(x) + along
                     ].sum()
-                    for x, y, _, _ in spot.boxes
+                    for x, y, _, _ in patch.boxes
                 ],
                 abs=1e-6,
             )
-            assert list(spot.routing.affinity) == sorted(spot.routing.all_affinities, reverse=True)[: len(spot.inside)]
-    assert Spot.of(result, 999, -5, layer=-1, head=None).row == rows - 1  # the nearest
+            assert list(patch.routing.affinity) == sorted(patch.routing.all_affinities, reverse=True)[: len(patch.inside)]
+    assert RoutedPatch.of(result, 999, -5, layer=-1, head=None).row == rows - 1  # the nearest
 
 
-def test_a_spot_has_the_name_with_the_highest_score(predictor: Predictor) -> None:
+def test_a_patch_has_the_name_with_the_highest_score(predictor: Predictor) -> None:
     photo = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment([f"thing {i}" for i in range(40)], image=predictor.encode_image(photo))
     for row, column in np.ndindex(*result.grid):
-        spot, scores = Spot.of(result, row, column, layer=-1, head=None), result.patch_scores(row, column)
-        assert spot.label == int(scores.argmax()) and spot.score == pytest.approx(scores.max())
+        patch, scores = RoutedPatch.of(result, row, column, layer=-1, head=None), result.patch_scores(row, column)
+        assert patch.label == int(scores.argmax()) and patch.score == pytest.approx(scores.max())
 
 
-def test_spot_in_sliding_windows(predictor: Predictor) -> None:
+def test_patch_in_sliding_windows(predictor: Predictor) -> None:
     """Regions of the second window lie where that window lies."""
     inference = predictor.inference
     predictor.inference = {"short_side": 64, "window": 64, "stride": 48}
@@ -240,29 +266,29 @@ def test_spot_in_sliding_windows(predictor: Predictor) -> None:
         result = predictor.segment(NAMES, image=predictor.encode_image(photo))
     finally:
         predictor.inference = inference
-    spot = Spot.of(result, 1, 7, layer=0, head=0)
-    assert spot.origin == (0, 4) and spot.patch == (1, 3) and spot.patch_box == (7, 1, 1, 1)
-    assert all(x >= 4 and x + w <= 8 for x, _, w, _ in spot.boxes)
+    patch = RoutedPatch.of(result, 1, 7, layer=0, head=0)
+    assert patch.origin == (0, 4) and patch.routing.patch == (1, 3) and patch.patch_box == (7, 1, 1, 1)
+    assert all(x >= 4 and x + w <= 8 for x, _, w, _ in patch.boxes)
 
 
 def test_route_draws_what_was_found(results: dict) -> None:
     result = results["ldvc"]
-    spot = Spot.of(result, 2, 3, layer=1, head=0)
-    html = route(spot, TITLES, [True, False, True], COLOURS, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
-    page = Page(html)
+    patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
+    source = route_html(patch, TITLES, [True, False, True], COLOURS, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
+    page = Page(source)
     sides = ("x", "y", "width", "height")
     regions = [tuple(float(rect[side]) for side in sides) for rect in page.all("rect", "ldvc-region")]
-    chosen = len(spot.boxes)
-    assert regions[:chosen] == [pytest.approx(box, abs=1e-3) for box in spot.boxes]
-    (patch,) = page.all("rect", "ldvc-patch")
-    assert [float(patch[side]) for side in sides] == pytest.approx(spot.patch_box, abs=1e-3)
-    for affinity in spot.routing.affinity:
+    chosen = len(patch.boxes)
+    assert regions[:chosen] == [pytest.approx(box, abs=1e-3) for box in patch.boxes]
+    (box,) = page.all("rect", "ldvc-patch")
+    assert [float(box[side]) for side in sides] == pytest.approx(patch.patch_box, abs=1e-3)
+    for affinity in patch.routing.affinity:
         assert number(float(affinity), 1) in page.text and number(float(affinity), 2) in page.text
 
     # Heat: transparent but in the chosen regions, palest where the head attends most.
     (heat,) = page.all("img", "ldvc-stage-heat")
     drawn = pixels(heat["src"], "RGBA")
-    assert ((drawn[..., 3] > 0) == result._outputs[0].routing[1].chosen_patches(2, 3).numpy()).all()
+    assert ((drawn[..., 3] > 0) == result.outputs[0].routing[1].chosen_patches(2, 3).numpy()).all()
     attention = result.routing(2, 3, 1).token_attention[0]
     brightest = np.unravel_index((drawn[..., :3].sum(axis=2) * (drawn[..., 3] > 0)).argmax(), attention.shape)
     assert attention[brightest] == attention.max() and (drawn[brightest][:3] == heat_table()[255]).all()
@@ -279,28 +305,28 @@ def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
     names = [f"thing {i}" for i in range(BARS + 5)]
     photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment(names, image=predictor.encode_image(photo))
-    spot = Spot.of(result, 0, 0, layer=-1, head=None)
-    page = Page(route(spot, names, result.seen, colours_for(names), photo="data:", layer=0, head=None))
+    patch = RoutedPatch.of(result, 0, 0, layer=-1, head=None)
+    page = Page(route_html(patch, names, result.seen, colours_for(names), photo="data:", layer=0, head=None))
     assert "and 5 more names" in page.text
     listed = [name for name in names if re.search(rf"{name}(?!\d)", page.text)]
-    assert set(listed) >= {names[i] for i in np.argsort(-spot.shares)[:BARS]}
+    assert set(listed) >= {names[i] for i in np.argsort(-patch.shares)[:BARS]}
 
 
 # ---- space ------------------------------------------------------------------------------------------------------------
 
 
-def test_space_view(results: dict) -> None:
+def test_space_html(results: dict) -> None:
     space = shared_space({decoder: movement_of(results[decoder]) for decoder in ("ldvc", "zegclip")})
     words = ["dog", EVIL, "sofa", "couch"]
-    html = space_view(space, words, TITLES, COLOURS)
-    page = Page(html)
+    source = space_html(space, words, TITLES, COLOURS)
+    page = Page(source)
     count = len(space.decoders["ldvc"].patches_before)
     assert len(page.all("circle")) == 2 * min(PATCHES, count) and len(page.all("path", "ldvc-diamond")) == 2 * 4
-    assert "<img" not in html and EVIL in page.text
+    assert "<img" not in source and EVIL in page.text
     assert page.text.count("0 (stayed)") == 2  # the names of one, the patches of the other
     assert number(space.decoders["ldvc"].drift["patches"], 3) in page.text
     assert number(space.decoders["zegclip"].drift["classes"], 3) in page.text
-    assert [texts.SPACE_MOVED[which] in page.text for which in ("patches", "names")] == [True, True]
+    assert [MOVED[which] in page.text for which in ("patches", "names")] == [True, True]
 
     # Where a dot ends is where the patch is after the decoder.
     frame = Frame(space)
@@ -317,7 +343,7 @@ def test_of_a_long_list_the_names_that_patches_got_are_written(predictor: Predic
     result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture), features=True)
     space = shared_space({"ldvc": movement_of(result)})
     got = {names[label] for label in space.decoders["ldvc"].movement.class_of_patch}
-    source = space_view(space, names, names, colours_for(names))
+    source = space_html(space, names, names, colours_for(names))
     written = re.findall(r"<text [^>]*>([^<]*)</text>", source)
     assert 0 < len(written) <= LABELS and {word.replace("&lt;", "<").replace("&gt;", ">")[:12] for word in written} <= {
         name[:12] for name in got
@@ -347,10 +373,10 @@ def test_labels_do_not_cover_each_other() -> None:
 # ---- compare ----------------------------------------------------------------------------------------------------------
 
 
-def test_compare_view(results: dict) -> None:
+def test_compare_html(results: dict) -> None:
     painted = [Painted.of(decoder, results[decoder], COLOURS) for decoder in ("clip", "zegclip", "ldvc")]
-    html = compare_view([*painted[:2], "ldvc_without_lcsa", painted[2]], TITLES, [True, False, True], COLOURS)
-    page = Page(html)
+    source = compare_html([*painted[:2], "ldvc_without_lcsa", painted[2]], TITLES, [True, False, True], COLOURS)
+    page = Page(source)
     assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and texts.DECODER_MISSING in page.text
     for picture, image in zip(painted, page.all("img"), strict=True):
         shown = pixels(image["src"])
@@ -360,7 +386,7 @@ def test_compare_view(results: dict) -> None:
     for picture in painted[:2]:
         share = (picture.labels != painted[2].labels).mean()
         said = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
-        assert texts.COMPARE_DIFFERS.format(share=f"{said}\u202f%") in page.text
+        assert compare.DIFFERS.format(share=f"{said}\u202f%") in page.text
 
 
 def test_compare_says_none_of_these(results: dict) -> None:
@@ -371,7 +397,7 @@ def test_compare_says_none_of_these(results: dict) -> None:
     finally:
         result.background = None
     assert (painted.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
-    assert texts.NONE in Page(compare_view([painted], TITLES, [True] * 3, COLOURS)).text
+    assert texts.NONE_OF_THESE in Page(compare_html([painted], TITLES, [True] * 3, COLOURS)).text
     for own in (True, False):
-        page = Page(compare_view([painted], TITLES, [True] * 3, COLOURS, own_thresholds=own))
-        assert (texts.COMPARE_THRESHOLDS in page.text) == own
+        page = Page(compare_html([painted], TITLES, [True] * 3, COLOURS, own_thresholds=own))
+        assert (compare.OWN_THRESHOLDS in page.text) == own

@@ -1,4 +1,4 @@
-"""The towers against open_clip itself."""
+"""The towers against open_clip."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_text_prompts_at_initialisation_are_clip(tiny_architecture: dict, varian
     assert reference.abs().max() > 0.1  # 1e-5 means something
 
 
-def test_text_prompts_learn_and_unprompted_does_not_follow(tiny_clip: FrozenClip) -> None:
+def test_text_prompts_learn_and_do_not_change_plain_features(tiny_clip: FrozenClip) -> None:
     tower = TextTower(tiny_clip)
     tokens = tower.tokenize(["dog", "grass"])
     before = tower(tokens, prompted=False)
@@ -74,8 +74,8 @@ def test_text_prompts_learn_and_unprompted_does_not_follow(tiny_clip: FrozenClip
     assert torch.equal(tower(tokens, prompted=False), before)
 
 
-def test_text_tower_does_not_mix_names(tiny_clip: FrozenClip) -> None:
-    """Short and long names in one batch, cut to the longest, are what each is alone."""
+def test_names_of_a_batch_do_not_mix(tiny_clip: FrozenClip) -> None:
+    """A name has the same embedding alone and in a batch with longer names."""
     tower = TextTower(tiny_clip)
     together = tower(tower.tokenize(TEXTS))
     for i, text in enumerate(TEXTS):
@@ -125,13 +125,13 @@ def test_image_tower_at_other_resolutions(tiny_architecture: dict, size: tuple[i
 def test_published_visual_prompts_are_inserted_tokens(tiny_clip: FrozenClip) -> None:
     """Against open_clip's own blocks on sequences that hold the prompts, replaced at every layer."""
     tower = ImageTower(tiny_clip, prompts=3, dropout=0.1, gate=None).eval()
-    images = torch.randn(2, 3, 64, 96)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         prompts = tower.prompt_norm(tower.prompt_projection(tower.prompts))  # (layers, M, width)
         visual = tiny_clip.visual
         tokens = visual.conv1(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), tokens], dim=1)
-        tokens = visual.ln_pre(tokens + tower._position((4, 6)))
+        tokens = visual.ln_pre(tokens + visual.positional_embedding)
         for prompt, block in zip(prompts, visual.transformer.resblocks, strict=True):
             sequence = torch.cat([tokens[:, :1], prompt.expand(2, -1, -1), tokens[:, 1:]], dim=1)
             sequence = block(sequence)
@@ -142,8 +142,8 @@ def test_published_visual_prompts_are_inserted_tokens(tiny_clip: FrozenClip) -> 
     torch.testing.assert_close(features.patch_features, expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
-def test_plain_features_pass_a_gradient_to_a_stem_that_asks_for_it(tiny_clip: FrozenClip) -> None:
-    """Tuning a patch embedding holds plain similarity to what it was; elsewhere the towers are frozen, without a graph."""
+def test_plain_features_have_a_gradient_only_for_patch_tokens_that_need_one(tiny_clip: FrozenClip) -> None:
+    """Fine-tuning a patch embedding needs it; the towers stay frozen."""
     tower = ImageTower(tiny_clip, prompts=3)
     patch_tokens = tower.embed_patches(torch.randn(1, 3, 64, 64))
     assert not tower(patch_tokens=patch_tokens, prompted=False).patch_features.requires_grad
@@ -169,7 +169,7 @@ def test_gated_visual_prompts_start_near_clip_and_learn(tiny_clip: FrozenClip) -
     torch.testing.assert_close(tower(images).patch_features, plain, atol=1e-6, rtol=1e-5)
 
 
-def test_prompt_dropout_only_while_training(tiny_clip: FrozenClip) -> None:
+def test_prompts_have_dropout_only_in_training(tiny_clip: FrozenClip) -> None:
     tower = ImageTower(tiny_clip, prompts=3, dropout=0.5)
     images = torch.randn(1, 3, 64, 64).expand(2, -1, -1, -1)
     a, b = tower.train()(images).patch_features
@@ -178,7 +178,7 @@ def test_prompt_dropout_only_while_training(tiny_clip: FrozenClip) -> None:
     torch.testing.assert_close(a, b)
 
 
-def test_stem_can_be_reused(tiny_clip: FrozenClip) -> None:
+def test_patch_tokens_can_be_reused(tiny_clip: FrozenClip) -> None:
     tower = ImageTower(tiny_clip).eval()
     images = torch.randn(1, 3, 64, 80)
     patch_tokens = tower.embed_patches(images)
@@ -209,7 +209,7 @@ def test_run_block_is_open_clips_block(tiny_clip: FrozenClip) -> None:
     torch.testing.assert_close(run_block(block, tokens), block(tokens), atol=1e-5, rtol=1e-5)
 
 
-def test_frozen_clip_stays_frozen_and_knows_its_scale(tiny_architecture: dict) -> None:
+def test_frozen_clip_stays_frozen_and_has_clips_scale_and_bias(tiny_architecture: dict) -> None:
     clip = make_clip(tiny_architecture)
     assert not clip.train().model.training and not any(p.requires_grad for p in clip.parameters())
     assert clip.scale == pytest.approx(np.exp(2.3), rel=1e-5) and clip.bias == pytest.approx(-3.0)
@@ -218,12 +218,12 @@ def test_frozen_clip_stays_frozen_and_knows_its_scale(tiny_architecture: dict) -
     assert without_bias.bias == pytest.approx(-without_bias.scale * NEUTRAL_COSINE)
 
 
-def test_unsupported_clips_are_named(tiny_architecture: dict) -> None:
+def test_unsupported_clips_are_refused(tiny_architecture: dict) -> None:
     for change in ({"vision": {"pool_type": "avg"}}, {"text": {"no_causal_mask": True}}, {"vision": {"qk_norm": True}}):
         with pytest.raises(LdvcError, match="ViT-B-16-quickgelu"):
             make_clip(tiny_architecture, **change)
 
 
-def test_only_empty_braces_in_a_template_stand_for_the_name(tiny_clip: FrozenClip) -> None:
+def test_only_empty_braces_of_a_template_are_replaced(tiny_clip: FrozenClip) -> None:
     tower = TextTower(tiny_clip, "a {photo} of a {}.")
     assert torch.equal(tower.tokenize(["dog"]), tiny_clip.tokenizer(["a {photo} of a dog."]))

@@ -71,7 +71,7 @@ def test_each_change_comes_half_of_the_time() -> None:
     assert np.array_equal(colour_change(PIXELS, 0.0, np.random.default_rng(0)), PIXELS)
 
 
-# A photo whose red value is the column: the slope along a row of a view tells the zoom, its sign whether it is mirrored.
+# A photo whose red value is the column: the slope along a row of a view is the inverse zoom, its sign shows a mirrored view.
 RAMP = np.zeros((200, 200, 3), dtype=np.uint8)
 RAMP[..., 0] = np.arange(200)
 

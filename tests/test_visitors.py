@@ -1,9 +1,8 @@
-"""Visitors who are there at once: each gets what they would get alone, and nobody's photo outlives their session."""
+"""Several visitors at once: each sees what they would see alone, and no photo outlives its session."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import sys
 import threading
@@ -21,10 +20,11 @@ from PIL import Image
 
 from ldvc.predictor import ImageState, Predictor
 from ldvc.result import Segmentation
-from ldvc.web.handlers import Handlers
-from ldvc.web.models import Catalogue
+from ldvc.web.models import ModelRegistry
 from ldvc.web.page import build_page, launch_options
-from ldvc.web.session import Visit
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import Session
+from ldvc.web.tabs import VIEWER_DEFAULT
 from tests.tiny import save_tiny_checkpoint
 from tools.publish_space import ROOT
 from tools.remote import Visitor
@@ -53,57 +53,35 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    return Catalogue(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")))
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    return ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")))
 
 
 @pytest.fixture(scope="module")
-def page(catalogue: Catalogue) -> Iterator[gr.Blocks]:
+def page(registry: ModelRegistry) -> Iterator[gr.Blocks]:
     """The page, served by this process so that its memory can be looked into."""
-    page = build_page(catalogue)
+    page = build_page(registry)
     page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield page
     page.close()
 
 
-def seen(visitor: Visitor, value: Any) -> Any:
-    """A value as the visitor sees it: files by their content, not by where they lie."""
-    if isinstance(value, dict):
-        if value.get("url") and value.get("path"):
-            return hashlib.sha256(visitor.fetch(value)).hexdigest()
-        return {key: seen(visitor, each) for key, each in value.items()}
-    return [seen(visitor, each) for each in value] if isinstance(value, list) else value
-
-
 def act(address: str, name: str, photo: Path) -> list[str]:
     """One visitor's way over the page: everything that they were shown, step by step."""
-    visitor = Visitor(address)
-    shown = []
-
-    def note(elem_id: str, event: str) -> None:
-        answer = visitor.trigger(elem_id, event)
-        assert answer.errors == []
-        outputs = {str(component): seen(visitor, output) for component, output in answer.outputs.items()}
-        shown.append(json.dumps(outputs, sort_keys=True))
-
-    def set_threshold(background: float | None) -> None:
-        visitor.set("overlay-said", {"opacity": 0.5, "outline": True, "alone": None, "background": background})
-        note("overlay", "threshold")
-
+    visitor, shown = Visitor(address), []
     visitor.set("photo", visitor.upload(photo))
     for names in NAMES[name]:
         visitor.set("names", names)
-        note("run", "click")
-        set_threshold(0.4)
-        for tab in ("attention", "routing", "space", "compare", "segment"):
-            note(f"tab-{tab}", "select")
-        set_threshold(None)
+        visitor.set("overlay", {**VIEWER_DEFAULT, "background": 0.4})
+        tabs = ("attention", "routing", "space", "compare", "segment")
+        for event in [("run", "click"), *((f"tab-{tab}", "select") for tab in tabs)]:
+            shown.append(json.dumps(visitor.trigger(*event), sort_keys=True))
     visitor.close()
     return shown
 
 
 def test_visitors_at_once_see_what_they_see_alone(page: gr.Blocks, photos: dict[str, Path]) -> None:
-    """Three visitors with different photos and names, all at the same time and again and again."""
+    """Three visitors with different photos and names, several times at the same moment."""
     alone = {name: act(page.local_url, name, photos[name]) for name in photos}
     for name, steps in alone.items():  # each sees their own names, and the answers differ, so a mix-up would show
         others = [each for other in NAMES if other != name for names in NAMES[other] for each in names.split(", ")]
@@ -136,9 +114,9 @@ def test_visitors_at_once_see_what_they_see_alone(page: gr.Blocks, photos: dict[
         assert steps == alone[name], f"{name} was shown something else than alone"
 
 
-def predictors(catalogue: Catalogue) -> list[Predictor]:
-    models = catalogue.get(None)
-    return [models.other(decoder) for decoder in models.decoders()]
+def predictors(registry: ModelRegistry) -> list[Predictor]:
+    model = registry.get(None)
+    return [model.predictor(decoder) for decoder in model.decoders()]
 
 
 def foreign(each: Any) -> bool:
@@ -173,29 +151,29 @@ def photos_within(roots: list[Any]) -> list[str]:
     return found
 
 
-def shared_objects(catalogue: Catalogue) -> list[Any]:
+def shared_objects(registry: ModelRegistry) -> list[Any]:
     """What all visitors share: our modules with their globals, and the models."""
     modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "ldvc"]
-    return [*modules, catalogue, *predictors(catalogue)]
+    return [*modules, registry, *predictors(registry)]
 
 
-def test_nothing_shared_holds_a_photo(catalogue: Catalogue, photos: dict[str, Path]) -> None:
-    handlers = Handlers(catalogue)
-    visits = [handlers.segment(str(photos[name]), NAMES[name][0], 0.4, Visit()) for name in photos]
-    for visit in visits:
-        handlers.results(visit, *catalogue.get(None).decoders())
-    assert all(predictor._image is None for predictor in predictors(catalogue))
-    assert photos_within(shared_objects(catalogue)) == []
-    # The search would find one: in a visit, and in a predictor that was given a photo to keep.
-    assert "ImageState" in photos_within([visits[0]])
-    catalogue.get(None).main.set_image(photos["dog"])
+def test_nothing_shared_holds_a_photo(registry: ModelRegistry, photos: dict[str, Path]) -> None:
+    segmenter = Segmenter(registry)
+    answers = [segmenter.segment(str(photos[name]), NAMES[name][0]) for name in photos]
+    for answer in answers:
+        segmenter.results(answer, *registry.get(None).decoders())
+    assert all(predictor.image is None for predictor in predictors(registry))
+    assert photos_within(shared_objects(registry)) == []
+    # The search finds one in an answer, and in a predictor that was given a photo to keep.
+    assert "ImageState" in photos_within([answers[0]])
+    registry.get(None).main.set_image(photos["dog"])
     try:
-        assert "ImageState" in photos_within(shared_objects(catalogue))
+        assert "ImageState" in photos_within(shared_objects(registry))
     finally:
-        catalogue.get(None).main._image = None
+        registry.get(None).main.image = None
 
-    states = [weakref.ref(visit.image) for visit in visits]
-    del visits, visit
+    states = [weakref.ref(answer.image) for answer in answers]
+    del answers, answer
     gc.collect()
     assert [state() for state in states] == [None] * len(states), "something keeps the photo of a visitor who left"
 
@@ -206,7 +184,7 @@ def test_sessions_forget(page: gr.Blocks, photos: dict[str, Path]) -> None:
         act(page.local_url, name, photos[name])
     sessions = page.app.state_holder.session_data
     kept = [value for session in sessions.values() for value in session.state_data.values()]
-    assert sum(isinstance(value, Visit) and not value.empty for value in kept) >= len(photos)
+    assert sum(isinstance(value, Session) and value.answer is not None for value in kept) >= len(photos)
     del kept
     sessions.clear()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Pictures out: colours that stay and can be told apart, overlays and heat maps that show what they claim."""
+"""Colours that can be told apart, overlays and heat maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ldvc.visualize import (
     HEAT_STOPS,
     NONE_COLOUR,
     PALETTE,
-    _perceived,
     colours_for,
     fit_size,
     heat_gradient,
@@ -19,6 +18,7 @@ from ldvc.visualize import (
     heat_table,
     outlines,
     overlay,
+    perceived,
     resize_picture,
     rgb,
 )
@@ -40,8 +40,8 @@ def test_a_name_keeps_its_colour() -> None:
 
 @pytest.mark.parametrize("names", LISTS)
 def test_colours_of_one_picture_can_be_told_apart(names: list[str]) -> None:
-    """For usual vision, deuteranopes and protanopes: no two are closer than what looks different at a glance."""
-    seen_as = _perceived(np.array([rgb(colour) for colour in colours_for(names)]))
+    """For usual vision, deuteranopes and protanopes."""
+    seen_as = perceived(np.array([rgb(colour) for colour in colours_for(names)]))
     for first, second in itertools.combinations(range(len(names)), 2):
         distance = np.linalg.norm(seen_as[:, first] - seen_as[:, second], axis=1).min()
         assert distance > 0.08, (names[first], names[second])
@@ -54,14 +54,14 @@ def test_long_lists_have_no_two_equal_colours() -> None:
 
 
 def test_oklab_of_known_colours() -> None:
-    """White, black and red as the inventor of Oklab publishes them."""
-    usual = _perceived(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))[0]
+    """White, black and red as in the publication of Oklab."""
+    usual = perceived(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))[0]
     assert np.allclose(usual[0], [1, 0, 0], atol=1e-3)
     assert np.allclose(usual[1], [0, 0, 0], atol=1e-6)
     assert np.allclose(usual[2], [0.628, 0.225, 0.126], atol=1e-3)
 
 
-def test_overlay_paints_what_the_labels_say() -> None:
+def test_overlay_paints_the_label_map() -> None:
     picture = np.full((40, 60, 3), 128, dtype=np.uint8)
     labels = np.zeros((40, 60), dtype=int)
     labels[:, 30:] = 1
@@ -72,7 +72,7 @@ def test_overlay_paints_what_the_labels_say() -> None:
     assert painted[10, 50].tolist() == [0, 0, 255]
     none = painted[36, 30]
     assert none[0] == none[1] == none[2] and none[0] < 128  # grey and dimmed
-    assert (painted[10, 29:31] > 180).all()  # a pale line between classes
+    assert (painted[10, 29:31] > 180).all()  # a light line between classes
 
 
 def test_unseen_classes_are_striped() -> None:
@@ -82,7 +82,7 @@ def test_unseen_classes_are_striped() -> None:
     striped = overlay(picture, labels, ["#ff0000"], striped=[True])
     assert len(np.unique(plain.reshape(-1, 3), axis=0)) == 1
     assert len(np.unique(striped.reshape(-1, 3), axis=0)) == 2
-    assert len(set(map(tuple, striped[60]))) == len(set(map(tuple, striped[:, 60]))) == 2  # diagonal: they cross both ways
+    assert len(set(map(tuple, striped[60]))) == len(set(map(tuple, striped[:, 60]))) == 2  # diagonal
 
 
 def test_outlines() -> None:
@@ -92,14 +92,14 @@ def test_outlines() -> None:
     assert outlines(labels).sum() == 5  # the pixel and its four neighbours
 
 
-def test_heat_scale_is_fixed_and_grows_lighter() -> None:
+def test_the_heat_scale_is_fixed_and_its_lightness_grows() -> None:
     table = heat_table()
     assert table.shape == (256, 3)
-    lightness = _perceived(table)[0][:, 0]
+    lightness = perceived(table)[0][:, 0]
     assert (np.diff(lightness) > -1e-3).all() and lightness[0] < 0.25 and lightness[-1] > 0.9
     low = heat_map(np.full((4, 4), 0.2))
     mixed = heat_map(np.array([[0.2, 1.0]]))
-    assert (low == mixed[0, 0]).all()  # the same value has the same colour, whatever else is in the map
+    assert (low == mixed[0, 0]).all()  # the colour of a value does not depend on the others
     assert mixed[0, 1].tolist() == list(rgb(HEAT_STOPS[-1]))
     assert (heat_map(np.array([[-1.0, 2.0]])) == heat_map(np.array([[0.0, 1.0]]))).all()
 

@@ -19,15 +19,16 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
+from tests.tiny_run import close_gates
 from train import evaluate as evaluator
+from train.config import load_config
 from train.data import Vocabulary, WordSampler, open_sets
-from train.objective import Objective, usable_concepts
-from train.options import load_config
+from train.objective import Objective, usable_distillation_names
 from train.train import train
 from train.words import read_other_words, rename_classes
 
 LISTS = Path(__file__).parents[1] / "recipes" / "lite"
-SHIPPED = ["recipes/lite/synonyms.json", "recipes/lite/kinds.json"]
+SHIPPED = ["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"]
 OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
 
 
@@ -39,7 +40,7 @@ def test_words_that_name_another_class_do_not_count(root: Path) -> None:  # noqa
     assert vocabulary.other_words == [["lawn", "green meadow"], [], ["jet"], ["puppy"]]
     assert vocabulary.words == [*vocabulary.texts, "lawn", "green meadow", "jet", "puppy"]
     assert vocabulary.spellings == ["grass", "sky", "airplane", "aeroplane", "dog"]
-    assert usable_concepts(["puppy", "whale", "kitten"], vocabulary, frozenset({"cat"})) == ["whale"]
+    assert usable_distillation_names(["puppy", "whale", "kitten"], vocabulary, frozenset({"cat"})) == ["whale"]
     unnamed = Vocabulary(datasets, frozenset({"dog"}), transductive=True, other_words=OTHERS)
     assert unnamed.names[-1] == "dog" and unnamed.other_words[-1] == [], "of a held-out class only the name is known"
 
@@ -68,30 +69,30 @@ def test_losses_are_those_of_the_word_that_is_read(
 ) -> None:
     """Reading "lawn" for "grass" costs what it costs where the data set itself calls the class "lawn"."""
     make_set(tmp_path / "lawns", ["lawn", "sky", "aeroplane", "dog"])
-    # with closed gates the logits of zegclip are CLIP's own
     config = config_of(
-        root, tiny_clip_folder, "words", "unseen=none", "gate_init=0", "decoder=zegclip", "preserve_unknown_weight=1"
+        root, tiny_clip_folder, "words", "unseen=none", "decoder=zegclip", "distill_unannotated_weight=1"
     )
     torch.manual_seed(0)
-    model = LDVC(config.model_config(), tiny_clip).eval()
+    model = close_gates(LDVC(config.model, tiny_clip)).eval()  # the logits of zegclip are then CLIP's own
     meadow = Vocabulary(open_sets(root / "data", ["meadow"], "train"), other_words=OTHERS)
     lawns = Vocabulary(open_sets(tmp_path, ["lawns"], "train"))
     one, other = (Objective(model, vocabulary, ["teapot"], config) for vocabulary in (meadow, lawns))
     labels = torch.randint(-1, 4, (1, 16, 16), generator=torch.Generator().manual_seed(0)).short()
-    batch = {"stem": torch.randn(1, 64, 4, 4), "labels": labels, "set": torch.tensor([0])}
-    names, concepts = torch.arange(4), torch.tensor([0])
+    batch = {"patch_tokens": torch.randn(1, 64, 4, 4), "labels": labels, "set": torch.tensor([0])}
+    names, distilled = torch.arange(4), torch.tensor([0])
     words = names.clone()
     words[0] = meadow.words.index("lawn")
     with torch.no_grad():
-        read, plain, expected = one(batch, names, concepts, words), one(batch, names, concepts), other(batch, names, concepts)
+        read, plain = one(batch, names, distilled, words), one(batch, names, distilled)
+        expected = other(batch, names, distilled)
     assert read["focal"].item() == pytest.approx(expected["focal"].item(), rel=1e-5)
     assert read["dice"].item() == pytest.approx(expected["dice"].item(), rel=1e-5)
     assert read["focal"].item() != pytest.approx(plain["focal"].item(), rel=1e-4)
 
-    nobody = {**batch, "labels": torch.full((1, 16, 16), -1, dtype=torch.int16)}
-    one.known = torch.zeros_like(one.known)  # a set that labels none of the names: all are preserved, as they are read
+    unannotated = {**batch, "labels": torch.full((1, 16, 16), -1, dtype=torch.int16)}
+    one.annotated = torch.zeros_like(one.annotated)  # a set that annotates none of the names: all are distilled
     with torch.no_grad():
-        assert one(nobody, names, concepts, words)["preserve"].item() == pytest.approx(0, abs=1e-4)
+        assert one(unannotated, names, distilled, words)["distill"].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_a_word_of_several_names_is_no_negative(
@@ -103,29 +104,30 @@ def test_a_word_of_several_names_is_no_negative(
     """"animal", read for the dog, must not be learned as absent from a photo of a cat."""
     make_set(tmp_path / "pets", ["dog", "cat", "sky", "grass"])
     config = config_of(root, tiny_clip_folder, "words", "unseen=none")
-    model = LDVC(config.model_config(), tiny_clip).eval()
+    model = LDVC(config.model, tiny_clip).eval()
     words = {"dog": ["hound", "animal"], "cat": ["animal"]}
     vocabulary = Vocabulary(open_sets(tmp_path, ["pets"], "train"), other_words=words)
     objective = Objective(model, vocabulary, [], config)
     hound, animal = (vocabulary.words.index(word) for word in ("hound", "animal"))
     assert vocabulary.shared.tolist() == [word == "animal" for word in vocabulary.words]
 
-    def focal(dog: int, labels: int, *, known: bool = True) -> float:
-        objective.known = torch.tensor([[known, True, True, True]])
-        batch = {"stem": torch.ones(1, 64, 4, 4), "labels": torch.full((1, 16, 16), labels).short(), "set": torch.tensor([0])}
+    def focal(dog: int, labels: int, *, annotated: bool = True) -> float:
+        objective.annotated = torch.tensor([[annotated, True, True, True]])
+        target = torch.full((1, 16, 16), labels).short()
+        batch = {"patch_tokens": torch.ones(1, 64, 4, 4), "labels": target, "set": torch.tensor([0])}
         with torch.no_grad():
             return objective(batch, torch.arange(4), torch.arange(0), torch.tensor([dog, 1, 2, 3]))["focal"].item()
 
     cat, dog = 1, 0
-    assert focal(animal, cat) == pytest.approx(focal(animal, cat, known=False), rel=1e-6)
-    assert focal(hound, cat) != pytest.approx(focal(hound, cat, known=False), rel=1e-3)
-    assert focal(animal, dog) != pytest.approx(focal(animal, dog, known=False), rel=1e-3)
+    assert focal(animal, cat) == pytest.approx(focal(animal, cat, annotated=False), rel=1e-6)
+    assert focal(hound, cat) != pytest.approx(focal(hound, cat, annotated=False), rel=1e-3)
+    assert focal(animal, dog) != pytest.approx(focal(animal, dog, annotated=False), rel=1e-3)
 
 
-def test_a_run_with_other_words_says_that_it_saw_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_checkpoint_of_a_run_with_other_words_lists_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"grass": ["lawn"], "cat": ["tomcat"]}))
-    folder = train(config_of(root, tiny_clip_folder, "words_run", f"other_words={file}", "other_words_share=1"))
+    folder = train(config_of(root, tiny_clip_folder, "words_run", f"other_words={file}"))
     _, metadata = load_checkpoint(folder)
     assert metadata["seen_names"][0] == "grass" and metadata["seen_words"] == {"grass": ["lawn"]}  # cats are held out
     seen = SeenNames(metadata["seen_names"], metadata["seen_words"])
@@ -142,7 +144,8 @@ def test_lists_of_other_words(tmp_path: Path) -> None:
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
     synonyms = read_other_words(load_config("lite_experiment").other_words)
     assert "puppy" in synonyms["dog"] and "poodle" not in synonyms["dog"]
-    assert content["dog"] == synonyms["dog"] + read_other_words("recipes/lite/kinds.json")["dog"] and "poodle" in content["dog"]
+    assert content["dog"] == synonyms["dog"] + read_other_words("recipes/lite/hyponyms.json")["dog"]
+    assert "poodle" in content["dog"]
     with pytest.raises(DataError, match="nowhere.json cannot be used"):
         read_other_words(str(tmp_path / "nowhere.json"))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):
@@ -191,12 +194,12 @@ def test_classes_asked_for_by_other_words(
     rename_classes(datasets, {"cat": "tabby"})
     assert [dataset.own_words for dataset in datasets] == [True, False]
 
-    for content, says in (
+    for content, message in (
         ('{"whale": "orca"}', "No data set has the class whale"),
         ('{"grass": "sky"}', "meadow has two classes called sky"),
         ('["lawn"]', "no list of words by class"),
         ("{", "cannot be used"),
     ):
         words.write_text(content)
-        with pytest.raises(SystemExit, match=says):
+        with pytest.raises(SystemExit, match=message):
             evaluator.main([*same, "--data", str(root / "data"), "--sets", "meadow", "--rename", str(words)])

@@ -1,7 +1,6 @@
-"""A whole model in miniature with random weights, saved as a checkpoint folder with all three decoders.
+"""A very small model with random weights, saved as a checkpoint folder with all decoders.
 
-It knows nothing, but it has every part, loads in well under a second, and so serves where a test asks how things fit
-together and not how well they segment.
+It has all parts and loads fast. Tests use it if the quality of the segmentation does not matter.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, 
             decoder_heads=2,
             regions=3,
             topk=2,
-            gate_init=0.5,
-            branch_init="random",
         )
         model = LDVC(config, clip)
         save_checkpoint(model, folder / decoder, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from tests.tiny_data import make_sets
-from train.options import TrainConfig, load_config
+from train.config import TrainConfig, load_config
 
 CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
 
@@ -18,6 +21,15 @@ def make_root(folder: Path) -> Path:
     (folder / "tiny.yaml").write_text("base: lite.yaml\nsets: {meadow: 0.5, pets: 0.5}\n")
     shutil.copy(Path(__file__).parents[1] / "train" / "configs" / "lite.yaml", folder / "lite.yaml")
     return folder
+
+
+def close_gates(model: nn.Module) -> nn.Module:
+    """Sets every gate to 0, so that the decoder `zegclip` computes CLIP's own logits."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate" in name:
+                parameter.zero_()
+    return model
 
 
 def config_of(root: Path, clip: Path, name: str, *changes: str) -> TrainConfig:
@@ -33,8 +45,8 @@ def config_of(root: Path, clip: Path, name: str, *changes: str) -> TrainConfig:
         "long_side=80",
     ]
     small += [
-        f"concepts={root / 'concepts.txt'}",
-        "preserve_names=4",
+        f"distillation_names={root / 'concepts.txt'}",
+        "distill_per_step=4",
         "views_per_photo={meadow: 2, pets: 1}",
         f"cache_dir={root / 'cache'}",
     ]

@@ -1,16 +1,14 @@
-"""Push the page to a Hugging Face Space.
+"""Upload the page to a Hugging Face Space.
 
-    python -m tools.publish_space --dry_run                          what would be pushed; needs no network and no account
-    python -m tools.publish_space --repo_id user/space               create the Space, or bring it up to date
+    python -m tools.publish_space --dry_run                 list the files with their sizes; needs no network and no account
+    python -m tools.publish_space --repo_id user/space      create the Space, or update it
 
-What is pushed is chosen by a list of what the page needs, never by a list of what to leave out: a file that is not known
-here stays at home. Needs a token that may write (`hf auth login`, or HF_TOKEN).
+A list says what the page needs; other files are not uploaded. Needs a token that may write (`hf auth login`, or HF_TOKEN).
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import subprocess
 import sys
@@ -18,66 +16,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects
 
 from ldvc.errors import LdvcError
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_FILE_BYTES = 10_000_000  # the Hub wants large-file storage from here on, and a Space should start fast
-
+MAX_FILE_BYTES = 10_000_000  # larger files need large-file storage on the Hub, and a Space should start fast
 SINGLE_FILES = ("app.py", "README.md", "requirements.txt", "LICENSE")
-FOLDERS = {  # folder -> kinds of files in it that the page reads or its README shows
-    "ldvc": (".py", ".html", ".css", ".js", ".json", ".txt"),
-    "assets": (".jpg", ".png", ".json", ".md", ".safetensors"),
-}
-NEEDED = (  # beside SINGLE_FILES and what the indexes among the pushed files name
-    "ldvc/__init__.py",
-    "ldvc/web/page.py",
-    "ldvc/web/style.css",
-    "assets/examples/examples.json",
-    "assets/lite/clip/config.json",
-    "assets/lite/clip_tuned/config.json",
+PATTERNS = [
+    *SINGLE_FILES,
+    *(f"ldvc/*.{kind}" for kind in ("py", "html", "css", "js", "json", "txt")),
+    *(f"assets/*.{kind}" for kind in ("jpg", "png", "json", "md", "safetensors")),
+]
+IGNORED = ["*/.*", "*/__pycache__/*"]
+NEEDED = (
+    *SINGLE_FILES, "ldvc/web/page.py", "ldvc/web/static/style.css", "assets/examples/examples.json",
     "assets/lite/ldvc/config.json",
-)
-HARDWARE = ("cpu-basic", "cpu-upgrade", "zero-a10g", "t4-small", "l4x1", "a10g-small")
+)  # fmt: skip
 
 
 class PublishError(LdvcError):
-    """Nothing was pushed; the sentence says why and what to do."""
+    """Nothing was uploaded; the sentence says why and what to do."""
 
 
 def space_files(root: Path = ROOT) -> list[str]:
-    """What the Space gets, as sorted paths relative to `root` with forward slashes.
-
-    Links are left out, they may lead anywhere, and so is what git ignores.
-    """
-    kept = _kept_by_git(root)
-    files = [name for name in SINGLE_FILES if (root / name).is_file()]
-    for folder, kinds in FOLDERS.items():
-        for path in (root / folder).rglob("*"):
-            parts = path.relative_to(root).parts
-            hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-            linked = any((root / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts) + 1))
-            if path.is_file() and path.suffix in kinds and not hidden and not linked:
-                files.append("/".join(parts))
-    return sorted(name for name in files if kept is None or name in kept)
-
-
-def _kept_by_git(root: Path) -> set[str] | None:
-    """Paths that git knows or would take; None where `root` is no work tree of its own (a downloaded archive)."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root.resolve():
-            return None
-        return set(git("ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0"))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """The files for the Space, as sorted paths relative to `root`; without links and what git ignores."""
+    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, capture_output=True, encoding="utf-8")
+    if listed.returncode == 0:
+        names = set(filter(None, listed.stdout.split("\0")))
+    else:  # no repository: a downloaded archive
+        names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
+    real = (name for name in names if (root / name).is_file() and (root / name).resolve() == root.resolve() / name)
+    return sorted(filter_repo_objects(real, allow_patterns=PATTERNS, ignore_patterns=IGNORED))
 
 
 def check_files(files: Sequence[str], root: Path = ROOT) -> None:
@@ -88,41 +60,21 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
     """
     too_large = [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]
     if too_large:
-        raise PublishError(
-            f"Nothing above {MAX_FILE_BYTES / 1e6:.0f} MB is pushed, and that is {_listed(too_large)}: save the weights "
-            "again (ldvc.checkpoint.save_checkpoint splits them), or take the file out of the folder."
-        )
-    needed = {*SINGLE_FILES, *NEEDED}
+        limit = f"{MAX_FILE_BYTES / 1e6:.0f} MB"
+        raise PublishError(f"Larger than {limit}: {', '.join(too_large)}. Save these weights in smaller shards.")
+    needed = set(NEEDED)
     for name in files:
         folder = name.rpartition("/")[0]
         if name.endswith(".safetensors.index.json"):
-            shards = json.loads((root / name).read_text(encoding="utf-8"))["weight_map"].values()
-            needed |= {f"{folder}/{shard}" for shard in shards}
+            needed |= {f"{folder}/{shard}" for shard in json.loads((root / name).read_text("utf-8"))["weight_map"].values()}
         elif name == "assets/examples/examples.json":
-            needed |= {f"{folder}/{each['file']}" for each in json.loads((root / name).read_text(encoding="utf-8"))}
+            needed |= {f"{folder}/{each['file']}" for each in json.loads((root / name).read_text("utf-8"))}
     missing = sorted(needed.difference(files))
     if missing:
-        raise PublishError(f"The page cannot start without {_listed(missing)}: bring it back, then publish again.")
+        raise PublishError(f"The page cannot start without {', '.join(missing)}. Restore them, then publish again.")
     card = metadata_load(root / "README.md") or {}
     if card.get("sdk") != "gradio" or card.get("app_file") not in files:
-        raise PublishError(
-            "README.md does not begin with what a Space needs: a block between two lines of --- with, among others, "
-            "“sdk: gradio” and “app_file: app.py”."
-        )
-
-
-def check_repo_id(repo_id: str) -> None:
-    """See that a repository id is one of "user/space".
-
-    Raises:
-        PublishError: it is not.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise PublishError(f"“{repo_id}” is not the name of a Space: {error}") from error
-    if repo_id.count("/") != 1:
-        raise PublishError(f"“{repo_id}” is not the name of a Space: give it as user/space.")
+        raise PublishError("README.md must begin with the settings of a Space, with “sdk: gradio” and “app_file: app.py”.")
 
 
 def publish(
@@ -133,14 +85,12 @@ def publish(
     private: bool | None = None,
     hardware: str | None = None,
 ) -> str:
-    """Create the Space if need be and push the files; its `ldvc` and `assets` then hold them and nothing else.
+    """Create the Space if it does not exist and upload the files; files that are no longer here are deleted there.
 
     Args:
         repo_id: "user/space" or "organisation/space".
-        root: of the project.
         api: client of the Hub; None = one with the token of this machine.
-        private: visibility of a Space that does not exist yet; None = as the account has it.
-        hardware: of a Space that does not exist yet; None = the free one.
+        private, hardware: of a new Space; None = the account's default, and the free hardware.
 
     Returns:
         Address of the Space.
@@ -148,17 +98,11 @@ def publish(
     Raises:
         PublishError: with a sentence that says what to do.
     """
-    check_repo_id(repo_id)
     files = space_files(root)
     check_files(files, root)
-    if api is None:
-        token = get_token()
-        if token is None:
-            raise PublishError(
-                "There is no Hugging Face token on this machine: make one that may write at "
-                "https://huggingface.co/settings/tokens, then run “hf auth login”, or set HF_TOKEN."
-            )
-        api = HfApi(token=token)
+    if api is None and get_token() is None:
+        raise PublishError("There is no Hugging Face token on this machine. Run “hf auth login”, or set HF_TOKEN.")
+    api = api or HfApi()
     try:
         api.create_repo(
             repo_id, repo_type="space", space_sdk="gradio", space_hardware=hardware, private=private, exist_ok=True
@@ -167,31 +111,17 @@ def publish(
             repo_id=repo_id,
             repo_type="space",
             folder_path=root,
-            allow_patterns=[glob.escape(name) for name in files],
-            delete_patterns=[f"{folder}/*" for folder in FOLDERS],
+            allow_patterns=[name.replace("[", "[[]") for name in files],
+            delete_patterns=["ldvc/*", "assets/*"],
             commit_message="Publish the page",
         )
-    # The Hub's client raises errors of its own, of Python, and of an HTTP library whose name changes with its version.
-    except Exception as error:
+    except Exception as error:  # of the Hub's client, of Python, or of the HTTP library that the client uses
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         raise PublishError(
-            f"The Hub did not take the Space {repo_id} ({reason}): see that there is a network, that the token may write, "
-            "and that the name is yours; then run the same command again."
+            f"The Hub did not accept the Space {repo_id} ({reason}). Check the network, the name (user/space, a user that is "
+            "yours), and that the token may write; then run the same command again."
         ) from error
     return f"https://huggingface.co/spaces/{repo_id}"
-
-
-def describe(files: Sequence[str], root: Path = ROOT) -> str:
-    """One line for each file with its size, and the total."""
-    sizes = [(root / name).stat().st_size for name in files]
-    lines = [f"{size:>12,}  {name}" for size, name in zip(sizes, files, strict=True)]
-    return "\n".join([*lines, f"{sum(sizes):>12,}  bytes in {len(files)} files ({sum(sizes) / 1e6:.1f} MB)"])
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,22 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.publish_space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repo_id", help="user/space")
-    parser.add_argument("--dry_run", action="store_true", help="list what would be pushed and stop")
-    parser.add_argument("--private", action="store_true", help="a new Space is seen by its owner only")
-    parser.add_argument("--hardware", choices=HARDWARE, help="of a new Space; the free one unless told")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--repo_id", help="user/space")
+    target.add_argument("--dry_run", action="store_true", help="list what would be uploaded and stop")
+    parser.add_argument("--private", action="store_true", help="only the owner sees a new Space")
+    parser.add_argument("--hardware", help="of a new Space, for example zero-a10g")
     args = parser.parse_args(arguments)
     try:
-        if args.repo_id is None and not args.dry_run:
-            raise PublishError("Say where to: --repo_id user/space; or look first with --dry_run.")
-        if args.repo_id is not None:
-            check_repo_id(args.repo_id)
-        files = space_files()
         if args.dry_run:
-            print(describe(files))
-        check_files(files)
-        if not args.dry_run:
-            print("Pushed:", publish(args.repo_id, private=args.private or None, hardware=args.hardware))
+            files = space_files()
+            sizes = [(ROOT / name).stat().st_size for name in files]
+            for size, name in zip(sizes, files, strict=True):
+                print(f"{size:>12,}  {name}")
+            print(f"{sum(sizes):>12,}  bytes in {len(files)} files ({sum(sizes) / 1e6:.1f} MB)")
+            check_files(files)
+        else:
+            print("Published:", publish(args.repo_id, private=args.private or None, hardware=args.hardware))
     except PublishError as error:
         print(error, file=sys.stderr)
         return 1

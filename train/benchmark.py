@@ -1,18 +1,18 @@
-"""What the method costs: training step, inference and attention, each beside what it competes with, in one run.
+"""Time and memory of the method in one run: training step, inference and attention, each beside an alternative.
 
     python train/benchmark.py
     python train/benchmark.py --sections inference attention --rounds 9 --output runs/benchmark
-    python train/benchmark.py --clock cpu --check        (on a machine that others use too; exit code 1 if a bar is missed)
+    python train/benchmark.py --clock cpu --check        (on a machine that runs other programs, too)
 
-Weights are random: they do not change the time. What is compared runs in turn, round after round, so that a slow moment of the
-machine hits all alike; tables give the median and the best round, ratios are of the medians.
+Weights are random; they do not change the time. The candidates of a section take turns, round after round, so that a slow
+moment of the machine affects all of them. Tables show the median and the best round; ratios are of medians.
 
-training   one step of each decoder (forward, 100 * focal + dice, backward, AdamW) and the most memory that it needs beyond what
-           model and photo take; each decoder's memory is measured in a process of its own.
-inference  one photo: image tower with prompts, text adapter, decoder, against the image encoder of bare open_clip at the same
-           size. Class embeddings are computed once for a list of names, as in the page and the evaluator; their cost is a line.
-attention  one LCSA layer against one layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
-           projections included. The exponent e of time ~ tokens^e is fitted from the second size on: the first is all overhead.
+training   a step of each decoder (forward, 100 * focal + dice, backward, AdamW), and the largest memory beyond model and photo,
+           measured in a separate process for each decoder
+inference  one photo: image tower with prompts, text adapter and decoder, against the image encoder of open_clip at the same
+           size. Class embeddings are computed once for a list of names, as on the page; their time is a row of its own.
+attention  an LCSA layer against a layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
+           projections included. The exponent e of time ~ tokens^e is fitted without the first size, which is mostly overhead.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import argparse
 import gc
 import logging
 import platform
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -30,6 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -41,29 +44,80 @@ from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.model import LDVC
 from train.losses import mask_loss
-from train.tables import write_json
-from train.timing import fit_exponent, in_turn, peak_resident, resident
+from train.tables import table, write_json
 
 SECTIONS = ("training", "inference", "attention")
 BARE = "bare open_clip image encoder"
 BARS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
-"""Largest allowed: LDVC over the bare encoder at 32 x 32 patches; LCSA over full attention at 64 x 64; LCSA's exponent."""
+"""Upper limits of ratios: LDVC to the bare encoder at 32 x 32 patches, LCSA to full attention at 64 x 64, LCSA's exponent."""
 
 
-# ---- what is measured ---------------------------------------------------------------------------------------------------
+# ---- clock and memory ---------------------------------------------------------------------------------------------------
+
+
+def in_turn(
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str, device: str
+) -> dict[str, list[float]]:
+    """Seconds of every round of every candidate. A first round for warm-up is not counted.
+
+    Args:
+        candidates: functions to measure, called once a round in this order.
+        rounds: number of counted rounds.
+        clock: "wall", or "cpu", the processor time of all threads, which other programs affect less.
+        device: "cpu" or "cuda".
+    """
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, function in candidates.items():
+            synchronize()
+            started = now()
+            function()
+            synchronize()
+            if number:
+                seconds[name].append(now() - started)
+    return seconds
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> int:
+    """Largest number of bytes that a function needs beyond what the process holds before (without a GPU: Linux and macOS)."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if sys.platform == "linux":
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    function()
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+        if peak is not None:
+            return peak * unit - before
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+
+
+def fit_exponent(tokens: Sequence[int], seconds: Sequence[float]) -> float:
+    """e of seconds ~ tokens^e, by least squares on logarithms."""
+    return float(np.polyfit(np.log(tokens), np.log(seconds), 1)[0])
+
+
+# ---- candidates ---------------------------------------------------------------------------------------------------
 
 
 class FullSelfAttention(nn.Module):
-    """Multi-head self-attention of all tokens, with the projections that LCSA has."""
+    """Multi-head self-attention of all tokens, with the projections of LCSA."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key_value, self.out = (
-            nn.Linear(width, width),
-            nn.Linear(width, 2 * width),
-            nn.Linear(width, width),
-        )
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, d) -> (B, N, d)."""
@@ -74,15 +128,13 @@ class FullSelfAttention(nn.Module):
 
 
 def build(decoder: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
-    """A model with random weights in the published form."""
+    """A model with random weights and the published initialisation."""
     config = ModelConfig(
         clip=options.clip,
         pretrained=None,
         decoder=decoder,
         visual_prompts=options.prompts,
-        gate_init=None,
-        start_at_clip=False,
-        branch_init="random",
+        recipe="published",
     )
     return LDVC(config, clip).to(options.device)
 
@@ -93,19 +145,17 @@ def bare_encoder(clip: str, side: int) -> nn.Module:
         return open_clip.create_model(clip, pretrained=None, force_image_size=side).visual.eval()
     visual = build_clip(clip).visual
     if tuple(visual.image_size) != (side, side):
-        raise LdvcError(
-            f"The towers in {clip} take photos of {visual.image_size[0]} pixels; give that as --image_size."
-        )
+        raise LdvcError(f"The towers in {clip} take photos of {visual.image_size[0]} pixels; give that as --image_size.")
     return visual.eval()
 
 
 def class_names(count: int) -> list[str]:
-    """Names to segment; which ones does not change the time."""
+    """Class names; their words do not change the time."""
     return [f"thing number {number}" for number in range(count)]
 
 
 def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None]:
-    """One optimiser step on noise, as a function."""
+    """A function that does one optimiser step on random photos."""
     device, side = options.device, options.image_size
     images = torch.randn(options.batch, 3, side, side, device=device)
     labels = torch.randint(0, options.names, (options.batch, side, side), device=device)
@@ -115,9 +165,7 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
     model.train()
 
     def step() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=options.mixed_precision == "bf16"):
-            logits = model(images, tokens).mask_logits
-        loss = mask_loss(logits, labels, known, void_is_negative=True)
+        loss = mask_loss(model(images, tokens).mask_logits, labels, known, void_is_negative=True)
         (100 * loss.focal + loss.dice).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -126,27 +174,13 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
 
 
 def memory_of(decoder: str, options: argparse.Namespace) -> int:
-    """Bytes that a training step needs beyond model and photo: two steps, so that AdamW's state is counted."""
+    """Bytes that a training step needs beyond model and photo. Two steps, so that the state of AdamW is included."""
     step = training_step(build(decoder, options), options)
-    if options.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(), step()
-        return torch.cuda.max_memory_allocated() - before
-    gc.collect()
-    before = resident()
-    peak_file = Path("/proc/self/clear_refs")
-    if peak_file.exists():
-        peak_file.write_text("5")  # Linux: the peak starts anew from what is held now
-    step(), step()
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    return (peaks[0] if peaks else peak_resident()) - before
+    return peak_memory(lambda: (step(), step()), options.device)
 
 
 def memory_in_own_process(decoder: str, arguments: Sequence[str]) -> int:
-    """`memory_of` in a fresh process, so that what one decoder has freed does not serve the next."""
+    """`memory_of` in a new process, where no memory is left over from other decoders."""
     words = [sys.executable, str(Path(__file__).resolve()), *arguments, "--memory_of", decoder]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -199,51 +233,45 @@ def attention(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-# ---- what is printed ----------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------
 
 
 def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, float]]]:
-    """Markdown tables of `run`'s result, and the bars that it can speak about: sentence -> (measured, allowed)."""
+    """Markdown tables of the results, and the limits: sentence -> (measured, allowed)."""
     lines, bars = [content["about"], ""], {}
 
-    def cells(seconds: Sequence[float]) -> str:
-        return f"{1000 * median(seconds):.1f} | {1000 * min(seconds):.1f}"
+    def cells(seconds: Sequence[float]) -> list[str]:
+        return [f"{1000 * median(seconds):.1f}", f"{1000 * min(seconds):.1f}"]
 
     if found := content.get("training"):
         reference = median(found["ldvc"]["seconds"])
-        lines += ["| training step | median ms | best ms | / ldvc | peak memory, MB |", "|---|---|---|---|---|"]
-        for decoder, facts in found.items():
-            share = median(facts["seconds"]) / reference
-            lines.append(f"| {decoder} | {cells(facts['seconds'])} | {share:.2f} | {facts['bytes'] / 1e6:.0f} |")
-        lines.append("")
+        rows = [
+            [name, *cells(facts["seconds"]), f"{median(facts['seconds']) / reference:.2f}", f"{facts['bytes'] / 1e6:.0f}"]
+            for name, facts in found.items()
+        ]
+        lines += [*table(["training step", "median ms", "best ms", "/ ldvc", "peak memory, MB"], rows), ""]
     if found := content.get("inference"):
         reference = median(found[BARE]["seconds"])
-        lines += ["| inference, one photo | median ms | best ms | / bare encoder |", "|---|---|---|---|"]
-        for name, facts in found.items():
-            lines.append(f"| {name} | {cells(facts['seconds'])} | {median(facts['seconds']) / reference:.2f} |")
-        lines.append("")
-        ratio = median(found["ldvc"]["seconds"]) / reference
-        bars["LDVC inference over the bare image encoder"] = (ratio, BARS["inference"])
+        ratios = {name: median(facts["seconds"]) / reference for name, facts in found.items()}
+        rows = [[name, *cells(facts["seconds"]), f"{ratios[name]:.2f}"] for name, facts in found.items()]
+        lines += [*table(["inference, one photo", "median ms", "best ms", "/ bare encoder"], rows), ""]
+        bars["LDVC inference over the bare image encoder"] = (ratios["ldvc"], BARS["inference"])
     if found := content.get("attention"):
-        lines += [
-            "| grid | LCSA, median ms | best ms | full, median ms | best ms | LCSA / full |",
-            "|---|---|---|---|---|---|",
+        ratios = {side: median(both["lcsa"]) / median(both["full"]) for side, both in found.items()}
+        rows = [
+            [f"{side} x {side}", *cells(both["lcsa"]), *cells(both["full"]), f"{ratios[side]:.2f}"]
+            for side, both in found.items()
         ]
-        for side, both in found.items():
-            ratio = median(both["lcsa"]) / median(both["full"])
-            lines.append(f"| {side} x {side} | {cells(both['lcsa'])} | {cells(both['full'])} | {ratio:.2f} |")
-            if side == 64:
-                bars["LCSA over full self-attention at 64 x 64 tokens"] = (ratio, BARS["attention"])
+        lines += table(["grid", "LCSA, median ms", "best ms", "full, median ms", "best ms", "LCSA / full"], rows)
+        if 64 in ratios:
+            bars["LCSA over full self-attention at 64 x 64 tokens"] = (ratios[64], BARS["attention"])
         sides = list(found)[1:]
         if len(sides) > 1:
+            tokens = [side**2 for side in sides]
             own, other = (
-                fit_exponent([side**2 for side in sides], [median(found[side][kind]) for side in sides])
-                for kind in ("lcsa", "full")
+                fit_exponent(tokens, [median(found[side][layer]) for side in sides]) for layer in ("lcsa", "full")
             )
-            lines += [
-                "",
-                f"Time grows with tokens^{own:.2f} for LCSA and with tokens^{other:.2f} for full self-attention.",
-            ]
+            lines += ["", f"Time grows with tokens^{own:.2f} for LCSA and with tokens^{other:.2f} for full self-attention."]
             bars["exponent of LCSA's time in the number of tokens"] = (own, BARS["exponent"])
         lines.append("")
     for sentence, (value, allowed) in bars.items():
@@ -254,49 +282,41 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument(
-        "--clip", default="ViT-B-16-quickgelu", help="an open_clip architecture, or a folder with towers"
-    )
-    parser.add_argument("--image_size", type=int, default=512, help="side of the photo in pixels")
-    parser.add_argument("--names", type=int, default=20, help="class names")
-    parser.add_argument(
-        "--prompts", type=int, default=10, help="visual prompts per layer (the paper: 10 for VOC, 100 for COCO)"
-    )
-    parser.add_argument("--batch", type=int, default=1, help="photos of a training step")
-    parser.add_argument("--width", type=int, default=512, help="of the attention layers: ViT-B/16's joint width")
-    parser.add_argument("--grids", nargs="+", type=int, default=[16, 32, 48, 64, 96], help="tokens per side")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of the training step")
-    parser.add_argument("--threads", type=int, help="default: what PyTorch chooses")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
-    parser.add_argument("--output", help="writes OUTPUT.json and OUTPUT.md")
-    parser.add_argument("--memory_of", choices=DECODERS, help=argparse.SUPPRESS)  # see memory_in_own_process
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add("--clip", default="ViT-B-16-quickgelu", help="an open_clip architecture, or a folder with towers")
+    add("--image_size", type=int, default=512, help="side of the photo in pixels")
+    add("--names", type=int, default=20, help="number of class names")
+    add("--prompts", type=int, default=10, help="visual prompts per layer (the paper: 10 for VOC, 100 for COCO)")
+    add("--batch", type=int, default=1, help="photos of a training step")
+    add("--width", type=int, default=512, help="of the attention layers; 512 is the joint width of ViT-B/16")
+    add("--grids", nargs="+", type=int, default=[16, 32, 48, 64, 96], help="tokens per side")
+    add("--rounds", type=int, default=5)
+    add("--clock", choices=("wall", "cpu"), default="wall")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--check", action="store_true", help="exit code 1 if a limit is exceeded")
+    add("--output", help="writes OUTPUT.json and OUTPUT.md")
+    add("--memory_of", choices=DECODERS, help=argparse.SUPPRESS)  # see memory_in_own_process
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that PyTorch can use; take --device cpu")
     if options.device == "cuda" and options.clock == "cpu":
-        parser.error("--clock cpu does not see what a GPU does; take --clock wall")
+        parser.error("--clock cpu does not measure a GPU; take --clock wall")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; with --check it ends with code 1 if a bar is missed."""
+    """The command; with --check it ends with code 1 if a limit is exceeded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random; they are meant to be
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random
     torch.manual_seed(0)
     try:
         if options.memory_of:
             print(memory_of(options.memory_of, options))
             return
-        machine = (
-            torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-        )
+        on_gpu = options.device == "cuda"
+        machine = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
         content: dict[str, Any] = {
             "about": f"`python train/benchmark.py {' '.join(arguments)}`: {options.clip}, {options.image_size} pixels, "
             f"{options.names} names, {options.prompts} visual prompts; PyTorch {torch.__version__}, {options.device} "

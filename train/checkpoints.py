@@ -1,10 +1,8 @@
-"""Checkpoints to resume from. A kill at any moment leaves the last complete one in its place.
+"""Checkpoints to resume from. A kill at any moment leaves the last complete one.
 
     output_dir/checkpoint-40/   trainable.safetensors   prompts, adapter and decoder; the frozen CLIP is named in train.json
-                                optimizer.bin, random_states_*.pkl, ...   what accelerate adds
-                                step.json               written last: its presence says that the folder is complete
-
-A folder is written under a hidden name and renamed when it is complete; old ones are renamed before they are deleted.
+                                optimizer.bin, random_states_*.pkl, ...   written by accelerate
+                                step.json               written last and deleted first: without it a folder is incomplete
 """
 
 from __future__ import annotations
@@ -29,38 +27,36 @@ from safetensors.torch import load_file, save_file
 
 from ldvc.calibration import Calibration
 from ldvc.checkpoint import save_checkpoint
-from ldvc.config import ModelConfig
 from ldvc.errors import CheckpointError
 from ldvc.modeling.model import LDVC
+from train.config import ConfigError, TrainConfig
 from train.data import Vocabulary
-from train.options import ConfigError, TrainConfig
 
 WEIGHTS = "trainable.safetensors"
 STATE = "step.json"
 LOCK = ".training"
 _STEP = re.compile(r"checkpoint-(\d+)")
-_WRITING, _OLD = ".partial", ".old"
 
 
 @contextmanager
-def sole_run(accelerator: Accelerator, folder: Path, *, patience: float = 10.0) -> Iterator[None]:
-    """Makes the output folder and keeps other runs out of it; every process of the run calls it.
+def run_lock(accelerator: Accelerator, folder: Path, *, timeout: float = 10.0) -> Iterator[None]:
+    """Makes the output folder and locks it for this run; every process of the run calls it.
 
-    The lock dies with the main process, however that ends, and its children (readers of photos) do not inherit it.
+    The operating system releases the lock when the main process ends. Its children (readers of photos) do not inherit it.
 
     Args:
         folder: the run's output folder.
-        patience: seconds to wait for a run that is just ending.
+        timeout: seconds to wait for a run that is just ending.
 
     Raises:
-        ConfigError: the folder cannot be made, or another run is at work in it.
+        ConfigError: the folder cannot be made, or another run uses it.
     """
-    problem = [""]  # every process learns of it and ends with the same sentence
+    problem = [""]  # broadcast, so that every process ends with the same sentence
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                owner = _lock(stack.enter_context(open(folder / LOCK, "a+", encoding="utf-8")), patience)
+                owner = _lock(stack.enter_context(open(folder / LOCK, "a+", encoding="utf-8")), timeout)
                 if owner is not None:
                     problem = [f"Another run (process {owner}) is writing into {folder}: give another --output_dir."]
             except OSError as error:
@@ -71,9 +67,9 @@ def sole_run(accelerator: Accelerator, folder: Path, *, patience: float = 10.0) 
         yield
 
 
-def _lock(file: Any, patience: float) -> str | None:
-    """Takes a lock file and notes this process in it; None, or the note of the process that keeps it."""
-    end = time.monotonic() + patience
+def _lock(file: Any, timeout: float) -> str | None:
+    """Locks a file and writes this process's id into it; None, or the id of the process that holds the lock."""
+    end = time.monotonic() + timeout
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,12 +86,12 @@ def _lock(file: Any, patience: float) -> str | None:
 
 
 def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
-    """Checkpoints hold the trainable tensors; the frozen towers are named in the configuration, not stored."""
+    """Makes accelerate's checkpoints hold the trainable tensors alone; the configuration names the frozen towers."""
 
     def save(models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
         if not weights:
             return
-        weights.clear()  # nothing is left for accelerate to write
+        weights.clear()  # so that accelerate writes none
         if accelerator.is_main_process:
             tensors = {name: tensor.contiguous() for name, tensor in model.trainable_state_dict().items()}
             save_file(tensors, Path(folder) / WEIGHTS)
@@ -109,73 +105,43 @@ def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+def checkpoints_of(folder: Path, *, complete: bool = True) -> list[Path]:
+    """Complete (or incomplete) checkpoints, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / STATE).is_file()]
+    return [path for _, path in sorted(found) if (path / STATE).is_file() == complete]
 
 
 def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any], limit: int) -> None:
-    """Saves everything that a run needs to go on.
+    """Saves everything that a run needs to continue.
 
     Args:
-        accelerator: knows model, optimiser and random numbers.
+        accelerator: holds model, optimiser and random numbers.
         folder: the run's output folder.
-        state: "step" and whatever else the trainer wants back, for JSON.
-        limit: how many checkpoints stay; older ones are deleted once this one is complete.
+        state: "step" and other plain values that `read_state` returns.
+        limit: how many checkpoints stay; older ones are deleted when this one is complete.
     """
     target = folder / f"checkpoint-{state['step']}"
-    partial = folder / f".{target.name}{_WRITING}"
-    if accelerator.is_main_process and partial.exists():
-        shutil.rmtree(partial)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    accelerator.save_state(str(target))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _reach_disk(partial)
-        (partial / STATE).write_text(json.dumps(state))
-        _reach_disk(partial)
-        finish_writing(folder, partial)
-        prune(folder, limit)
+        temporary = target / f"{STATE}.new"
+        temporary.write_text(json.dumps(state))
+        fsync_folder(target)
+        os.replace(temporary, target / STATE)
+        fsync_folder(target)
+        clean_up(folder, limit)
     accelerator.wait_for_everyone()
-
-
-def finish_writing(folder: Path, partial: Path) -> None:
-    """Gives a complete checkpoint its final name, in the place of one of the same step, if there is one."""
-    target = folder / partial.name.removeprefix(".").removesuffix(_WRITING)
-    if target.exists():
-        _delete(target)
-    os.replace(partial, target)
-
-
-def prune(folder: Path, limit: int) -> None:
-    """Deletes all checkpoints but the newest ones."""
-    for old in checkpoints_of(folder)[:-limit]:
-        _delete(old)
 
 
 def clean_up(folder: Path, limit: int) -> None:
-    """After a kill: a checkpoint that is complete but for its name gets it, unfinished ones and remains are deleted."""
-    for partial in folder.glob(f".checkpoint-*{_WRITING}"):
-        if (partial / STATE).is_file():
-            finish_writing(folder, partial)
-        else:
-            shutil.rmtree(partial)
-    for remains in folder.glob(f".checkpoint-*{_OLD}"):
-        shutil.rmtree(remains)
-    prune(folder, limit)
+    """Deletes all checkpoints but the newest ones, and incomplete ones, which a killed run may leave."""
+    for old in [*checkpoints_of(folder)[:-limit], *checkpoints_of(folder, complete=False)]:
+        (old / STATE).unlink(missing_ok=True)
+        shutil.rmtree(old)
 
 
-def _delete(checkpoint: Path) -> None:
-    hidden = checkpoint.with_name(f".{checkpoint.name}{_OLD}")
-    if hidden.exists():
-        shutil.rmtree(hidden)
-    os.replace(checkpoint, hidden)
-    shutil.rmtree(hidden)
-
-
-def _reach_disk(folder: Path) -> None:
-    """Flushes files and folder, so that not even a power cut finds the last file without the others."""
+def fsync_folder(folder: Path) -> None:
+    """Writes files and folder to the disk, so that a power cut cannot keep the last file and lose an earlier one."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -188,13 +154,13 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     """The checkpoint to resume from: a path, or "latest" (None when there is none yet).
 
     Raises:
-        ConfigError: the given folder is no checkpoint, or the output folder holds checkpoints that would be overtaken.
+        ConfigError: the given folder is no checkpoint, or the output folder holds other checkpoints.
     """
-    there = checkpoints_of(folder)
+    found = checkpoints_of(folder)
     if wanted == "latest":
-        return there[-1] if there else None
+        return found[-1] if found else None
     if wanted is None:
-        if there:
+        if found:
             raise ConfigError(
                 f"{folder} holds checkpoints of an earlier run; add --resume_from_checkpoint latest to continue it, or give "
                 "another --output_dir."
@@ -203,16 +169,16 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     path = Path(wanted)
     if not (path / STATE).is_file():
         raise ConfigError(f"{wanted} is no checkpoint to resume from; give a folder checkpoint-N or 'latest'.")
-    if there and path.resolve() != there[-1].resolve():
+    if found and path.resolve() != found[-1].resolve():
         raise ConfigError(
-            f"{folder} holds {there[-1].name}, which is not the checkpoint to resume from; delete it, or give another "
+            f"{folder} holds {found[-1].name}, which is not the checkpoint to resume from; delete it, or give another "
             "--output_dir."
         )
     return path
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `write_checkpoint` was given.
+    """The state that was given to `write_checkpoint`.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -227,28 +193,28 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def changes_since(checkpoint: Path, config: TrainConfig) -> str:
-    """What a resumed run does differently from the run that wrote the checkpoint; "" when nothing.
+    """Fields of the configuration that differ from the run that wrote the checkpoint; "" if none does.
 
     Args:
-        checkpoint: beside its folder lies the configuration of its run, `train.json`.
+        checkpoint: the configuration of its run, `train.json`, lies beside its folder.
         config: of the run that resumes.
     """
     path = checkpoint.resolve().parent / "train.json"
     if not path.is_file():
         return ""
     before, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-    model = ModelConfig.from_dict(before.pop("model", {}))
-    before |= asdict(model)
-    now |= asdict(config.model_config())
+    before |= before.pop("model", {})
+    now |= now.pop("model")
     changed = [key for key in now if key in before and before[key] != now[key] and key != "output_dir"]
     return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in changed)
 
 
 def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
-    """A checkpoint is of this model; asked before anything that takes long.
+    """Checks that a checkpoint is of this model, before anything that takes long.
 
     Raises:
         ConfigError: it is of another decoder or size.
+        CheckpointError: it cannot be read.
     """
     path = checkpoint / WEIGHTS
     try:
@@ -260,8 +226,8 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
     if stored != {name: tuple(tensor.shape) for name, tensor in model.trainable_state_dict().items()}:
         changed = changes_since(checkpoint, config)
         raise ConfigError(
-            f"{checkpoint} is of another model{f' ({changed})' if changed else ''}: resume with the configuration that it "
-            "was begun with, or begin anew in another --output_dir."
+            f"{checkpoint} is of another model{f' ({changed})' if changed else ''}: resume with the configuration of "
+            "its run, or start a new run in another --output_dir."
         )
 
 
@@ -272,7 +238,7 @@ def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfi
 
 
 def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint's config.json says beside the model, see `ldvc.checkpoint`."""
+    """Metadata of a checkpoint's config.json, see `ldvc.checkpoint`."""
     return {
         "seen_names": vocabulary.spellings,
         "seen_words": vocabulary.seen_words,

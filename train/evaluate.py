@@ -4,32 +4,32 @@
     python train/evaluate.py --checkpoint runs/coco/ldvc --data /data --sets voc2012 pascal_context59 --mode slide
     torchrun --nproc_per_node 2 train/evaluate.py --checkpoint assets/lite/ldvc --sets msrc --output runs/msrc
 
-Every photo is segmented by `ldvc.predictor.Predictor`, as the page does it. With several processes each photo is decoded by
-one of them. Photos that cannot be read are skipped, counted and listed.
+Every photo is segmented by `ldvc.predictor.Predictor`, as on the page. Several processes share the photos. Photos that cannot
+be read are skipped, counted and listed.
 
-How large a photo is shown to the model, and whether in sliding windows, is what the checkpoint says, or --mode. The protocol
-of ZegCLIP and its followers is --mode slide: short side 512, windows of 512 every 426 pixels, scores averaged.
+The size of photos and the use of sliding windows come from the checkpoint or from --mode. --mode slide is the protocol of
+ZegCLIP and later work: short side 512, windows of 512 pixels every 426 pixels, scores averaged.
 
-Measures of the literature, of all names of the data set (pixels of none of the classes, and void, are left out):
-  pAcc, mIoU(S), mIoU(U), hIoU    of the name with the highest score; "offset": --offset subtracted from the scores of seen
-                                  classes
-Measures of a visitor, void left out:
-  present_accuracy                share of labelled pixels that are right when only the names in the photo are given
-The others are of one question: the names in the photo and three of the data set that are not, drawn by the photo's stem, at
-the checkpoint's threshold of "none of these".
-  right                           share of pixels that are right, pooled over photos; where the data set has a background,
-                                  its pixels are right when they are none of the names
-  iou_present                     IoU of the present classes in the label map, mean over (photo, present class)
-  attention_ap                    average precision of the last layer's cross-attention ("mean" of the heads) as a ranking of
-                                  the class's pixels at photo size, mean over (photo, present class); --layers: of each layer
-  attention_contrast              mean of that map inside the class minus mean outside, likewise
-  fragments                       connected components (8 neighbours) of at least 64 pixels of a present class in the label
-                                  map at photo size, mean over (photo, present class); fragments_truth: in the truth
-Numbers are shares, 0..1, but for fragments. Exact definitions: train/metrics.py.
+Measures of the literature, with all names of the data set (background and void pixels are left out):
+  pAcc, mIoU(S), mIoU(U), hIoU    with the name of the highest score; "offset": after --offset is subtracted from the scores of
+                                  seen classes
+Measure with the names that the photo shows:
+  present_accuracy                share of correct labelled pixels
+Measures with the names that the photo shows, three other names of the data set (chosen with the photo's stem as the seed), and
+"none of these" below the checkpoint's threshold; void pixels are left out:
+  right                           share of correct pixels of all photos; if the data set has a background, a background pixel is
+                                  correct if it is "none of these"
+  iou_present                     IoU of a present class, mean over (photo, present class)
+  attention_ap                    average precision of the last layer's cross-attention (mean of the heads) as a ranking of the
+                                  class's pixels at photo size, mean over (photo, present class); --layers: of each layer
+  attention_contrast              mean of this attention inside the class minus its mean outside, likewise
+  fragments                       connected components (8 neighbours) of at least 64 pixels of a present class in the label map
+                                  at photo size, mean over (photo, present class); fragments_truth: in the masks
+All numbers but fragments are shares, 0..1. Exact definitions: train/metrics.py.
 
-A class is seen if the checkpoint saw masks of it under this name, a synonym of it (ldvc/synonyms.json), its singular or
-plural, or as a kind of it in COCO-Stuff's manner ("sky-other", "wall-brick" are sky and wall); so "sofa" of VOC is seen after
-training on "couch". --unseen names a split instead.
+A class is seen if the checkpoint has learned masks of it under this name, a synonym (ldvc/synonyms.json), its singular or
+plural, or as a hyponym in the manner of COCO-Stuff ("sky-other" and "wall-brick" are sky and wall). So "sofa" of VOC is seen
+after training on "couch". --unseen names a split instead.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,7 @@ from ldvc.predictor import DEFAULT_INFERENCE, PLAIN_CLIP, Predictor
 from train.data import LAYOUTS, open_sets
 from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
 from train.metrics import harmonic_mean, mean_iou
-from train.processes import start_processes
-from train.tables import make_room, markdown, quoted_benchmark, write_tables
+from train.tables import current_commit, markdown, prepare_output, quoted_benchmark, write_json, write_tables
 from train.words import read_renamed, rename_classes
 
 logger = logging.getLogger("evaluate")
@@ -75,7 +75,7 @@ PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
 
 
 def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
-    """All measures of one data set; NaN where a measure does not exist (mIoU(U) when every class is seen)."""
+    """All measures of one data set; NaN where a measure does not exist (mIoU(U) if every class is seen)."""
     unseen = [not flag for flag in seen]
     result: dict[str, Any] = {}
     for suffix, confusion in (("", counts.joint), ("_offset", counts.offset)):
@@ -89,16 +89,16 @@ def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
             f"hIoU{suffix}": harmonic_mean(s, u),
         }
     result["present_accuracy"] = counts.present.pixel_accuracy()
-    result |= {key: counts.visitor[key] for key in ("right", "iou_present", "fragments", "fragments_truth")}
+    result |= {key: counts.question[key] for key in ("right", "iou_present", "fragments", "fragments_truth")}
     for key in ("attention_ap", "attention_contrast"):
-        layers = sorted(int(name.removeprefix(key)) for name in counts.visitor if name.startswith(key))
-        result[f"{key}_by_layer"] = {layer: counts.visitor[f"{key} {layer}"] for layer in layers}
-        result[key] = counts.visitor[f"{key} {layers[-1]}"] if layers else math.nan
+        layers = sorted(int(name.removeprefix(key)) for name in counts.question if name.startswith(key))
+        result[f"{key}_by_layer"] = {layer: counts.question[f"{key} {layer}"] for layer in layers}
+        result[key] = counts.question[f"{key} {layers[-1]}"] if layers else math.nan
     return result
 
 
 def class_table(counts: Counts, names: Sequence[str], sources: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One line per class: IoU, accuracy, true and predicted pixels, and the learned name that makes it seen (or null)."""
+    """One row per class: IoU, accuracy, true and predicted pixels, and the learned name by which it counts as seen, or None."""
     matrix = counts.joint.counts
     columns = (counts.joint.iou(), counts.joint.accuracy(), matrix.sum(dim=1), matrix.sum(dim=0))
     keys = ("iou", "accuracy", "pixels", "predicted_pixels")
@@ -109,8 +109,7 @@ def class_table(counts: Counts, names: Sequence[str], sources: Sequence[str | No
 
 
 def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """How large photos are shown: the checkpoint's way, changed by --mode, --long_side, --short_side, --window, --stride
-    and --enlarge.
+    """The checkpoint's inference settings, changed by --mode, --long_side, --short_side, --window, --stride and --enlarge.
 
     Raises:
         LdvcError: the options contradict each other.
@@ -131,15 +130,13 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
             raise LdvcError(
                 f"A stride of {result['stride']} leaves gaps between windows of {result['window']} pixels; take a smaller one."
             )
-    else:
-        if "short_side" in given:  # the literature's way: however small photos are
-            own = {}
-        elif "long_side" in given:
-            own = {key: value for key, value in own.items() if key == "enlarge"}
-        result = own | given
-        if mode == "whole":
-            result = {key: value for key, value in result.items() if key not in ("window", "stride")}
-    return result
+        return result
+    if "short_side" in given:
+        own = {}
+    elif "long_side" in given:
+        own = {key: value for key, value in own.items() if key == "enlarge"}
+    dropped = ("window", "stride") if mode == "whole" else ()
+    return {key: value for key, value in (own | given).items() if key not in dropped}
 
 
 def open_predictor(
@@ -150,14 +147,14 @@ def open_predictor(
     beside: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Predictor:
-    """Loads what is to be evaluated; photos are shown to it as `chosen_inference` says.
+    """Load a checkpoint, or towers for plain similarity.
 
     Args:
         source: checkpoint folder, Hub id or "lite"; with decoder "clip" the towers ("lite", a folder, or architecture:weights).
-        decoder: which decoder, where the source holds several; "clip" (plain similarity) needs no checkpoint.
-        clip: towers that are built already.
-        beside: with decoder "clip", metadata of the checkpoint beside which it stands, as on the page: its `inference` and
-            `clip_calibration` count.
+        decoder: which decoder of the source; "clip" (plain similarity) needs no checkpoint.
+        clip: towers that are already loaded.
+        beside: with decoder "clip", metadata of the checkpoint that it is compared with; `inference` and `clip_calibration` are
+            used, as on the page.
         options: see `chosen_inference`.
 
     Raises:
@@ -172,10 +169,8 @@ def open_predictor(
     else:
         model, metadata = load_checkpoint(source, decoder=decoder, clip=clip)
     inference = unlimited(chosen_inference(metadata, options or {}))
-    device = PartialState().device
-    return Predictor(
-        model, metadata | {"inference": inference}, decoder=decoder, device=device, source=str(source)
-    )
+    metadata = metadata | {"inference": inference}
+    return Predictor(model, metadata, decoder=decoder, device=PartialState().device, source=str(source))
 
 
 def evaluate(
@@ -190,11 +185,13 @@ def evaluate(
     cache_dir: str | None = None,
     num_workers: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates a predictor on some data sets; every process of a run calls it.
+    """Evaluate a predictor on data sets; every process of a run calls it.
 
     Args:
-        unseen: canonical names that count as unseen; None takes the checkpoint's list of seen names.
-        fit: first calibrate on these photos and, unless it is plain similarity, write that into the checkpoint's config.json.
+        predictor: the model.
+        datasets: the data sets.
+        unseen: canonical names that count as unseen; None uses the checkpoint's list of seen names.
+        fit: first calibrate on these photos and, except for plain similarity, write the result into config.json.
         offset, joint_only, layers: see `train.evaluation.evaluate_set`.
         cache_dir, num_workers: see `train.evaluation.Photos`.
 
@@ -203,7 +200,7 @@ def evaluate(
         "confusion": [[...]], "broken": [...], ...}}}.
 
     Raises:
-        LdvcError: not one photo of a set can be read or has labels.
+        LdvcError: no photo of a set can be read or has labels.
     """
     state = PartialState()
     photos = Photos(cache_dir, state.process_index, state.num_processes, num_workers)
@@ -228,18 +225,17 @@ def evaluate(
     for dataset in datasets:
         started, names = time.monotonic(), dataset.names()
         sources = [learned_name(name) for name in names]
-        unseen_names = [name for name, by in zip(names, sources, strict=True) if by is None]
-        counts = gather(
-            evaluate_set(
-                predictor,
-                dataset,
-                photos,
-                seen=lambda name: learned_name(name) is not None,
-                offset=offset,
-                joint_only=joint_only,
-                layers=layers,
-            )
+        unseen_names = [name for name, source in zip(names, sources, strict=True) if source is None]
+        share = evaluate_set(
+            predictor,
+            dataset,
+            photos,
+            seen=lambda name: learned_name(name) is not None,
+            offset=offset,
+            joint_only=joint_only,
+            layers=layers,
         )
+        counts = gather(share)
         seconds = time.monotonic() - started
         if not counts.photos and not counts.blank:
             raise DataError(f"Not one photo of {dataset.name} can be read. The first: {counts.broken[0]}")
@@ -248,7 +244,7 @@ def evaluate(
         if state.is_main_process:
             each = seconds / len(dataset)
             logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, each)
-        result["sets"][dataset.name] = measures(counts, [by is not None for by in sources]) | {
+        result["sets"][dataset.name] = measures(counts, [source is not None for source in sources]) | {
             "split": dataset.split,
             "photos": len(counts.photos) + len(counts.blank),
             "broken": counts.broken,
@@ -263,28 +259,24 @@ def evaluate(
 
 
 def write_calibration(source: str, decoder: str, calibration: Calibration, *, key: str = "calibration") -> None:
-    """Puts a calibration into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
+    """Write a calibration into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
 
     Raises:
         LdvcError: the checkpoint is not a local folder.
     """
-    for folder in (Path(source), Path(source) / decoder):
-        path = folder / "config.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content[key] = asdict(calibration)
-            temporary = path.with_suffix(".json.new")
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-            return
     require_local(source)
-    raise LdvcError(f"{source} holds no checkpoint of {decoder}, so its calibration cannot be written.")
+    files = [folder / "config.json" for folder in (Path(source), Path(source) / decoder)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise LdvcError(f"{source} has no checkpoint of {decoder}, so its calibration cannot be written.")
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | {key: asdict(calibration)})
 
 
 def require_local(source: str) -> None:
-    """
+    """Check that a calibration can be written.
+
     Raises:
-        LdvcError: the checkpoint is not a local folder, so that nothing can be written into it.
+        LdvcError: the checkpoint is not a local folder.
     """
     if not Path(source).is_dir():
         raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
@@ -296,50 +288,30 @@ def require_local(source: str) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
-    parser.add_argument("--decoder", help="which decoder, where a checkpoint holds several")
-    parser.add_argument(
-        "--plain_clip",
-        metavar="CLIP",
-        help="also evaluate plain similarity of these towers: 'lite', a folder, or ViT-B-16-quickgelu:openai",
-    )
-    parser.add_argument("--data", default="data", help="folder that holds the data sets")
-    parser.add_argument("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
-    parser.add_argument("--split", default="val", help="default: val")
-    parser.add_argument(
-        "--layouts",
-        nargs="+",
-        default=[],
-        metavar="SET=LAYOUT",
-        help=f"where it is not found out: {', '.join(LAYOUTS)}",
-    )
-    parser.add_argument(
-        "--rename", metavar="FILE", help='JSON file {"grass": "lawn"}: ask for classes by other words than the data set\'s'
-    )
-    parser.add_argument("--unseen", help="split of unseen classes; default: what the checkpoint has not seen")
-    parser.add_argument("--mode", choices=("whole", "slide"), help="default: what the checkpoint says")
-    parser.add_argument("--long_side", type=int, help="of the whole photo in pixels")
-    parser.add_argument("--short_side", type=int, help="of the photo in pixels, whole or under sliding windows")
-    parser.add_argument("--window", type=int, help="side of a sliding window in pixels")
-    parser.add_argument("--stride", type=int, help="step of a sliding window in pixels")
-    parser.add_argument("--enlarge", type=float, help="how much small photos are enlarged at most; default: the checkpoint's")
-    parser.add_argument(
-        "--offset", type=float, default=OFFSET, help=f"gamma, off the scores of seen classes; {OFFSET:g}"
-    )
-    parser.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="first fit scores and threshold on these photos, and write them into the checkpoint",
-    )
-    parser.add_argument(
-        "--cache_dir", help="keep the frozen stem's outputs there: saves time with lite, not with ViT-B/16"
-    )
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read photos ahead")
-    parser.add_argument(
-        "--joint_only", action="store_true", help="the literature's measures only: one decoding per photo"
-    )
-    parser.add_argument("--layers", action="store_true", help="a table of the attention of every layer, too")
-    parser.add_argument("--output", help="writes OUTPUT.json, OUTPUT.md and OUTPUT-*.png (confusion matrices)")
+    add = parser.add_argument
+    add("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
+    add("--decoder", help="which decoder of checkpoints with several")
+    add("--plain_clip", metavar="CLIP", help="also plain similarity of towers: 'lite', a folder, or ViT-B-16-quickgelu:openai")
+    add("--data", default="data", help="folder that holds the data sets")
+    add("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
+    add("--split", default="val", help="default: val")
+    layouts = ", ".join(LAYOUTS)
+    add("--layouts", nargs="+", default=[], metavar="SET=LAYOUT", help=f"if the layout cannot be detected: {layouts}")
+    add("--rename", metavar="FILE", help='JSON file {"grass": "lawn"} with other words for classes of the data sets')
+    add("--unseen", help="split of unseen classes; default: the classes that the checkpoint has not seen")
+    add("--mode", choices=("whole", "slide"), help="default: the checkpoint's")
+    add("--long_side", type=int, help="of the whole photo in pixels")
+    add("--short_side", type=int, help="of the photo in pixels, whole or with sliding windows")
+    add("--window", type=int, help="side of a sliding window in pixels")
+    add("--stride", type=int, help="step of a sliding window in pixels")
+    add("--enlarge", type=float, help="largest factor by which small photos are enlarged; default: the checkpoint's")
+    add("--offset", type=float, default=OFFSET, help=f"gamma, subtracted from the scores of seen classes; {OFFSET:g}")
+    add("--calibrate", action="store_true", help="first fit scores and threshold on these photos and write the checkpoint")
+    add("--cache_dir", help="folder for outputs of the frozen patch embedding; saves time with lite, not with ViT-B/16")
+    add("--num_workers", type=int, default=0, help="processes that load photos")
+    add("--joint_only", action="store_true", help="only the measures of the literature: one decoding per photo")
+    add("--layers", action="store_true", help="also a table of the attention of every layer")
+    add("--output", help="writes OUTPUT.json, OUTPUT.csv, OUTPUT.md and OUTPUT-*.png (confusion matrices)")
     options = parser.parse_args(arguments)
     for name in ("long_side", "short_side", "window", "stride"):
         value = getattr(options, name)
@@ -354,7 +326,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; what a user can set right ends in one sentence."""
+    """The command; errors of the user end it with one sentence."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -370,19 +343,12 @@ def main(arguments: list[str] | None = None) -> None:
         for source in options.checkpoint if options.calibrate else ():
             require_local(source)
         if options.output:
-            make_room(options.output)
-        start_processes(__file__, sys.argv[1:])
-        on_cpu = not torch.cuda.is_available()
-        state = PartialState(cpu=on_cpu)
+            prepare_output(options.output)
+        state = PartialState(cpu=not torch.cuda.is_available())
         results: list[dict[str, Any]] = []
         beside: dict[str, Any] | None = None  # metadata of the first checkpoint
         for source, decoder in jobs:
-            predictor = open_predictor(
-                source,
-                decoder=decoder,
-                beside=beside,
-                options=vars(options),
-            )
+            predictor = open_predictor(source, decoder=decoder, beside=beside, options=vars(options))
             beside = beside or predictor.metadata
             result = evaluate(
                 predictor,
@@ -395,19 +361,18 @@ def main(arguments: list[str] | None = None) -> None:
                 cache_dir=options.cache_dir,
                 num_workers=options.num_workers,
             )
-            results.append(result)
+            command = shlex.join(["python", "train/evaluate.py", *arguments])
+            results.append(result | {"command": command, "commit": current_commit()})
         if options.plain_clip:
             if options.calibrate and state.is_main_process:
                 for result in results[:-1]:
-                    write_calibration(
-                        result["source"], result["decoder"], predictor.calibration, key="clip_calibration"
-                    )
-            results.insert(0, results.pop())  # what all others are compared with
+                    write_calibration(result["source"], result["decoder"], predictor.calibration, key="clip_calibration")
+            results.insert(0, results.pop())  # the reference of all others
         if state.is_main_process:
             print(markdown(results))
             if options.output:
                 write_tables(results, options.output)
-    except LdvcError as error:  # every process finds the same mistake; one says it
+    except LdvcError as error:  # the same in every process; the first one reports it
         sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     if state.num_processes > 1:
         state.wait_for_everyone()

@@ -1,7 +1,4 @@
-"""Segments the photos of a data set with the predictor that the page uses, and counts what is right.
-
-Nothing here knows files of results or tables.
-"""
+"""Segments the photos of a data set with the predictor of the page, counts correct pixels, and fits calibrations."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldvc.calibration import Calibration
-from ldvc.class_names import plain
+from ldvc.class_names import ClassName, plain
 from ldvc.errors import DataError
 from ldvc.inference import ImageState, model_input_size, sliding_windows
 from ldvc.predictor import Predictor
@@ -43,27 +40,27 @@ from train.metrics import (
 
 logger = logging.getLogger("evaluate")
 
-OFFSET = 0.1  # gamma of ZegCLIP and its followers
-ABSENT = 3  # names in a visitor's question that the photo does not show
-UNLIMITED = 1e9  # the protocol's short side holds for small photos too; the page enlarges them at most twice
+OFFSET = 0.1  # gamma of ZegCLIP and later work
+ABSENT = 3  # names of a `Question` that the photo does not show
+UNLIMITED = 1e9  # factor by which photos may be enlarged
 
 
 def unlimited(inference: Mapping[str, Any]) -> dict[str, Any]:
-    """The inference settings with the literature's reading of `short_side`: photos are enlarged however small they are."""
+    """The inference settings with small photos enlarged to `short_side`, too, as in the published protocol."""
     return ({"enlarge": UNLIMITED} if "short_side" in inference else {}) | dict(inference)
 
 
-# ---- photos in ----------------------------------------------------------------------------------------------------------
+# ---- photos ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo with its truth.
+    """A photo and its mask.
 
     Attributes:
-        index, stem: in the data set.
+        index, stem: its place and file name in the data set.
         picture: (H, W, 3) uint8.
-        target: (H, W) int64: number of the name, VOID or BACKGROUND.
+        target: (H, W) int64; index of the name, VOID or BACKGROUND.
     """
 
     index: int
@@ -73,7 +70,7 @@ class Photo:
 
 
 class PhotoReader(Dataset):
-    """Some photos of a data set; a broken one is a sentence instead."""
+    """Some photos of a data set; a photo that cannot be read is an error message instead."""
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, indices
@@ -96,19 +93,19 @@ class PhotoReader(Dataset):
         return Photo(index, self.dataset.stems[index], np.asarray(image), self.table[torch.from_numpy(mask).int()])
 
 
-def _as_it_is(item: Photo | str) -> Photo | str:
+def _uncollated(item: Photo | str) -> Photo | str:
     return item
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Where an evaluation takes its photos from, and which of them this process decodes.
+    """How photos are loaded, and which of them this process evaluates.
 
     Attributes:
-        cache_dir: where the outputs of the frozen patch embedding are kept; None computes them anew. It pays where that is a
-            network of its own, as in lite; a plain patch embedding is faster than the disk.
-        process, processes: take photos process, process + processes, ... of each data set; `gather` adds the shares up.
-        num_workers: processes that read photos ahead.
+        cache_dir: folder for the outputs of the frozen patch embedding; None = no cache. A cache saves time where the patch
+            embedding is a network, as in lite.
+        process, processes: take photos process, process + processes, ... of each data set; `gather` sums the counts.
+        num_workers: processes that load photos.
     """
 
     cache_dir: str | None = None
@@ -119,10 +116,10 @@ class Photos:
     def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
         """This process's photos of a data set."""
         reader = PhotoReader(dataset, range(self.process, len(dataset), self.processes))
-        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is))
+        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers, collate_fn=_uncollated))
 
     def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
-        """Folder of the stored patch embeddings of these photos at this size by these towers."""
+        """Folder of the patch tokens of these photos at this size and with these weights; None without a cache."""
         if not self.cache_dir:
             return None
         clip = predictor.model.clip
@@ -135,7 +132,7 @@ class Photos:
 
 
 def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageState:
-    """`predictor.encode_image` of a photo, its patch tokens kept in `folder` (see `Photos.patch_token_folder`)."""
+    """`predictor.encode_image` of a photo, with its patch tokens cached in `folder`."""
     if folder is None:
         return predictor.encode_image(photo.picture)
     path = folder / f"{photo.index:06d}.pt"
@@ -146,7 +143,7 @@ def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageStat
         tokens = torch.load(path, weights_only=True)
         return ImageState(photo.picture, input_size, windows, predictor.encoder_id, tokens)
     state = predictor.encode_image(photo.picture)
-    temporary = path.with_suffix(f".{os.getpid()}.new")  # a kill in the middle leaves no file of the final name
+    temporary = path.with_suffix(f".{os.getpid()}.new")  # an interrupted write leaves no file with the final name
     torch.save(state.patch_tokens, temporary)
     os.replace(temporary, path)
     return state
@@ -157,12 +154,13 @@ def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageStat
 
 @dataclass(frozen=True)
 class Question:
-    """What a visitor might ask about a photo: the names that it shows and `ABSENT` others of the data set.
+    """The names that a photo shows and `ABSENT` others of its data set, chosen at random with the photo's stem as the seed.
 
     Attributes:
-        names: numbers of the names, the present ones first; the absent ones are drawn by the photo's stem.
-        present: how many are present.
-        truth: (H, W) int64 place in `names`, -1 = none of them. valid: (H, W) bool; void is False.
+        names: indices of the names, the present ones first.
+        present: number of present names.
+        truth: (H, W) int64; place in `names`, -1 = none of them.
+        valid: (H, W) bool; False at void pixels.
     """
 
     names: list[int]
@@ -176,7 +174,7 @@ class Question:
         present = [number for number in photo.target.unique().tolist() if number >= 0]
         others = [number for number in range(classes) if number not in present]
         names = present + random.Random(photo.stem).sample(others, min(ABSENT, len(others)))
-        place = torch.full((classes + 2,), -1)  # the last two are VOID and BACKGROUND
+        place = torch.full((classes + 2,), -1)  # VOID and BACKGROUND are the last two
         place[names] = torch.arange(len(names))
         return cls(names, len(present), place[photo.target], photo.target != VOID)
 
@@ -184,12 +182,9 @@ class Question:
 def ask(
     predictor: Predictor, names: Sequence[str], state: ImageState, *, background: float | None, attention: bool = False
 ) -> Segmentation:
-    """Asks for names of a data set, by the words that training uses.
-
-    "other" as a data set's class is a word like any other, so it does not pass through `Predictor.segment`.
-    """
-    words = [[plain(name)] for name in names]
-    return predictor.segment_words(words, background=background, image=state, attention=attention)
+    """Segment a photo with names of a data set, spelled as in training. "other" is a name like any other here."""
+    classes = [ClassName((plain(name),)) for name in names]
+    return predictor.segment(classes, background=background, image=state, attention=attention)
 
 
 # ---- counting -----------------------------------------------------------------------------------------------------------
@@ -197,31 +192,32 @@ def ask(
 
 @dataclass
 class Counts:
-    """Counts over photos of one data set.
+    """Sums over the photos of one data set.
 
     Attributes:
-        joint, offset, present: confusion matrices of three ways to ask, see `train.evaluate`.
-        visitor: means of a visitor's measures.
-        photos: indices of the photos that were decoded. blank: of those without a labelled pixel.
-        broken: one sentence for each photo that could not be read.
+        joint, offset, present: confusion matrices with all names, with all names and an offset, with the present names.
+        question: means of the measures of a `Question`.
+        photos: indices of the evaluated photos.
+        blank: indices of photos without a labelled pixel.
+        broken: an error message for each photo that cannot be read.
     """
 
     joint: ConfusionMatrix
     offset: ConfusionMatrix
     present: ConfusionMatrix
-    visitor: Means = field(default_factory=Means)
+    question: Means = field(default_factory=Means)
     photos: list[int] = field(default_factory=list)
     blank: list[int] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     @classmethod
     def empty(cls, classes: int) -> Counts:
-        """No photos yet."""
+        """The counts of no photo."""
         return cls(*(ConfusionMatrix(classes) for _ in range(3)))
 
     def merge(self, other: Counts) -> None:
-        """Adds what was counted on other photos."""
-        for name in ("joint", "offset", "present", "visitor"):
+        """Add the counts of other photos."""
+        for name in ("joint", "offset", "present", "question"):
             getattr(self, name).merge(getattr(other, name))
         self.photos += other.photos
         self.blank += other.blank
@@ -229,10 +225,7 @@ class Counts:
 
 
 def gather(counts: Counts) -> Counts:
-    """What all processes counted; each must call it. Without several processes the counts come back as they are.
-
-    Photos are dealt out by `Photos` without padding, so that none is counted twice; the assertion says so.
-    """
+    """The sum of the counts of all processes; each process must call it."""
     total = Counts.empty(len(counts.joint.counts))
     for part in gather_object([counts]):
         total.merge(part)
@@ -251,13 +244,16 @@ def evaluate_set(
     joint_only: bool = False,
     layers: bool = False,
 ) -> Counts:
-    """Segments every photo of a data set, or one process's share of them, and counts.
+    """Segment the photos of a data set that belong to this process, and count.
 
     Args:
-        seen: whether a name has been learned; decides which scores the offset lowers.
-        offset: subtracted from the scores of seen classes in one of the confusion matrices; None leaves that one empty.
-        joint_only: only the literature's measures: decode each photo once, with all names.
-        layers: measure the attention of every layer, not of the last alone.
+        predictor: the model.
+        dataset: the data set.
+        photos: how photos are loaded.
+        seen: whether a name was learned; the offset is subtracted from the scores of seen names.
+        offset: for `Counts.offset`; None leaves that matrix empty.
+        joint_only: decode each photo once, with all names; other measures stay empty.
+        layers: measure the attention of every layer instead of the last one.
     """
     names = dataset.names()
     flags = [seen(name) for name in names]
@@ -267,48 +263,41 @@ def evaluate_set(
         if isinstance(photo, str):
             logger.warning("skipped: %s", photo)
             counts.broken.append(photo)
-        elif not bool((photo.target >= 0).any()):
+            continue
+        if not bool((photo.target >= 0).any()):
             counts.blank.append(photo.index)
-        else:
-            state = encode(predictor, photo, folder)
-            count_joint(counts, ask(predictor, names, state, background=None), photo.target, lowered)
-            if not joint_only:
-                question = Question.about(photo, len(names))
-                count_present(counts, predictor, names, state, photo.target)
-                chosen = [names[number] for number in question.names]
-                threshold = predictor.calibration.threshold
-                result = ask(predictor, chosen, state, background=threshold, attention=True)
-                count_visitor(counts.visitor, result, question, layers=layers)
-            counts.photos.append(photo.index)
+            continue
+        counts.photos.append(photo.index)
+        state = encode(predictor, photo, folder)
+        count_joint(counts, ask(predictor, names, state, background=None), photo.target, lowered)
+        if joint_only:
+            continue
+        present = torch.unique(photo.target[photo.target >= 0])
+        result = ask(predictor, [names[number] for number in present], state, background=None)
+        counts.present.update(photo.target, present[torch.from_numpy(result.labels)])
+        question = Question.about(photo, len(names))
+        chosen = [names[number] for number in question.names]
+        result = ask(predictor, chosen, state, background=predictor.calibration.threshold, attention=True)
+        count_question(counts.question, result, question, layers=layers)
     return counts
 
 
 def count_joint(counts: Counts, result: Segmentation, target: Tensor, lowered: Tensor | None) -> None:
-    """The literature's measures of an answer to all names: as it is, and with `lowered` (C,) off the scores."""
+    """Count the labels of a result with all names, and those with `lowered` (C,) subtracted from the scores."""
     labels = torch.from_numpy(result.labels)
     counts.joint.update(target, labels)
     if lowered is None:
         return
     labelled = target >= 0
-    if lowered.min() == lowered.max():  # all classes are seen, or none: the labels are the same
+    if lowered.min() == lowered.max():  # all classes are seen, or none: the labels stay the same
         counts.offset.update(target, labels)
     else:
-        # With the names in the last axis, argmax is several times faster on a CPU.
-        pixels = torch.from_numpy(result.scores)[:, labelled].T.contiguous()  # (pixels, C)
+        pixels = torch.from_numpy(result.scores)[:, labelled].T.contiguous()  # (pixels, C), for a fast argmax on a CPU
         counts.offset.update(target[labelled], (pixels - lowered).argmax(dim=1))
 
 
-def count_present(
-    counts: Counts, predictor: Predictor, names: Sequence[str], state: ImageState, target: Tensor
-) -> None:
-    """Which of the names in the photo each labelled pixel gets."""
-    present = torch.unique(target[target >= 0])
-    result = ask(predictor, [names[number] for number in present], state, background=None)
-    counts.present.update(target, present[torch.from_numpy(result.labels)])
-
-
-def count_visitor(means: Means, result: Segmentation, question: Question, *, layers: bool) -> None:
-    """A visitor's measures of one photo, see `train.evaluate`."""
+def count_question(means: Means, result: Segmentation, question: Question, *, layers: bool) -> None:
+    """Add the measures of a result for a `Question`; train/evaluate.py defines them."""
     labels, truth, valid = result.labels, question.truth.numpy(), question.valid.numpy()
     means.add("right", labels[valid] == truth[valid])
     depth = result.attention_shape[0]
@@ -331,16 +320,16 @@ def count_visitor(means: Means, result: Segmentation, question: Question, *, lay
 
 
 def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], photos: Photos) -> Calibration:
-    """Fits the calibration to a visitor's questions and gives it to the predictor; every process must call it.
+    """Fit the calibration on a `Question` per photo and set it in the predictor; every process must call it.
 
-    Scale and bias: `fit_calibration` of the masks of all names in the questions, absent ones included. Threshold:
-    `best_threshold`. Each data set weighs the same: those with a background ask for a high threshold, those without for a low
-    one. Of sliding windows, whose scores are averaged, it is an approximation.
+    Scale and bias: `fit_calibration` of the masks of all names in the questions. Threshold: `best_threshold`. Each data set has
+    the same weight: those with a background need a high threshold, those without a low one. For sliding windows, whose scores
+    are averaged, the calibration is an approximation.
 
     Raises:
         DataError: no photo has a labelled pixel.
     """
-    predictor.calibration = Calibration()  # so that scores are sigmoids of the bare logits
+    predictor.calibration = Calibration()  # then scores are sigmoids of the logits
     masks = {dataset.name: ThresholdCurve() for dataset in datasets}
     rejection = {dataset.name: BackgroundCurve() for dataset in datasets}
     for dataset in datasets:

@@ -1,4 +1,4 @@
-"""Uploads a finished checkpoint to the Hugging Face Hub, without what only a resumed run needs."""
+"""Uploads a finished checkpoint to the Hugging Face Hub, without the files that only a resumed run needs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ldvc.config import ModelConfig
 from ldvc.errors import LdvcError
-from train.options import TrainConfig
+from train.config import TrainConfig
 
-KEEP_HERE = ["checkpoint-*/**", ".checkpoint-*/**", "*.new", "lock", ".training", "output.txt"]
+NOT_UPLOADED = ["checkpoint-*/**", "*.new", "lock", ".training", "output.txt"]
 _CARD = """---
 library_name: ldvc
 pipeline_tag: image-segmentation
@@ -20,8 +19,8 @@ tags: [open-vocabulary-segmentation, clip]
 
 # {name}
 
-Prompts, text adapter and the decoder `{decoder}` for the frozen CLIP `{clip}`, which is named here and not stored. Trained
-for {steps} steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
+Prompts, text adapter and the decoder `{decoder}` for the frozen CLIP `{clip}`, which is not stored here. Trained for {steps}
+steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
 
 ```python
 from ldvc import Predictor
@@ -35,19 +34,8 @@ class HubError(LdvcError):
     """The Hub refuses or cannot be reached."""
 
 
-def hub_token() -> str:
-    """
-    Raises:
-        HubError: none in the environment.
-    """
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    if not token:
-        raise HubError("push_to_hub needs a token with write access in the environment variable HF_TOKEN.")
-    return token
-
-
 def open_repository(config: TrainConfig) -> str:
-    """Creates the repository, if need be, before training starts: a wrong token should not be found out after a day.
+    """Creates the repository, if it does not exist, before training starts, so that a wrong token fails at once.
 
     Returns:
         Its full name.
@@ -55,15 +43,16 @@ def open_repository(config: TrainConfig) -> str:
     Raises:
         HubError: no token, no access, no network, or a CLIP that nobody else could load.
     """
-    model: ModelConfig = config.model_config()
+    model = config.model
     if Path(model.clip).is_dir() or (model.pretrained and Path(model.pretrained).exists()):
         raise HubError(
-            f"The CLIP {model.clip} is a folder of this machine, so a checkpoint on the Hub could not find it; train on "
-            "'lite' or an open_clip architecture, or leave push_to_hub out."
+            f"The CLIP {model.clip} is a folder of this machine, which a checkpoint on the Hub cannot load; train on 'lite' or "
+            "an open_clip architecture, or leave push_to_hub out."
         )
-    token = hub_token()
     try:
-        return HfApi(token=token).create_repo(config.hub_model_id, exist_ok=True).repo_id
+        return _api().create_repo(config.hub_model_id, exist_ok=True).repo_id
+    except HubError:
+        raise
     except Exception as error:  # the client raises many kinds: HTTP errors, connection errors, wrong names
         raise HubError(f"The repository {config.hub_model_id} cannot be used: {_first_line(error)}") from None
 
@@ -74,23 +63,22 @@ def push(folder: Path, repository: str, config: TrainConfig) -> str:
     Raises:
         HubError: it failed; the checkpoint on this machine is complete.
     """
-    model = config.model_config()
     card = folder / "README.md"
     if not card.exists():
         text = _CARD.format(
             name=repository,
-            decoder=model.decoder,
-            clip=model.clip,
+            decoder=config.model.decoder,
+            clip=config.model.clip,
             steps=config.max_train_steps,
             sets=", ".join(config.sets),
             unseen=config.unseen or "none",
         )
         card.write_text(text, encoding="utf-8")
     try:
-        commit = HfApi(token=hub_token()).upload_folder(
+        commit = _api().upload_folder(
             repo_id=repository,
             folder_path=folder,
-            ignore_patterns=KEEP_HERE,
+            ignore_patterns=NOT_UPLOADED,
             commit_message=f"Step {config.max_train_steps}",
         )
     except Exception as error:
@@ -99,6 +87,13 @@ def push(folder: Path, repository: str, config: TrainConfig) -> str:
             "command with --resume_from_checkpoint latest to try the upload again."
         ) from None
     return str(commit)
+
+
+def _api() -> HfApi:
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if not token:
+        raise HubError("push_to_hub needs a token with write access in the environment variable HF_TOKEN.")
+    return HfApi(token=token)
 
 
 def _first_line(error: Exception) -> str:

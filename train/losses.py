@@ -1,7 +1,7 @@
-"""Losses: focal and dice on sigmoid masks (ZegCLIP's, which the paper follows), and preservation of what the towers know.
+"""Losses: focal and dice on sigmoid masks (ZegCLIP's, which the paper follows), and distillation of the frozen towers.
 
-The element-wise parts are written as autograd functions that compute value and gradient in one pass over small slices:
-on a CPU the mask loss of a hundred names would otherwise cost as much as the model.
+The element-wise parts are autograd functions that compute value and gradient in one pass over small slices. On a CPU the mask
+loss of a hundred names would otherwise cost as much as the model.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.data.vocabulary import HIDDEN, VOID
+from train.data.vocabulary import HELD_OUT, VOID
 
 _ROWS = 32  # masks per slice: a slice and its temporaries stay inside a core's cache
 
@@ -33,7 +33,7 @@ class _FocalSum(torch.autograd.Function):
             rows = slice(start, start + _ROWS)
             sign = 1 - 2 * target[rows].to(logits.dtype)  # -1 where the pixel belongs to the class
             z = logits[rows] * sign
-            q = torch.sigmoid(z)  # probability of the wrong answer, 1 - p_t
+            q = torch.sigmoid(z)  # 1 - p_t
             cross_entropy = _softplus(z)
             balance = weight[rows] * (0.5 + sign * (0.5 - alpha))  # alpha on positives, 1 - alpha on negatives
             # focal = a_t q^gamma CE; d/dz = a_t q^gamma (gamma (1 - q) CE + q), because dq/dz = q (1 - q), dCE/dz = q
@@ -100,9 +100,9 @@ def dice_per_mask(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 class Processes:
     """How the processes of a run share one loss.
 
-    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Each process knows its own photos only,
-    and gradients are averaged over processes; so each divides its own sum by the *mean* count of all. The result is the loss
-    of one process with all the photos, however unevenly masks lie on them.
+    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Each process has some of the photos, and
+    gradients are averaged over processes. So each process divides its own sum by the mean count of all processes. The result
+    is the loss of one process with all photos.
 
     Attributes:
         total: scalar tensor of this process -> its sum over all processes, no gradient.
@@ -131,7 +131,7 @@ class MaskLoss:
 def mask_loss(
     mask_logits: Tensor,
     labels: Tensor,
-    known: Tensor,
+    annotated: Tensor,
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -141,30 +141,30 @@ def mask_loss(
 ) -> MaskLoss:
     """Focal and dice loss of the (photo, name) pairs that have a label.
 
-    Logits are upsampled to the size of the labels. Focal covers every known pair, dice those whose name is in the photo.
+    Logits are upsampled to the size of the labels. Focal covers every annotated pair, dice those whose name is in the photo.
 
     Args:
         mask_logits: (B, C, h, w), patch resolution.
-        labels: (B, H, W) integer: index of the C names, VOID, HIDDEN, or another negative number for "none of them". HIDDEN
+        labels: (B, H, W) integer: index of the C names, VOID, HELD_OUT, or another negative number for "none of them". HELD_OUT
             pixels (of a held-out class, in self-training) count nowhere.
-        known: (B, C) bool: the photo's data set labels this name.
+        annotated: (B, C) bool: the photo's data set labels this name.
         void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
         normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present (ZegCLIP's code: the
-            more names, the larger the loss); "pairs": the mean over all pixels of all known pairs.
+            more names, the larger the loss); "pairs": the mean over all pixels of all annotated pairs.
         processes: with whom this process shares the loss.
 
     Returns:
-        MaskLoss of two scalars; both zero when nothing is known.
+        MaskLoss of two scalars; both zero when nothing is annotated.
     """
     assert normalise in ("masks", "pairs"), f"normalise is 'masks' or 'pairs', not {normalise!r}"
-    photo, name = known.nonzero(as_tuple=True)  # (P,), (P,)
+    photo, name = annotated.nonzero(as_tuple=True)  # (P,), (P,)
     flat = photo * mask_logits.shape[1] + name
     pairs = mask_logits.flatten(0, 1).index_select(0, flat).float()  # (P, h, w)
     size = labels.shape[-2:]
     if pairs.shape[-2:] != size:
         pairs = F.interpolate(pairs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]  # (P, H, W)
     target = labels[photo] == name[:, None, None]  # (P, H, W)
-    valid = labels != HIDDEN  # (B, H, W)
+    valid = labels != HELD_OUT  # (B, H, W)
     if not void_is_negative:
         valid = valid & (labels != VOID)
     pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
@@ -183,73 +183,67 @@ def mask_loss(
 
 
 def attention_loss(
-    mask_logits: Tensor, labels: Tensor, known: Tensor, *, processes: Processes = ONE_PROCESS
+    mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, processes: Processes = ONE_PROCESS
 ) -> Tensor:
     """Cross-entropy of the attention that is shown, the softmax over names of the mask logits; in nats per pixel.
 
         -log A_y                          where the pixel carries the name y
         -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss
 
-    The sigmoid losses leave open how far below zero the logits of absent names are; the softmax would give a pixel of none of
-    the names to whichever is the least low. The paper has no such loss; we use it for lite.
+    The sigmoid losses do not compare the logits of absent names, so the softmax of a pixel without a name could be peaked. The
+    paper has no such loss; we use it for lite.
 
     Args:
         mask_logits: (B, C, h, w), patch resolution.
-        labels: (B, H, W) integer, as of `mask_loss`; VOID and HIDDEN count nowhere.
-        known: (B, C) bool; the softmax runs over the names that the photo's data set labels.
+        labels: (B, H, W) integer, as of `mask_loss`; VOID and HELD_OUT count nowhere.
+        annotated: (B, C) bool; the softmax runs over the names that the photo's data set labels.
     """
     size = labels.shape[-2:]
     logits = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)
-    known = known & (known.sum(dim=1, keepdim=True) > 1)  # one name alone has all the attention anyway
-    logits = logits.masked_fill(~known[:, :, None, None], -1e4)
+    annotated = annotated & (annotated.sum(dim=1, keepdim=True) > 1)  # one name alone has all the attention anyway
+    logits = logits.masked_fill(~annotated[:, :, None, None], -1e4)
     attention = logits.log_softmax(dim=1)  # (B, C, H, W)
-    names = known.sum(dim=1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+    names = annotated.sum(dim=1).clamp(min=1)[:, None, None]  # (B, 1, 1)
     named = -attention.gather(1, labels.clamp(min=0)[:, None].long())[:, 0]  # (B, H, W)
-    uniform = -(attention * known[:, :, None, None]).sum(dim=1) / names - names.log()
-    counted = (labels != VOID) & (labels != HIDDEN) & known.any(dim=1)[:, None, None]
-    # a name that is shown is known, unless it is the only one
+    uniform = -(attention * annotated[:, :, None, None]).sum(dim=1) / names - names.log()
+    counted = (labels != VOID) & (labels != HELD_OUT) & annotated.any(dim=1)[:, None, None]
+    # a name that is shown is annotated, unless it is the only one
     loss = torch.where(labels >= 0, named, uniform) * counted
     return loss.sum() / processes.share(counted.sum())
 
 
 @torch.no_grad()
-def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor, *, threshold: float = 0.0) -> Tensor:
-    """Self-training of the transductive setting: held-out pixels get the held-out name that the model itself finds likeliest.
+def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
+    """Self-training of the transductive setting: held-out pixels get the held-out name with the highest logit.
 
-        y(p) = argmax_{c in U} sigmoid(S_c(p))     where labels(p) is HIDDEN and the maximum is at least `threshold`
+        y(p) = argmax_{c in U} S_c(p)     where labels(p) is HELD_OUT
 
-    with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code: a seen name is never a
-    pseudo-label, only pixels of held-out classes are relabelled (which of them are, the setting gives away; background and
-    border stay void), and every one of them is (threshold 0). The gradient does not pass through the labels. They are a
-    function of the weights and the batch alone, so a resumed run computes the same ones.
+    with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code, exactly the pixels of
+    held-out classes are relabelled (the setting reveals which these are; background and border stay void), and a seen name is
+    never a pseudo-label. The gradient does not pass through the labels. They are a function of weights and batch alone, so a
+    resumed run computes the same ones.
 
     Args:
         mask_logits: (B, C, h, w). labels: (B, H, W) integer.
         candidates: (B, C) bool: U, as far as the photo's data set has these classes.
-        threshold: 0..1; pixels of which the model is less sure stay HIDDEN and count nowhere.
 
     Returns:
         (B, H, W), a copy of the labels.
     """
     columns = candidates.any(dim=0).nonzero(as_tuple=True)[0]  # (U,)
-    hidden = labels == HIDDEN
+    held_out = labels == HELD_OUT
     if not len(columns):
         return labels.clone()
     # Not -inf, which times an interpolation weight of zero would be NaN.
     logits = mask_logits.index_select(1, columns).float().masked_fill(~candidates[:, columns, None, None], -1e4)
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    best, place = logits.max(dim=1)  # (B, H, W)
-    sure = hidden & (torch.sigmoid(best) >= threshold)
-    return torch.where(sure, columns[place].to(labels.dtype), labels)
+    return torch.where(held_out, columns[logits.argmax(dim=1)].to(labels.dtype), labels)
 
 
-def preservation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """How far the decoder has drifted from the frozen towers, in nats per patch.
+def distillation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """Distance of the decoder from the frozen towers: BCE(logits, sigmoid(reference)) less its minimum, in nats per patch.
 
-    It is BCE(logits, sigmoid(reference)) less its minimum.
-
-    The subtracted entropy of the reference is constant, so the gradient is that of the binary cross-entropy, and 0 means
-    "nothing forgotten".
+    The minimum, the entropy of the reference, is constant; so the gradient is that of the binary cross-entropy.
 
     Args:
         mask_logits: (B, C, h, w) of the decoder.

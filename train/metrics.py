@@ -1,6 +1,6 @@
-"""Measures of segmentation: the literature's (confusion matrix), and those of single masks and attention maps.
+"""Measures of segmentation: confusion matrices, single masks, attention maps, and curves for the calibration.
 
-What is summed over photos can be merged, so that processes which saw different photos can add up what they found.
+Sums over photos can be merged, so that several processes can share the photos.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ConfusionMatrix:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
     def update(self, target: Tensor, prediction: Tensor) -> None:
-        """Adds the pixels of a photo.
+        """Add the pixels of a photo.
 
         Args:
-            target: integer classes, any shape; a negative target is left out.
+            target: integer classes, any shape; pixels with a negative target are left out.
             prediction: integer classes, same shape.
         """
         classes = self.counts.shape[0]
@@ -40,56 +40,55 @@ class ConfusionMatrix:
         self.counts += torch.bincount(joint, minlength=classes * classes).view(classes, classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Adds the counts of other photos."""
+        """Add the counts of other photos."""
         self.counts += other.counts
 
     def iou(self) -> Tensor:
-        """Intersection over union of each class, (C,) float64; NaN for a class that no pixel of the truth carries.
+        """Intersection over union of each class, (C,) float64; NaN for a class without ground truth.
 
-        A class without ground truth says nothing about recall, so it stays out of every mean; in the published benchmarks
-        every class has ground truth and this is the usual definition.
+        Means leave such classes out. In the published benchmarks every class has ground truth.
         """
         hit = self.counts.diag().double()
         truth, predicted = self.counts.sum(dim=1).double(), self.counts.sum(dim=0).double()
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
 
     def accuracy(self) -> Tensor:
-        """Share of each class's pixels that are right, (C,) float64; NaN for a class without ground truth."""
+        """Share of correct pixels of each class, (C,) float64; NaN for a class without ground truth."""
         return self.counts.diag().double() / self.counts.sum(dim=1).double()
 
     def pixel_accuracy(self) -> float:
-        """pAcc: share of the pixels that are right; NaN when there are none."""
+        """pAcc: share of correct pixels; NaN without pixels."""
         return float(self.counts.diag().sum().double() / self.counts.sum().double())
 
 
 def mean_iou(iou: Tensor, classes: Sequence[bool] | None = None) -> float:
-    """Mean of the IoUs that exist, over all classes or those marked True; NaN if there are none."""
+    """Mean of the IoUs that are not NaN, over all classes or those marked True; NaN if there are none."""
     if classes is not None:
         iou = iou[torch.tensor(classes, dtype=torch.bool)]
     return float(torch.nanmean(iou)) if iou.numel() else float("nan")
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:
-    """hIoU = 2 S U / (S + U); 0 when both are 0, NaN when one of them does not exist."""
+    """hIoU = 2 S U / (S + U); 0 if both are 0, NaN if one is NaN."""
     return 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0
 
 
 class Means:
-    """Running means of named values. A value that does not exist (NaN) is left out of its mean."""
+    """Running means of named values. NaN is left out."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, values: float | np.ndarray) -> None:
-        """Adds one value or an array of them."""
+        """Add one value or an array of values."""
         values = np.asarray(values, dtype=np.float64)
-        there = ~np.isnan(values)
-        self._sums[name] = self._sums.get(name, 0.0) + float(values[there].sum())
-        self._counts[name] = self._counts.get(name, 0) + int(there.sum())
+        valid = ~np.isnan(values)
+        self._sums[name] = self._sums.get(name, 0.0) + float(values[valid].sum())
+        self._counts[name] = self._counts.get(name, 0) + int(valid.sum())
 
     def merge(self, other: Means) -> None:
-        """Adds the values of other photos."""
+        """Add the values of other photos."""
         for name, total in other._sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + total
             self._counts[name] = self._counts.get(name, 0) + other._counts[name]
@@ -107,22 +106,23 @@ class Means:
 
 
 def mask_iou(guess: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two bool masks of any shape; NaN when both are empty."""
+    """Intersection over union of two bool masks of any shape; NaN if both are empty."""
     union = int((guess | truth).sum())
     return int((guess & truth).sum()) / union if union else math.nan
 
 
 def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
-    """How well a map ranks the pixels of a class: AP = sum over n of (R_n - R_{n-1}) P_n.
+    """Average precision of a map as a ranking of the pixels of a class: AP = sum over n of (R_n - R_{n-1}) P_n.
 
-    P_n and R_n are precision and recall of "value >= n-th highest distinct value"; so pixels of equal value count together.
-    1 = all pixels of the class come first; the share of the class's pixels = what chance gives.
+    P_n and R_n are precision and recall of "value >= n-th highest distinct value", so pixels of equal value count together.
+    1 = all pixels of the class come first. A random map has the share of the class's pixels.
 
     Args:
-        values: (N,) float. inside: (N,) bool, the pixels of the class. Leave void pixels out of both.
+        values: (N,) float, without void pixels.
+        inside: (N,) bool, the pixels of the class.
 
     Returns:
-        0..1; NaN unless there are pixels of both kinds.
+        0..1; NaN if all pixels or none are inside.
     """
     return float(average_precision_score(inside, values)) if 0 < inside.sum() < inside.size else math.nan
 
@@ -135,10 +135,7 @@ def contrast(values: np.ndarray, inside: np.ndarray) -> float:
 
 
 def fragments(mask: np.ndarray, smallest: int = SMALLEST_FRAGMENT) -> int:
-    """Number of connected components of a bool mask (H, W) that have at least `smallest` pixels.
-
-    Pixels that touch at a side or a corner are connected.
-    """
+    """Number of connected components (8 neighbours) of a bool mask (H, W) with at least `smallest` pixels."""
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     return int((np.bincount(labels.ravel())[1:] >= smallest).sum())
 
@@ -146,44 +143,57 @@ def fragments(mask: np.ndarray, smallest: int = SMALLEST_FRAGMENT) -> int:
 # ---- calibration --------------------------------------------------------------------------------------------------------
 
 
-def bins_of(logits: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """The bin of each logit, int64. One on an edge belongs to the bin above it: sums from a bin on mean "greater or equal"."""
-    return ((logits - low) / ((high - low) / bins)).floor().clamp(0, bins - 1).long()
-
-
-class BackgroundCurve:
-    """What a threshold on the logit of each pixel's best name gives, at every threshold at once.
-
-    A pixel whose best logit is below the threshold is "none of the names". Two things are summed in bins of that logit, so
-    that the threshold can be chosen after one pass over the photos: how many pixels are right, pixels that truly are none of
-    the names included, and the IoU of every present class.
+class _Curve:
+    """Sums in bins of a logit, so that a threshold can be chosen after one pass over the photos.
 
     Args:
-        low, high: range of the logits; beyond it they fall into the outermost bins.
+        low, high: range of the logits; other logits count in the outermost bins.
         bins: number of bins.
     """
 
-    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 4000) -> None:
+    def __init__(self, low: float, high: float, bins: int) -> None:
         self.low, self.high, self.bins = low, high, bins
         self.edges = np.linspace(low, high, bins + 1)
-        self._right = np.zeros(bins, dtype=np.int64)  # number of right pixels with the threshold at each bin's lower edge
-        self._pixels = 0
-        self._iou = np.zeros(bins)  # sum over (photo, present class)
         self._pairs = 0
+        self._iou = np.zeros(bins)  # sum over pairs of the IoU with the threshold at each bin's lower edge
 
     def __len__(self) -> int:
-        """Number of (photo, present class) pairs."""
+        """Number of (photo, name) pairs."""
         return self._pairs
 
+    def _bins_of(self, logits: Tensor) -> Tensor:
+        """The bin of each logit, int64. A logit on an edge belongs to the bin above, so sums from a bin on mean ">="."""
+        width = (self.high - self.low) / self.bins
+        return ((logits - self.low) / width).floor().clamp(0, self.bins - 1).long()
+
+    def merge(self, other: _Curve) -> None:
+        """Add the pixels of other photos; both curves must have the same bins."""
+        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
+        self._iou += other._iou
+        self._pairs += other._pairs
+
+
+class BackgroundCurve(_Curve):
+    """Correct pixels and IoU of present classes at every threshold of the highest logit of a pixel; arguments as of `_Curve`.
+
+    A pixel whose highest logit is below the threshold is "none of the names".
+    """
+
+    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 4000) -> None:
+        super().__init__(low, high, bins)
+        self._right = np.zeros(bins, dtype=np.int64)  # correct pixels with the threshold at each bin's lower edge
+        self._pixels = 0
+
     def update(self, best: Tensor, labels: Tensor, truth: Tensor, *, present: int) -> None:
-        """Adds the pixels of one photo; void is left out.
+        """Add the pixels of a photo, without void pixels.
 
         Args:
-            best: (N,) float, logit of the best name. labels: (N,) int, which name that is.
-            truth: (N,) int, the true name or -1, none of them.
+            best: (N,) float, the highest logit.
+            labels: (N,) int, the name of this logit.
+            truth: (N,) int, the true name, or -1 for none of the names.
             present: names 0 .. present - 1 are the classes of the photo.
         """
-        place = bins_of(best, self.low, self.high, self.bins)
+        place = self._bins_of(best)
 
         def at_least(chosen: Tensor) -> np.ndarray:  # (present, bins): chosen pixels of each label from each bin on
             key = (labels * self.bins + place)[chosen & (labels < present)]
@@ -193,21 +203,19 @@ class BackgroundCurve:
         hit, predicted = at_least(labels == truth), at_least(torch.ones_like(labels, dtype=torch.bool))
         area = torch.bincount(truth[truth >= 0], minlength=present)[:present].cpu().numpy()[:, None]
         none = torch.bincount(place[truth < 0], minlength=self.bins).cpu().numpy()
-        self._right += hit.sum(axis=0) + none.cumsum() - none  # below a bin's edge lie the bins before it
+        self._right += hit.sum(axis=0) + none.cumsum() - none  # pixels below a bin's edge are in the bins before it
         self._pixels += len(truth)
         self._iou += (hit / np.maximum(area + predicted - hit, 1)).sum(axis=0)
         self._pairs += present
 
     def merge(self, other: BackgroundCurve) -> None:
-        """Adds the pixels of other photos; both curves must have the same bins."""
-        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
+        """Add the pixels of other photos; both curves must have the same bins."""
+        super().merge(other)
         self._right += other._right
         self._pixels += other._pixels
-        self._iou += other._iou
-        self._pairs += other._pairs
 
     def right(self) -> np.ndarray:
-        """(bins,) share of right pixels with the threshold at each bin's lower edge."""
+        """(bins,) share of correct pixels with the threshold at each bin's lower edge."""
         return self._right / max(self._pixels, 1)
 
     def iou_present(self) -> np.ndarray:
@@ -216,43 +224,33 @@ class BackgroundCurve:
 
 
 def best_threshold(curves: Sequence[BackgroundCurve]) -> float:
-    """The bin edge with the highest mean of `right` and `iou_present`; each curve weighs the same, all have the same bins."""
+    """The bin edge with the highest mean of `right` and `iou_present`; curves have equal weights and the same bins."""
     filled = [curve for curve in curves if len(curve)]
     return float(filled[0].edges[int(sum(curve.right() + curve.iou_present() for curve in filled).argmax())])
 
 
-class ThresholdCurve:
-    """IoU of single masks against everything else, at every threshold of the logit at once.
-
-    For each (photo, name) pair the logits of the pixels inside and outside the true mask are counted in bins; cumulative sums
-    of the two histograms give the IoU at every bin edge. So the threshold can be chosen after one pass over the photos, and
-    only sums over pairs are kept, whatever their number.
+class ThresholdCurve(_Curve):
+    """IoU of single masks at every threshold of the logit, from cumulative histograms inside and outside the true masks.
 
     Args:
-        low, high: range of the logits; beyond it they fall into the outermost bins.
-        bins: number of bins; 0 is a bin edge for a symmetric range and an even number.
+        low, high: range of the logits; other logits count in the outermost bins.
+        bins: number of bins; with a symmetric range and an even number, 0 is a bin edge.
     """
 
     def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 800) -> None:
-        self.low, self.high, self.bins = low, high, bins
-        self.edges = np.linspace(low, high, bins + 1)
-        self._pairs = 0
-        self._iou = np.zeros(bins)  # sum over pairs of the IoU from each bin's lower edge on
-        self._inside = np.zeros(bins)  # sum over pairs of the share of pixels that are inside the mask and in the bin
+        super().__init__(low, high, bins)
+        self._inside = np.zeros(bins)  # sum over pairs of the share of pixels inside the mask and in the bin
         self._outside = np.zeros(bins)
 
-    def __len__(self) -> int:
-        """Number of (photo, name) pairs."""
-        return self._pairs
-
     def update(self, logits: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Adds the masks of one photo.
+        """Add the masks of a photo.
 
         Args:
             logits: (P, H, W) float, one mask per name.
-            truth: (P, H, W) bool. valid: (H, W) bool; void is False.
+            truth: (P, H, W) bool.
+            valid: (H, W) bool; False at void pixels.
         """
-        bins = bins_of(logits, self.low, self.high, self.bins)  # (P, H, W)
+        bins = self._bins_of(logits)  # (P, H, W)
         pairs = logits.shape[0]
         key = (torch.arange(pairs, device=logits.device)[:, None, None] * 2 + truth.long()) * self.bins + bins
         counts = torch.bincount(key[:, valid].flatten(), minlength=pairs * 2 * self.bins).view(pairs, 2, self.bins)
@@ -267,21 +265,14 @@ class ThresholdCurve:
         self._pairs += pairs
 
     def merge(self, other: ThresholdCurve) -> None:
-        """Adds the pairs of other photos; both curves must have the same bins."""
-        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
-        self._iou += other._iou
+        """Add the pairs of other photos; both curves must have the same bins."""
+        super().merge(other)
         self._inside += other._inside
         self._outside += other._outside
-        self._pairs += other._pairs
 
     def mean_iou(self) -> np.ndarray:
-        """(bins,) mean IoU over pairs when a pixel belongs to the mask from each bin's lower edge on; NaN without pairs."""
+        """(bins,) mean IoU over pairs with the threshold at each bin's lower edge; NaN without pairs."""
         return self._iou / self._pairs if self._pairs else np.full(self.bins, np.nan)
-
-    def mean_iou_at(self, threshold: float) -> float:
-        """Mean over pairs at the bin edge nearest to a threshold of the logit; NaN without pairs."""
-        edge = int(np.clip(round((threshold - self.low) / (self.high - self.low) * self.bins), 0, self.bins - 1))
-        return float(self.mean_iou()[edge])
 
     def log_loss(self, scale: float, bias: float) -> float:
         """Mean over pairs of the pixel-mean log loss of sigmoid(scale * logit + bias), with logits at the bin centres."""
@@ -290,13 +281,13 @@ class ThresholdCurve:
 
 
 def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
-    """Scale and bias so that score = sigmoid(scale * logit + bias) > 0.5 is the best single mask on average.
+    """Scale and bias for which score = sigmoid(scale * logit + bias) > 0.5 is the best single mask on average.
 
-    Where the threshold lies (-bias / scale) decides the masks: the bin edge with the highest mean IoU over all curves. How
-    steep the score is decides only how sure it looks: the scale with the least log loss on a grid, the threshold held.
+    The threshold -bias / scale is the bin edge with the highest mean IoU over all curves. With this threshold fixed, the scale
+    has the lowest log loss on a grid.
 
     Args:
-        curves: one per data set; each weighs the same; all with the same bins.
+        curves: one per data set, with equal weights and the same bins.
 
     Returns:
         (scale, bias).

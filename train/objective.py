@@ -11,43 +11,43 @@ from torch import Tensor, nn
 
 from ldvc.class_names import canonical_set
 from ldvc.modeling.model import LDVC, similarity_logits
-from train.data import BACKGROUND, HIDDEN, VOID, Vocabulary
-from train.losses import ONE_PROCESS, Processes, attention_loss, mask_loss, preservation_loss, pseudo_labels
-from train.options import TrainConfig
+from train.config import TrainConfig
+from train.data import BACKGROUND, HELD_OUT, VOID, Vocabulary
+from train.losses import ONE_PROCESS, Processes, attention_loss, distillation_loss, mask_loss, pseudo_labels
 
 
-def usable_concepts(concepts: Sequence[str], vocabulary: Vocabulary, hidden: frozenset[str]) -> list[str]:
-    """Concept names that may be preserved: neither learned nor held out, under any spelling or other word."""
-    banned = canonical_set([*vocabulary.names, *vocabulary.words]) | hidden
-    return [name for name in dict.fromkeys(concepts) if not canonical_set([name]) & banned]
+def usable_distillation_names(names: Sequence[str], vocabulary: Vocabulary, held_out: frozenset[str]) -> list[str]:
+    """Names for distillation: neither learned nor held out, under any spelling or other word."""
+    banned = canonical_set([*vocabulary.names, *vocabulary.words]) | held_out
+    return [name for name in dict.fromkeys(names) if not canonical_set([name]) & banned]
 
 
 class Objective(nn.Module):
     """The model and its losses.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         vocabulary: names to learn.
-        concepts: names to preserve.
+        distillation_names: further names, for which the model shall keep the similarity of the frozen towers.
         config: weights of the losses.
-        processes: with whom this process shares a step; the default is nobody.
+        processes: how counts are summed over the processes of a step.
     """
 
     def __init__(
         self,
         model: LDVC,
         vocabulary: Vocabulary,
-        concepts: Sequence[str],
+        distillation_names: Sequence[str],
         config: TrainConfig,
         *,
         processes: Processes = ONE_PROCESS,
     ) -> None:
         super().__init__()
         self.model, self.config, self.processes = model, config, processes
-        self.known, self.unseen = vocabulary.known, vocabulary.unseen
-        self.doubtful, self.shared = vocabulary.doubtful(config.rare_photos), vocabulary.shared
-        self.word_count = len(vocabulary.words)  # concepts stand behind them
-        tokens = model.text_tower.tokenize([*vocabulary.words, *concepts])
+        self.annotated, self.partially_annotated = vocabulary.annotated, vocabulary.partially_annotated
+        self.unseen, self.shared = vocabulary.unseen, vocabulary.shared
+        self.word_count = len(vocabulary.words)  # the tokens of distillation names follow
+        tokens = model.text_tower.tokenize([*vocabulary.words, *distillation_names])
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
 
@@ -56,52 +56,34 @@ class Objective(nn.Module):
         return torch.cat([self.model.text_tower(part, prompted=False).float() for part in tokens.split(batch)])
 
     def forward(
-        self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor | None = None
+        self, batch: dict[str, Tensor], names: Tensor, distilled: Tensor, words: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The loss and its parts.
 
         Args:
             batch: `images` or `patch_tokens` (and `features`), `labels` (B, H, W), `set` (B,).
             names: (C,) indices of the names to learn in this step; held-out ones among them mean self-training.
-            concepts: (K,) indices of concepts to preserve.
-            words: (C,) index in `Vocabulary.words` of what is read for each of `names`; None = the names' own.
+            distilled: (K,) indices of the distillation names of this step.
+            words: (C,) index in `Vocabulary.words` of the word that is read for each of `names`; None = the names themselves.
 
         Returns:
-            "loss" with gradient; "focal", "dice", "attention", "preserve" weighted and detached.
+            "loss" with gradient; "focal", "dice", "attention", "distill" weighted and detached.
         """
-        config, count = self.config, self.known.shape[1]
-        labels = batch["labels"]
+        config = self.config
         patch_tokens = batch.get("patch_tokens")
         if patch_tokens is None:
             patch_tokens = self.model.image_tower.embed_patches(batch["images"])
-        chosen = torch.cat([names if words is None else words, concepts + self.word_count])  # (C + K,)
-
+        tokens = torch.cat([names if words is None else words, distilled + self.word_count])  # (C + K,)
         image = self.model.encode_image(patch_tokens=patch_tokens)
-        class_embeddings = self.model.encode_names(self.tokens[chosen])  # (C + K, d)
-        mask_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
+        class_embeddings = self.model.encode_names(self.tokens[tokens])  # (C + K, d)
+        all_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
+        mask_logits = all_logits[:, : len(names)]
 
-        unseen = self.unseen.to(names.device)[names]  # (C,)
-        self_training = bool(unseen.any())
-        # Vocabulary index -> place in this step's list; three further cells serve VOID (-1), BACKGROUND (-2) and HIDDEN (-3).
-        place = torch.full((count + 3,), BACKGROUND, dtype=torch.int16, device=names.device)
-        place[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
-        place[VOID], place[HIDDEN] = VOID, HIDDEN if self_training else VOID
-        labels = place[labels.int()]
-        known = self.known.to(names.device)[batch["set"]][:, names]  # (B, C)
-        if self_training:
-            labels = pseudo_labels(
-                mask_logits[:, : len(names)], labels, known & unseen, threshold=config.self_training_threshold
-            )
-        doubtful = self.doubtful.to(names.device)[batch["set"]][:, names]  # (B, C)
-        if words is not None:  # "animal", read for a dog, says nothing about a photo without dogs
-            doubtful = doubtful | self.shared.to(names.device)[words]
-        if doubtful.any():  # known where they are shown
-            shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
-            known = known & (shown | ~doubtful)
+        labels, annotated = self._targets(batch, names, words, mask_logits)
         masks = mask_loss(
-            mask_logits[:, : len(names)],
+            mask_logits,
             labels,
-            known,
+            annotated,
             alpha=config.focal_alpha,
             gamma=config.focal_gamma,
             void_is_negative=config.ignore_as_negative,
@@ -110,28 +92,47 @@ class Objective(nn.Module):
         )
         parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}
         if config.attention_weight:
-            attention = attention_loss(mask_logits[:, : len(names)], labels, known, processes=self.processes)
+            attention = attention_loss(mask_logits, labels, annotated, processes=self.processes)
             parts["attention"] = config.attention_weight * attention
-
-        keep_concepts = config.preserve_weight if len(concepts) else 0.0
-        if keep_concepts or config.preserve_unknown_weight:
+        if config.distill_unannotated_weight or (config.distill_weight and len(distilled)):
             with torch.no_grad():
                 features = batch.get("features")
                 if features is None:
                     features = self.model.image_tower(patch_tokens=patch_tokens, prompted=False).patch_features
                 reference = similarity_logits(
-                    features, self.frozen_embeddings[chosen], scale=self.model.clip.scale, bias=self.model.clip.bias
+                    features, self.frozen_embeddings[tokens], scale=self.model.clip.scale, bias=self.model.clip.bias
                 )
-                reference = rearrange(reference, "b c (h w) -> b c h w", h=mask_logits.shape[-2])
-            unknown = (~known).float()  # (B, C)
-            of_unknown = config.preserve_unknown_weight * unknown / self.processes.share(unknown.sum())
-            of_concepts = unknown.new_full(
-                (len(unknown), len(concepts)), keep_concepts / max(1, len(concepts) * len(unknown))
-            )
-            parts["preserve"] = preservation_loss(mask_logits, reference, torch.cat([of_unknown, of_concepts], dim=1))
+                reference = rearrange(reference, "b c (h w) -> b c h w", h=all_logits.shape[-2])
+            unannotated = (~annotated).float()  # (B, C)
+            weights = config.distill_unannotated_weight * unannotated / self.processes.share(unannotated.sum())
+            pairs = len(annotated) * len(distilled)
+            of_distilled = weights.new_full((len(annotated), len(distilled)), config.distill_weight / max(1, pairs))
+            parts["distill"] = distillation_loss(all_logits, reference, torch.cat([weights, of_distilled], dim=1))
 
         loss = sum(parts.values())
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def _targets(
+        self, batch: dict[str, Tensor], names: Tensor, words: Tensor | None, mask_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Labels (B, H, W) as places in `names`, and (B, C) bool: whether the mask of a photo decides about a name."""
+        unseen = self.unseen.to(names.device)[names]  # (C,)
+        self_training = bool(unseen.any())
+        # Vocabulary index -> place in `names`; three further cells serve VOID (-1), BACKGROUND (-2) and HELD_OUT (-3).
+        place = torch.full((len(self.unseen) + 3,), BACKGROUND, dtype=torch.int16, device=names.device)
+        place[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
+        place[VOID], place[HELD_OUT] = VOID, HELD_OUT if self_training else VOID
+        labels = place[batch["labels"].int()]
+        annotated = self.annotated.to(names.device)[batch["set"]][:, names]  # (B, C)
+        if self_training:
+            labels = pseudo_labels(mask_logits, labels, annotated & unseen)
+        partially = self.partially_annotated.to(names.device)[batch["set"]][:, names]  # (B, C)
+        if words is not None:  # "animal", read for a dog, is not absent from a photo without dogs
+            partially = partially | self.shared.to(names.device)[words]
+        if partially.any():  # then a mask decides about a name only where it shows it
+            shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
+            annotated = annotated & (shown | ~partially)
+        return labels, annotated
 
 
 def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar, log lines, a history file, trackers. Only the main process speaks.
+"""The log of a run: a progress bar, log lines, a history file, trackers. Only the main process writes.
 
 log.txt         the lines of the screen
 history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
@@ -24,37 +24,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldvc.errors import LdvcError
-from train.options import ConfigError, TrainConfig
+from train.config import ConfigError, TrainConfig
 
-RESUME = (
+_ADVICE = (
     ", so training stops. Resume from the last checkpoint with a lower learning rate (--set learning_rate=...), "
     "or without bfloat16 (--set mixed_precision=no)."
 )
 
 
 class DivergedError(LdvcError):
-    """Loss or weights are no numbers any more."""
+    """Loss or weights became NaN or infinite."""
 
 
 def require_finite(loss: float, step: int) -> None:
     """
     Raises:
-        DivergedError: the loss is infinite or no number; what learned is lost from here on, what was saved before is not.
+        DivergedError: the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        raise DivergedError(f"The loss is {loss} by step {step}{RESUME}")
+        raise DivergedError(f"The loss is {loss} by step {step}{_ADVICE}")
 
 
 def require_finite_weights(parameters: Iterable[Tensor], step: int) -> None:
     """
     Raises:
-        DivergedError: a weight is infinite or no number, as after a step whose loss was one and whose gradient was not.
+        DivergedError: a weight is NaN or infinite, as after a step whose loss was finite and whose gradient was not.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        raise DivergedError(f"Weights are no numbers by step {step}{RESUME}")
+        raise DivergedError(f"Weights are NaN or infinite by step {step}{_ADVICE}")
 
 
-def check_trackers(name: str | None) -> None:
+def check_tracker(name: str | None) -> None:
     """
     Raises:
         ConfigError: the tracker's package is not installed.
@@ -64,39 +64,44 @@ def check_trackers(name: str | None) -> None:
 
 
 class Progress:
-    """See the head of this file.
+    """Counts steps, averages losses and writes the log; see the head of this file.
 
     Args:
-        accelerator: knows the main process, the trackers, and how to add over processes.
+        accelerator: the main process, the trackers, and sums over processes.
         config: of the run.
-        photos: photos of an optimiser step, over all processes.
-        state: what `state` gave before an interruption, and "step"; {} at the start.
+        photos_per_step: photos of an optimiser step, over all processes.
+        state: the result of `state` before an interruption; {} at the start.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig, *, photos: int, state: Mapping[str, Any]) -> None:
-        self.accelerator, self.config, self.photos = accelerator, config, photos
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, *, photos_per_step: int, state: Mapping[str, Any]
+    ) -> None:
+        self.accelerator, self.config, self.photos_per_step = accelerator, config, photos_per_step
         self.folder = Path(config.output_dir)
         self.main = accelerator.is_main_process
         self.first = self.step = state.get("step", 0)
-        # The parts of the loss, added up since the last line. Kept in checkpoints, so that a resumed run prints the same means.
+        self._before = state.get("photos", photos_per_step)
+        # Sums of the parts of the loss since the last line. Checkpoints keep them, so that a resumed run logs the same means.
         self._names: list[str] = state.get("parts", [])
         self._sums = torch.tensor(state["sums"], device=accelerator.device) if state.get("sums") else None
         self._count: int = state.get("count", 0)
         self._started, self._refreshed = time.monotonic(), 0.0
         if config.report_to:
             options = {"tensorboard": {"purge_step": self.first + 1}} if self.first else {}
-            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # its folder; a name elsewhere
+            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # a folder for the one, a name for others
             accelerator.init_trackers(project, init_kwargs=options)
         if self.main:
-            self._forget_after(self.first)
-        # disable=None: no bar where the output is no terminal; the log lines below stay
-        hidden = None if self.main else True
+            self._cut_history(self.first)
         self.bar = tqdm(
-            total=config.max_train_steps, initial=self.first, disable=hidden, unit="step", dynamic_ncols=True
+            total=config.max_train_steps,
+            initial=self.first,
+            disable=None if self.main else True,  # None: no bar if the output is no terminal; log lines remain
+            unit="step",
+            dynamic_ncols=True,
         )
 
-    def _forget_after(self, step: int) -> None:
-        """Drops what a killed run wrote after its last checkpoint; those steps come again."""
+    def _cut_history(self, step: int) -> None:
+        """Removes the lines that a killed run wrote after its last checkpoint; those steps are computed again."""
         path = self.folder / "history.jsonl"
         if not path.is_file():
             return
@@ -118,10 +123,10 @@ class Progress:
             "parts": self._names,
             "sums": None if self._sums is None else self._sums.tolist(),
             "count": self._count,
-            "photos": self.photos,
+            "photos": self.photos_per_step,
         }
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """One line to the screen, above the bar, and to log.txt."""
         if self.main:
             if self.bar.disable:
@@ -131,24 +136,31 @@ class Progress:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
+    def log_resumed(self, checkpoint: Path, changes: str) -> None:
+        """Logs where the run continues, and what differs from the interrupted run."""
+        self.log(f"resumed from {checkpoint} at step {self.step}")
+        if self._before != self.photos_per_step:
+            changes = ", ".join(filter(None, [f"photos per step {self._before} -> {self.photos_per_step}", changes]))
+        if changes:
+            self.log(f"note: these settings differ from the interrupted run: {changes}")
+
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Takes note of the loss of one micro step; its mean over processes is that of the whole batch."""
+        """Adds the losses of one micro step; the mean over processes is that of the whole batch."""
         self._names = list(losses)
         values = self.accelerator.reduce(torch.stack([value.detach().float() for value in losses.values()]), "mean")
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
 
     def advance(self, learning_rate: float) -> None:
-        """An optimiser step is done."""
+        """Counts an optimiser step."""
         self.step += 1
         seconds = (time.monotonic() - self._started) / (self.step - self.first)
+        speed = self.photos_per_step / seconds
         if not self.bar.disable:
             if time.monotonic() - self._refreshed > 0.5:  # reading the loss waits for a GPU
                 self._refreshed = time.monotonic()
-                loss = self._means()["loss"]
-                self.bar.set_postfix_str(
-                    f"loss {loss:.3f}, lr {learning_rate:.1e}, {self.photos / seconds:.1f} images/s", refresh=False
-                )
+                text = f"loss {self._means()['loss']:.3f}, lr {learning_rate:.1e}, {speed:.1f} images/s"
+                self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()
         if self.step % self.config.log_steps and self.step != self.config.max_train_steps:
             return
@@ -156,9 +168,9 @@ class Progress:
         require_finite(means["loss"], self.step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         left = seconds * (self.config.max_train_steps - self.step) / 60
-        self.say(
+        self.log(
             f"step {self.step}/{self.config.max_train_steps} {parts} lr {learning_rate:.2e} "
-            f"{self.photos / seconds:.1f} images/s {seconds:.2f} s/step {left:.1f} min left"
+            f"{speed:.1f} images/s {seconds:.2f} s/step {left:.1f} min left"
         )
         self._record({"step": self.step, **means, "lr": learning_rate})
         if self.config.report_to:
@@ -166,10 +178,7 @@ class Progress:
         self._sums, self._count = None, 0
 
     def require_finite(self) -> None:
-        """
-        Raises:
-            DivergedError: see `require_finite`; for checkpoints between two lines.
-        """
+        """See the function `require_finite`; for checkpoints between two log lines."""
         if self._count:
             require_finite(self._means()["loss"], self.step)
 
@@ -183,37 +192,37 @@ class Progress:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in here counts neither as training nor in what is left."""
+        """Time in here counts neither as training nor in the estimate of the time left."""
         begun = time.monotonic()
         yield
         self._started += time.monotonic() - begun
 
-    def report_validation(self, results: Mapping[str, Mapping[str, float]], sheet: np.ndarray | None) -> None:
+    def log_validation(self, results: Mapping[str, Mapping[str, float]], figure: np.ndarray | None) -> None:
         """One line per data set, and the same for the trackers.
 
         Args:
             results: set -> measure -> value.
-            sheet: (H, W, 3) uint8, for trackers that take pictures.
+            figure: (H, W, 3) uint8, for TensorBoard.
         """
-        for name, measures in results.items():
-            values = ", ".join(f"{measure} {value:.3f}" for measure, value in measures.items() if value == value)
-            self.say(f"validation at step {self.step}, {name}: {values}")
         finite = {
-            name: {measure: value if value == value else None for measure, value in measures.items()}
+            name: {measure: None if math.isnan(value) else value for measure, value in measures.items()}
             for name, measures in results.items()
         }
+        for name, measures in finite.items():
+            values = ", ".join(f"{measure} {value:.3f}" for measure, value in measures.items() if value is not None)
+            self.log(f"validation at step {self.step}, {name}: {values}")
         self._record({"step": self.step, "validation": finite})
         if self.config.report_to:
             flat = {
                 f"validation/{name}/{measure}": value
-                for name, measures in results.items()
+                for name, measures in finite.items()
                 for measure, value in measures.items()
-                if value == value
+                if value is not None
             }
             self.accelerator.log(flat, step=self.step)
-            if self.main and sheet is not None and self.config.report_to == "tensorboard":
+            if self.main and figure is not None and self.config.report_to == "tensorboard":
                 tracker = self.accelerator.get_tracker("tensorboard")
-                tracker.log_images({"validation": sheet[None]}, step=self.step, dataformats="NHWC")
+                tracker.log_images({"validation": figure[None]}, step=self.step, dataformats="NHWC")
 
     def close(self) -> None:
         """Ends the bar and the trackers."""

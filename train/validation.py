@@ -1,4 +1,4 @@
-"""Evaluation while training goes on. It leaves no trace in the run: random numbers, modes and data order stay as they were."""
+"""Validation during training. It does not change the run: random numbers, modes and data order stay as they were."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL import Image
 from ldvc.class_names import SeenNames
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import Predictor
+from train.config import TrainConfig
 from train.data import SegmentationDataset, Vocabulary, open_sets
 from train.evaluation import Photos, evaluate_set, gather, unlimited
-from train.figures import draw_sheet, examples, fixed_photos, save_sheet
+from train.figures import draw_figure, examples, fixed_photos
 from train.metrics import harmonic_mean, mean_iou
-from train.options import TrainConfig
 
 
 @contextmanager
 def unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever happens in here, every module's mode and all random number generators are as before at the end."""
+    """Restores every module's mode and all random number generators at the end."""
     modes = {module: module.training for module in model.modules()}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -42,11 +42,11 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
 
 
 class Validation:
-    """Evaluates the model of a run on photos with masks, and draws the picture sheet.
+    """Evaluates the model of a run on photos with masks, and draws a figure.
 
     Args:
-        config: of the run. vocabulary: what it learns.
-        accelerator: knows the precision and the main process.
+        config: of the run. vocabulary: the names that it learns.
+        accelerator: of the run.
 
     Raises:
         DataError: a data set is missing.
@@ -56,8 +56,8 @@ class Validation:
         self.config, self.accelerator = config, accelerator
         names = config.validation_sets or list(config.sets)
         every = dict.fromkeys(names, config.validation_every)
-        self.datasets = open_sets(config.data, names, config.validation_split, every=every, layouts=config.layouts)
-        self.photos = fixed_photos(self.datasets, config.sheet_photos)
+        self.datasets = open_sets(config.data, names, "val", every=every, layouts=config.layouts)
+        self.photos = fixed_photos(self.datasets)
         self._learned = SeenNames(vocabulary.spellings, vocabulary.seen_words)
 
     def seen(self, name: str) -> bool:
@@ -68,18 +68,18 @@ class Validation:
         """Evaluates; every process must call it.
 
         Returns:
-            set -> measure -> value, and the sheet (H, W, 3) uint8, which the main process also writes to sheets/step-N.png.
-            The numbers are the same in all processes; the sheet is None on all but the main one.
+            set -> measure -> value, and the figure (H, W, 3) uint8, which the main process also writes to figures/step-N.png.
+            The numbers are the same in all processes; the figure is None on all but the main one.
         """
         with unchanged(model):
             metadata = {"inference": unlimited(self.config.inference)}
             predictor = Predictor(model, metadata, device=next(model.parameters()).device)
             results = {dataset.name: self._evaluate(predictor, dataset) for dataset in self.datasets}
-            sheet = None
-            if self.accelerator.is_main_process:
-                sheet = np.asarray(self._sheet(predictor, step, results))
+            figure = None
+            if self.accelerator.is_main_process and self.photos:
+                figure = self._figure(predictor, step, results)
         self.accelerator.wait_for_everyone()
-        return results, sheet
+        return results, figure
 
     def _evaluate(self, predictor: Predictor, dataset: SegmentationDataset) -> dict[str, float]:
         photos = Photos(
@@ -100,11 +100,13 @@ class Validation:
             "hIoU": harmonic_mean(seen, unseen),
         }
 
-    def _sheet(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> Image.Image:
+    def _figure(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> np.ndarray:
         rows = examples(predictor, self.datasets, self.photos)
         scores = ", ".join(
             f"{name} mIoU {values['mIoU']:.3f}" for name, values in results.items() if not math.isnan(values["mIoU"])
         )
-        sheet = draw_sheet(rows, seen=self.seen, title=f"step {step}: {scores}")
-        save_sheet(sheet, Path(self.config.output_dir) / "sheets", step)
-        return sheet
+        figure = draw_figure(rows, seen=self.seen, title=f"step {step}: {scores}")
+        path = Path(self.config.output_dir) / "figures" / f"step-{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(figure).save(path)
+        return figure

@@ -1,4 +1,4 @@
-"""Words for classes that are not the data sets' own: read for a class in training, asked for in an evaluation."""
+"""Other words for classes than those of the data sets, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
-    """Canonical name -> further words for it, from one JSON file or several; a path may be relative to this project, too.
+    """Canonical name -> further words for it, from one JSON file or several. A path may be relative to this project.
 
     Raises:
         DataError: it cannot be used.
@@ -33,7 +33,7 @@ def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_renamed(path: str) -> dict[str, str]:
-    """Class as a data set spells it -> the word to ask for, from a JSON file.
+    """Class as a data set spells it -> its new name, from a JSON file.
 
     Raises:
         DataError: it cannot be used.
@@ -42,7 +42,7 @@ def read_renamed(path: str) -> dict[str, str]:
 
 
 def rename_classes(datasets: Sequence[SegmentationDataset], words: Mapping[str, str]) -> None:
-    """Gives classes of data sets other words, in place.
+    """Renames classes of data sets, in place.
 
     Raises:
         DataError: no set has one of the classes, or two classes of a set become one.

@@ -1,4 +1,4 @@
-"""Text adapter: class embeddings that know which picture they are asked about."""
+"""Text adapter: class embeddings that depend on the picture."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ class TextAdapter(nn.Module):
 
     Args:
         width: d.
-        start_at_identity: the weight of T starts as the identity and that of T * V_g at zero, so that T_new = T; otherwise
-            both start as ZegCLIP's do.
+        start_at_identity: initialise the weight of T with the identity and that of T * V_g with zeros, so that T_new = T;
+            otherwise as ZegCLIP.
     """
 
     def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
@@ -28,7 +28,7 @@ class TextAdapter(nn.Module):
             init_normal(self.linear)
 
     def forward(self, class_embeddings: Tensor, global_embedding: Tensor) -> Tensor:
-        """Adapt each name to each picture, in float32 (the product is a third of a CLIP logit's resolution in bfloat16).
+        """Adapt each class embedding to each picture, in float32, because bfloat16 is too coarse for the product.
 
         Args:
             class_embeddings: T (C, d), L2-normalised.
@@ -41,6 +41,6 @@ class TextAdapter(nn.Module):
         with torch.autocast(class_embeddings.device.type, enabled=False):
             of_both, of_text = self.linear.weight.split(width, dim=1)  # (d, d) each
             product = class_embeddings.float()[None] * global_embedding.float()[:, None]  # (B, C, d)
-            # the text's half is the same for every picture: computed once instead of B times
+            # the half of T is the same for every picture: computed once instead of B times
             alone = F.linear(class_embeddings.float(), of_text, self.linear.bias)  # (C, d)
             return F.linear(product, of_both) + alone

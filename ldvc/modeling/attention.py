@@ -1,8 +1,8 @@
 """Attention of the decoders: cross-attention and the local-consensus self-attention (LCSA).
 
 LCSA is the routed attention of BiFormer (Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", 2023):
-regions of patches choose, by the affinity of their mean query and key, which regions they look at; patches then attend
-only to the patches of the chosen regions.
+each region of patches chooses other regions by the affinity of mean queries and keys; its patches then attend only to the
+patches of the chosen regions.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldvc.modeling.regions import Layout
 
-SHARPNESS = 3.0  # of LCSA's attention at the start, measured: at 1 it averages what does not belong together
-SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # kernels to train with on a GPU
-GATHERED = 2_000_000  # values of keys and values that are gathered at once on a CPU without gradients: 8 MB
+SHARPNESS = 3.0  # of LCSA's attention at initialisation, measured; with 1 it averages patches of different objects
+TRAIN_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # on a GPU
+GATHER_CHUNK = 2_000_000  # elements of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, by whichever of PyTorch's equal ways is fast and sound.
+    """Scaled dot-product attention with PyTorch's fused kernels, except in two cases.
 
-    The fused kernel that it chooses is best but for two cases. The backward pass for bfloat16 on a CPU (torch 2.14, EPYC):
-    plain matrix products took a tenth of the time on LCSA's small windows and less than half on whole grids. And cuDNN's
-    kernel, which it prefers on an H100 or H200: in training, LCSA's gradients were no numbers within some dozens of steps
-    (torch 2.11).
+    In training with bfloat16 on a CPU, plain matrix products take a tenth of the time on LCSA's small windows and less than
+    half on whole grids (torch 2.14, EPYC). In training on an H100 or H200, cuDNN's kernel is excluded: LCSA's gradients became
+    NaN within some dozens of steps (torch 2.11).
 
     Args:
         query: (B, heads, N, d_head).
@@ -41,9 +40,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     """
     slow_kernel = query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
     if not (slow_kernel and (query.requires_grad or key.requires_grad or value.requires_grad)):
-        with sdpa_kernel(SOUND) if query.is_cuda and torch.is_grad_enabled() else nullcontext():
+        with sdpa_kernel(TRAIN_SDPA_BACKENDS) if query.is_cuda and torch.is_grad_enabled() else nullcontext():
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    with torch.autocast("cpu", enabled=False):  # or softmax would be widened to float32
+    with torch.autocast("cpu", enabled=False):  # autocast would compute the softmax in float32
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -59,7 +58,7 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
 
 
 def init_normal(linear: nn.Linear) -> None:
-    """Start a linear layer as ZegCLIP's code starts those of its head: weights of deviation 0.02, no bias."""
+    """Initialise a linear layer as in the head of ZegCLIP: weights with deviation 0.02, bias 0."""
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
 
@@ -70,18 +69,19 @@ class CrossAttention(nn.Module):
     Args:
         width: d.
         heads: must divide d.
-        init: "identity" or "random", see `ldvc.config.ModelConfig.branch_init`.
+        start_at_identity: the projections start as identity matrices, so that the branch starts as a similarity-weighted mean
+            of what it attends to; otherwise PyTorch's initialisation.
         dropout: on the attention weights, while training.
     """
 
-    def __init__(self, width: int, heads: int, *, init: str = "random", dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, *, start_at_identity: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
         self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        if init == "identity":
+        if start_at_identity:
             for linear in (self.query, self.key_value, self.out):
                 init_identity(linear)
 
@@ -117,10 +117,10 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Routing:
-    """What LCSA did in one forward pass, read afterwards without another one. Detached.
+    """The routing of LCSA in one forward pass, detached.
 
     Attributes:
-        layout: how the grid was cut; R = layout.total regions, numbered row by row.
+        layout: of the grid; R = layout.total regions, numbered row by row.
         regions: (B, R, k'), the regions that each region chose, best first; k' = min(k, R).
         affinity: (B, R, R), mean query of the row's region x mean key of the column's, / sqrt(d).
         queries, keys: (B, heads, N, d_head) of all patches.
@@ -150,7 +150,7 @@ class Routing:
         return mask
 
     def token_attention(self, y: int, x: int, *, batch: int = 0) -> Tensor:
-        """Attention of patch (y, x) to every patch: (heads, h, w), sums to 1 a head, 0 outside the chosen regions."""
+        """Attention of patch (y, x) to every patch: (heads, h, w), sums to 1 per head, 0 outside the chosen regions."""
         height, width = self.grid
         assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
         query = self.queries[batch, :, y * width + x, None]  # (heads, 1, d_head)
@@ -162,7 +162,7 @@ class Routing:
 class RoutedSelfAttention(nn.Module):
     """LCSA: each region attends to its k most related regions, plus a local convolution of the values.
 
-    Region queries and keys are means over the region's patches, detached: routing itself has no gradient, as in BiFormer.
+    Region queries and keys are detached means over the region's patches: routing has no gradient, as in BiFormer.
     With k = R and no convolution this is full self-attention.
 
     Args:
@@ -171,8 +171,8 @@ class RoutedSelfAttention(nn.Module):
         regions: S; see `Layout`.
         topk: k; clamped to the number of regions.
         local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
-        init: "identity" or "random". With "identity" LCSA starts as a mean over patches that look alike (queries are
-            `SHARPNESS` times the tokens, so that it is a mean over the most similar ones), and the convolution at zero.
+        start_at_identity: initialise as a mean over the most similar patches (queries are `SHARPNESS` times the tokens), and
+            the convolution with zeros; otherwise PyTorch's initialisation.
     """
 
     def __init__(
@@ -183,17 +183,17 @@ class RoutedSelfAttention(nn.Module):
         regions: int = 8,
         topk: int = 4,
         local_conv: bool = True,
-        init: str = "random",
+        start_at_identity: bool = False,
     ) -> None:
         super().__init__()
         assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
         self.heads, self.regions, self.topk = heads, regions, topk
-        # queries apart from keys and values: the latter are gathered together and must lie together in memory
+        # keys and values have one layer, because they are gathered together and must be adjacent in memory
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.local = nn.Conv2d(width, width, kernel_size=5, padding=2, groups=width) if local_conv else None
-        if init == "identity":
+        if start_at_identity:
             init_identity(self.query, factor=SHARPNESS)
             for linear in (self.key_value, self.out):
                 init_identity(linear)
@@ -229,8 +229,8 @@ class RoutedSelfAttention(nn.Module):
         query_windows = query_windows.flatten(0, 1)  # (B * R, t, d)
         key_value_windows = key_value_windows.reshape(batch * total, places * 2 * width)
         step = batch * total
-        if tokens.device.type == "cpu" and not torch.is_grad_enabled():  # a part at a time stays in the cache
-            step = max(1, GATHERED // (rows.shape[1] * places * 2 * width))
+        if tokens.device.type == "cpu" and not torch.is_grad_enabled():  # in parts that fit the CPU cache
+            step = max(1, GATHER_CHUNK // (rows.shape[1] * places * 2 * width))
         mixed = [
             self._attend(
                 query_windows[start : start + step],

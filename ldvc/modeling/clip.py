@@ -1,13 +1,13 @@
-"""The frozen CLIP that everything stands on: built by open_clip's name, from a file, or from a folder of ours.
+"""The frozen CLIP: built by open_clip's name, from a file, or from a folder of this project.
 
-A folder of ours holds `config.json`::
+A folder of this project holds `config.json`::
 
     {"architecture": {"embed_dim": ..., "vision_cfg": {...}, "text_cfg": {...}, "init_logit_bias": ...},
      "patch_embed": {...} or null,             keyword arguments of ConvPatchEmbed, which then replaces `visual.conv1`
      "mean": [r, g, b], "std": [r, g, b]}      how pictures are normalised
 
-and the weights as `ldvc.weights` writes them: half precision on disk, float32 in memory. A CLIP that differs from another in
-some tensors only holds those, and in its `config.json` nothing but `{"base": "../other"}`, a path from its own folder.
+and weights in the format of `ldvc.weights`: half precision on disk, float32 in memory. A CLIP that differs from another one
+in some tensors holds only these; its `config.json` is `{"base": "../other"}`, a path relative to its folder.
 """
 
 import json
@@ -24,21 +24,22 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from ldvc.bundled import ASSETS
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.weights import MAX_SHARD_BYTES, hub_reachable, load_tensors, save_tensors
 
-LITE_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "lite"
+LITE_FOLDER = ASSETS / "lite"
 
-# A CLIP that was trained with a softmax has no bias: only differences between names mean something. Masks are sigmoids per
-# name and need an offset. OpenAI's image-text pairs that match have cosines of about 0.25 to 0.3, others 0.1 to 0.2, so a
-# name starts as "present" above this cosine. The paper leaves it open; the decoder learns its own offset from here.
+# A CLIP that was trained with a softmax has no bias, but masks are sigmoids of each class and need one. Cosines of OpenAI's
+# CLIP are about 0.25 to 0.3 for matching pairs of image and text and 0.1 to 0.2 for others, so a class is "present" above this
+# cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
 NEUTRAL_COSINE = 0.25
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
 class TextParts(NamedTuple):
-    """Where the parts of the text tower are, for both of open_clip's layouts (`CLIP` and `CustomTextCLIP`)."""
+    """The parts of the text tower, for both of open_clip's layouts (`CLIP` and `CustomTextCLIP`)."""
 
     token_embedding: nn.Embedding
     positional_embedding: Tensor  # (context length, width)
@@ -50,7 +51,7 @@ class TextParts(NamedTuple):
 
 
 class FrozenClip(nn.Module):
-    """An open_clip model that never learns and never leaves evaluation mode.
+    """An open_clip model without gradients, always in evaluation mode.
 
     Attributes:
         model: the open_clip model.
@@ -58,8 +59,8 @@ class FrozenClip(nn.Module):
         mean, std: normalisation of pictures with values in 0..1, three floats each.
         patch_size: pixels per patch side.
         embed_dim: d, the joint width.
-        scale, bias: a sigmoid of `scale * cosine + bias` says how well patch and name fit. Where the CLIP has no bias of
-            its own it is `-scale * NEUTRAL_COSINE`.
+        scale, bias: the similarity of patch and name is the sigmoid of `scale * cosine + bias`. If the CLIP has no bias, it
+            is `-scale * NEUTRAL_COSINE`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class FrozenClip(nn.Module):
         self.bias = -self.scale * NEUTRAL_COSINE if model.logit_bias is None else model.logit_bias.item()
 
     def train(self, mode: bool = True) -> "FrozenClip":
-        """Stay in evaluation mode, whatever the model around it does."""
+        """Stay in evaluation mode, whatever the mode of the whole model."""
         return super().train(False)
 
     @property
@@ -112,12 +113,12 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
     """Build a frozen CLIP.
 
     Args:
-        clip: open_clip architecture ("ViT-B-16-quickgelu"), a folder of ours or of open_clip, or "lite".
+        clip: open_clip architecture ("ViT-B-16-quickgelu"), a folder of this project or of open_clip, or "lite".
         pretrained: for an architecture: tag ("openai"), local file, folder with a file of weights, or None for random
             weights (tests).
 
     Raises:
-        WeightsNotFoundError: weights are neither here nor reachable, or the architecture is unknown.
+        WeightsNotFoundError: weights cannot be found or downloaded, or the architecture is unknown.
         CheckpointError: weights do not fit the architecture, or were trained with another activation.
         LdvcError: the architecture is not a plain ViT with a causal text transformer.
     """
@@ -159,13 +160,13 @@ def save_clip_folder(
 
     Args:
         model: the open_clip model, with its patch embedding in place.
-        folder: created if need be.
-        config: "architecture", "patch_embed", "mean", "std", or "base"; see the head of this file. Other keys are kept.
+        folder: created if it does not exist.
+        config: "architecture", "patch_embed", "mean", "std", or "base"; see the docstring of this module.
         max_shard_bytes: see `ldvc.weights.save_tensors`.
     """
     folder, state = Path(folder), model.state_dict()
     if "base" in config:
-        base = load_tensors((folder / config["base"]).resolve())  # resolved: the folder may not be there yet
+        base = load_tensors((folder / config["base"]).resolve())  # resolved: the folder may not exist yet
         state = {name: tensor for name, tensor in state.items() if not torch.equal(_stored(tensor), base[name])}
     else:
         missing = {"architecture", "patch_embed", "mean", "std"} - set(config)
@@ -177,7 +178,7 @@ def save_clip_folder(
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """A tensor as it comes back from a folder: matrices have gone through half precision."""
+    """A tensor as a folder stores it: matrices are rounded to half precision."""
     tensor = tensor.detach().cpu()
     return tensor.half().float() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
 
@@ -187,13 +188,13 @@ def _build_from_folder(folder: Path) -> FrozenClip:
     if "base" in config:
         base = (folder / str(config["base"])).resolve()
         if not (base / "config.json").is_file():
-            raise WeightsNotFoundError(f"The CLIP in {folder} stands on the one at {base}, which is not there; fetch both.")
+            raise WeightsNotFoundError(f"The CLIP in {folder} needs the one at {base}, which is missing; copy both folders.")
         config, state = _read_json(base / "config.json"), load_tensors(base) | state
     if "architecture" not in config:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a CLIP: it has no 'architecture'.")
     model = _build_architecture(config["architecture"])
     if config.get("patch_embed") is not None:
-        # here and not above: it needs timm's model zoo, which is slow to import and which a plain ViT does not use
+        # imported here, because timm is slow to import and a plain ViT does not need it
         from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 
         vision = config["architecture"]["vision_cfg"]
@@ -223,7 +224,7 @@ def _freeze(
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     if text.get("hf_tokenizer_name"):
         raise LdvcError(
-            "This CLIP needs a tokenizer of its own; use one with CLIP's tokenizer, as 'ViT-B-16-quickgelu'."
+            "This CLIP has another tokenizer; use one with CLIP's tokenizer, such as 'ViT-B-16-quickgelu'."
         )
     return FrozenClip(
         model,
@@ -234,7 +235,7 @@ def _freeze(
 
 
 def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any]]:
-    """Weights file and preprocessing for a tag, a file or a folder; asks the Hub only if it answers."""
+    """File of weights and preprocessing for a tag, a file or a folder; downloads only if the Hub can be reached."""
     path = Path(pretrained).expanduser()
     if path.is_file():
         return path, {}
@@ -264,7 +265,7 @@ def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any
     if hub_reachable():
         try:
             return Path(open_clip.download_pretrained(tag)), tag
-        except Exception as problem:  # open_clip and the Hub's client raise a dozen kinds; all mean: no weights
+        except Exception as problem:  # open_clip and the Hub's client raise many types
             error = problem
             logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
     raise WeightsNotFoundError(
@@ -287,17 +288,17 @@ def _weight_file(folder: Path) -> Path:
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
-    """Load a file of weights in any form in which CLIPs are published, OpenAI's TorchScript archives included."""
+    """Load a file of weights in any published format, including OpenAI's TorchScript archives."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch and open_clip warn of TorchScript in any case
+            warnings.simplefilter("ignore")  # PyTorch and open_clip warn about TorchScript
             try:
                 state = open_clip.factory.load_state_dict(str(path))
-            except RuntimeError:  # a TorchScript archive, the form of OpenAI's own files, has no plain tensors
+            except RuntimeError:  # the TorchScript archives of OpenAI have no plain tensors
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as CLIP weights ({error}).") from error
-    for name in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI stores beside the weights
+    for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI stores these numbers with the weights
         state.pop(name, None)
     _load_state(model, {name: tensor.float() for name, tensor in state.items()}, source=path)
 
@@ -317,7 +318,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_supported(model: nn.Module) -> None:
-    """Prompts at every layer need plain blocks, a class token and a causal text tower; say so early."""
+    """Prompts at every layer need plain blocks, a class token and a causal text tower."""
     visual = getattr(model, "visual", None)
     text = model if isinstance(model, CLIP) else getattr(model, "text", None)
     plain_vision = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
@@ -332,4 +333,4 @@ def _check_supported(model: nn.Module) -> None:
         )
     blocks = [*visual.transformer.resblocks, *text.transformer.resblocks]
     if not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
-        raise LdvcError("This CLIP has transformer blocks of its own kind; use one such as 'ViT-B-16-quickgelu'.")
+        raise LdvcError("This CLIP has other transformer blocks; use one such as 'ViT-B-16-quickgelu'.")

@@ -1,9 +1,8 @@
-"""The convolutional patch embedding of lite: a frozen EfficientNet-Lite2 in the place of a ViT's `conv1`.
+"""The convolutional patch embedding of the lite model: a frozen EfficientNet-Lite2 instead of a ViT's `conv1`.
 
-An open_clip `VisionTransformer` turns a picture into patch tokens with one strided convolution, `visual.conv1`. Any module
-that maps (B, 3, H, W) to (B, width, H / patch, W / patch) can stand there; the rest of the tower stays plain open_clip.
-Early convolutions instead of a linear patch embedding are known to help small ViTs (Xiao et al., "Early Convolutions Help
-Transformers See Better", 2021); here they also carry what ImageNet taught them.
+An open_clip `VisionTransformer` computes patch tokens with one strided convolution, `visual.conv1`. Any module that maps
+(B, 3, H, W) to (B, width, H / patch, W / patch) can replace it; the rest of the tower is plain open_clip. Early convolutions
+improve small ViTs (Xiao et al., "Early Convolutions Help Transformers See Better", 2021); these are pretrained on ImageNet.
 """
 
 import copy
@@ -21,16 +20,17 @@ STRIDE = 16  # pixels between the features of the backbone
 class ConvPatchEmbed(nn.Module):
     """EfficientNet-Lite2 without its classifier, at output stride 16, then a 1x1 convolution to the ViT's width.
 
-    Two depths are read: the middle of the network (fine position, parts) and its end (what the thing is). Batch norm fixes
-    their scale once (it has no learnable parameters), so that neither depth drowns the other.
+    It concatenates features of the middle of the network (parts, fine positions) and of its end (categories). A batch norm
+    without learnable parameters gives both the same scale.
 
-    ImageNet's photos are filled by their object, so the network overlooks what is small. A patch may therefore be larger than
-    the stride: the photo is shown larger for the same number of patches, and a patch gets the mean of its features.
+    Objects fill most of an ImageNet photo, so the network is weak on small objects. A patch may therefore be larger than the
+    stride. Then the picture is encoded at two scales: as it is, with the mean of the features of each patch, and reduced to
+    one feature per patch. The result is the mean of both scales.
 
     Args:
-        width: channels that the ViT expects.
+        width: channels of the ViT.
         patch_size: pixels per patch side, at least 16.
-        backbone: a timm model name; only its feature blocks are built and no weights are downloaded.
+        backbone: a timm model name; only its feature blocks are built, and no weights are downloaded.
     """
 
     def __init__(self, width: int, *, patch_size: int = STRIDE, backbone: str = "tf_efficientnet_lite2") -> None:
@@ -58,12 +58,11 @@ class ConvPatchEmbed(nn.Module):
         Returns:
             (B, channels, H / patch size, W / patch size).
         """
-        if images.device.type == "cpu" and len(images) > 1:  # what one picture needs stays in the cache: 1.5 times faster
+        if images.device.type == "cpu" and len(images) > 1:  # 1.5 times faster: one picture fits the CPU cache
             return torch.cat([self.features(image) for image in images.split(1)])
         backbone = self._fast_backbone(images.device)
-        # this layout is 2 to 3 times faster for convolutions on a CPU
-        maps = torch.cat(backbone(images.contiguous(memory_format=torch.channels_last)), dim=1)
-        return patch_means(maps, images.shape[-2:], self.patch_size)
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return scale_mean([torch.cat(backbone(scaled), dim=1) for scaled in scales(images, grid)], grid)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, width, H / patch size, W / patch size)."""
@@ -72,7 +71,7 @@ class ConvPatchEmbed(nn.Module):
     def _fast_backbone(self, device: torch.device) -> nn.Module:
         """The backbone with batch norms folded into convolutions: the same function in 0.6 of the time on a CPU.
 
-        A copy that is made when first needed, so that files and digests of weights know the plain one alone.
+        It is a copy that is made at first use, so that files and digests of weights contain only the original.
         """
         if self.training:
             return self.backbone
@@ -83,10 +82,24 @@ class ConvPatchEmbed(nn.Module):
         return self._folded[device]
 
 
-def patch_means(maps: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
-    """Features (B, C, ...) of the backbone for pictures of `size` (H, W) -> the mean of each patch."""
-    grid = (size[0] // patch_size, size[1] // patch_size)
-    return maps if maps.shape[-2:] == grid else F.interpolate(maps, size=grid, mode="bilinear", antialias=True)
+def scales(images: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+    """Pictures (B, 3, H, W) as they are and, if that is smaller, reduced to `STRIDE` pixels per patch of `grid` (h, w).
+
+    channels_last: convolutions on a CPU are 2 to 3 times faster.
+    """
+    size = (STRIDE * grid[0], STRIDE * grid[1])
+    found = [images]
+    if images.shape[-2:] != size:
+        found.append(F.interpolate(images, size=size, mode="bilinear", antialias=True))
+    return [each.contiguous(memory_format=torch.channels_last) for each in found]
+
+
+def scale_mean(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Features (B, C, ...) of each of `scales` -> their mean (B, C, h, w) on `grid`."""
+    pooled = [
+        each if each.shape[-2:] == grid else F.interpolate(each, size=grid, mode="bilinear", antialias=True) for each in maps
+    ]
+    return torch.stack(pooled).mean(dim=0)
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

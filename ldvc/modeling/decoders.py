@@ -1,8 +1,8 @@
 """The decoders: from patch features and class embeddings to mask logits. Three decoders behind one interface.
 
-All of them read the masks from the last cross-attention: the mean over heads of its scores before the softmax, plus a bias
-(`MaskScores`). So the attention of the last layer is the segmentation. `ldvc` and `ldvc_without_lcsa` take patches as queries
-and class embeddings as keys, `zegclip` the other way round.
+The mask logits of all decoders are the scores of the last cross-attention before the softmax, averaged over heads, plus a bias
+(`MaskScores`). The attention of the last layer is therefore the segmentation. In `ldvc` and `ldvc_without_lcsa`, patches are
+queries and class embeddings are keys; in `zegclip` it is the opposite.
 
 Inside a decoder patches and class embeddings are multiplied by sqrt(d): unit vectors then have elements of about 1, and a
 residual branch with a small gate is a small change. Only `zegclip` in its published form takes them as they are. Scores are
@@ -33,18 +33,17 @@ PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What a decoder returns.
+    """The output of a decoder.
 
     Attributes:
-        mask_logits: (B, C, h, w), one sigmoid per name, float32.
+        mask_logits: (B, C, h, w), one sigmoid per class, float32.
         patch_features: (B, N, d), as they enter the last cross-attention, before its norm.
         class_embeddings: (B, C, d), as they enter the last cross-attention.
         cross_attention: for each layer the scores before the softmax (B, heads, C, h, w), float32, or None if not asked for.
-            The attention that is shown is their softmax over the C names, for every decoder alike (`zegclip` itself takes
-            its softmax over patches). Of the last layer, the mean over heads plus the bias is `mask_logits`.
+            The displayed attention is their softmax over the C classes for every decoder, although `zegclip` itself applies
+            the softmax over patches. For the last layer, the mean over heads plus the bias is `mask_logits`.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
-        patch_features_before, class_embeddings_before: the same two as they came in, so that one sees which of them a
-            decoder moves. References, not copies.
+        patch_features_before, class_embeddings_before: the inputs of the decoder; references, not copies.
     """
 
     mask_logits: Tensor
@@ -62,7 +61,7 @@ def build_decoder(config: ModelConfig, width: int, *, scale: float, bias: float)
     Args:
         config: of the model.
         width: d.
-        scale, bias: of CLIP's own sigmoid logits, where `config.start_at_clip` starts.
+        scale, bias: of CLIP's own sigmoid logits, at which the recipe clip_start starts.
     """
     if config.decoder == "zegclip":
         return ZegClipDecoder(config, width, scale=scale, bias=bias)
@@ -131,7 +130,7 @@ class MaskScores(nn.Module):
 
 
 class LocalConsensus(nn.Module):
-    """V <- V + g * LCSA(LN V): patches agree with the patches of related regions.
+    """V <- V + g * LCSA(LN V): patches attend to the patches of related regions.
 
     Args:
         config: `regions`, `topk`, `local_conv`.
@@ -148,7 +147,7 @@ class LocalConsensus(nn.Module):
             regions=config.regions,
             topk=config.topk,
             local_conv=config.local_conv,
-            init=config.branch_init,
+            start_at_identity=config.starts_at_clip,
         )
         self.gate = Gate(width, gate)
 
@@ -166,11 +165,11 @@ class ClassGuidance(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init)
-        self.cross_gate = Gate(width, config.gate_init)
+        self.cross_attention = CrossAttention(width, config.decoder_heads, start_at_identity=config.starts_at_clip)
+        self.cross_gate = Gate(width, config.gate)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = _feed_forward(width, config.ffn_ratio)
-        self.ffn_gate = Gate(width, config.gate_init)
+        self.ffn_gate = Gate(width, config.gate)
 
     def forward(
         self, patches: Tensor, classes: Tensor, *, return_scores: bool = False
@@ -182,7 +181,7 @@ class ClassGuidance(nn.Module):
 
 
 class LocalConsensusDecoder(nn.Module):
-    """Decoders `ldvc` and `ldvc_without_lcsa`: patches learn from each other and from the names; the names stay fixed.
+    """Decoders `ldvc` and `ldvc_without_lcsa`: patches attend to each other and to the classes, whose embeddings are constant.
 
     L blocks of LCSA (left out in `ldvc_without_lcsa`), cross-attention to the class embeddings and feed-forward network; the
     last block ends at the scores of its cross-attention, which are the mask logits:
@@ -197,11 +196,12 @@ class LocalConsensusDecoder(nn.Module):
         layers = config.decoder_layers
         with_lcsa = config.decoder == "ldvc"
         # The consensus right before the masks matters most, so its gate may start wider open than all others.
-        gates = [config.gate_init] * (layers - 1) + [config.last_lcsa_gate] if with_lcsa else []
+        last_gate = config.lcsa_gate_init if config.starts_at_clip else None
+        gates = [config.gate] * (layers - 1) + [last_gate] if with_lcsa else []
         self.consensus = nn.ModuleList(LocalConsensus(config, width, gate=gate) for gate in gates)
         self.guidance = nn.ModuleList(ClassGuidance(config, width) for _ in range(layers - 1))
         self.mask_norm = nn.LayerNorm(width)
-        at_clip = config.start_at_clip
+        at_clip = config.starts_at_clip
         self.mask_scores = MaskScores(
             width, config.decoder_heads, scale=scale if at_clip else None, bias=bias if at_clip else 0.0
         )
@@ -221,7 +221,7 @@ class LocalConsensusDecoder(nn.Module):
             patch_features: (B, N, d), L2-normalised.
             class_embeddings: (B, C, d), from the text adapter.
             grid: (h, w), N = h * w.
-            return_attention: also return the scores of cross-attention and the routing; they cost nothing when not asked for.
+            return_attention: also return the scores of cross-attention and the routing; they cost nothing otherwise.
             skip_lcsa: leave LCSA out. An intervention in a model that was trained with it, not the decoder
                 `ldvc_without_lcsa`, which was trained without.
         """
@@ -250,24 +250,26 @@ class LocalConsensusDecoder(nn.Module):
 
 
 class ZegClipBlock(nn.Module):
-    """Post-norm cross-attention of names to patches, then FFN: T <- T + g * (LN(T + branch(T)) - T).
+    """Post-norm cross-attention of classes to patches, then FFN: T <- T + g * (LN(T + branch(T)) - T).
 
-    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity. Where nothing starts at CLIP,
-    activation and dropout are the published ones, too.
+    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity. In the recipe
+    published, activation and dropout are the published ones, too.
     """
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        dropout = 0.0 if config.start_at_clip else PUBLISHED_DROPOUT
-        self.cross_attention = CrossAttention(width, config.decoder_heads, init=config.branch_init, dropout=dropout)
+        dropout = 0.0 if config.starts_at_clip else PUBLISHED_DROPOUT
+        self.cross_attention = CrossAttention(
+            width, config.decoder_heads, start_at_identity=config.starts_at_clip, dropout=dropout
+        )
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_gate = Gate(width, config.gate_init)
+        self.cross_gate = Gate(width, config.gate)
         self.ffn = _feed_forward(width, config.ffn_ratio)
-        if not config.start_at_clip:
+        if not config.starts_at_clip:
             self.ffn[1] = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
         self.dropout = nn.Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(width)
-        self.ffn_gate = Gate(width, config.gate_init)
+        self.ffn_gate = Gate(width, config.gate)
 
     def forward(self, classes: Tensor, patches: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Classes (B, C, d) and patches (B, N, d) -> classes, and scores (B, heads, C, N) or None."""
@@ -278,18 +280,18 @@ class ZegClipBlock(nn.Module):
 
 
 class ZegClipDecoder(nn.Module):
-    """Decoder `zegclip` (Zhou et al., "ZegCLIP", 2023): names are queries, patches keys and values.
+    """Decoder `zegclip` (Zhou et al., "ZegCLIP", 2023): class embeddings are queries, patches are keys and values.
 
-    Masks are read as `ldvc` reads them, from the scores of the last layer (`MaskScores`). The published model also builds what
-    that layer would do with values and feed-forward network (2.6M parameters that reach no mask, beside the 3.15M of
-    self-attentions that it never calls; tests/test_zegclip_parity.py counts them). Where not `start_at_clip`, this is the
-    published form, as its authors' code has it: unit vectors go in as they are, layers have ReLU and dropout, linear layers
+    Mask logits are the scores of the last layer (`MaskScores`), as in `ldvc`. The published model also has values and a
+    feed-forward network in that layer (2.6M parameters that do not affect the masks) and 3.15M parameters of self-attentions
+    that it never calls; tests/test_zegclip_parity.py counts them. In the recipe published, this is the
+    form of its authors' code: unit vectors go in as they are, layers have ReLU and dropout, linear layers
     start small, and masks are the scores plus a bias that starts at 0.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        at_clip = config.start_at_clip
+        at_clip = config.starts_at_clip
         self.unit = width**0.5 if at_clip else 1.0
         self.blocks = nn.ModuleList(ZegClipBlock(config, width) for _ in range(config.decoder_layers - 1))
         self.mask_scores = MaskScores(

@@ -13,7 +13,7 @@ from ldvc.errors import CheckpointError
 from ldvc.modeling.adapter import TextAdapter
 from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.decoders import DecoderOutput, build_decoder
-from ldvc.modeling.towers import DEFAULT_GATE, ImageFeatures, ImageTower, TextTower
+from ldvc.modeling.towers import ImageFeatures, ImageTower, TextTower
 
 
 def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
@@ -32,15 +32,15 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
 
 
 class LDVC(nn.Module):
-    """Segments pictures by names, in any of the three decoders.
+    """The whole model, with one of the three decoders.
 
     Args:
         config: see `ModelConfig`.
-        clip: a CLIP that is already built, for instance shared by several models; None = build `config.clip`.
+        clip: a built CLIP, which several models may share; None = build `config.clip`.
 
     Attributes:
-        clip: the frozen CLIP; the only part whose parameters do not learn.
-        image_tower, text_tower: prompts around it.
+        clip: the frozen CLIP.
+        image_tower, text_tower: the towers of the CLIP with prompts.
         adapter: `TextAdapter`, or None without `config.text_adapter`.
         decoder: one of `ldvc.modeling.decoders`.
     """
@@ -54,12 +54,9 @@ class LDVC(nn.Module):
             raise CheckpointError(
                 f"decoder_heads = {config.decoder_heads} does not divide the CLIP's width of {width}; choose a divisor."
             )
-        gate = None
-        if config.start_at_clip:
-            gate = DEFAULT_GATE if config.gate_init is None else config.gate_init
-        self.image_tower = ImageTower(self.clip, config.visual_prompts, config.visual_prompt_dropout, gate=gate)
+        self.image_tower = ImageTower(self.clip, config.visual_prompts, config.visual_prompt_dropout, gate=config.gate)
         self.text_tower = TextTower(self.clip, config.template, config.text_prompts)
-        self.adapter = TextAdapter(width, start_at_identity=config.start_at_clip) if config.text_adapter else None
+        self.adapter = TextAdapter(width, start_at_identity=config.starts_at_clip) if config.text_adapter else None
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
     def encode_image(self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None) -> ImageFeatures:
@@ -67,7 +64,7 @@ class LDVC(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised with `clip.mean` and `clip.std`, sides divisible by `clip.patch_size`; or
-            patch_tokens: (B, width, h, w), what `image_tower.embed_patches` made of them.
+            patch_tokens: (B, width, h, w), their output of `image_tower.embed_patches`.
         """
         return self.image_tower(images, patch_tokens=patch_tokens)
 
@@ -122,12 +119,12 @@ class LDVC(nn.Module):
     ) -> Tensor:
         """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
 
-        It is the decoder "clip", where every decoder starts, and what training preserves.
+        It is the decoder "clip", at which every decoder starts and from which training distils.
 
         Args:
             images: (B, 3, H, W); or
             patch_tokens: (B, width, h, w).
-            names: strings, tokens, or frozen class embeddings (C, d) that `frozen_embeddings` computed before.
+            names: strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
 
         Returns:
             (B, C, h, w), float32.
@@ -161,12 +158,12 @@ class LDVC(nn.Module):
                 listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 raise CheckpointError(
                     f"The weights do not fit the configured model: {len(names)} tensors {problem} ({listed}); "
-                    "use the config.json that was saved beside them."
+                    "use the config.json that was saved with them."
                 )
         self.load_state_dict(dict(tensors), strict=False)
 
     def parameter_report(self) -> dict[str, int]:
-        """Learnable parameters part by part, then "total", and "frozen CLIP" for comparison."""
+        """Number of learnable parameters of each part, then "total", and "frozen CLIP" for comparison."""
 
         def count(*parts: nn.Module | nn.Parameter | None) -> int:
             tensors = []

@@ -1,4 +1,4 @@
-"""Regions of a grid of patches: what the local-consensus self-attention (LCSA) routes between."""
+"""Regions of a grid of patches, between which the local-consensus self-attention (LCSA) routes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Layout:
-    """How a grid of patches is cut into regions.
+    """How a grid of patches is divided into regions.
 
-    At most S regions a side, each ceil(h / S) x ceil(w / S) patches, and no more regions than have patches in them: a grid
-    of 20 x 20 with S = 8 has regions of 3 x 3, of which 7 a side hold patches; the eighth would be padding alone, so
-    it does not exist and can never be chosen. A grid smaller than S x S has regions of one patch. The last region of a row
-    or column may be partly padding, which is masked out of means, routing and attention.
+    There are at most S regions per side, each with ceil(h / S) x ceil(w / S) patches. Regions without patches do not exist: a
+    grid of 20 x 20 with S = 8 has 7 x 7 regions of 3 x 3 patches. A grid smaller than S x S has regions of one patch. The last
+    region of a row or column may contain padding, which is masked in means, routing and attention.
 
     Attributes:
         grid: (h, w) patches.
@@ -43,7 +42,7 @@ class Layout:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Rows below and columns to the right of the grid that fill up the last regions."""
+        """Rows below and columns to the right of the grid that complete the last regions."""
         return tuple(n * size - side for n, size, side in zip(self.count, self.size, self.grid, strict=True))
 
     def window(self, tokens: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class Layout:
         return tokens[:, :height, :width].flatten(1, 2)
 
     def valid(self, device: torch.device) -> Tensor:
-        """(R, t) booleans: which places of a region hold a patch."""
+        """(R, t) booleans: which places of a region are patches and not padding."""
         ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
         return self.window(ones)[0, :, :, 0] > 0
 

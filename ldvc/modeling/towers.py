@@ -1,8 +1,8 @@
-"""The two frozen towers of CLIP with deep prompts: learnable tokens that stand before every layer anew.
+"""The two frozen towers of CLIP with deep prompts: learnable tokens that every layer gets anew.
 
-Prompts are replaced layer by layer (VPT-deep: Jia et al., "Visual Prompt Tuning", 2022), so what a layer makes of them is
-thrown away and they only ever act as keys and values. `run_block` therefore never computes their outputs. That is the
-same function as inserting tokens, at the cost of M keys instead of M tokens.
+Each layer has its own prompts (VPT-deep: Jia et al., "Visual Prompt Tuning", 2022), so the outputs of a layer for its prompts
+are unused and prompts only act as keys and values. `run_block` therefore does not compute these outputs. The function is the
+same as that of inserted tokens, at the cost of M keys instead of M tokens.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldvc.config import GATE
 from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import FrozenClip
 
-DEFAULT_GATE = 0.05
-
 
 class ImageFeatures(NamedTuple):
-    """What the image tower says of pictures, in the joint space, not normalised."""
+    """Features of pictures in the joint space, not normalised."""
 
     global_embedding: Tensor  # (B, d)
     patch_features: Tensor  # (B, N, d), row by row
@@ -41,9 +40,9 @@ def run_block(
         block: pre-norm block with `nn.MultiheadAttention`.
         tokens: (B, N, width).
         context: (B or 1, P, width), further keys and values, or None.
-        gate: (heads,) or None. None: one softmax over context and tokens, exactly as if the context stood among the
-            tokens. Given: a softmax of its own over the context, added times the gate (the zero-initialised attention
-            of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
+        gate: (heads,) or None. None: one softmax over context and tokens, as if the context was inserted into the tokens.
+            Otherwise: a separate softmax over the context, whose output is multiplied by the gate and added (the
+            zero-initialised attention of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
         mask: (N, P + N) booleans, True = may attend; without gate only.
 
     Returns:
@@ -81,21 +80,21 @@ def run_block(
 class ImageTower(nn.Module):
     """CLIP's image tower at any resolution, with M learnable tokens before every layer.
 
-    All layers' prompts go through one shared linear projection, a LayerNorm and dropout, which ZegCLIP's VPT has, too. In its
-    authors' code the norm stands elsewhere, between the last block and `ln_post`, where a norm follows another; and while
-    training, the frozen blocks lose a tenth of their branches (drop path). Neither is built.
+    All prompts go through a shared linear projection, LayerNorm and dropout, as in ZegCLIP's VPT. Two details of its authors'
+    code are left out: the norm is there between the last block and `ln_post`, and the frozen blocks have drop path of 0.1 in
+    training.
 
     Args:
-        clip: frozen CLIP; held, not owned: its parameters are not parameters of this module.
+        clip: frozen CLIP; its parameters are not parameters of this module.
         prompts: M; 0 = none.
-        dropout: on projected prompts, while training.
-        gate: None = published form, prompts and tokens share one softmax, and random prompts disturb CLIP from the first
-            step. A number = first value of a learnable gate per layer and head (see `run_block`), so that training starts
-            near plain CLIP while gradients reach prompts and gate at full size.
+        dropout: on projected prompts, in training.
+        gate: None = published form: prompts and tokens share one softmax, and random prompts change CLIP's features from the
+            first step. A number = first value of a learnable gate per layer and head (see `run_block`), so that training
+            starts near plain CLIP.
     """
 
     def __init__(
-        self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, gate: float | None = DEFAULT_GATE
+        self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, gate: float | None = GATE
     ) -> None:
         super().__init__()
         self._clip = (clip,)  # in a tuple, so that it is not registered as a sub-module
@@ -120,10 +119,10 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Patch embedding, frozen and free of prompts, so that one result serves many passes.
+        """Frozen patch embedding, without prompts.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W divisible by the patch size (padding is the caller's job).
+            images: (B, 3, H, W), normalised; H and W divisible by the patch size (the caller pads).
 
         Returns:
             (B, width, h, w).
@@ -138,12 +137,12 @@ class ImageTower(nn.Module):
     def forward(
         self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, prompted: bool = True
     ) -> ImageFeatures:
-        """Features of pictures, or of what `embed_patches` made of them.
+        """Features of pictures, or of their patch tokens.
 
         Args:
             images: (B, 3, H, W); or
             patch_tokens: (B, width, h, w).
-            prompted: False = plain CLIP. It is frozen, so gradients reach nothing but patch tokens that asks for them.
+            prompted: False = plain CLIP. It is frozen; only patch tokens can get gradients.
         """
         assert (images is None) != (patch_tokens is None), "give images or their patch tokens"
         if patch_tokens is None:
@@ -153,7 +152,7 @@ class ImageTower(nn.Module):
         return self._encode(patch_tokens, self._projected_prompts(patch_tokens.shape[0]))
 
     def _projected_prompts(self, batch: int) -> Tensor:
-        """(layers, B or 1, M, width). Each picture has dropout of its own; without dropout all share one copy."""
+        """(layers, B or 1, M, width). Each picture has another dropout mask; without dropout, all share one copy."""
         prompts = self.prompt_norm(self.prompt_projection(self.prompts))[:, None]  # (layers, 1, M, width)
         if self.training and self.prompt_dropout.p > 0:
             prompts = self.prompt_dropout(prompts.expand(-1, batch, -1, -1))
@@ -189,21 +188,21 @@ class ImageTower(nn.Module):
             patches = embedding[1:].unflatten(0, self.clip.visual.grid_size).permute(2, 0, 1)  # (width, h0, w0)
             patches = F.interpolate(patches[None].float(), size=grid, mode="bicubic", antialias=True)[0]
             position = torch.cat([embedding[:1], patches.flatten(1).T.to(embedding.dtype)])
-            if len(self._positions) >= 64:  # photos of every aspect visit a long-running page
+            if len(self._positions) >= 64:  # limits the memory of a server
                 self._positions.clear()
             self._positions[key] = position
         return position
 
 
 class TextTower(nn.Module):
-    """CLIP's text tower, with learnable tokens in the place of the template's context at every layer.
+    """CLIP's text tower, with learnable tokens instead of the template's context at every layer.
 
-    The context stands before the name, and attention is causal, so what a layer holds there does not depend on the name:
-    starting each prompt from it reproduces CLIP's own output exactly. (Words after the name do depend on it and stay as
-    they are.) For the same reason only the tokens from the name on are computed, and only up to the longest name.
+    The context precedes the name and attention is causal, so its states do not depend on the name. Prompts that are initialised
+    with these states reproduce CLIP's output exactly. (Words after the name depend on it and are not replaced.) For the same
+    reason only the tokens from the name to the end of the longest name are computed.
 
     Args:
-        clip: frozen CLIP; held, not owned.
+        clip: frozen CLIP; its parameters are not parameters of this module.
         template: sentence with one "{}".
         prompts: learn the context tokens; False = plain CLIP.
     """
@@ -227,7 +226,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def _frozen_prefix(self) -> Tensor:
-        """What every layer of the frozen tower receives at the positions before the name: (layers, P, width)."""
+        """Inputs of every layer of the frozen tower at the positions before the name: (layers, P, width)."""
         text = self.clip.text
         length = self.prefix_tokens.shape[0]
         states = (text.token_embedding(self.prefix_tokens) + text.positional_embedding[:length])[None]
@@ -239,7 +238,7 @@ class TextTower(nn.Module):
         return torch.stack(inputs)
 
     def tokenize(self, names: Sequence[str]) -> Tensor:
-        """(C, context length) token ids of the names within the template; too long names are cut as by open_clip."""
+        """(C, context length) token ids of the names within the template; long names are truncated as in open_clip."""
         assert not isinstance(names, str), "names is a sequence of strings, not one string"
         return self.clip.tokenizer([self.template.replace("{}", name) for name in names]).to(self.prefix_tokens.device)
 
@@ -266,7 +265,7 @@ class TextTower(nn.Module):
         end = self._pooled_position(tokens)  # (C,)
         stop = int(end.max()) + 1
         states = text.token_embedding(tokens[:, start:stop]) + text.positional_embedding[start:stop]  # (C, T, width)
-        # token i of the name sees the whole prefix and the name up to itself
+        # a token of the name attends to the whole prefix, earlier tokens of the name and itself
         length = stop - start
         mask = torch.ones(length, stop, dtype=torch.bool, device=tokens.device).tril(diagonal=start)
         for block, context in zip(text.blocks, prefix_states, strict=True):
@@ -279,7 +278,7 @@ class TextTower(nn.Module):
             return pooled if text.projection is None else pooled @ text.projection
 
     def _pooled_position(self, tokens: Tensor) -> Tensor:
-        """(C,): the position whose last state is the embedding, by open_clip's rule for this tower."""
+        """(C,): the position whose last state is the embedding, as in open_clip."""
         text = self.clip.text
         if text.pool_type == "argmax":
             return tokens.argmax(dim=-1)

@@ -1,1 +1,1 @@
-"""The Gradio page: layout, handlers, texts."""
+"""The Gradio page: inputs, tabs, endpoints."""

@@ -1,48 +1,74 @@
-"""What programs can ask about a segmentation: named endpoints (see "Use via API" on the page); the tabs declare their own.
+"""What programs can ask: one function for each named endpoint (see "Use via API" on the page).
 
-A client that asks again about the same photo does not wait for it to be encoded again: each has a session of its own.
+Gradio documents an endpoint by the docstring, by the names of the function's parameters, and by the widgets that stand for
+them; those are hidden here. Each client has a session of its own: a client that asks again about the same photo does not wait
+for it to be encoded again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from ldvc.class_names import class_lists
+from ldvc.embedding_space import Space
 from ldvc.result import Segmentation
-from ldvc.visualize import colours_for, fit_size, overlay, resize_picture
+from ldvc.visualize import colours_for, fit_size, heat_map, overlay, resize_picture
 from ldvc.web import texts
-from ldvc.web.downloads import KINDS, Look
-from ldvc.web.handlers import Handlers, checked_background
-from ldvc.web.inputs import BACKGROUND_INPUTS, Question
-from ldvc.web.session import Problem, Visit
+from ldvc.web.downloads import KINDS, OverlayStyle
+from ldvc.web.inputs import InputPanel, unchecked
+from ldvc.web.segmenter import LCSA_OFF, MAIN_DECODER, Segmenter, checked_background
+from ldvc.web.session import Answer, Problem, Session
+from ldvc.web.tabs import attention as attention_tab
+from ldvc.web.tabs import compare as compare_tab
+from ldvc.web.tabs import routing as routing_tab
+from ldvc.web.tabs import space as space_tab
 from ldvc.web.tabs.segment import SegmentTab
 
-OVERLAY_SIDE = 1280
+PICTURE_SIDE = 1280
+HEAT_SIDE = 896
 
 
-def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab: SegmentTab) -> None:
-    """Declare the endpoints; called inside the page's context."""
+class Api:
+    """The endpoints, as functions that need no widgets. Each takes the client's session and returns it last.
 
-    def ask(photo: str | None, names: Any, use_background: Any, threshold: Any, visit: Visit | None) -> Visit:
-        """Segment for a program: a problem becomes an error with the same sentence."""
+    Args:
+        write: writes a file of a kind of an answer, see `SegmentTab.write`.
+    """
+
+    def __init__(self, segmenter: Segmenter, write: Callable[..., str]) -> None:
+        self.segmenter, self.write = segmenter, write
+
+    def ask(
+        self,
+        session: Session | None,
+        photo: str | None,
+        names: Any,
+        use_background: Any = True,
+        threshold: Any = None,
+        company: Any = True,
+    ) -> tuple[Session, Answer, float | str | None]:
+        """The session, its answer and the threshold; a problem becomes an error with the same sentence."""
+        session = session or Session()
         try:
             background = checked_background(use_background, threshold)
-            return handlers.segment(photo, names, background, replace(visit or Visit(), company=True))
+            answer = self.segmenter.segment(photo, names, company=bool(company), previous=session.answer)
         except Problem as problem:
-            raise gr.Error(str(problem), print_exception=False) from problem
+            raise refusal(str(problem)) from problem
+        session.answer = answer
+        return session, answer, answer.background(background)
 
-    def api_segment(
+    def segment(
+        self,
         photo: str | None,
         names: str,
         use_background: bool = True,
         threshold: float | None = None,
-        visit: Visit | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, dict, Visit]:
+        session: Session | None = None,
+    ) -> tuple:
         """Segment a photo by class names.
 
         Names are separated by commas, or a list; "sofa | couch" are two words for one class; "background", "other" and the
@@ -51,38 +77,182 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         map (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area
         shares, colours, and groups of words that the model cannot tell apart ("alike").
         """
-        visit = ask(photo, names, use_background, threshold, visit)
-        (result,) = handlers.results(visit, "ldvc")
-        size = fit_size(*result.size, long_side=OVERLAY_SIDE)
+        session, answer, background = self.ask(session, photo, names, use_background, threshold)
+        (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
+        size = fit_size(*result.size, long_side=PICTURE_SIDE)
         labels, colours = result.labels_at(size), colours_for(result.names)
-        picture = resize_picture(result.picture, size)
-        painted = overlay(picture, labels, colours, striped=[not seen for seen in result.seen])
-        summary = summarise(result, labels, colours, model=handlers.models(visit).name)
-        return painted, (labels + 1).astype(np.uint8), summary, visit
+        striped = [not seen for seen in result.seen]
+        painted = overlay(resize_picture(result.picture, size), labels, colours, striped=striped)
+        shares = result.area_shares(labels)
+        rows = zip(result.names, result.seen, shares, colours, strict=True)
+        data = {
+            "model": self.segmenter.model(answer).name,
+            "decoder": result.decoder,
+            "size": {"width": result.size[1], "height": result.size[0]},
+            "classes": [
+                {"name": name, "seen": seen, "area": round(share, 4), "colour": colour} for name, seen, share, colour in rows
+            ],
+            "alike": result.indistinguishable_words,
+            "threshold": result.background,
+            "none_of_these": None if result.background is None else round(max(0.0, 1 - sum(shares)), 4),
+        }
+        return painted, (labels + 1).astype(np.uint8), data, session
 
-    def api_vocabulary(vocabulary: str) -> dict:
+    def attention(
+        self,
+        photo: str | None,
+        names: str,
+        name: str,
+        layer: float | None = 0,
+        head: float | None = 0,
+        use_company: bool = True,
+        session: Session | None = None,
+    ) -> tuple:
+        """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
+
+        name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. A single name
+        shares the attention with a few words for stuff, unless use_company is false. Returns three heat maps over the
+        photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint has no such decoder)
+        and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
+        intervention): "attention", the softmax over the names of every patch, row by row; "inside" and "outside", its
+        mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words and the
+        attention that goes to all of them together.
+        """
+        session, answer, background = self.ask(session, photo, names, company=use_company)
+        title = next((each for each in answer.names if each.casefold() == (name or "").strip().casefold()), None)
+        if title is None:
+            raise refusal(f"“{name}” is not among the names; ask about one of them.")
+        decoders = (*attention_tab.DECODERS, LCSA_OFF)
+        results = self.segmenter.results(answer, *decoders, background=background)
+        main, index = results[0], answer.names.index(title)
+        at, which = layer_and_head(main, layer, head)
+        columns = [
+            attention_tab.Column.of(decoder, result, at, which) for decoder, result in zip(decoders, results, strict=True)
+        ]
+        picture = resize_picture(main.picture, fit_size(*main.size, long_side=HEAT_SIDE))
+        maps = [
+            None if column.maps is None else heat_map(column.enlarged(column.maps[index], HEAT_SIDE), picture)
+            for column in columns[: len(attention_tab.DECODERS)]
+        ]
+        there = {column.decoder: column for column in columns if column.maps is not None}
+        shares = {decoder: column.inside_outside(index) for decoder, column in there.items()}
+        data = {
+            "name": title,
+            **names_of(at, which),
+            "grid": {"rows": main.grid[0], "columns": main.grid[1]},
+            "attention": {decoder: rounded(column.maps[index]) for decoder, column in there.items()},
+            "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
+            "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
+            "company": {
+                "words": main.company,
+                "attention": {
+                    decoder: rounded(column.company) for decoder, column in there.items() if column.company is not None
+                },
+            },
+        }
+        return *maps, data, session
+
+    def routing(
+        self,
+        photo: str | None,
+        names: str,
+        row: float | None = 0,
+        column: float | None = 0,
+        layer: float | None = 0,
+        head: float | None = 0,
+        session: Session | None = None,
+    ) -> tuple:
+        """Where local-consensus self-attention (LCSA) routed one patch of the photo, and to what the patch attended there.
+
+        row and column count patches from 1, 0 is the middle; layer counts from 1, 0 is the last; head counts from 1, 0
+        is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
+        its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
+        share of the token attention that falls into it), the affinity of all regions row by row, the token attention
+        of all patches row by row (0 outside those regions), and the patch's softmax over the names. A single name shares
+        it with the words of "company".
+        """
+        session, answer, background = self.ask(session, photo, names)
+        (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
+        if not result.has_routing:
+            raise refusal(routing_tab.MISSING)
+        at, which = layer_and_head(result, layer, head)
+        rows, columns = result.grid
+        row, column = whole(row, "row") or rows // 2 + 1, whole(column, "column") or columns // 2 + 1
+        if not (1 <= row <= rows and 1 <= column <= columns):
+            raise refusal(
+                f"There is no patch in row {row}, column {column}; the photo has {rows} rows and {columns} columns."
+            )
+        patch = routing_tab.RoutedPatch.of(result, row - 1, column - 1, layer=at, head=which)
+        return {**patch_data(patch, result.names), **names_of(at, which)}, session
+
+    def space(self, photo: str | None, names: str, session: Session | None = None) -> tuple:
+        """Which of the two a decoder moved, patches or class names: for LDVC and for ZegCLIP's decoder.
+
+        Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
+        the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
+        classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
+        the points of the class names (with the drift of each) and of the patches (with the class that each got).
+        """
+        session, answer, _ = self.ask(session, photo, names)
+        results = self.segmenter.results(answer, *space_tab.DECODERS)
+        space, words = space_tab.space_of(dict(zip(space_tab.DECODERS, results, strict=True)))
+        return space_data(space, words, answer.names), session
+
+    def compare(
+        self,
+        photo: str | None,
+        names: str,
+        use_background: bool = True,
+        threshold: float | None = None,
+        session: Session | None = None,
+    ) -> tuple:
+        """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
+
+        With use_background, pixels where no name's score reaches the threshold (without one, each decoder's own) are
+        none of these. Returns the painted photos, captioned, and the data: for each of the four the area share of every
+        name and the share of the photo on which it differs from LDVC with LCSA; and which names are seen. What the
+        checkpoint does not have is left out.
+        """
+        session, answer, background = self.ask(session, photo, names, use_background, threshold)
+        results = self.segmenter.results(answer, *compare_tab.DECODERS, background=background)
+        pictures = compare_tab.paint_all(results, colours_for(answer.names))
+        painted = [each for each in pictures if isinstance(each, compare_tab.Painted)]
+        data = {
+            "seen": dict(zip(answer.names, results[-1].seen, strict=True)),
+            "decoders": {
+                each.decoder: {
+                    "area": {name: round(share, 4) for name, share in zip(answer.names, each.shares, strict=True)},
+                    "differs_from_ldvc": round(float((each.labels != painted[-1].labels).mean()), 4),
+                }
+                for each in painted
+            },
+        }
+        return [(each.overlay, texts.DECODER_TITLES[each.decoder]) for each in painted], data, session
+
+    def vocabulary(self, vocabulary: str) -> dict:
         """A ready list of class names, and whether the model saw masks of each in training.
 
-        Give the key of a list (household, voc20, coco80, context59, coco_stuff171), or nothing to be told the lists.
+        Give the key of a list (household, voc20, coco80, context59, coco_stuff171), or nothing for the keys of all lists.
         Returns {"title", "source", "classes": [{"name", "seen"}]}, or {"vocabularies": {key: title}}.
         """
         lists, key = class_lists(), (vocabulary or "").strip()
         if not key:
             return {"vocabularies": {each.key: each.title for each in lists.values()}}
         if key not in lists:
-            raise gr.Error(texts.NO_SUCH_VOCABULARY.format(name=key, names=", ".join(lists)), print_exception=False)
-        seen = handlers.catalogue.get(None).main.seen_names
+            raise refusal(f"There is no vocabulary “{key}”; choose one of {', '.join(lists)}.")
+        seen = self.segmenter.registry.get(None).main.seen_names
         classes = [{"name": name, "seen": name in seen} for name in lists[key].classes]
         return {"title": lists[key].title, "source": lists[key].source, "classes": classes}
 
-    def api_download(
+    def download(
+        self,
         photo: str | None,
         names: str,
         use_background: bool = True,
         threshold: float | None = None,
         kind: str = "overlay",
-        visit: Visit | None = None,
-    ) -> tuple[str, Visit]:
+        session: Session | None = None,
+    ) -> tuple[str, Session]:
         """A file of the segmentation; question as of /segment.
 
         kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
@@ -90,43 +260,134 @@ def declare(handlers: Handlers, question: Question, visit: gr.State, segment_tab
         threshold, and which model answered, with the SHA-256 of its weights).
         """
         if kind not in KINDS:
-            raise gr.Error(texts.NO_SUCH_FILE.format(name=kind, names=", ".join(KINDS)), print_exception=False)
-        visit = ask(photo, names, use_background, threshold, visit)
-        return segment_tab.write(kind, visit, Look()), visit
+            raise refusal(f"There is no file of the kind “{kind}”; choose one of {', '.join(KINDS)}.")
+        session, answer, background = self.ask(session, photo, names, use_background, threshold)
+        return self.write(kind, answer, background, OverlayStyle()), session
 
-    with gr.Column(visible=False):  # what programs give and get
-        use_background, threshold = (make() for make in BACKGROUND_INPUTS)
-        key = gr.Textbox(label="Vocabulary")
+
+def declare(segmenter: Segmenter, panel: InputPanel, session: gr.State, segment_tab: SegmentTab) -> None:
+    """Declare the endpoints; called inside the page's context."""
+    api = Api(segmenter, segment_tab.write)
+    with gr.Column(visible=False):
+        use_background = unchecked(gr.Checkbox(True, label="Allow none of these"))
+        threshold = unchecked(gr.Number(label="Threshold from 0 to 1; without one, the checkpoint's own"))
+        name = gr.Textbox(label="One of the class names")
+        layer = unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last"))
+        head = unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean"))
+        row = unchecked(gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle"))
+        column = unchecked(gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle"))
+        company = gr.Checkbox(True, label="Company for a single name")
         kind = gr.Textbox("overlay", label="Kind of file")
+        vocabulary = gr.Textbox(label="Vocabulary")
         painted, labels = gr.Image(label="Overlay", format="png"), gr.Image(label="Label map", format="png")
-        data = gr.JSON(label="Data")
-        listed = gr.JSON(label="Vocabulary")
-        file = gr.File(label="File")
-        call = gr.Button()
-
-    asked = [question.photo, question.names, use_background, threshold]
+        maps = [
+            gr.Image(label=label, format="jpeg") for label in ("LDVC with LCSA", "LDVC without LCSA", "ZegCLIP's decoder")
+        ]
+        gallery = gr.Gallery(label="Painted photos", format="jpeg")
+        data, file, call = gr.JSON(label="Data"), gr.File(label="File"), gr.Button()
+    asked, background = [panel.photo, panel.names], [use_background, threshold]
 
     def endpoint(function: Callable, inputs: list[Any], outputs: list[Any]) -> None:
-        call.click(function, inputs, outputs, api_name=function.__name__.removeprefix("api_"))
+        call.click(function, inputs, outputs, api_name=function.__name__, show_progress="hidden")
 
-    endpoint(api_segment, [*asked, visit], [painted, labels, data, visit])
-    endpoint(api_vocabulary, [key], [listed])
-    endpoint(api_download, [*asked, kind, visit], [file, visit])
+    endpoint(api.segment, [*asked, *background, session], [painted, labels, data, session])
+    endpoint(api.attention, [*asked, name, layer, head, company, session], [*maps, data, session])
+    endpoint(api.routing, [*asked, row, column, layer, head, session], [data, session])
+    endpoint(api.space, [*asked, session], [data, session])
+    endpoint(api.compare, [*asked, *background, session], [gallery, data, session])
+    endpoint(api.vocabulary, [vocabulary], [data])
+    endpoint(api.download, [*asked, *background, kind, session], [file, session])
 
 
-def summarise(result: Segmentation, labels: np.ndarray, colours: list[str], *, model: str) -> dict[str, Any]:
-    """The data of /segment: what each class is and how much of the photo it covers."""
-    shares = result.area_shares(labels)
-    rows = zip(result.names, result.seen, shares, colours, strict=True)
-    none = None if result.background is None else round(max(0.0, 1 - sum(shares)), 4)
+def refusal(sentence: str) -> gr.Error:
+    """An error that a program receives as one sentence."""
+    return gr.Error(sentence, print_exception=False)
+
+
+def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
+    """Layers and heads are counted from 1; 0 is the last layer and the mean of all heads.
+
+    Returns:
+        (index of the layer, index of the head or None).
+
+    Raises:
+        gr.Error: there is no such layer or head.
+    """
+    layers, heads = result.attention_shape
+    layer, head = whole(layer, "layer"), whole(head, "head")
+    if not 0 <= layer <= layers:
+        raise refusal(f"There is no layer {layer}; ask for 1 to {layers}, or 0 for the last.")
+    if not 0 <= head <= heads:
+        raise refusal(f"There is no head {head}; ask for 1 to {heads}, or 0 for the mean of all.")
+    return (layer or layers) - 1, head - 1 if head else None
+
+
+def names_of(layer: int, head: int | None) -> dict[str, Any]:
+    """Layer and head as programs count them."""
+    return {"layer": layer + 1, "head": "mean" if head is None else head + 1}
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number that a program gave, None counting as 0.
+
+    Raises:
+        gr.Error: it is none.
+    """
+    try:
+        number = float(value or 0)
+        if number == int(number):
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise refusal(f"{name} is a whole number, not “{value}”.")
+
+
+def rounded(values: np.ndarray, digits: int = 4) -> list:
+    """An array as nested lists that are short to send."""
+    return values.round(digits).tolist()
+
+
+def patch_data(patch: routing_tab.RoutedPatch, names: list[str]) -> dict[str, Any]:
+    """A patch as numbers; see the endpoint."""
+    regions = zip(patch.boxes, patch.routing.affinity, patch.inside, strict=True)
     return {
-        "model": model,
-        "decoder": result.decoder,
-        "size": {"width": result.size[1], "height": result.size[0]},
-        "classes": [
-            {"name": name, "seen": seen, "area": round(share, 4), "colour": colour} for name, seen, share, colour in rows
+        "patch": {"row": patch.row + 1, "column": patch.column + 1},
+        "grid": {"rows": patch.grid[0], "columns": patch.grid[1]},
+        "class": {"name": names[patch.label], "score": round(patch.score, 4)},
+        "own_region": [round(side, 4) for side in patch.own_box],
+        "regions": [
+            {"box": [round(side, 4) for side in box], "affinity": round(float(affinity), 4), "attention": round(share, 4)}
+            for box, affinity, share in regions
         ],
-        "alike": result.indistinguishable_words,
-        "threshold": result.background,
-        "none_of_these": none,
+        "affinities": rounded(patch.routing.all_affinities.reshape(patch.routing.region_grid)),
+        "token_attention": rounded(patch.attention, 5),
+        "softmax": dict(zip(names, rounded(patch.shares), strict=True)),
+        "company": patch.company,
     }
+
+
+def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
+    """The plane and the decoders as numbers; see the endpoint."""
+    decoders = {}
+    for decoder, part in space.decoders.items():
+        moved = part.movement
+        decoders[decoder] = {
+            "drift": part.drift,
+            "similarity": part.similarity,
+            "names": [
+                {
+                    "name": word,
+                    "class": names[moved.class_of_embedding[index]],
+                    "before": rounded(part.embeddings_before[index]),
+                    "after": rounded(part.embeddings_after[index]),
+                    "drift": float(moved.embedding_drift[index]),
+                }
+                for index, word in enumerate(words)
+            ],
+            "patches": {
+                "class": [names[label] for label in moved.class_of_patch],
+                "before": rounded(part.patches_before),
+                "after": rounded(part.patches_after),
+            },
+        }
+    return {"explained_variance": list(space.plane.explained), "decoders": decoders}

@@ -1,4 +1,4 @@
-"""Files to take home: the overlay, the masks, and what they mean. Pure functions of a result."""
+"""Files to download: the overlay, the masks, and what they mean. Pure functions of a result."""
 
 from __future__ import annotations
 
@@ -18,16 +18,11 @@ from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size, overlay, rgb
 
 SCORES_SIDE = 384
-KINDS = {
-    "overlay": "overlay.png",
-    "mask": "mask.png",
-    "masks": "masks.zip",
-    "data": "segmentation.json",
-}
+KINDS = {"overlay": "overlay.png", "mask": "mask.png", "masks": "masks.zip", "data": "segmentation.json"}
 
 
 @dataclass(frozen=True)
-class Look:
+class OverlayStyle:
     """How the overlay is painted: opacity 0..1, with outlines or without, `alone` the one class that is painted, or None."""
 
     opacity: float = OPACITY
@@ -50,20 +45,18 @@ def safe_name(text: str, *, default: str = "class") -> str:
 
 
 def make_file(
-    kind: str, result: Segmentation, *, look: Look, identity: Identity, photo: str = "photo"
+    kind: str, result: Segmentation, *, style: OverlayStyle, identity: Identity, photo: str = "photo"
 ) -> tuple[str, bytes]:
     """A file's name and its content.
 
     Args:
         kind: one of `KINDS`.
         result: the segmentation, with its threshold.
-        look: of the overlay.
-        identity: of the model.
         photo: the photo's file name; only its stem is used.
     """
     stem = safe_name(re.sub(r"\.[^.]*$", "", photo), default="photo")
     makers = {
-        "overlay": lambda: overlay_png(result, look),
+        "overlay": lambda: overlay_png(result, style),
         "mask": lambda: mask_png(result),
         "masks": lambda: masks_zip(result, identity, photo),
         "data": lambda: as_json(description(result, identity, photo)),
@@ -71,17 +64,16 @@ def make_file(
     return f"{stem}-{KINDS[kind]}", makers[kind]()
 
 
-def overlay_png(result: Segmentation, look: Look) -> bytes:
+def overlay_png(result: Segmentation, style: OverlayStyle) -> bytes:
     """The painted photo at its own size."""
-    only = result.names.index(look.alone) if look.alone in result.names else None
     painted = overlay(
         result.picture,
         result.labels,
         colours_for(result.names),
         striped=[not seen for seen in result.seen],
-        opacity=look.opacity,
-        outline=look.outline,
-        only=only,
+        opacity=style.opacity,
+        outline=style.outline,
+        only=result.names.index(style.alone) if style.alone in result.names else None,
     )
     return _png(Image.fromarray(painted))
 
@@ -96,8 +88,7 @@ def mask_png(result: Segmentation) -> bytes:
 
 def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
     """One black-and-white mask (0 or 255) per class, numbered by index, and classes.json."""
-    buffer = io.BytesIO()
-    labels = result.labels
+    buffer, labels = io.BytesIO(), result.labels
     listed = list(enumerate(result.names, start=1))
     if result.background is not None:
         listed.insert(0, (0, "none of these"))
@@ -105,7 +96,7 @@ def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for index, name in listed:
             mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
-            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask), zipfile.ZIP_STORED)  # packed already
+            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask), zipfile.ZIP_STORED)
         archive.writestr("classes.json", as_json(description(result, identity, photo)))
     return buffer.getvalue()
 
@@ -115,8 +106,8 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
 
     Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "area" as share of the photo,
     "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none). Areas and
-    pixels are counted at the photo's own size; scores are read from maps whose long side is at most `SCORES_SIDE`, a dozen
-    pixels for a patch of lite, because 171 of them at full size take seconds.
+    pixels are counted at the photo's own size. Scores are read from maps whose long side is at most `SCORES_SIDE`, because
+    171 maps of full size take seconds.
     """
     labels = result.labels
     small = fit_size(*result.size, long_side=SCORES_SIDE)

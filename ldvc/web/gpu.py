@@ -1,14 +1,12 @@
-"""Hugging Face's ZeroGPU lends a GPU for the time of a call, to functions that ask for it; elsewhere nothing changes.
+"""Hugging Face's ZeroGPU lends a GPU to decorated functions for the time of a call; elsewhere nothing changes.
 
-Imported before anything that imports torch, as the package `spaces` demands. It runs the function in a forked process, so
-that what the function changes in place stays there, and hands arguments and results over as multiprocessing does: every
-tensor would keep a file descriptor and a piece of /dev/shm (64 MB in a container) open for as long as a visitor is
-remembered. So they are packed to plain bytes here.
+This module is imported before anything that imports torch, as the package `spaces` demands. ZeroGPU runs the function in a
+forked process: what the function changes in place is lost. Arguments and results are packed to bytes here, because every
+tensor that multiprocessing passes keeps a file descriptor and a piece of /dev/shm (64 MB in a container) open.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 from collections.abc import Callable
@@ -19,8 +17,7 @@ try:
 except ImportError:
     spaces = None
 
-# What a visitor without an account may use in a day is a few minutes, and a call must ask for its time in advance.
-SECONDS = 15
+SECONDS = 15  # requested for each call; a visitor without an account has a few minutes a day
 
 
 def gpu_is_lent() -> bool:
@@ -29,21 +26,15 @@ def gpu_is_lent() -> bool:
 
 
 def on_gpu(function: Callable) -> Callable:
-    """Run the function with a GPU where one is lent, as it is elsewhere.
-
-    Args:
-        function: of values that can be pickled, as its result can.
-    """
+    """The function, run with a GPU where ZeroGPU lends one. Its arguments and results must be picklable."""
     if not gpu_is_lent():
         return function
 
     @spaces.GPU(duration=SECONDS)
     def run(packed: bytes) -> bytes:
-        arguments, options = pickle.loads(packed)
-        return pickle.dumps(function(*arguments, **options), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(function(*pickle.loads(packed)), pickle.HIGHEST_PROTOCOL)
 
-    @functools.wraps(function)
-    def lent(*arguments: Any, **options: Any) -> Any:
-        return pickle.loads(run(pickle.dumps((arguments, options), pickle.HIGHEST_PROTOCOL)))
+    def lent(*arguments: Any) -> Any:
+        return pickle.loads(run(pickle.dumps(arguments, pickle.HIGHEST_PROTOCOL)))
 
     return lent

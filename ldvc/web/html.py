@@ -1,23 +1,29 @@
-"""Pieces of HTML. Every text that a visitor can influence goes through `escape`, here and in the views."""
+"""Pieces of HTML that several parts of the page share. Every text that a visitor can influence goes through `escape`.
+
+Pictures are data inside the HTML: never a file that another visitor could fetch. A heat map has a few pixels for each patch;
+the browser enlarges it over a grey photo, which is sent once for all maps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import base64
+import io
+from collections.abc import Sequence
 from html import escape
 
-from ldvc.class_names import plain, synonyms_of
-from ldvc.visualize import heat_gradient
+import numpy as np
+from PIL import Image
+
+from ldvc.visualize import fit_size, grey_version, heat_gradient, heat_table, resize_picture
 from ldvc.web import texts
 
-MANY_CHIPS = 12  # from here on, a line says how many there are
+HEAT = heat_table()
+HEAT_STRENGTH = 0.8  # of the heat over the grey photo, as in `ldvc.visualize.heat_map`; the style sheet has it too
+GREY_SIDE = 420  # long side of the grey photo under heat maps
+MAP_SIDE = 112  # long side of a heat map before the browser enlarges it: four pixels for each patch of lite
 
 
-def header() -> str:
-    """Title and what the page is for."""
-    return (
-        f'<header class="ldvc-header"><div><h1>{texts.TITLE}</h1><p class="ldvc-tagline">{texts.TAGLINE}</p></div>'
-        f'<a class="ldvc-paper" href="{texts.PAPER}" target="_blank" rel="noopener">{texts.PAPER_LABEL}</a></header>'
-    )
+# ---- words
 
 
 def section(title: str, help_text: str = "") -> str:
@@ -31,8 +37,13 @@ def caption(text: str) -> str:
     return f'<h3 class="ldvc-caption">{text}</h3>'
 
 
+def details(summary: str, text: str) -> str:
+    """A text that opens on a click."""
+    return f'<details class="ldvc-details"><summary>{summary}</summary>{text}</details>'
+
+
 def problem(sentence: str) -> str:
-    """A sentence beside the field it concerns; read out at once by screen readers."""
+    """An error beside the field it concerns; screen readers read it at once."""
     return f'<p class="ldvc-problem" role="alert">{escape(sentence)}</p>'
 
 
@@ -41,63 +52,88 @@ def notice(sentence: str) -> str:
     return f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
 
 
-def listed(words: Sequence[str]) -> str:
-    """["dog", "cat", "cow"] -> “dog”, “cat” and “cow”; not escaped."""
-    *others, last = [f"“{word}”" for word in words]
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def empty(sentence: str) -> str:
-    """What stands where a result will be, and how to get it."""
+    """The place of a result before there is one, and how to get it."""
     return f'<p class="ldvc-empty">{escape(sentence)}</p>'
-
-
-def empty_result() -> str:
-    """What stands where the painted photo will be."""
-    return empty(texts.RESULT_EMPTY)
 
 
 def percent(share: float) -> str:
     """0.3456 -> "35 %"; a little is "<1 %", not "0 %"."""
-    if 0 < share < 0.01:
-        return "&lt;1&#8239;%"
-    return f"{share * 100:.0f}&#8239;%"
+    return "&lt;1&#8239;%" if 0 < share < 0.01 else f"{share * 100:.0f}&#8239;%"
 
 
-def chips(entries: Sequence[tuple[str, str | None]], none: Collection[str] = ()) -> str:
-    """One chip per class, each with a button to remove it, and how many were seen where there are many.
-
-    Args:
-        entries: (name, the learned name that makes it seen, or None: unseen).
-        none: those of the names that are no classes but mean "none of these".
-    """
-    if not entries:
-        return ""
-    items = []
-    for name, source in entries:
-        kind = texts.UNSEEN if source is None else texts.SEEN
-        tag, kind = (texts.NONE_OF_THESE, "none") if name in none else (kind, kind)
-        elsewhere = kind == texts.SEEN and plain(source) not in map(plain, synonyms_of(name))
-        title = f' title="{escape(texts.SEEN_AS.format(name=source))}"' if elsewhere else ""
-        items.append(
-            f'<li class="ldvc-chip"><span class="ldvc-name">{escape(name)}</span>'
-            f'<span class="ldvc-tag ldvc-{kind}"{title}>{tag}</span>'
-            f'<button type="button" data-name="{escape(name)}" aria-label="{escape(texts.REMOVE.format(name=name))}">×</button>'
-            "</li>"
-        )
-    classes = [source for name, source in entries if name not in none]
-    summary = ""
-    if len(entries) > MANY_CHIPS:
-        count = sum(source is not None for source in classes)
-        summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(classes), seen=count)}</p>'
-    return f'{summary}<ul class="ldvc-chips" aria-label="{texts.CHIPS_LABEL}">{"".join(items)}</ul>'
+def number(value: float, digits: int = 2) -> str:
+    """0.5 -> "0.50"; with a true minus sign, and never "-0.00"."""
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", "\u2212")
 
 
-def scale_bar() -> str:
-    """The colour bar of all heat maps."""
-    ticks = "".join(f"<span>{tick}</span>" for tick in ("0", "0.25", "0.5", "0.75", "1"))
+def name_label(name: str, seen: bool, colour: str, *, tag: str = "div") -> str:
+    """A name with its colour, and a mark if the model saw no mask of it."""
+    unseen = "" if seen else f'<span class="ldvc-tag ldvc-unseen">{texts.UNSEEN}</span>'
     return (
-        f'<div class="ldvc-scale" role="img" aria-label="{texts.SCALE_LABEL}: dark violet is 0, pale yellow is 1">'
-        f'<div class="ldvc-gradient" style="background:{heat_gradient()}"></div>'
+        f'<{tag} class="ldvc-label"><span class="ldvc-swatch{"" if seen else " ldvc-striped"}" style="--c:{colour}"></span>'
+        f'<span class="ldvc-label-name" title="{escape(name)}">{escape(name)}</span>{unseen}</{tag}>'
+    )
+
+
+def bar(share: float, colour: str) -> str:
+    """A horizontal bar for a share of 1."""
+    return f'<span class="ldvc-bar"><i style="width:{share * 100:.1f}%;--c:{colour}"></i></span>'
+
+
+def scale_bar(label: str, low: float = 0.0, high: float = 1.0, *, strength: float = HEAT_STRENGTH) -> str:
+    """A colour bar with five ticks; `label` says what it measures and on which scale."""
+    digits = 2 if high - low >= 0.1 else 3
+    ticks = "".join(f"<span>{number(low + (high - low) * step / 4, digits)}</span>" for step in range(5))
+    aria_text = f"{label}: dark violet is {number(low, digits)}, pale yellow is {number(high, digits)}"
+    return (
+        f'<div class="ldvc-scalebar" role="img" aria-label="{escape(aria_text)}"><p>{escape(label)}</p>'
+        f'<div class="ldvc-gradient" style="background:{heat_gradient(strength=strength)}"></div>'
         f'<div class="ldvc-ticks">{ticks}</div></div>'
     )
+
+
+# ---- pictures
+
+
+def photo_uri(picture: np.ndarray, *, long_side: int, grey: bool = False, quality: int = 80) -> str:
+    """A photo, uint8 (H, W, 3), shrunk to a long side, as JPEG data."""
+    picture = resize_picture(picture, fit_size(*picture.shape[:2], long_side=long_side))
+    if grey:  # paler, as `heat_map` does
+        picture = (128 + (grey_version(picture)[..., 0] - 128) * 0.9).round().astype(np.uint8)
+    return data_uri(Image.fromarray(picture), "jpeg", quality=quality)
+
+
+def grey_photo(picture: np.ndarray) -> str:
+    """The photo under heat maps, as data."""
+    return photo_uri(picture, long_side=GREY_SIDE, grey=True, quality=75)
+
+
+def heat_uri(values: np.ndarray, *, low: float = 0.0, high: float = 1.0, inside: np.ndarray | None = None) -> str:
+    """Values (h, w) on the heat scale from `low` to `high` as a palette PNG of that size.
+
+    Args:
+        inside: (h, w) booleans; elsewhere the picture is transparent.
+    """
+    index = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 254
+    index = index.round().astype(np.uint8) + 1  # 0 is transparent
+    if inside is not None:
+        index = np.where(inside, index, 0).astype(np.uint8)
+    picture = Image.fromarray(index).convert("P")
+    palette = HEAT[np.linspace(0, 255, 255).round().astype(int)]
+    picture.putpalette(np.concatenate([[[0, 0, 0]], palette]).astype(np.uint8).tobytes())
+    return data_uri(picture, "png", compress_level=3, **({} if inside is None else {"transparency": 0}))
+
+
+def data_uri(picture: Image.Image, kind: str, **options: int) -> str:
+    """A picture as data in a URI; `options` as of `Image.save`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def quoted(words: Sequence[str]) -> str:
+    """["dog", "cat", "cow"] -> “dog”, “cat” and “cow”; not escaped."""
+    *others, last = [f"“{word}”" for word in words]
+    return f"{', '.join(others)} and {last}" if others else last

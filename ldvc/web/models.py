@@ -1,10 +1,9 @@
-"""The checkpoints of the page, their decoders loaded when first needed and shared by all visitors."""
+"""The models of the page, their decoders loaded when first needed and shared by all visitors."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,50 +17,49 @@ from ldvc.web.session import Problem
 MAIN_DECODER = "ldvc"
 
 
-class Models:
+class LoadedModel:
     """The decoders of one checkpoint."""
 
-    def __init__(self, source: str = "lite", *, load: Callable[..., Predictor] = Predictor.from_pretrained) -> None:
-        self.source = source
-        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # of a path, its last part: visitors need not know folders
+    def __init__(self, source: str = "lite") -> None:
+        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # the last part of a path: visitors see no folders
         self._lock = threading.Lock()
-        self.main = load(source, decoder=MAIN_DECODER)
-        self._others: dict[str, Predictor | None] = {MAIN_DECODER: self.main}
+        self.main = Predictor.from_pretrained(source, decoder=MAIN_DECODER)
+        self._predictors: dict[str, Predictor | None] = {MAIN_DECODER: self.main}
 
-    def other(self, decoder: str) -> Predictor | None:
-        """A decoder of the checkpoint, or None if the checkpoint has no such decoder."""
+    def predictor(self, decoder: str) -> Predictor | None:
+        """The predictor with a decoder, or None if the checkpoint has no such decoder."""
         with self._lock:
-            if decoder not in self._others:
+            if decoder not in self._predictors:
                 try:
-                    self._others[decoder] = self.main.sibling(decoder)
+                    self._predictors[decoder] = self.main.sibling(decoder)
                 except (CheckpointError, WeightsNotFoundError):
-                    self._others[decoder] = None
-            return self._others[decoder]
+                    self._predictors[decoder] = None
+            return self._predictors[decoder]
 
     def decoders(self) -> list[str]:
-        """The decoders that there are, in the order of `PREDICTOR_DECODERS`."""
-        return [decoder for decoder in PREDICTOR_DECODERS if self.other(decoder) is not None]
+        """The decoders that the checkpoint has, in the order of `PREDICTOR_DECODERS`."""
+        return [decoder for decoder in PREDICTOR_DECODERS if self.predictor(decoder) is not None]
 
 
-class Catalogue:
-    """The model choice of the page.
+class ModelRegistry:
+    """The choice of models on the page.
 
     Args:
-        main: source of the checkpoint that the page opens with.
-        full: source of a decoder checkpoint for the full CLIP, or None: then choosing it says what to do.
+        main: the model that the page opens with, or its source.
+        full: source of a decoder checkpoint for the full CLIP; None: then choosing it says what to do.
     """
 
     FULL = "full"
 
-    def __init__(self, main: str | Models = "lite", full: str | None = None) -> None:
-        first = main if isinstance(main, Models) else Models(main)
+    def __init__(self, main: str | LoadedModel = "lite", full: str | None = None) -> None:
+        first = main if isinstance(main, LoadedModel) else LoadedModel(main)
         self.default = first.name
-        self._lock = threading.Lock()  # of loading the full model; who asks for what is there does not wait for it
-        self._loaded: dict[str, Models] = {first.name: first}
+        self._lock = threading.Lock()  # of loading the full model; a model that is loaded is returned without it
+        self._loaded = {first.name: first}
         self._full = full
 
     @classmethod
-    def from_environment(cls) -> Catalogue:
+    def from_environment(cls) -> ModelRegistry:
         """`LDVC_MODEL` is the main checkpoint, `LDVC_FULL` (or the folder assets/full) the full model's.
 
         Raises:
@@ -72,24 +70,24 @@ class Catalogue:
         return cls(os.environ.get("LDVC_MODEL", "lite"), full)
 
     def warm(self) -> None:
-        """Load every decoder of the page's own checkpoint and answer once, so that no visitor waits for it.
+        """Load every decoder of the main checkpoint and run it once, so that no visitor waits for it.
 
-        On ZeroGPU only the loading: it has to happen before the page is served, and there is no GPU yet.
+        On ZeroGPU it only loads: that must happen before the page is served, when there is no GPU yet.
         """
-        models = self.get(None)
-        decoders = models.decoders()
+        model = self.get(None)
+        decoders = model.decoders()
         if not gpu_is_lent():
-            state = models.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
+            image = model.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
             for decoder in decoders:
-                models.other(decoder).segment(["warm", "up"], image=state)
+                model.predictor(decoder).segment(["warm", "up"], image=image)
 
     @property
     def choices(self) -> list[str]:
         """Keys of the choice."""
         return [self.default, *([self.FULL] if self.default != self.FULL else [])]
 
-    def get(self, key: str | None) -> Models:
-        """The models of a choice.
+    def get(self, key: str | None) -> LoadedModel:
+        """The model of a choice; None is the main one.
 
         Raises:
             Problem: it is not here; the sentence says what to do.
@@ -104,7 +102,7 @@ class Catalogue:
         with self._lock:
             if key not in self._loaded:
                 try:
-                    self._loaded[key] = Models(self._full)
+                    self._loaded[key] = LoadedModel(self._full)
                 except LdvcError as error:
                     raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
             return self._loaded[key]

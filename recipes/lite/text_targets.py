@@ -1,23 +1,21 @@
-"""Step 2 of lite: the sentence embedding that every name should have, from MiniLM.
+"""Step 2 of lite: the target embedding of every name, computed with MiniLM.
 
     python -m recipes.lite.text_targets --work runs/lite_recipe
 
-The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, less the mean over all
-nouns (MiniLM's embeddings share a large common part that tells nothing), normalised. Names are
-- every common noun of WordNet with the gloss of the sense that a photo most likely means,
+The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, minus the mean over all names,
+normalised. The mean is subtracted because all embeddings share a large common component. Names are
+- every common noun of WordNet, with the gloss of the sense that a photo most likely shows,
 - its plural, with the target of the singular,
-- the names of class lists that WordNet does not have ("potted plant", "wall-concrete"), and phrases of two words
-  (colour, material or state + noun), with three parts of their own embedding and one of their last word's,
-- the names of the concepts that ImageNet's classes add up to.
+- names of class lists that WordNet does not have ("potted plant", "wall-concrete"),
+- phrases of a colour, material or state and a noun; their target is 3/4 their own embedding and 1/4 that of the noun,
+- the names of the concepts, which are groups of ImageNet classes.
 Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
-About 8 minutes on one core.
 """
 
 import argparse
 import json
 import random
 import re
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,63 +27,14 @@ from torch import Tensor
 
 from recipes.lite.wordnet import VISIBLE_LEXNAMES, Concept, WordNet, imagenet_concepts, with_everyday
 
-MODIFIERS = [
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "white",
-    "black",
-    "brown",
-    "grey",
-    "orange",
-    "pink",
-    "purple",
-    "big",
-    "small",
-    "old",
-    "young",
-    "new",
-    "wooden",
-    "metal",
-    "plastic",
-    "glass",
-    "stone",
-    "concrete",
-    "paper",
-    "leather",
-    "broken",
-    "dirty",
-    "clean",
-    "wet",
-    "dry",
-    "open",
-    "closed",
-    "empty",
-    "full",
-    "striped",
-    "spotted",
-    "fluffy",
-    "wild",
-    "baby",
-    "parked",
-    "flying",
-    "sleeping",
-    "standing",
-    "sitting",
-    "running",
-    "painted",
-    "round",
-    "square",
-    "tall",
-    "long",
-    "short",
-    "dark",
-    "bright",
-]
+MODIFIERS = (
+    "red green blue yellow white black brown grey orange pink purple big small old young new wooden metal plastic "
+    "glass stone concrete paper leather broken dirty clean wet dry open closed empty full striped spotted fluffy "
+    "wild baby parked flying sleeping standing sitting running painted round square tall long short dark bright"
+)
 PHRASES_PER_MODIFIER = 250
-CONCEPT_LIST = Path(__file__).with_name("concepts.txt")  # the names that training a decoder must not forget
-# Names of common class lists that WordNet spells differently or not at all; a gloss where the words alone would mislead.
+CONCEPT_LIST = Path(__file__).with_name("concepts.txt")  # names for the distillation while decoders are trained
+# Names of common class lists that WordNet spells differently or does not have, with a gloss where the name alone is ambiguous.
 CLASS_LIST_NAMES: dict[str, str | None] = json.loads(
     Path(__file__).with_name("class_list_names.json").read_text(encoding="utf-8")
 )
@@ -102,30 +51,26 @@ class SentenceEncoder:
         self.model = AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval()
 
     @torch.inference_mode()
-    def __call__(self, sentences: list[str], *, batch_size: int = 256, max_tokens: int = 40) -> Tensor:
-        """(N,) sentences -> (N, 384). Sentences of like length share a batch, so that little padding is computed."""
+    def __call__(self, sentences: list[str]) -> Tensor:
+        """(N,) sentences -> (N, 384). Sentences of similar length share a batch, so that there is little padding."""
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
         result = torch.empty(len(sentences), 384)
-        start = time.time()
-        for low in range(0, len(order), batch_size):
-            rows = order[low : low + batch_size]
-            inputs = self.tokenizer(
-                [sentences[i] for i in rows], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-            )
+        for low in range(0, len(order), 256):
+            rows = order[low : low + 256]
+            texts = [sentences[i] for i in rows]
+            inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 tokens = self.model(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"].unsqueeze(-1)
             result[rows] = F.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1)
-            if low // batch_size % 50 == 0:
-                print(f"{low}/{len(order)} sentences, {time.time() - start:.0f} s", flush=True)
         return result
 
 
-def collect_names(wordnet: WordNet, concepts: list[Concept], seed: int) -> dict[str, dict[str, str | None]]:
-    """name -> {gloss, head, singular}: what its target is made of."""
-    entries: dict[str, dict[str, str | None]] = {}
-    for name in wordnet.common_nouns:
-        entries[name] = {"gloss": wordnet.visible_sense(name).gloss}
+def collect_names(wordnet: WordNet, concepts: list[Concept]) -> dict[str, dict[str, str | None]]:
+    """name -> {gloss, head, singular}, from which its target is computed."""
+    entries: dict[str, dict[str, str | None]] = {
+        name: {"gloss": wordnet.visible_sense(name).gloss} for name in wordnet.common_nouns
+    }
     for concept in concepts:
         if concept.offset:
             entries[concept.name] = {"gloss": wordnet.synsets[concept.offset].gloss}
@@ -134,10 +79,10 @@ def collect_names(wordnet: WordNet, concepts: list[Concept], seed: int) -> dict[
         entries[name] = {"gloss": gloss or (sense.gloss if sense else None)}
     for concept in concepts:
         entries.setdefault(concept.name, {"gloss": None})
-    rng = random.Random(seed)
+    rng = random.Random(0)
     visible = [n for n in wordnet.common_nouns if " " not in n and wordnet.visible_sense(n).lexname in VISIBLE_LEXNAMES]
-    everyday = [n for n in visible if len(n) <= 8]  # short words are the common ones
-    for modifier in MODIFIERS:
+    everyday = [n for n in visible if len(n) <= 8]  # short words are more common
+    for modifier in MODIFIERS.split():
         for noun in rng.sample(everyday, PHRASES_PER_MODIFIER):
             entries.setdefault(f"{modifier} {noun}", {"gloss": None, "head": noun})
     for name in [n for n in entries if "head" not in entries[n] and re.search(r"[a-z]$", n)]:
@@ -148,7 +93,6 @@ def collect_names(wordnet: WordNet, concepts: list[Concept], seed: int) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
@@ -156,7 +100,7 @@ def main() -> None:
     imagenet = timm.data.ImageNetInfo("imagenet-1k")
     titles = [description.split(",")[0] for description in imagenet.label_descriptions()]
     concepts = with_everyday(imagenet_concepts(wordnet, imagenet.label_names()), titles)
-    entries = collect_names(wordnet, concepts, args.seed)
+    entries = collect_names(wordnet, concepts)
     base = [name for name, entry in entries.items() if "singular" not in entry]
     encode = SentenceEncoder()
     alone = encode(base)

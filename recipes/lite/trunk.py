@@ -1,7 +1,6 @@
-"""The EfficientNet of lite's patch embedding, split where learning begins: what comes before is computed without gradients.
+"""The EfficientNet of lite's patch embedding, split into frozen early stages and late stages that learn.
 
-Batch norms are folded into the convolutions (as `ConvPatchEmbed` does to be fast), so what learns is a stage's
-convolutions with their biases; on a CPU depthwise kernels may stay as ImageNet left them, see `train/cpu_convolution.py`.
+Batch norms are folded into the convolutions, as `ConvPatchEmbed` does for speed. So the convolutions and their biases learn.
 `Trunk.write_back` undoes the folding.
 """
 
@@ -13,76 +12,82 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from ldvc.modeling.conv_patch_embed import ConvPatchEmbed, fold_batch_norms, patch_means
-from train.cpu_convolution import FixedDepthwise, fix_depthwise
+from ldvc.modeling.conv_patch_embed import ConvPatchEmbed, fold_batch_norms, scale_mean, scales
 
-FIRST = 4  # of seven stages; from here on the grid is coarse, and learning is bearable on a CPU
-READ = (4, 6)  # stages that `ConvPatchEmbed` hands on
+FIRST = 2  # the first of the seven stages that learns
+READ = (4, 6)  # stages whose outputs `ConvPatchEmbed` concatenates
 
 
 class Trunk(nn.Module):
-    """A copy of a stem's backbone whose late stages learn.
+    """A copy of a patch embedding's backbone whose late stages learn.
 
     Args:
-        stem: its weights are copied, not changed.
-        first: the first of the seven stages that learns. At 0 only the very first convolution stays.
-        depthwise: whether depthwise kernels that keep the size learn, too.
+        patch_embed: its weights are copied, not changed.
     """
 
-    def __init__(self, stem: ConvPatchEmbed, *, first: int = FIRST, depthwise: bool = False) -> None:
+    def __init__(self, patch_embed: ConvPatchEmbed) -> None:
         super().__init__()
-        assert 0 <= first <= READ[0], f"stages {READ} are handed on, so learning begins at one of 0 to {READ[0]}"
-        folded = fold_batch_norms(copy.deepcopy(stem.backbone)).requires_grad_(False).eval()
-        self.patch_size, self.first = stem.patch_size, first
-        self.head = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:first])
-        self.stages = folded.blocks[first:].requires_grad_(True)
-        if not depthwise:
-            fix_depthwise(self.stages)
+        folded = fold_batch_norms(copy.deepcopy(patch_embed.backbone)).requires_grad_(False).eval()
+        self.patch_size = patch_embed.patch_size
+        self.frozen = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:FIRST])
+        self.stages = folded.blocks[FIRST:].requires_grad_(True)
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def early(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> what the stages that do not learn make of them, (n, C, h, w) each.
+    def early(self, images: Tensor) -> list[list[Tensor]]:
+        """Apply the frozen stages at each scale.
 
-        On a CPU picture by picture, since what one needs stays in the cache of a core.
+        On a CPU the photos go through one by one, because the activations of one photo fit into the cache of a core.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            For each scale, tensors (n, C, h, w) whose first dimensions sum up to B.
         """
-        at_once = 1 if images.device.type == "cpu" else len(images)
-        return [self.head(picture) for picture in images.contiguous(memory_format=torch.channels_last).split(at_once)]
+        photos = 1 if images.device.type == "cpu" else len(images)
+        return [[self.frozen(part) for part in scaled.split(photos)] for scaled in scales(images, self.grid(images))]
 
-    def late(self, seen: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """What `early` gave for pictures of `size` (H, W) -> (B, channels, h, w) as `ConvPatchEmbed.features`."""
-        return patch_means(torch.cat([self._late(picture) for picture in seen]), size, self.patch_size)
+    def late(self, early: list[list[Tensor]], grid: tuple[int, int]) -> Tensor:
+        """Outputs of `early` -> (B, channels, h, w) on `grid` (h, w), as `ConvPatchEmbed.features`."""
+        return scale_mean([torch.cat([self._late(part) for part in parts]) for parts in early], grid)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(h, w) patches of pictures (B, 3, H, W)."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
     def _late(self, x: Tensor) -> Tensor:
-        read = []
-        for number, stage in enumerate(self.stages, start=self.first):
+        outputs = []
+        for number, stage in enumerate(self.stages, start=FIRST):
             x = stage(x)
             if number in READ:
-                read.append(x)
-        return torch.cat(read, dim=1)
+                outputs.append(x)
+        return torch.cat(outputs, dim=1)
 
     @torch.no_grad()
-    def write_back(self, stem: ConvPatchEmbed) -> None:
-        """Give a stem of the same kind the learned stages: the same function with its batch norms."""
-        for folded, plain in zip(self.stages, stem.backbone.blocks[self.first :], strict=True):
+    def write_back(self, patch_embed: ConvPatchEmbed) -> None:
+        """Give a patch embedding of the same architecture the learned stages, with batch norms unfolded."""
+        for folded, plain in zip(self.stages, patch_embed.backbone.blocks[FIRST:], strict=True):
             unfold_batch_norms(folded, plain)
-        stem._folded.clear()
+        patch_embed.load_state_dict(patch_embed.state_dict())  # drops its folded copies
 
 
 def unfold_batch_norms(folded: nn.Module, plain: nn.Module) -> None:
-    """Inverse of `fold_batch_norms`, into the module that was folded.
+    """Inverse of `fold_batch_norms`, in place.
 
-    With s = gamma / sqrt(variance + eps) a folded convolution is W' = s W, b' = beta - s mean; gamma and the statistics stay
-    as they are, so W = W' / s and beta = b' + s mean.
+    With s = gamma / sqrt(variance + eps), a folded convolution has W' = s W and b' = beta - s mean. Gamma and the statistics
+    stay, so W = W' / s and beta = b' + s mean.
+
+    Args:
+        folded: the module whose convolutions contain the batch norms.
+        plain: the module that was folded; its convolutions and the biases of its batch norms are overwritten.
     """
-    others = dict(folded.named_children())
-    children = list(plain.named_children())
+    children, folded_children = list(plain.named_children()), dict(folded.named_children())
     for (name, convolution), (_, norm) in zip(children[:-1], children[1:], strict=True):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
-            own = others[name].convolution if isinstance(others[name], FixedDepthwise) else others[name]
             scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            convolution.weight.copy_(own.weight / scale[:, None, None, None])
-            norm.bias.copy_(own.bias + scale * norm.running_mean)
+            convolution.weight.copy_(folded_children[name].weight / scale[:, None, None, None])
+            norm.bias.copy_(folded_children[name].bias + scale * norm.running_mean)
     for name, child in children:
         if not isinstance(child, (nn.Conv2d, BatchNormAct2d)):
-            unfold_batch_norms(others[name], child)
+            unfold_batch_norms(folded_children[name], child)

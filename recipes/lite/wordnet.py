@@ -1,11 +1,8 @@
-"""WordNet nouns: names, glosses, hypernyms, plurals, and the concepts that ImageNet's 1,000 classes add up to.
+"""WordNet's nouns, their plurals, and concepts: names for groups of ImageNet's 1,000 classes.
 
 Reads the files of Debian's package `wordnet-base` (format: `man 5 wndb`). ImageNet's class ids are offsets of WordNet 3.0
-synsets ("n02084071" is synset 02084071, dog), so an ImageNet classifier's probabilities can be summed over all leaves
-below a synset: "dog" is 118 of the 1,000 classes.
-
-Hypernyms alone miss many everyday words: WordNet's first "banana" is a herb and its "sheep" leads to one of the two kinds
-that ImageNet has. `everyday_concepts.json` says by hand which classes show what people call by such a word.
+synsets ("n02084071" is synset 02084071, dog). So a classifier's probabilities can be summed over all classes below a synset:
+"dog" is 118 of the 1,000 classes. Hypernyms miss many everyday words; `everyday_concepts.json` lists their classes by hand.
 """
 
 import json
@@ -17,10 +14,9 @@ from pathlib import Path
 WORDNET_DIR = Path("/usr/share/wordnet")
 EVERYDAY_CONCEPTS = Path(__file__).with_name("everyday_concepts.json")
 
-# Lexicographer files (man 5 lexnames) of nouns that a photo can show, persons last: WordNet's first "whale" is a large person.
-VISIBLE_LEXNAMES = frozenset(
-    {3, 5, 6, 8, 13, 17, 20, 27}
-)  # tops, animal, artifact, body, food, object, plant, substance
+# Lexicographer files (man 5 lexnames) of nouns that a photo can show: tops, animal, artifact, body, food, object, plant,
+# substance. Persons come last: WordNet's first "whale" is a large person.
+VISIBLE_LEXNAMES = frozenset({3, 5, 6, 8, 13, 17, 20, 27})
 PERSON_LEXNAME = 18
 PREFERRED_SENSES = {"plant": "00017222", "person": "00007846"}  # not the factory, not the body
 
@@ -35,20 +31,24 @@ class Synset:
 
 
 class WordNet:
-    """The noun part of WordNet.
+    """The nouns of WordNet.
+
+    Attributes:
+        synsets: offset -> synset.
+        senses: lemma -> offsets, the most frequent sense first.
 
     Args:
-        folder: where `data.noun`, `index.noun` and `noun.exc` lie.
+        folder: contains `data.noun`, `index.noun` and `noun.exc`.
 
     Raises:
-        FileNotFoundError: if they do not, with the package that brings them.
+        FileNotFoundError: the files are missing.
     """
 
     def __init__(self, folder: Path = WORDNET_DIR) -> None:
         if not (folder / "data.noun").is_file():
             raise FileNotFoundError(f"No WordNet in {folder}. Install it with: apt-get install wordnet-base")
         self.synsets = dict(map(self._parse_synset, self._lines(folder / "data.noun")))
-        self.senses: dict[str, list[str]] = {}  # lemma -> offsets, most frequent sense first
+        self.senses: dict[str, list[str]] = {}
         for line in self._lines(folder / "index.noun"):
             lemma, _, count, n_pointers, *rest = line.split()
             self.senses[lemma.replace("_", " ")] = rest[int(n_pointers) + 2 :][: int(count)]
@@ -87,7 +87,7 @@ class WordNet:
         return found
 
     def visible_sense(self, name: str) -> Synset | None:
-        """The sense that a photo most likely means: the most frequent one that can be seen, else the most frequent."""
+        """The sense that a photo most likely shows: the most frequent visible one, else the most frequent one."""
         name = name.lower()
         if name in PREFERRED_SENSES:
             return self.synsets[PREFERRED_SENSES[name]]
@@ -104,7 +104,7 @@ class WordNet:
 
     @cached_property
     def common_nouns(self) -> list[str]:
-        """All lemmas that are written in lower case and in letters: common nouns, no proper names, no numbers."""
+        """All lemmas in lower case without digits, that is, without proper names and numbers."""
         names = {lemma for synset in self.synsets.values() for lemma in synset.lemmas}
         return sorted(
             n for n in names if n == n.lower() and n.replace(" ", "").replace("-", "").replace("'", "").isalpha()
@@ -124,21 +124,18 @@ class Concept:
     """A name for a set of ImageNet classes."""
 
     name: str
-    offset: str  # of the synset; empty for a word of the list alone
+    offset: str  # of the synset; empty if only the everyday list has the name
     leaves: tuple[int, ...]  # ImageNet class indices
-    everyday: bool = False  # a word that people use for them, from the list made by hand
+    everyday: bool = False  # the everyday list has the name
 
 
 def imagenet_concepts(wordnet: WordNet, class_ids: list[str], *, max_leaves: int = 700) -> list[Concept]:
-    """Every synset that stands above ImageNet classes, one concept for each distinct name.
-
-    A synset is named by the first of its lemmas whose visible sense it is; if another sense owns all of its lemmas (the
-    machine "crane" owns "crane"), the name of its kind is added: "crane wading bird".
+    """Every synset above ImageNet classes, one concept for each distinct name.
 
     Args:
         wordnet: the nouns.
         class_ids: ImageNet ids in the classifier's order, such as "n02084071".
-        max_leaves: synsets above more classes than this ("whole", "entity") say nothing about a picture.
+        max_leaves: synsets above more classes ("whole", "entity") are left out.
     """
     leaves: dict[str, list[int]] = defaultdict(list)
     for index, class_id in enumerate(class_ids):
@@ -148,21 +145,20 @@ def imagenet_concepts(wordnet: WordNet, class_ids: list[str], *, max_leaves: int
     for offset, indices in sorted(leaves.items()):
         if len(indices) > max_leaves:
             continue
-        synset = wordnet.synsets[offset]
-        name = concept_name(wordnet, synset)
+        name = concept_name(wordnet, wordnet.synsets[offset])
         concepts.setdefault(name, Concept(name, offset, tuple(indices)))
     return list(concepts.values())
 
 
 def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Concept]:
-    """The concepts, joined by those of `everyday_concepts.json`; a name that both have gets the classes of both.
+    """Merge the concepts with those of `everyday_concepts.json`; a name in both gets the classes of both.
 
     Args:
         concepts: of `imagenet_concepts`.
         class_titles: the first name of each ImageNet class, in the classifier's order.
 
     Raises:
-        ValueError: the file names a class that ImageNet does not have.
+        ValueError: ImageNet does not have a class of the file.
     """
     joined = {concept.name: concept for concept in concepts}
     for entry in json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8")):
@@ -174,10 +170,10 @@ def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Conc
 
 
 def concept_name(wordnet: WordNet, synset: Synset) -> str:
-    """A name under which `visible_sense` finds this synset, or a name with its kind added."""
+    """A lemma whose visible sense is this synset, else the first lemma and a hypernym ("crane wading bird")."""
     for lemma in synset.lemmas:
         sense = wordnet.visible_sense(lemma)
         if sense is not None and sense.offset == synset.offset:
             return lemma.lower()
-    kind = wordnet.synsets[synset.hypernyms[0]].lemmas[0] if synset.hypernyms else ""
-    return f"{synset.lemmas[0]} {kind}".strip().lower()
+    hypernym = wordnet.synsets[synset.hypernyms[0]].lemmas[0] if synset.hypernyms else ""
+    return f"{synset.lemmas[0]} {hypernym}".strip().lower()

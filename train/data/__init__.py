@@ -3,21 +3,21 @@
 from train.data.folder import FolderDataset
 from train.data.layouts import LAYOUTS, open_set, open_sets
 from train.data.reader import SegmentationDataset
-from train.data.sampling import DrawSchedule, NameSampler, TrainingViews, WordSampler
+from train.data.sampling import NameSampler, SampleSchedule, TrainingViews, WordSampler, dropout_seed
 from train.data.skipped import SkippedPhotos
 from train.data.transforms import Augmentation, random_view
 from train.data.views import ViewCache, build_caches, normalise, weights_digest
-from train.data.vocabulary import BACKGROUND, HIDDEN, VOID, Vocabulary
+from train.data.vocabulary import BACKGROUND, HELD_OUT, VOID, Vocabulary
 
 __all__ = [
     "BACKGROUND",
-    "HIDDEN",
+    "HELD_OUT",
     "LAYOUTS",
     "VOID",
     "Augmentation",
-    "DrawSchedule",
     "FolderDataset",
     "NameSampler",
+    "SampleSchedule",
     "SegmentationDataset",
     "SkippedPhotos",
     "TrainingViews",
@@ -25,6 +25,7 @@ __all__ = [
     "Vocabulary",
     "WordSampler",
     "build_caches",
+    "dropout_seed",
     "normalise",
     "open_set",
     "open_sets",

@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class _VocKit(SegmentationDataset):
-    """What VOC 2012 and PASCAL Context share: a kit with JPEGImages, masks and lists, where 0 is background.
+    """Common part of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists, where 0 is background.
 
-    Background pixels carry none of the classes; both benchmarks ignore them (mmsegmentation's `reduce_zero_label`), so here
-    they are void like borders, and class k of a mask is index k - 1.
+    Both benchmarks ignore background pixels (mmsegmentation's `reduce_zero_label`). So they are void like borders, and class k
+    of a mask is index k - 1.
     """
 
     class_list: str
-    masks: tuple[str, ...]  # folders that may hold a mask, best first
+    masks: tuple[str, ...]  # folders that may hold a mask, in order of preference
     lists: str  # folder of the lists
 
     def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
@@ -54,11 +54,11 @@ class Voc2012(_VocKit):
     Args:
         folder: .../VOCdevkit/VOC2012.
         split: "train" (with the additional masks), "val", or another list of ImageSets/Segmentation.
-        every: take every n-th photo only.
-        name: by which tables call it.
+        every: use every n-th photo only.
+        name: in tables.
 
     Raises:
-        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+        DataError: a file or folder is missing; the message names the first one and the expected tree.
     """
 
     layout = "voc"
@@ -92,7 +92,7 @@ class PascalContext59(_VocKit):
         split, every, name: see `Voc2012`.
 
     Raises:
-        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+        DataError: a file or folder is missing; the message names the first one and the expected tree.
     """
 
     layout = "pascal_context"
@@ -114,11 +114,11 @@ class CocoStuff164k(SegmentationDataset):
     Args:
         folder: .../coco_stuff164k.
         split: "train" or "val".
-        every: take every n-th photo only.
-        name: by which tables call it.
+        every: use every n-th photo only.
+        name: in tables.
 
     Raises:
-        DataError: a file or folder is missing; the sentence names the first one and the expected tree.
+        DataError: a file or folder is missing; the message names the first one and the expected tree.
     """
 
     layout = "coco_stuff"

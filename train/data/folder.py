@@ -1,13 +1,14 @@
-"""Photos with masks in a plain folder, for anybody's own data."""
+"""Photos with masks in a plain folder, for a user's own data."""
 
 from __future__ import annotations
 
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ldvc.class_names import plain
+from ldvc.pasted_names import words_of
 from train.data.reader import SegmentationDataset
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -16,18 +17,17 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 class FolderDataset(SegmentationDataset):
     """One split of a plain folder.
 
-    Photos may have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters, and are read as the page reads
-    uploads: upright, because whoever drew the mask saw them so, transparency over white. A class whose index is
-    `ignore_index` ("unlabelled") is void and no class.
+    Photos have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters. They are read as the page reads
+    uploads: upright, transparency over white. A class whose index is `ignore_index` ("unlabelled") is void and no class.
 
     Args:
         folder: the data set's folder.
         split: "train" or "val", or the name of another list file in the folder.
-        every: take every n-th photo of the list only (frames of a video repeat each other).
-        name: by which tables call it; the folder's own name if not given.
+        every: use every n-th photo of the list only (frames of a video repeat each other).
+        name: in tables; default: the folder's name.
 
     Raises:
-        DataError: the folder does not look as described; the sentence names the first missing file and the expected tree.
+        DataError: the folder has another layout; the message names the first missing file and the expected tree.
     """
 
     layout = "folder"
@@ -62,8 +62,8 @@ class FolderDataset(SegmentationDataset):
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
             raise ValueError("'classes' must be a list of names")
         for name in classes:
-            if re.search(r"[,;|\n]", name):
-                raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars or line breaks")
+            if [plain(word) for word in words_of(name)] != [plain(name)]:
+                raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars, quotes or list marks")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
         ignore_index = 255 if ignore_index is None else ignore_index
@@ -78,7 +78,7 @@ class FolderDataset(SegmentationDataset):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Stem -> photo, from one look at the folder."""
+        """Stem -> photo."""
         files = sorted((self.folder / "images").iterdir())
         return {file.stem: file for file in files if file.suffix.lower() in _SUFFIXES}
 

@@ -1,4 +1,4 @@
-"""From the name of a data set to its reader: the one door that trainer and evaluator use."""
+"""Opens data sets by name and detects their layout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LAYOUTS: dict[str, type[SegmentationDataset]] = {
 """Layout, as a configuration calls it -> reader."""
 
 NAMES = {"voc2012": "voc", "coco_stuff164k": "coco_stuff", "pascal_context59": "pascal_context"}
-"""Names of data sets that say their layout."""
+"""Name of a benchmark -> layout."""
 
-# Where each benchmark may lie under the data folder or under a folder of the set's own name, and how it is recognised.
+# Where each layout may lie under the data folder or under a folder of the set's own name, and a file or folder that marks it.
 _PLACES = {
     "voc": ("VOCdevkit/VOC2012", "VOC2012", ""),
     "pascal_context": ("VOCdevkit/VOC2010", "VOC2010", ""),
@@ -34,7 +34,7 @@ _MARKS = {
 
 
 def _find(root: Path, name: str, layout: str) -> Path:
-    """The folder of a set: the first place that is there, or the usual one, so that an error can name it."""
+    """The folder of a set: the first place that exists, or the usual one, which an error then names."""
     places = [root / name / place for place in _PLACES[layout]]
     if layout != "folder":
         places += [root / place for place in _PLACES[layout]]
@@ -46,7 +46,7 @@ def _find(root: Path, name: str, layout: str) -> Path:
 
 
 def _layout_of(root: Path, name: str) -> str:
-    """The layout of a set that the configuration leaves open."""
+    """Detects the layout of a set."""
     if (root / name / _MARKS["folder"]).is_file():
         return "folder"
     if name in NAMES:
@@ -66,11 +66,11 @@ def open_set(
         root: the folder that holds the data sets.
         name: "voc2012", "coco_stuff164k", "pascal_context59", or the name of a folder under `root`.
         split: "train" or "val".
-        layout: one of `LAYOUTS`; None finds out.
+        layout: one of `LAYOUTS`; None = detect it.
         every: take every n-th photo only.
 
     Raises:
-        DataError: there is no such set, or its files do not lie as its layout wants it.
+        DataError: there is no such set, or its files do not have the layout.
     """
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
@@ -98,10 +98,10 @@ def open_sets(
     """Opens several data sets that lie side by side, see `open_set`.
 
     Args:
-        every: set -> take every n-th photo only. layouts: set -> layout, where it shall not be found out.
+        every: set -> take every n-th photo only. layouts: set -> layout, where it cannot be detected.
 
     Raises:
-        DataError: the root or one of the sets is missing or not as its layout wants it.
+        DataError: the root or one of the sets is missing or does not have its layout.
     """
     root = Path(root)
     if not root.is_dir():

@@ -20,16 +20,16 @@ _BAD = -1
 
 
 class SegmentationDataset(ABC):
-    """One split of a data set. Each layout on disk is a subclass that says where files lie and what their numbers mean.
+    """One split of a data set. Each layout on disk is a subclass, which defines where files are and what their numbers mean.
 
     Attributes:
-        name: of the data set, as the configuration and the tables call it.
-        folder: where it lies. split: "train" or "val".
+        name: of the data set in configurations and tables.
+        folder: of the data set. split: "train" or "val".
         classes: names by mask index (with the background's name, where there is one).
         background_index: mask index of "none of the classes", or None.
         ignore_index: mask index of void.
-        exhaustive: False = a photo may show classes that its mask leaves out (as where only one label is known).
-        own_words: classes are called as the data set's makers call them.
+        exhaustive: False = a photo may show classes that its mask does not (for example, where each photo has one label).
+        own_words: whether the class names are the data set's own.
         stems: file stems of the split, in the order of the official list.
         layout, title, tree: (of the class) key in a configuration; name for people; the expected files.
     """
@@ -37,7 +37,7 @@ class SegmentationDataset(ABC):
     layout: ClassVar[str]
     title: ClassVar[str]
     tree: ClassVar[str]
-    as_uploaded: ClassVar[bool] = False  # whether photos may be of any kind and turned, and are read as the page reads them
+    as_uploaded: ClassVar[bool] = False  # whether photos are read as the page reads uploads: any format, upright
 
     name: str
     folder: Path
@@ -51,11 +51,11 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def photo_path(self, stem: str) -> Path:
-        """Where the photo of a stem lies (or should)."""
+        """The expected path of the photo of a stem."""
 
     @abstractmethod
     def mask_path(self, stem: str) -> Path:
-        """Where the mask of a stem lies (or should)."""
+        """The expected path of the mask of a stem."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -109,11 +109,10 @@ class SegmentationDataset(ABC):
         return image, mask
 
     def fingerprint(self, *, masks: bool = True) -> str:
-        """Tells this split from any other, and from itself once a file has changed: what is computed from it may be kept under
-        this name. SHA-256 (hex) of all stems, sizes and times of change.
+        """SHA-256 (hex) of all stems, file sizes and modification times, by which a cache of computed values is named.
 
         Args:
-            masks: those of the masks, too, and what their numbers mean.
+            masks: include the masks and their classes.
         """
         digest = hashlib.sha256()
         if masks:
@@ -137,7 +136,7 @@ class SegmentationDataset(ABC):
         return [self.classes[index] for index in self.class_indices()]
 
     def _numbers_mean(self, *, first: int = 0, ignored: Iterable[int] = (IGNORE,)) -> None:
-        """Which number in a mask file is which class: the first class has `first`, the others follow."""
+        """Sets which number in a mask file is which class: the first class has `first`, the others follow."""
         self._table = np.full(256, _BAD, dtype=np.int16)
         self._table[first : first + len(self.classes)] = np.arange(len(self.classes))
         self._table[list(ignored)] = self.ignore_index
@@ -152,7 +151,7 @@ class SegmentationDataset(ABC):
                 raise self._missing(path)
 
     def _text(self, file: Path) -> str:
-        """A text file; a byte order mark, as some editors write it, is no part of the text."""
+        """The content of a text file without byte order mark."""
         self._require(file)
         try:
             return file.read_text(encoding="utf-8-sig")
@@ -168,7 +167,7 @@ class SegmentationDataset(ABC):
         return stems
 
     def _keep(self, stems: Sequence[str], every: int) -> None:
-        """Takes every n-th stem; a layout in which not one photo or mask lies where it should is wrong, not damaged."""
+        """Keeps every n-th stem. Raises DataError if no photo or no mask is at its expected path: then the layout is wrong."""
         self.stems = list(stems[::every])
         for path_of in (self.photo_path, self.mask_path):
             if not any(path_of(stem).is_file() for stem in self.stems):

@@ -1,7 +1,7 @@
-"""What a training step sees: which photos, which of their views, which names.
+"""The samples of a training step: which photos, which of their views, which names.
 
-Every random choice is a function of the seed and the number of the draw, never of what was drawn before by whom. So a run
-that resumes at step N, or is spread over several processes, sees what an uninterrupted single process sees.
+Every random choice is a function of the seed and the sample's index alone. So a run that resumes at step N, or that has several
+processes, sees the same samples as an uninterrupted single process.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,18 @@ from train.data.transforms import Augmentation
 from train.data.views import ViewCache, normalise, readable_view
 from train.data.vocabulary import Vocabulary
 
-_SETS, _ORDER, _VIEW, _NAMES, _WORDS = 1, 2, 3, 4, 6  # (5 is dropout's) streams of random numbers that must not coincide
+_SETS, _ORDER, _VIEW, _NAMES, _DROPOUT, _WORDS = 1, 2, 3, 4, 5, 6  # streams of random numbers that must differ
 _BLOCK = 4096
+OTHER_WORDS_SHARE = 0.4  # probability that a step reads another word for a name that has some
 
 
-class DrawSchedule:
-    """Draw number -> (data set, photo, round): data sets by weight, the photos of each in shuffled rounds.
+def dropout_seed(seed: int, step: int) -> int:
+    """Seed of the dropout of a (micro) step, so that a resumed step has the same dropout."""
+    return int(np.random.SeedSequence((seed, _DROPOUT, step, 0)).generate_state(1, dtype=np.uint64)[0] >> 1)
+
+
+class SampleSchedule:
+    """Sample index -> (data set, photo, epoch): data sets by weight, the photos of each in a new random order each epoch.
 
     Args:
         sizes: photos in each data set.
@@ -34,8 +40,8 @@ class DrawSchedule:
         assert len(sizes) == len(weights) and min(sizes) > 0 and min(weights) >= 0 and sum(weights) > 0
         self.sizes, self.seed = list(sizes), seed
         self.probabilities = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self._sets = np.zeros(0, dtype=np.int64)  # data set of each draw so far
-        self._ranks = np.zeros(0, dtype=np.int64)  # how often that data set was drawn before
+        self._sets = np.zeros(0, dtype=np.int64)  # data set of each sample so far
+        self._ranks = np.zeros(0, dtype=np.int64)  # number of earlier samples of that data set
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def _extend(self) -> None:
@@ -48,40 +54,39 @@ class DrawSchedule:
             ranks[here] = np.arange(here.sum()) + (self._sets == index).sum()
         self._sets, self._ranks = np.concatenate([self._sets, sets]), np.concatenate([self._ranks, ranks])
 
-    def __getitem__(self, draw: int) -> tuple[int, int, int]:
-        while draw >= len(self._sets):
+    def __getitem__(self, sample_index: int) -> tuple[int, int, int]:
+        while sample_index >= len(self._sets):
             self._extend()
-        index, rank = int(self._sets[draw]), int(self._ranks[draw])
-        turn, place = divmod(rank, self.sizes[index])
-        if (index, turn) not in self._orders:
-            self._orders[index, turn] = np.random.default_rng((self.seed, _ORDER, index, turn)).permutation(
-                self.sizes[index]
-            )
-        return index, int(self._orders[index, turn][place]), turn
+        index, rank = int(self._sets[sample_index]), int(self._ranks[sample_index])
+        epoch, place = divmod(rank, self.sizes[index])
+        if (index, epoch) not in self._orders:
+            generator = np.random.default_rng((self.seed, _ORDER, index, epoch))
+            self._orders[index, epoch] = generator.permutation(self.sizes[index])
+        return index, int(self._orders[index, epoch][place]), epoch
 
 
 class TrainingViews(Dataset):
-    """Draw number -> one view, ready for the model. Its length is the number of draws of a whole run.
+    """Sample index -> one view, ready for the model. Its length is the number of samples of a whole run.
 
     An item holds `labels` (H, W) int16 (indices of the vocabulary, VOID, BACKGROUND), `set` (int) and either
     `images` (3, crop, crop) float32, or `patch_tokens` (width, h, w) and `features` (h * w, d) in bfloat16.
 
     Args:
         datasets: photos with masks. vocabulary: made from the same data sets, in the same order.
-        schedule: which photo a draw takes.
-        draws: length.
-        augmentation, mean, std, seed: for views that are made afresh.
-        caches: one per data set, complete; None makes every view afresh.
-        skipped: where photos that cannot be used are listed; another photo takes their place, see `readable_view`.
+        schedule: the photo of each sample.
+        samples: length.
+        augmentation, mean, std, seed: for views that are not stored.
+        caches: one per data set, complete; None = no view is stored.
+        skipped: the list of photos that cannot be used; another photo replaces them, see `readable_view`.
     """
 
     def __init__(
         self,
         datasets: Sequence[SegmentationDataset],
         vocabulary: Vocabulary,
-        schedule: DrawSchedule,
+        schedule: SampleSchedule,
         *,
-        draws: int,
+        samples: int,
         augmentation: Augmentation,
         mean: Sequence[float],
         std: Sequence[float],
@@ -89,60 +94,59 @@ class TrainingViews(Dataset):
         caches: Sequence[ViewCache] | None = None,
         skipped: SkippedPhotos | None = None,
     ) -> None:
-        self.datasets, self.vocabulary, self.schedule, self.draws = datasets, vocabulary, schedule, draws
+        self.datasets, self.vocabulary, self.schedule, self.samples = datasets, vocabulary, schedule, samples
         self.augmentation, self.mean, self.std, self.seed, self.caches = augmentation, mean, std, seed, caches
         self.skipped = SkippedPhotos() if skipped is None else skipped
         self.tables = [torch.from_numpy(table) for table in vocabulary.tables]
 
     def __len__(self) -> int:
-        return self.draws
+        return self.samples
 
-    def __getitem__(self, draw: int) -> dict[str, Tensor | int]:
-        index, photo, turn = self.schedule[draw]
+    def __getitem__(self, sample_index: int) -> dict[str, Tensor | int]:
+        index, photo, epoch = self.schedule[sample_index]
         if self.caches is None:
-            seed = (self.seed, _VIEW, draw)
+            seed = (self.seed, _VIEW, sample_index)
             pixels, raw = readable_view(self.datasets[index], photo, self.augmentation, seed, self.skipped)
             labels = self.tables[index][torch.from_numpy(raw).int()]
             return {"images": normalise(pixels, self.mean, self.std), "labels": labels, "set": index}
         cache = self.caches[index]
-        number = photo * cache.views + turn % cache.views
+        number = photo * cache.views + epoch % cache.views
         labels = self.tables[index][cache.labels[number].int()]
         return {"patch_tokens": cache.patch_tokens[number], "features": cache.features[number], "labels": labels, "set": index}
 
 
 class NameSampler:
-    """Draws the names of a training step.
+    """Samples the names of a training step.
 
-    The paper learns with all names at every step. Here every second step takes the batch's own names and a random part of the
-    others instead, so that a decoder cannot rely on one fixed list; `full_probability` = 1 gives the paper's way.
+    The paper learns with all names at every step. Here a step may have the batch's own names and a random part of the others
+    instead, so that a decoder does not rely on one fixed list.
 
     Args:
-        names: how many names are learned. concepts: how many further names exist to be preserved.
-        preserve: how many of those join each step.
-        full_probability: how often the list is the full one.
-        limit: names in a list at most, apart from those that the step's photos carry; 0 = no limit. The text tower of a long
-            vocabulary would cost more than the rest of the step.
+        names: number of names to learn. distillation_names: number of further names for distillation.
+        distilled: number of those in each step.
+        full_probability: probability that a step has all names; 1 = as in the paper.
+        limit: most names of a step, besides those that its photos show; 0 = no limit. The text tower of a long vocabulary costs
+            more than the rest of the step.
         seed: of the run.
-        unseen: (names,) bool; held-out names, which are in no list before the step `self_training_from` and in every list
-            from then on. None: there are none.
+        unseen: (names,) bool; held-out names, which are in no step before `self_training_from` and in every step from then on.
     """
 
     def __init__(
         self,
         names: int,
-        concepts: int,
+        distillation_names: int,
         *,
-        preserve: int,
+        distilled: int,
         full_probability: float,
         seed: int,
         unseen: Tensor | None = None,
         self_training_from: int = 0,
         limit: int = 0,
     ) -> None:
-        self.names, self.concepts, self.seed, self.limit = names, concepts, seed, limit
+        self.names, self.distillation_names, self.seed, self.limit = names, distillation_names, seed, limit
         self.unseen = torch.zeros(names, dtype=torch.bool) if unseen is None else unseen
         self.self_training_from = self_training_from
-        self.preserve = min(preserve, concepts)
+        self.distilled = min(distilled, distillation_names)
         self.full_probability = full_probability
 
     def sample(self, step: int, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,48 +154,46 @@ class NameSampler:
 
         Args:
             step: number of the (micro) step.
-            present: (names,) bool, the names that the step's photos carry; they are always in the list.
+            present: (names,) bool, the names that the step's photos show; they are always sampled.
 
         Returns:
-            Sorted indices of names to learn (C,) and indices of concepts to preserve (K,), int64.
+            Sorted indices of names to learn (C,) and indices of distillation names (K,), int64.
         """
         generator = np.random.default_rng((self.seed, _NAMES, step))
         full, share = generator.random(2)
         lots = generator.random(self.names)
-        concepts = (
-            generator.choice(self.concepts, size=self.preserve, replace=False)
-            if self.preserve
-            else np.zeros(0, dtype=np.int64)
-        )
+        distilled = np.zeros(0, dtype=np.int64)
+        if self.distilled:
+            distilled = generator.choice(self.distillation_names, size=self.distilled, replace=False)
         chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
         if self.limit:
             chosen &= present | torch.from_numpy(lots.argsort().argsort() < self.limit)
         chosen[self.unseen] = step >= self.self_training_from
-        return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(concepts)
+        return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(distilled)
 
 
 class WordSampler:
-    """Draws the word that stands for each name in a training step.
+    """Samples the word that is read for each name in a training step.
 
-    A decoder that only ever reads "grass" learns the one embedding and forgets that "lawn" means the same. So a name is read as
-    another of its words now and then.
+    A decoder that reads "grass" alone learns one embedding and forgets that "lawn" means the same. So a step sometimes reads
+    another word for a name.
 
     Args:
-        other_words: for each name its other words, maybe none.
-        share: probability that a step reads another word for a name that has some.
+        other_words: for each name its other words, if any.
         seed: of the run.
+        share: probability that a step reads another word for a name that has some.
     """
 
-    def __init__(self, other_words: Sequence[Sequence[str]], *, share: float, seed: int) -> None:
+    def __init__(self, other_words: Sequence[Sequence[str]], *, seed: int, share: float = OTHER_WORDS_SHARE) -> None:
         self.counts = np.array([len(words) for words in other_words], dtype=np.int64)
         self.first = len(other_words) + np.cumsum(self.counts) - self.counts  # place of each name's first other word
         self.share, self.seed = share, seed
 
     def sample(self, step: int, names: Tensor) -> Tensor:
-        """(C,) int64, the index in `Vocabulary.words` of what is read for each of `names` (C,) in a (micro) step."""
+        """(C,) int64, the index in `Vocabulary.words` of the word for each of `names` (C,) in a (micro) step."""
         generator = np.random.default_rng((self.seed, _WORDS, step))
         another, which = generator.random((2, len(self.counts)))
-        drawn = self.first + (which * self.counts).astype(np.int64)
-        read = np.where((another < self.share) & (self.counts > 0), drawn, np.arange(len(self.counts)))
-        return torch.from_numpy(read)[names.cpu()]
+        others = self.first + (which * self.counts).astype(np.int64)
+        words = np.where((another < self.share) & (self.counts > 0), others, np.arange(len(self.counts)))
+        return torch.from_numpy(words)[names.cpu()]

@@ -1,8 +1,9 @@
-"""Photos that cannot be read: one broken file among a hundred thousand must not end a run of days, nor go unnoticed."""
+"""Photos that cannot be read: a run skips them and lists them."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 from ldvc.errors import DataError
@@ -12,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class SkippedPhotos:
-    """Counts and lists photos that were left out, each once.
+    """A list of skipped photos, each once.
 
-    With a file, all processes and loader workers of a run, and its continuations, share one list: a line per photo, tab
+    With a file, all processes and loader workers of a run, and later resumed runs, share one list: a line per photo, with tabs
     between data set, file stem and reason.
 
     Args:
@@ -26,11 +27,11 @@ class SkippedPhotos:
         self._own: dict[tuple[str, str], str] = {}
 
     def add(self, dataset: SegmentationDataset, index: int, error: DataError) -> None:
-        """Notes that photo `index` of a data set was left out."""
+        """Adds photo `index` of a data set."""
         self._note(dataset.name, dataset.stems[index], " ".join(str(error).split()))
 
     def merge(self, other: SkippedPhotos) -> None:
-        """Takes over what another list holds."""
+        """Adds the photos of another list."""
         for (name, stem), reason in other.found().items():
             self._note(name, stem, reason)
 
@@ -50,7 +51,7 @@ class SkippedPhotos:
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.file, "a", encoding="utf-8") as file:
-                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write: processes cannot mix their lines
+                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
 
     def found(self) -> dict[tuple[str, str], str]:
         """(Data set, stem) -> reason, of every process that shares the file."""
@@ -67,10 +68,7 @@ class SkippedPhotos:
         found = self.found()
         if not found:
             return ""
-        first = next(iter(found.values()))
-        counts: dict[str, int] = {}
-        for name, _ in found:
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter(name for name, _ in found)
         parts = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
-        where = f"listed in {self.file}" if self.file else f"the first: {first}"
+        where = f"listed in {self.file}" if self.file else f"the first: {next(iter(found.values()))}"
         return f"skipped photos that cannot be used: {parts}; {where}"

@@ -1,7 +1,7 @@
-"""Augmentation: one random view of a photo and its mask, drawn from a generator that the caller seeds.
+"""Augmentation: one random view of a photo and its mask, from a generator that the caller seeds.
 
-Only the crop is ever resampled (never the whole enlarged photo), and the mask is read directly at the stride of the loss:
-one lookup per loss cell, at the cell's centre.
+Only the crop is resampled, not the whole enlarged photo. The mask is read at the stride of the loss: one lookup per loss cell,
+at the cell's centre.
 """
 
 import math
@@ -18,20 +18,20 @@ _TRIES = 11  # a crop and up to ten others
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is random about a view.
+    """Parameters of a random view.
 
     Attributes:
         crop: side of the square view, pixels.
         long_side, short_side: the photo's size at scale 1; exactly one is given. ZegCLIP: short side 512; lite: long side 448,
             the size it sees at inference.
         scale: range of the random scale.
-        uniform_scale: draw the scale uniformly, as mmsegmentation does, which favours large scales; otherwise its logarithm.
-        aspect: largest stretch of width against height (1 = none).
+        uniform_scale: the scale is uniform, as in mmsegmentation, which favours large scales; otherwise its logarithm is.
+        aspect: largest change of the aspect ratio (1 = none).
         flip: probability of a mirror image.
         photometric: probability of each change of brightness, contrast, saturation and hue.
         hue: largest change of hue, degrees. mmsegmentation's `hue_delta=18` counts in OpenCV's units of two degrees: 36.
-        largest_class: share of a crop's labelled pixels that one class may have; a crop in which one has more is drawn again,
-            up to ten times (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = any crop will do.
+        largest_class: largest share of a crop's labelled pixels that one class may have; another crop is sampled otherwise, up
+            to ten times (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = no limit.
         stride: pixels per label cell.
     """
 
@@ -55,10 +55,10 @@ class Augmentation:
 def colour_change(
     pixels: np.ndarray, probability: float, generator: np.random.Generator, *, hue: float = 18.0
 ) -> np.ndarray:
-    """Random brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue, each with a probability.
+    """Randomly changes brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue, each with a probability.
 
     The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with; saturation and hue change in
-    YIQ rather than HSV, where they are linear. So all four are one affine map of the colour: the picture is touched once.
+    YIQ rather than HSV, where they are linear. So all four are one affine map of the colour.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -131,7 +131,7 @@ def random_view(
     stretch = math.exp(0.5 * math.log(augmentation.aspect) * generator.uniform(-1, 1))
     zooms = (zoom * stretch, zoom / stretch)
     for _ in range(_TRIES):
-        # The window in photo pixels. Where it is larger than the photo, the photo lies somewhere inside it.
+        # The window in photo pixels. If it is larger than the photo, the photo lies at a random place inside it.
         left, top = (
             generator.uniform(min(0.0, size - crop / z), max(0.0, size - crop / z))
             for size, z in zip((width, height), zooms, strict=True)

@@ -1,10 +1,11 @@
-"""Views of photos for training: augmented afresh, or computed once and kept with their patch tokens and frozen features.
+"""Views of photos for training: augmented anew, or stored with their patch tokens and frozen features.
 
-The first stage of lite's image tower is a frozen convolutional network that costs more than a training step of everything
-behind it. A frozen stage gives the same output for the same view, so N views of each photo are pushed through it once, and
-every run, decoder and seed reads them from one file per data set.
+The first stage of lite's image tower is a frozen convolutional network that costs more than the rest of a training step. Its
+output for a view never changes. So it is computed once for N views of each photo, and all runs, decoders and seeds read it from
+one file per data set.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in the CLIP tower's own scale."""
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 normalised for the CLIP tower."""
     x = torch.as_tensor(pixels).movedim(-1, -3).float() / 255
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
@@ -40,7 +41,7 @@ def fresh_view(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
 
-    Everything random comes from `seed`, so the same numbers give the same view in any process and after any resume.
+    The view is a function of `seed`.
 
     Raises:
         DataError: the photo or its mask cannot be used.
@@ -56,9 +57,7 @@ def readable_view(
     seed: Sequence[int],
     skipped: SkippedPhotos,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a photo or, if that cannot be used, of the next one in the list that can.
-
-    Which one that is depends on the files alone, so a resumed run takes the same.
+    """A random view of a photo or, if it cannot be read, of the next one in the list that can.
 
     Raises:
         DataError: no photo of the data set can be used.
@@ -73,7 +72,7 @@ def readable_view(
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A short hash of a module's parts and tensors; a cache made by another module is never read by mistake."""
+    """A short hash of a module's structure and tensors, by which a cache of its outputs is named."""
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -84,11 +83,11 @@ def weights_digest(module: nn.Module) -> str:
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
-    View v of photo i has number i * views + v. Files: `patch_tokens.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
-    and `skipped.txt` if photos could not be used.
+    View v of photo i has index i * views + v. Files: `patch_tokens.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
+    and `skipped.txt` if photos could not be read.
 
     Args:
-        folder: where the files of all caches lie; each cache has a sub-folder named by data set and key.
+        folder: of all caches; each has a sub-folder named by data set and key.
         dataset: photos and masks.
         augmentation: what is random about a view.
         views: N.
@@ -137,14 +136,14 @@ class ViewCache:
 
     @property
     def done(self) -> int:
-        """How many views are stored."""
+        """Number of stored views."""
         path = self.folder / "progress.json"
         return json.loads(path.read_text())["done"] if path.is_file() else 0
 
     def build(
         self, encode: Encoder, *, mean: Sequence[float], std: Sequence[float], batch: int = 8, wait: bool = True
     ) -> bool:
-        """Computes the missing views; an interrupted build continues where it stopped.
+        """Computes the missing views. An interrupted build continues where it stopped.
 
         Args:
             encode: the frozen tower.
@@ -156,8 +155,6 @@ class ViewCache:
         """
         if self.done >= len(self):
             return True
-        import fcntl  # here and not above: Windows has none, and whoever only segments photos needs none
-
         with open(self.folder / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -165,34 +162,20 @@ class ViewCache:
                 return False
             first, started = self.done, time.monotonic()
             for start in range(first, len(self), batch):
-                numbers = range(start, min(start + batch, len(self)))
-                views = [
-                    readable_view(
-                        self.dataset,
-                        n // self.views,
-                        self.augmentation,
-                        (self.seed, n // self.views, n % self.views),
-                        self.skipped,
-                    )
-                    for n in numbers
-                ]
-                tokens, features = encode(normalise(np.stack([pixels for pixels, _ in views]), mean, std))
-                part = slice(numbers.start, numbers.stop)
-                self.patch_tokens[part], self.features[part] = tokens.to(torch.bfloat16), features.to(torch.bfloat16)
-                self.labels[part] = torch.from_numpy(np.stack([labels for _, labels in views]))
-                if (start - first) // batch % 16 == 0 or numbers.stop == len(self):
-                    self._write_progress(numbers.stop)
-                    rate = (numbers.stop - first) / (time.monotonic() - started)
-                    left = (len(self) - numbers.stop) / rate
-                    logger.info(
-                        "views of %s: %d / %d, %.1f views/s, %.0f s left",
-                        self.dataset.name,
-                        numbers.stop,
-                        len(self),
-                        rate,
-                        left,
-                    )
+                stop = min(start + batch, len(self))
+                pixels, labels = zip(*(self._view(*divmod(index, self.views)) for index in range(start, stop)), strict=True)
+                tokens, features = encode(normalise(np.stack(pixels), mean, std))
+                self.patch_tokens[start:stop], self.features[start:stop] = tokens.bfloat16(), features.bfloat16()
+                self.labels[start:stop] = torch.from_numpy(np.stack(labels))
+                if (start - first) // batch % 16 == 0 or stop == len(self):
+                    self._write_progress(stop)
+                    rate = (stop - first) / (time.monotonic() - started)
+                    text = "views of %s: %d / %d, %.1f views/s, %.0f s left"
+                    logger.info(text, self.dataset.name, stop, len(self), rate, (len(self) - stop) / rate)
         return True
+
+    def _view(self, photo: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+        return readable_view(self.dataset, photo, self.augmentation, (self.seed, photo, view), self.skipped)
 
     def _write_progress(self, done: int) -> None:
         temporary = self.folder / "progress.json.new"
@@ -201,7 +184,7 @@ class ViewCache:
 
 
 def build_caches(caches: Sequence[ViewCache], encode: Encoder, *, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Completes several caches; processes that start together share the work by taking different data sets first."""
+    """Completes several caches. Processes that start together begin with different data sets."""
     waiting = [cache for cache in caches if not cache.build(encode, mean=mean, std=std, wait=False)]
     for cache in waiting:
         cache.build(encode, mean=mean, std=std, wait=True)

@@ -1,11 +1,11 @@
-"""One list of learnable names over several data sets, and what each data set knows of it.
+"""One list of learnable names over several data sets, and which data set annotates which of them.
 
-A photo is labelled with its own data set's classes only. A name from another data set may well be visible in it, so it is
-*unknown* there and earns no mask loss; a name of its own data set that no pixel carries is a true negative.
+A photo is annotated with its own data set's classes only. A name from another data set may be visible in it, so it has no mask
+loss there; a name of its own data set that no pixel carries is a true negative.
 
-Held-out classes: in the inductive setting their names are unknown and their pixels VOID, or BACKGROUND: that these pixels are
-none of the seen classes is what ZegCLIP's ignore label tells, too. In the transductive setting their names are known and their
-pixels are HIDDEN, which self-training later fills with labels of its own.
+Held-out classes: in the inductive setting their names are not learned, and their pixels are VOID or BACKGROUND (none of the
+seen classes, as with ZegCLIP's ignore label). In the transductive setting their names are known, and their pixels are HELD_OUT;
+self-training later gives them labels.
 """
 
 from collections import Counter
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from ldvc.class_names import canonical, plain
-from ldvc.errors import DataError
 from train.data.reader import SegmentationDataset
 
 VOID = -1  # counts nowhere
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
-HIDDEN = -3  # of a held-out class whose name is known (transductive setting)
+HELD_OUT = -3  # of a held-out class whose name is known (transductive setting)
 
 
 class Vocabulary:
@@ -39,24 +38,26 @@ class Vocabulary:
         seen_words: name -> its other words, where it has some.
         spellings: every spelling that the data sets use for the names with masks, for "seen" flags.
         unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
-        known: (sets, names) bool; which data set labels which name (or would, were it not held out).
-        tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HIDDEN.
+        annotated: (sets, names) bool; whether a data set annotates a name (or would, if it were not held out).
+        partially_annotated: (sets, names) bool; annotated names that a photo may show although its mask does not: those of
+            a data set that is not exhaustive.
+        tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HELD_OUT.
 
     Args:
-        datasets: the data sets, whose order the first axis of `known` and `tables` follows.
-        hidden: canonical names that are held out.
-        transductive: held-out names are known, and their pixels become HIDDEN instead of VOID.
-        hidden_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
+        datasets: the data sets, whose order the first axis of `annotated` and `tables` follows.
+        held_out: canonical names that are held out.
+        transductive: held-out names are known, and their pixels become HELD_OUT instead of VOID.
+        held_out_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
         other_words: canonical name -> further words for it; names that are not learned are passed over.
     """
 
     def __init__(
         self,
         datasets: Sequence[SegmentationDataset],
-        hidden: Collection[str] = (),
+        held_out: Collection[str] = (),
         *,
         transductive: bool = False,
-        hidden_as_background: bool = False,
+        held_out_as_background: bool = False,
         other_words: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         seen: dict[str, str] = {}  # name -> text
@@ -65,14 +66,14 @@ class Vocabulary:
         for dataset in datasets:
             for spelling in dataset.names():
                 name = canonical(spelling)
-                if name not in hidden:
+                if name not in held_out:
                     seen.setdefault(name, plain(spelling))
                     used[name] = used[plain(spelling)] = None
                 elif transductive:
                     unseen.setdefault(name, plain(spelling))
         self.names, self.texts = [*seen, *unseen], [*seen.values(), *unseen.values()]
-        self.other_words = [self._usable((other_words or {}).get(name, ()), name, hidden) for name in seen]
-        self.other_words += [[] for _ in unseen]  # of held-out names nothing but the name is known
+        self.other_words = [self._usable((other_words or {}).get(name, ()), name, held_out) for name in seen]
+        self.other_words += [[] for _ in unseen]  # of a held-out class only the name is known
         self.words = [*self.texts, *(word for words in self.other_words for word in words)]
         counts = Counter(self.words)
         self.shared = torch.tensor([counts[word] > 1 for word in self.words], dtype=torch.bool)
@@ -82,49 +83,27 @@ class Vocabulary:
         index_of = {name: index for index, name in enumerate(self.names)}
 
         self.tables: list[np.ndarray] = []
-        self.known = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
-        for dataset, known in zip(datasets, self.known, strict=True):
+        self.annotated = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
+        for dataset, annotated in zip(datasets, self.annotated, strict=True):
             table = np.full(256, VOID, dtype=np.int16)
             for index in dataset.class_indices():
                 place = index_of.get(canonical(dataset.classes[index]))
                 if place is not None:
-                    table[index] = HIDDEN if self.unseen[place] else place
-                    known[place] = True
-                elif hidden_as_background:
+                    table[index] = HELD_OUT if self.unseen[place] else place
+                    annotated[place] = True
+                elif held_out_as_background:
                     table[index] = BACKGROUND
             if dataset.background_index is not None:
                 table[dataset.background_index] = BACKGROUND
             table[dataset.ignore_index] = VOID
             self.tables.append(table)
-        self._datasets = list(datasets)
+        exhaustive = torch.tensor([dataset.exhaustive for dataset in datasets], dtype=torch.bool)
+        self.partially_annotated = self.annotated & ~exhaustive[:, None]
 
-    def _usable(self, words: Sequence[str], name: str, hidden: Collection[str]) -> list[str]:
+    def _usable(self, words: Sequence[str], name: str, held_out: Collection[str]) -> list[str]:
         """Those words that name no other class, learned or held out, and are not how the name is read anyway."""
-        others = {*self.names, *hidden} - {name}
+        others = {*self.names, *held_out} - {name}
         return [word for word in map(plain, words) if word not in self.texts and canonical(word) not in others]
-
-    def doubtful(self, photos: int) -> Tensor:
-        """(sets, names) bool: names whose absence from a mask does not mean that the photo lacks them.
-
-        Those are the names that fewer than `photos` photos of a data set show, and all names of a data set that is not
-        exhaustive. With `photos` > 0 every mask is read.
-        """
-        exhaustive = torch.tensor([dataset.exhaustive for dataset in self._datasets])
-        return self.known & (self._rare(photos) | ~exhaustive[:, None])
-
-    def _rare(self, photos: int) -> Tensor:
-        """(sets, names) bool: names that fewer than `photos` photos of a data set show."""
-        counts = torch.zeros(self.known.shape, dtype=torch.int64)
-        if photos < 1:
-            return counts < photos
-        for count, dataset, table in zip(counts, self._datasets, self.tables, strict=True):
-            for index in range(len(dataset)):
-                try:
-                    shown = np.unique(table[np.unique(dataset.mask(index))])
-                except DataError:  # a broken mask shows nothing; whoever draws it says so
-                    continue
-                count[torch.from_numpy(shown[shown >= 0]).long()] += 1
-        return counts < photos
 
     def __len__(self) -> int:
         return len(self.names)
@@ -138,6 +117,6 @@ class Vocabulary:
         Returns:
             (names,) bool.
         """
-        codes = -HIDDEN
+        codes = -HELD_OUT
         counts = torch.bincount(labels.long().flatten() + codes, minlength=len(self) + codes)
         return counts[codes:] > 0

@@ -1,114 +1,164 @@
-"""The tabs of the answer, one module each. How a tab is written:
+"""The tabs of the answer, one module each: widgets, texts, and the HTML that they show.
 
-    class AttentionTab(Tab):
-        key, title = "attention", "Attention"
+A tab draws an answer with the values of its widgets and nothing else: `draw(answer, values)` returns {component: update}.
+`values` holds the value of each widget in `settings`, which Gradio passes with every event. All that needs a model goes
+through `Tab.results`.
 
-        def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-            super().__init__(handlers, visit)
-            ...            # declare components here: it runs inside the tab's `gr.Tab` context
-            self.outputs = [...]                    # everything that `update` may change
-
-        def update(self, visit: Visit) -> dict:     # {component: its update}: draw this tab for the visit
-            if visit.empty:                         # nothing segmented yet: one friendly sentence
-                ...
-            result, = self.handlers.results(visit, "ldvc")
-            ...
-
-        def wire(self) -> None:                     # events of the tab's own; called once, when the whole page is declared
-            self.layer.input(self.redraw, [self.layer, self.visit], self.outputs, **self.quiet)
-
-        def stamp(self, visit: Visit) -> tuple:     # what the drawing depends on; redrawn on opening when it has changed
-            return visit.version, visit.chosen
-
-Only the open tab is drawn when a visitor presses Segment; the others are drawn when they are opened (`Tab.open`), so that the
-first overlay never waits for them.
-
-What a visitor looks at is the `Visit` in `gr.State`: their own, never shared. Events may change it in place (the chosen class,
-results that are kept, `visit.kept` for whatever a tab wants to remember until the next question); do not return it as an
-output, or a slow event would overwrite a newer question. An event that draws starts from `visit.latest` and ends with
-`unless_overtaken`, so that a slow one draws nothing over the answer to a newer question. What a script of the page says (a
-spot, a threshold) goes into its event as an input, not as the event's data; `SAID` of the Segment tab says why. Everything
-that needs the model goes through `handlers.results` or, for other computations, `handlers.compute(function, ...)` with a
-function of a module's top level that gets the `Models` of the visit first: on ZeroGPU it runs in another process, so values go
-in and come out, and changes in place stay there.
+After a question only the open tab is drawn, so that the first overlay does not wait for the others; they are drawn when the
+visitor opens them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ldvc.web import html
-from ldvc.web.handlers import Handlers
-from ldvc.web.session import Visit
-from ldvc.web.tabs import texts
+from ldvc.result import Segmentation
+from ldvc.visualize import OPACITY
+from ldvc.web import html, texts
+from ldvc.web.downloads import OverlayStyle
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import OWN_THRESHOLD, Answer
+
+Values = dict[Any, Any]
+Changes = dict[Any, Any]
+
+VIEWER_DEFAULT = {"opacity": OPACITY, "outline": True, "alone": None, "background": OWN_THRESHOLD}
+PRIVATE = {"api_visibility": "private"}
+QUIET = {"show_progress": "hidden", **PRIVATE}
+
+
+class Settings(NamedTuple):
+    """What all tabs depend on: the threshold of "none of these", the class shown alone, and `Segmenter.segment`'s company."""
+
+    background: float | str | None
+    alone: str | None
+    company: bool
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The widgets whose values several tabs read: the visitor's session, the Segment tab's viewer, the box for company."""
+
+    session: gr.State
+    viewer: gr.HTML
+    company: gr.Checkbox
+
+    def settings(self, values: Values) -> Settings:
+        """What the visitor set there."""
+        viewer = values[self.viewer]
+        background = viewer["background"]
+        if background not in (None, OWN_THRESHOLD):
+            background = min(max(float(background), 0.0), 1.0)
+        return Settings(background, viewer["alone"], bool(values[self.company]))
+
+    def style(self, values: Values) -> OverlayStyle:
+        """How the visitor wants the overlay painted."""
+        viewer = values[self.viewer]
+        return OverlayStyle(min(max(float(viewer["opacity"]), 0.0), 1.0), bool(viewer["outline"]), viewer["alone"])
 
 
 class Tab:
-    """What the page asks of a tab.
+    """Declares the widgets of a tab.
 
     Attributes:
-        key, title: identifier ("segment") and what is written on the tab.
-        handlers: the actions that need a model.
-        empty: the `gr.HTML` that says what will be here, as long as there is nothing.
-        visit: the `gr.State` with the visitor's `Visit`.
-        outputs: the components that `update` may change.
-        waiting: those that show that an answer is on its way.
-        quiet: options for events that answer at once: no progress bars, no entry among the documented endpoints.
+        key, title: identifier ("segment") and label of the tab.
+        empty_text: shown before the first question.
+        empty: the `gr.HTML` with that text.
+        settings: widgets whose values `draw` reads, beside those of `shared`.
+        outputs: the components that `draw` may change.
+        pictures: those that show the answer; the first one shows progress.
     """
 
-    key = ""
-    title = ""
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    key = title = empty_text = ""
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        self.handlers = handlers
-        self.visit = visit
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        self.segmenter, self.shared = segmenter, shared
+        self.settings: list[Any] = []
         self.outputs: list[Any] = []
-        self.waiting: list[Any] = []
-        self.empty: gr.HTML
+        self.pictures: list[Any] = []
+        self.empty = gr.HTML(html.empty(self.empty_text))
 
-    def update(self, visit: Visit) -> dict[Any, Any]:
-        """Draw the tab: {component: update} for components of `outputs`."""
+    def draw(self, answer: Answer, values: Values) -> Changes:
+        """The whole tab for an answer."""
         raise NotImplementedError
 
+    def blank(self, values: Values) -> Changes:
+        """Instead of an older answer, until the tab is opened and drawn."""
+        return {self.empty: gr.HTML(html.empty(texts.DRAWING), visible=True), **dict.fromkeys(self.pictures, "")}
+
+    def show(self, answer: Answer, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
+        """`draw`, or a function that draws a part, and remember that the tab shows this answer."""
+        changes = (draw or self.draw)(answer, values)
+        answer.drawn[self.key] = self.shared.settings(values)
+        return changes
+
     def wire(self) -> None:
-        """Connect the tab's own events."""
+        """Declare the tab's own events."""
 
-    def endpoints(self) -> None:
-        """Declare the tab's documented API endpoints with `gr.api(function, api_name=...)`; called after `wire`."""
+    @property
+    def inputs(self) -> set[Any]:
+        """Inputs of the events that draw."""
+        return {self.shared.session, self.shared.viewer, self.shared.company, *self.settings}
 
-    def stamp(self, visit: Visit) -> tuple:
-        """What the drawing depends on."""
-        return visit.version, visit.chosen
+    def results(self, answer: Answer, values: Values, *decoders: str) -> list[Segmentation | None]:
+        """Segmentations with the visitor's threshold; see `Segmenter.results`."""
+        settings = self.shared.settings(values)
+        return self.segmenter.results(answer, *decoders, background=settings.background, company=settings.company)
 
-    def announce(self, visit: Visit) -> dict[Any, Any]:
-        """After a question that was answered on another tab: what stands here until this one is opened and drawn."""
-        return {} if self.key in visit.drawn else {self.empty: html.empty(texts.DRAWING)}
+    def redraw(self, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
+        """Draw the session's answer; again if a newer question is answered meanwhile, so that no older answer is shown."""
+        session = values[self.shared.session]
+        while session.answer is not None:
+            answer = session.answer
+            changes = self.show(answer, values, draw)
+            if answer is session.answer:
+                return changes
+        return {self.empty: gr.HTML(html.empty(self.empty_text), visible=True)}
 
-    def draw(self, visit: Visit) -> dict[Any, Any]:
-        """`update`, remembering what was drawn."""
-        stamp = self.stamp(visit)
-        drawing = self.update(visit)
-        visit.drawn[self.key] = stamp
-        return drawing
+    def open(self, values: Values) -> Changes:
+        """The visitor opened the tab: draw it unless it shows the answer already."""
+        session = values[self.shared.session]
+        session.open_tab = self.key
+        answer = session.answer
+        if answer is not None and answer.drawn.get(self.key) == self.shared.settings(values):
+            return gr.skip()
+        return self.redraw(values)
 
-    def open(self, visit: Visit) -> dict[Any, Any]:
-        """The visitor opened the tab: draw it unless it shows the present state already.
+    def on(self, triggers: Sequence[Any], draw: Callable[[Answer, Values], Changes], outputs: Sequence[Any]) -> None:
+        """Draw parts of the tab on events of its widgets; of events in quick succession the last counts."""
+        gr.on(
+            triggers,
+            lambda values: self.redraw(values, draw),
+            self.inputs,
+            [self.empty, *outputs],
+            trigger_mode="always_last",
+            **QUIET,
+        )
 
-        If a newer question is answered before the drawing is done, the newer answer is drawn.
-        """
-        visit.open_tab = self.key
-        while True:
-            visit = visit.latest
-            drawing = gr.skip() if visit.drawn.get(self.key) == self.stamp(visit) else self.draw(visit)
-            if visit.successor is None:
-                return drawing
 
-    @staticmethod
-    def unless_overtaken(visit: Visit, draw: Callable[[Visit], dict[Any, Any]]) -> dict[Any, Any]:
-        """A drawing for a visit, or nothing if a newer question was answered meanwhile: its answer is on the page."""
-        drawing = draw(visit)
-        return drawing if visit.successor is None else gr.skip()
+def layer_and_head(prefix: str) -> tuple[gr.Radio, gr.Dropdown]:
+    """The widgets for a decoder layer and an attention head."""
+    layer = gr.Radio([], label=texts.LAYER, elem_id=f"{prefix}-layer", min_width=120)
+    return layer, gr.Dropdown([], label=texts.HEAD, elem_id=f"{prefix}-head", min_width=110)
+
+
+def choices_for(result: Segmentation, layer: int, head: int | None) -> list[Any]:
+    """Updates of the two widgets, with the choices that a result has."""
+    layers, heads = result.attention_shape
+    return [
+        gr.Radio([(str(index + 1), index) for index in range(layers)], value=layer),
+        gr.Dropdown(
+            [(texts.MEAN, -1), *((str(index + 1), index) for index in range(heads))], value=-1 if head is None else head
+        ),
+    ]
+
+
+def chosen_layer_and_head(result: Segmentation, layer: int | None, head: int | None) -> tuple[int, int | None]:
+    """Values of the two widgets for a result: the last layer unless there is the chosen one; head None = mean of all."""
+    layers, heads = result.attention_shape
+    layer = layer if layer is not None and layer < layers else layers - 1
+    return layer, head if head is not None and 0 <= head < heads else None

@@ -2,332 +2,329 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gradio as gr
+import numpy as np
 
-from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
-from ldvc.web import html
-from ldvc.web.handlers import LCSA_OFF, Handlers
-from ldvc.web.inputs import unchecked
-from ldvc.web.session import Visit
-from ldvc.web.tabs import Tab, program, texts
-from ldvc.web.views.attention import Column, attention_grid, attention_slider, grey_photo, value_range
+from ldvc.result import Segmentation
+from ldvc.visualize import colours_for, fit_size
+from ldvc.web import html, texts
+from ldvc.web.html import MAP_SIDE, escape, percent
+from ldvc.web.segmenter import LCSA_OFF, Segmenter
+from ldvc.web.session import Answer
+from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
-PICTURE_SIDE = 896  # of the pictures that programs get
 SHOWN = 8  # names at a time, so that the table is drawn at once
+SLIDER_SIDE = 224
 
-# gr.ImageSlider cannot be moved with the keyboard; a range input can. The line's place is kept on the element itself, which
-# stays when its content is drawn anew.
-SLIDER_SCRIPT = """
-const move = (event) => {
-    if (event.target.type === 'range') element.style.setProperty('--at', event.target.value + '%');
-};
-element.addEventListener('input', move);
+HELP = (
+    "Every patch spreads its attention over the class names; the shares add up to 1. The masks are read from the scores behind "
+    "the last layer’s map. Rows: names. Columns: three decoders."
+)
+COLUMNS = {
+    "ldvc": "patches attend to similar patches, then to names",
+    "ldvc_without_lcsa": "patches attend to names only",
+    "zegclip": "names attend to patches",
+    LCSA_OFF: "the weights of the first column, without LCSA",
+}
+INTERVENTION = "intervention"
+FIXED_SCALE = "Share of attention, one fixed scale from 0 to 1 for all maps"
+RESCALED = "Share of attention, rescaled to the lowest and highest value shown: not 0 to 1"
+ONE_NAME = "With one name and no company, attention is 1 everywhere. Add company or a second name to see where it goes."
+SHARES = "inside its mask {inside}, outside {outside}"
+COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
+DETAILS = (
+    "<p><b>The maps.</b> Drawn is the softmax over the names of the scores q·k / √d<sub>head</sub> of the chosen layer, of one "
+    "head or of the mean score of all heads. For all three decoders the masks are read from the last layer’s mean scores.</p>"
+    "<p><b>What differs.</b> In LDVC patches are the queries and names the keys. In ZegCLIP’s decoder names are the queries "
+    "and patches the keys; its own softmax, in the layers before the last, runs over the patches.</p>"
+    "<p><b>Inside and outside.</b> The mean of a map over the pixels to which its own decoder gives that name, “none of "
+    "these” included, and over all others.</p>"
+    "<p><b>Company.</b> The softmax over one name is 1 everywhere. So a single name is segmented together with a few words for "
+    "stuff, whose shares are added into one map.</p>"
+    "<p><b>Without LCSA</b> is a decoder of its own, trained without the sub-layer: the paper’s ablation. "
+    "<b>LCSA switched off</b> is the trained LDVC with the sub-layer left out at inference: an intervention. It shows what the "
+    "other layers do by themselves, not what training without LCSA would have given.</p>"
+    "<p>Synonyms of one name share a map: their shares are added.</p>"
+)
+SLIDER_LABEL = "Position of the line between the two maps, in percent from the left"
+# gr.ImageSlider cannot be moved with the keyboard; a range input can. The position is kept on the element, which stays.
+SLIDER_JS = """
+element.addEventListener("input", (event) => {
+  if (event.target.type === "range") element.style.setProperty("--at", `${event.target.value}%`);
+});
 """
 
 
-@dataclass
-class Settings:
-    """What the visitor chose here; stays from one question to the next.
-
-    Attributes:
-        layer: 0 is the first; None = the last.
-        head: None = mean of all.
-        names: which are shown, where there are more than `SHOWN`.
-        rescale, off: see the check boxes.
-        left, right: decoders under the slider.
-    """
-
-    layer: int | None = None
-    head: int | None = None
-    names: list[str] = field(default_factory=list)
-    rescale: bool = False
-    off: bool = False
-    left: str = "ldvc"
-    right: str = "ldvc_without_lcsa"
+def make_company() -> gr.Checkbox:
+    """Whether a single name is segmented with company."""
+    info = "A few words for stuff, asked beside a single name."
+    return gr.Checkbox(
+        True, label=texts.COMPANY, info=info, visible=False, elem_id="attention-company", min_width=140, render=False
+    )
 
 
 class AttentionTab(Tab):
     """See the module."""
 
     key, title = "attention", "Attention"
+    empty_text = "Segment a photo first. Then you see which share of each patch’s attention goes to which name."
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        super().__init__(handlers, visit)
-        self.empty = gr.HTML(html.empty(texts.ATTENTION_EMPTY))
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        super().__init__(segmenter, shared)
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
-            gr.HTML(html.section(texts.ATTENTION_TITLE, texts.ATTENTION_HELP))
+            gr.HTML(html.section("Which name does each patch attend to?", HELP))
             with gr.Row(elem_classes="ldvc-controls"):
-                self.layer = gr.Radio([], label=texts.ATTENTION_LAYER, elem_id="attention-layer", min_width=210)
-                self.head = gr.Dropdown([], label=texts.ATTENTION_HEAD, elem_id="attention-head", min_width=110)
+                self.layer, self.head = layer_and_head("attention")
                 self.rescale = gr.Checkbox(
-                    label=texts.ATTENTION_RESCALE,
-                    info=texts.ATTENTION_RESCALE_INFO,
-                    elem_id="attention-rescale",
+                    label="Rescale", info="From the lowest to the highest value shown.", elem_id="attention-rescale",
                     min_width=120,
-                )
+                )  # fmt: skip
                 self.off = gr.Checkbox(
-                    label=texts.ATTENTION_OFF, info=texts.ATTENTION_OFF_INFO, elem_id="attention-off", min_width=140
-                )
-                self.company = gr.Checkbox(
-                    True,
-                    label=texts.COMPANY,
-                    info=texts.COMPANY_INFO,
-                    visible=False,
-                    elem_id="attention-company",
-                    min_width=140,
-                )
+                    label="Switch LCSA off", info="In the same weights: an intervention, not trained like this.",
+                    elem_id="attention-off", min_width=140,
+                )  # fmt: skip
+                self.company = shared.company.render()
             self.names = gr.Dropdown(
-                [],
-                label=texts.ATTENTION_NAMES,
-                info=texts.ATTENTION_NAMES_INFO,
-                multiselect=True,
-                max_choices=SHOWN,
-                visible=False,
+                [], label="Names shown", info="Eight at a time.", multiselect=True, max_choices=SHOWN, visible=False,
                 elem_id="attention-names",
-            )
+            )  # fmt: skip
             self.note = gr.HTML(visible=False, elem_id="attention-note")
             self.grid = gr.HTML(elem_id="attention-grid", apply_default_css=False)
-            gr.HTML(html.section(texts.SLIDER_TITLE, texts.SLIDER_HELP), elem_classes="ldvc-later")
+            title, help_text = "Compare two decoders", "Drag the line, or move it with the arrow keys."
+            gr.HTML(html.section(title, help_text), elem_classes="ldvc-later")
             with gr.Row(elem_classes="ldvc-controls"):
-                self.name = gr.Dropdown([], label=texts.SLIDER_NAME, elem_id="slider-name", min_width=120)
-                self.left = gr.Dropdown([], label=texts.SLIDER_LEFT, elem_id="slider-left", min_width=120)
-                self.right = gr.Dropdown([], label=texts.SLIDER_RIGHT, elem_id="slider-right", min_width=120)
-            self.slider = gr.HTML(elem_id="attention-slider", apply_default_css=False, js_on_load=SLIDER_SCRIPT)
-            gr.HTML(
-                f'<details class="ldvc-exactly"><summary>{texts.ATTENTION_EXACTLY}</summary>'
-                f"{texts.ATTENTION_EXACTLY_TEXT}</details>",
-                apply_default_css=False,
-            )
-        self.controls = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
-        self.pictures = [self.note, self.grid, self.slider]
-        self.outputs = [self.empty, self.body, *self.controls, self.company, *self.pictures]
-        self.waiting = [self.empty, self.grid]
+                self.name = gr.Dropdown([], label="Attention to", elem_id="slider-name", min_width=120)
+                self.left = gr.Dropdown([], label="Left", elem_id="slider-left", min_width=120)
+                self.right = gr.Dropdown([], label="Right", elem_id="slider-right", min_width=120)
+            self.slider = gr.HTML(elem_id="attention-slider", apply_default_css=False, js_on_load=SLIDER_JS)
+            gr.HTML(html.details("What exactly is drawn", DETAILS), apply_default_css=False)
+        self.settings = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
+        self.pictures = [self.grid, self.slider]
+        self.parts = [self.note, self.left, self.right, *self.pictures]
+        self.outputs = [self.empty, self.body, *self.settings, self.company, self.note, *self.pictures]
 
-    # ---- drawing ----
-
-    def update(self, visit: Visit) -> dict:
-        """Controls that fit the result, and the pictures."""
-        if visit.empty:
-            return {self.empty: gr.HTML(visible=True), self.body: gr.Column(visible=False)}
-        settings = self.settings(visit)
-        (main,) = self.handlers.results(visit, "ldvc")
-        layers, heads = main.attention_shape
-        if settings.layer is not None and settings.layer >= layers:
-            settings.layer = None
-        if settings.head is not None and settings.head >= heads:
-            settings.head = None
-        shown = [visit.names[index] for index in self.shown(visit, settings)]
-        decoders = self.decoders(visit, settings)
+    def draw(self, answer: Answer, values: Values) -> Changes:
+        """Widgets with the choices that the answer has, and the pictures."""
+        (main,) = self.results(answer, values, "ldvc")
+        names, alone = answer.names, self.shared.settings(values).alone
+        values = {**values, self.name: alone if alone in names else values[self.name]}
+        layer, head = choices_for(main, *chosen_layer_and_head(main, values[self.layer], values[self.head]))
+        shown = [names[index] for index in self.shown(names, values)]
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
-            self.layer: gr.Radio(
-                [(str(layer + 1), layer) for layer in range(layers)],
-                value=layers - 1 if settings.layer is None else settings.layer,
-            ),
-            self.head: gr.Dropdown(
-                [(texts.ATTENTION_MEAN, -1), *((str(head + 1), head) for head in range(heads))],
-                value=-1 if settings.head is None else settings.head,
-            ),
-            self.names: gr.Dropdown(visit.names, value=shown, multiselect=True, visible=len(visit.names) > SHOWN),
-            self.rescale: settings.rescale,
-            self.off: settings.off,
-            self.company: gr.Checkbox(visit.company, visible=len(visit.names) == 1),
-            self.name: gr.Dropdown(visit.names, value=visit.chosen),
-            **self.slider_choices(decoders, settings),
-            **self.draw_pictures(visit),
+            self.layer: layer,
+            self.head: head,
+            self.names: gr.Dropdown(names, value=shown, multiselect=True, visible=len(names) > SHOWN),
+            self.company: gr.Checkbox(visible=len(names) == 1),
+            self.name: gr.Dropdown(names, value=names[self.chosen(names, values)]),
+            **self.draw_pictures(answer, values),
         }
 
-    def slider_choices(self, decoders: list[str], settings: Settings) -> dict:
-        """The decoders that can be laid over each other."""
-        if settings.left not in decoders:
-            settings.left = decoders[0]
-        if settings.right not in decoders:
-            settings.right = decoders[min(1, len(decoders) - 1)]
-        choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in decoders]
-        return {
-            self.left: gr.Dropdown(choices, value=settings.left),
-            self.right: gr.Dropdown(choices, value=settings.right),
-        }
-
-    def draw_pictures(self, visit: Visit) -> dict:
-        """Table and slider; nothing is computed by a model that was computed before."""
-        settings = self.settings(visit)
-        columns = self.columns(visit, settings)
-        main = columns[0].result
-        photo = visit.kept.setdefault("attention-photo", None) or grey_photo(main.picture)
-        visit.kept["attention-photo"] = photo
-        shown, colours = self.shown(visit, settings), colours_for(visit.names)
-        low, high = value_range(columns, shown, rescale=settings.rescale)
-        index = visit.names.index(visit.chosen)
+    def draw_pictures(self, answer: Answer, values: Values) -> Changes:
+        """Table and slider; what a model computed before is not computed again."""
+        decoders = (*DECODERS, LCSA_OFF) if values[self.off] else DECODERS
+        results = self.results(answer, values, *decoders)
+        layer, head = chosen_layer_and_head(results[0], values[self.layer], values[self.head])
+        columns = [Column.of(decoder, result, layer, head) for decoder, result in zip(decoders, results, strict=True)]
+        names, main = answer.names, columns[0].result
+        photo = answer.pictures.setdefault(self.key, "") or html.grey_photo(main.picture)
+        answer.pictures[self.key] = photo
+        shown, index = self.shown(names, values), self.chosen(names, values)
+        low, high = value_range(columns, shown, rescale=values[self.rescale])
         by_decoder = {column.decoder: column for column in columns if column.maps is not None}
-        left, right = by_decoder.get(settings.left, columns[0]), by_decoder.get(settings.right, columns[0])
-        note = html.notice(texts.ATTENTION_ONE) if len(visit.names) == 1 and not main.company else ""
+        left, right = self.sides(list(by_decoder), values)
+        note = html.notice(ONE_NAME) if len(names) == 1 and not main.company else ""
+        choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in by_decoder]
+        sides = (by_decoder[left], by_decoder[right])
         return {
             self.note: gr.HTML(note, visible=bool(note)),
+            self.left: gr.Dropdown(choices, value=left),
+            self.right: gr.Dropdown(choices, value=right),
             self.grid: attention_grid(
-                columns, visit.names, main.seen, colours, shown, photo=photo, rescale=settings.rescale
+                columns, names, main.seen, colours_for(names), shown, photo=photo, rescale=values[self.rescale]
             ),
-            self.slider: attention_slider(left, right, index, visit.chosen, photo=photo, low=low, high=high),
+            self.slider: attention_slider(*sides, index, names[index], photo=photo, low=low, high=high),
         }
 
-    def columns(self, visit: Visit, settings: Settings) -> list[Column]:
-        """One for each decoder of the table."""
-        decoders = (*DECODERS, LCSA_OFF) if settings.off else DECODERS
-        results = self.handlers.results(visit, *decoders)
-        layer = -1 if settings.layer is None else settings.layer
-        return [
-            Column.of(decoder, result, layer=layer, head=settings.head)
-            for decoder, result in zip(decoders, results, strict=True)
-        ]
+    def sides(self, decoders: list[str], values: Values) -> tuple[str, str]:
+        """The decoders under the slider, of those that there are."""
+        left, right = values[self.left], values[self.right]
+        return (
+            left if left in decoders else decoders[0],
+            right if right in decoders else decoders[min(1, len(decoders) - 1)],
+        )
 
-    def decoders(self, visit: Visit, settings: Settings) -> list[str]:
-        """The decoders that this checkpoint has and that are shown."""
-        return [column.decoder for column in self.columns(visit, settings) if column.maps is not None]
-
-    @staticmethod
-    def settings(visit: Visit) -> Settings:
-        """What the visitor chose here."""
-        return visit.settings.setdefault("attention", Settings())
-
-    @staticmethod
-    def shown(visit: Visit, settings: Settings) -> list[int]:
+    def shown(self, names: list[str], values: Values) -> list[int]:
         """Indices of the names in the table: all, or those chosen, or the first."""
-        if len(visit.names) <= SHOWN:
-            return list(range(len(visit.names)))
-        chosen = [index for index, name in enumerate(visit.names) if name in settings.names][:SHOWN]
-        return chosen or list(range(SHOWN))
+        chosen = [index for index, name in enumerate(names) if name in (values[self.names] or ())][:SHOWN]
+        return chosen if chosen and len(names) > SHOWN else list(range(min(len(names), SHOWN)))
 
-    # ---- events ----
+    def chosen(self, names: list[str], values: Values) -> int:
+        """Index of the name under the slider."""
+        return names.index(values[self.name]) if values[self.name] in names else 0
 
     def wire(self) -> None:
-        """Every control draws the pictures anew."""
+        """Every widget draws the pictures anew."""
+        widgets = [each.input for each in (*self.settings, self.company) if each is not self.off]
+        self.on(widgets, self.draw_pictures, self.parts)
 
-        def change(
-            layer: int | None,
-            head: int | None,
-            names: list[str] | None,
-            rescale: bool,
-            off: bool,
-            name: str | None,
-            left: str | None,
-            right: str | None,
-            visit: Visit,
-        ) -> dict[Any, Any]:
-            visit = visit.latest
-            if visit.empty:
-                return gr.skip()
-            settings = self.settings(visit)
-            settings.layer, settings.head = layer, None if head is None or head < 0 else head
-            settings.names, settings.rescale = list(names or ()), bool(rescale)
-            settings.left, settings.right = left or settings.left, right or settings.right
-            self.handlers.choose(name, visit)
-            visit.drawn[self.key] = self.stamp(visit)
-            choices = {}
-            if settings.off != bool(off):
-                settings.off = bool(off)
-                if settings.off:
-                    settings.right = LCSA_OFF
-                choices = self.slider_choices(self.decoders(visit, settings), settings)
-            return self.unless_overtaken(visit, lambda present: {**choices, **self.draw_pictures(present)})
+        def switch(answer: Answer, values: Values) -> Changes:
+            """The new column goes under the slider."""
+            return self.draw_pictures(answer, {**values, self.right: LCSA_OFF})
 
-        gr.on(
-            [control.input for control in self.controls],
-            change,
-            [*self.controls, self.visit],
-            [self.left, self.right, *self.pictures],
-            trigger_mode="always_last",
-            **self.quiet,
+        self.on([self.off.input], switch, self.parts)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One decoder's maps.
+
+    Attributes:
+        decoder: key of `texts.DECODER_TITLES`.
+        maps: (C, h, w) attention on the patch grid for all names, or None if there is no such decoder.
+        result: where the maps are from.
+        company: (h, w) attention to the words of `result.company` together, or None if there are none.
+        labels: the decoder's label map at the size of the drawn maps, -1 = none of these.
+    """
+
+    decoder: str
+    maps: np.ndarray | None = None
+    result: Segmentation | None = None
+    company: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, decoder: str, result: Segmentation | None, layer: int, head: int | None) -> Column:
+        """Read one layer, and one head or the mean of all, from a result."""
+        if result is None:
+            return cls(decoder)
+        maps = result.cross_attention(layer=layer, head=head)
+        company = result.company_attention(layer=layer, head=head) if result.company else None
+        return cls(decoder, maps, result, company, result.labels_at(fit_size(*result.size, long_side=MAP_SIDE)))
+
+    @property
+    def is_intervention(self) -> bool:
+        """Whether the decoder was not trained like this."""
+        return self.decoder == LCSA_OFF
+
+    def enlarged(self, attention: np.ndarray, long_side: int) -> np.ndarray:
+        """A map (h, w) at a size of the photo, (height, width), padding cut off."""
+        return self.result.attention_at(attention, fit_size(*self.result.size, long_side=long_side))
+
+    def inside_outside(self, index: int) -> tuple[float | None, float | None]:
+        """Mean attention to a name inside its mask and outside it; None where there is no such pixel."""
+        values, inside = self.enlarged(self.maps[index], MAP_SIDE), self.labels == index
+        return tuple(float(values[part].mean()) if part.any() else None for part in (inside, ~inside))
+
+
+def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: bool) -> tuple[float, float]:
+    """(0, 1), or the lowest and highest value of what is shown when rescaled, unless they are the same."""
+    values = [column.maps[list(shown)] for column in columns if column.maps is not None]
+    values += [column.company for column in columns if column.company is not None]
+    if not rescale or not values:
+        return 0.0, 1.0
+    low, high = float(min(each.min() for each in values)), float(max(each.max() for each in values))
+    return (low, high) if high - low > 1e-6 else (0.0, 1.0)
+
+
+def attention_grid(
+    columns: Sequence[Column],
+    names: Sequence[str],
+    seen: Sequence[bool],
+    colours: Sequence[str],
+    shown: Sequence[int],
+    *,
+    photo: str,
+    rescale: bool,
+) -> str:
+    """Rows are names, columns decoders, under one colour bar. A single name's company has a row of its own.
+
+    Args:
+        names, seen, colours: of all names; `shown` are the indices of those to draw.
+        photo: data of the grey photo under every map.
+        rescale: stretch the scale to the values shown, and say so.
+    """
+    scale = value_range(columns, shown, rescale=rescale)
+    rows = ["<span></span>" + "".join(map(_column_head, columns))]
+    for index in shown:
+        cells = "".join(_cell(column, index, names[index], *scale) for column in columns)
+        rows.append(html.name_label(names[index], seen[index], colours[index]) + cells)
+    if any(column.company is not None for column in columns):
+        rows.append(_company_row(columns, *scale))
+    first, *others = rows
+    table = f'<div class="ldvc-maps-row ldvc-maps-head">{first}</div>' + "".join(
+        f'<div class="ldvc-maps-row">{row}</div>' for row in others
+    )
+    height, width = next(column.result.size for column in columns if column.result is not None)
+    return (
+        f'<div class="ldvc-maps" style="--photo:url({photo});--aspect:{width}/{height};--columns:{len(columns)}">'
+        f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, *scale)}{table}</div>"
+    )
+
+
+def _column_head(column: Column) -> str:
+    tag = f'<span class="ldvc-tag ldvc-intervention">{INTERVENTION}</span>' if column.is_intervention else ""
+    title = f"<b>{texts.DECODER_TITLES[column.decoder]}</b>{tag}<small>{COLUMNS[column.decoder]}</small>"
+    return f'<div class="ldvc-maps-title{_mark(column)}">{title}</div>'
+
+
+def _mark(column: Column) -> str:
+    return " ldvc-is-intervention" if column.is_intervention else ""
+
+
+def _company_row(columns: Sequence[Column], low: float, high: float) -> str:
+    words = next(column.result.company for column in columns if column.company is not None)
+    cells = "".join(
+        _missing(column) if column.company is None else _map(column, column.company, texts.COMPANY, "", low, high)
+        for column in columns
+    )
+    return (
+        f'<div class="ldvc-label ldvc-company"><span><b>{texts.COMPANY}:</b> {escape(", ".join(words))} '
+        f"<small>{COMPANY_HELP}</small></span></div>{cells}"
+    )
+
+
+def _cell(column: Column, index: int, name: str, low: float, high: float) -> str:
+    if column.maps is None:
+        return _missing(column)
+    inside, outside = ("–" if share is None else percent(share) for share in column.inside_outside(index))
+    return _map(column, column.maps[index], name, SHARES.format(inside=inside, outside=outside), low, high)
+
+
+def _missing(column: Column) -> str:
+    return f'<figure class="ldvc-map ldvc-map-missing{_mark(column)}"><span>{texts.DECODER_MISSING}</span></figure>'
+
+
+def _map(column: Column, values: np.ndarray, name: str, caption: str, low: float, high: float) -> str:
+    """One map; the caption is HTML already."""
+    picture = html.heat_uri(column.enlarged(values, MAP_SIDE), low=low, high=high)
+    title = texts.DECODER_TITLES[column.decoder] + (f" ({INTERVENTION})" if column.is_intervention else "")
+    return (
+        f'<figure class="ldvc-map{_mark(column)}"><div class="ldvc-heat"><img src="{picture}" '
+        f'alt="Attention to {escape(name)}, {title}{f": {caption}" if caption else ""}"></div>'
+        f"{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+    )
+
+
+def attention_slider(left: Column, right: Column, index: int, name: str, *, photo: str, low: float, high: float) -> str:
+    """Two decoders' maps of one name over each other, parted by a line that a range input moves."""
+    height, width = left.result.size
+    sides = []
+    for column, side in ((left, "left"), (right, "right")):
+        picture = html.heat_uri(column.enlarged(column.maps[index], SLIDER_SIDE), low=low, high=high)
+        title = texts.DECODER_TITLES[column.decoder]
+        mark = f' <i class="ldvc-tag ldvc-intervention">{INTERVENTION}</i>' if column.is_intervention else ""
+        sides.append(
+            f'<img class="ldvc-slide-{side}" src="{picture}" alt="Attention to {escape(name)}, {title}">'
+            f'<span class="ldvc-slide-label ldvc-slide-label-{side}" aria-hidden="true">{title}{mark}</span>'
         )
-
-        def keep_company(company: bool, visit: Visit) -> dict[Any, Any]:
-            visit = visit.latest
-            if not self.handlers.keep_company(bool(company), visit):
-                return gr.skip()
-            visit.drawn[self.key] = self.stamp(visit)
-            return self.unless_overtaken(visit, self.draw_pictures)
-
-        self.company.input(
-            keep_company, [self.company, self.visit], self.pictures, trigger_mode="always_last", **self.quiet
-        )
-
-    def endpoints(self) -> None:
-        """/attention."""
-
-        def attention(
-            photo: str | None,
-            names: str,
-            name: str,
-            layer: float | None = 0,
-            head: float | None = 0,
-            use_company: bool = True,
-            visit: Visit | None = None,
-        ) -> tuple:
-            """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
-
-            name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. A single name
-            shares the attention with a few words for stuff, unless use_company is false. Returns three heat maps over the
-            photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint has no such decoder)
-            and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
-            intervention): "attention", the softmax over the names of every patch, row by row; "inside" and "outside", its
-            mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words and the
-            attention that goes to all of them together.
-            """
-            visit = program.ask(self, photo, names, visit, company=use_company)
-            title = next((each for each in visit.names if each.casefold() == (name or "").strip().casefold()), None)
-            if title is None:
-                raise program.refusal(texts.NOT_ASKED_FOR.format(name=name))
-            decoders = (*DECODERS, LCSA_OFF)
-            results = dict(zip(decoders, self.handlers.results(visit, *decoders), strict=True))
-            main = results["ldvc"]
-            at, which = program.layer_and_head(main, layer, head)
-            index = visit.names.index(title)
-            columns = {decoder: Column.of(decoder, results[decoder], layer=at, head=which) for decoder in decoders}
-            size = fit_size(*main.size, long_side=PICTURE_SIDE)
-            picture = resize_picture(main.picture, size)
-            maps = [
-                None if column.maps is None else heat_map(column.enlarged(column.maps[index], PICTURE_SIDE), picture)
-                for column in (columns[decoder] for decoder in DECODERS)
-            ]
-            there = {decoder: column for decoder, column in columns.items() if column.maps is not None}
-            shares = {decoder: column.inside_outside(index) for decoder, column in there.items()}
-            data = {
-                "name": title,
-                "layer": at + 1,
-                "head": "mean" if which is None else which + 1,
-                "grid": {"rows": main.grid[0], "columns": main.grid[1]},
-                "attention": {decoder: program.rounded(column.maps[index]) for decoder, column in there.items()},
-                "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
-                "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
-                "company": {
-                    "words": main.company,
-                    "attention": {
-                        decoder: program.rounded(column.company)
-                        for decoder, column in there.items()
-                        if column.company is not None
-                    },
-                },
-            }
-            return *maps, data, visit
-
-        program.declare(
-            self,
-            attention,
-            [
-                lambda: gr.Textbox(label="One of the class names"),
-                lambda: unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last")),
-                lambda: unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean")),
-                lambda: gr.Checkbox(True, label="Company for a single name"),
-            ],
-            [
-                lambda: gr.Image(label="LDVC with LCSA", format="jpeg"),
-                lambda: gr.Image(label="LDVC without LCSA", format="jpeg"),
-                lambda: gr.Image(label="ZegCLIP's decoder", format="jpeg"),
-                lambda: gr.JSON(label="Data"),
-            ],
-            "attention",
-        )
+    return (
+        f'<div class="ldvc-slide ldvc-heat" style="--photo:url({photo});--aspect:{width}/{height}">{"".join(sides)}'
+        f'<span class="ldvc-slide-line" aria-hidden="true"></span>'
+        f'<input class="ldvc-slide-input" type="range" min="0" max="100" step="1" aria-label="{SLIDER_LABEL}"></div>'
+    )

@@ -2,100 +2,154 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import gradio as gr
+import numpy as np
 
-from ldvc.visualize import colours_for
-from ldvc.web import html
-from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import BACKGROUND_INPUTS
-from ldvc.web.session import OWN_THRESHOLD, Visit
-from ldvc.web.tabs import Tab, program, texts
-from ldvc.web.views.compare import Painted, compare_view
+from ldvc.result import Segmentation
+from ldvc.visualize import NONE_COLOUR, colours_for, fit_size, overlay, resize_picture
+from ldvc.web import html, texts
+from ldvc.web.html import escape, percent
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import OWN_THRESHOLD, Answer
+from ldvc.web.tabs import Changes, Shared, Tab, Values
 
-DECODERS = ("clip", "zegclip", "ldvc_without_lcsa", "ldvc")
+SIDE = 600
+NAMES = 8  # in a caption, those that cover most
+
+HELP = "Same photo, same names, same colours. Names of which the model saw no mask are marked."
+DECODERS = {
+    "clip": "No decoder: cosine of patch and name in CLIP.",
+    "zegclip": "Names are queries and move; patches stay.",
+    "ldvc_without_lcsa": "Patches attend to the names and move, each on its own.",
+    "ldvc": "Patches attend to similar patches, then to the names, and move.",
+}
+OWN_THRESHOLDS = "Each decoder has its own threshold of “none of these”."
+DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
+FOOTNOTE = (
+    "Marked and striped: the model saw no mask of this name. All four use the same CLIP; lite’s CLIP was trained on the same "
+    "masks."
+)
 
 
 class CompareTab(Tab):
     """See the module."""
 
     key, title = "compare", "Compare"
+    empty_text = "Segment a photo first. Then you see the results of four decoders side by side."
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        super().__init__(handlers, visit)
-        self.empty = gr.HTML(html.empty(texts.COMPARE_EMPTY))
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        super().__init__(segmenter, shared)
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
-            gr.HTML(html.section(texts.COMPARE_TITLE, texts.COMPARE_HELP))
+            gr.HTML(html.section("One photo, four decoders", HELP))
             self.view = gr.HTML(elem_id="compare-view", apply_default_css=False)
+        self.pictures = [self.view]
         self.outputs = [self.empty, self.body, self.view]
-        self.waiting = [self.empty, self.view]
 
-    def stamp(self, visit: Visit) -> tuple:
-        """The class that other tabs show plays no part here."""
-        return (visit.version,)
-
-    def update(self, visit: Visit) -> dict:
-        """Draw for the visit."""
-        if visit.empty:
-            return {self.empty: gr.HTML(visible=True), self.body: gr.Column(visible=False)}
-        pictures, seen = self.pictures(visit)
+    def draw(self, answer: Answer, values: Values) -> Changes:
+        """The four pictures."""
+        results = self.results(answer, values, *DECODERS)
+        colours = colours_for(answer.names)
+        pictures = paint_all(results, colours)
+        own = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
-            self.view: compare_view(
-                pictures,
-                visit.names,
-                seen,
-                colours_for(visit.names),
-                own_thresholds=visit.threshold == OWN_THRESHOLD,
-            ),
+            self.view: compare_html(pictures, answer.names, results[-1].seen, colours, own_thresholds=own),
         }
 
-    def pictures(self, visit: Visit) -> tuple[list[Painted | str], list[bool]]:
-        """Each decoder's answer, or its key where the checkpoint has no such decoder; and which names are seen."""
-        results = self.handlers.results(visit, *DECODERS)
-        colours = colours_for(visit.names)
-        painted = [
-            decoder if result is None else Painted.of(decoder, result, colours)
-            for decoder, result in zip(DECODERS, results, strict=True)
-        ]
-        return painted, results[-1].seen
 
-    def endpoints(self) -> None:
-        """/compare."""
+@dataclass(frozen=True)
+class Painted:
+    """One decoder's answer.
 
-        def compare(
-            photo: str | None,
-            names: str,
-            use_background: bool = True,
-            threshold: float | None = None,
-            visit: Visit | None = None,
-        ) -> tuple:
-            """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
+    Attributes:
+        decoder: key of `texts.DECODER_TITLES`.
+        overlay: uint8 (height, width, 3).
+        labels: (height, width), -1 = none of these.
+        shares: of the area, for each name.
+    """
 
-            With use_background, pixels where no name's score reaches the threshold (without one, each decoder's own) are
-            none of these. Returns the painted photos, captioned, and the data: for each of the four the area share of every
-            name and the share of the photo on which it differs from LDVC with LCSA; and which names are seen. What the
-            checkpoint does not have is left out.
-            """
-            visit = program.ask(self, photo, names, visit, use_background=use_background, threshold=threshold)
-            pictures, seen = self.pictures(visit)
-            painted = [each for each in pictures if isinstance(each, Painted)]
-            data = {
-                "seen": dict(zip(visit.names, seen, strict=True)),
-                "decoders": {
-                    each.decoder: {
-                        "area": {name: round(share, 4) for name, share in zip(visit.names, each.shares, strict=True)},
-                        "differs_from_ldvc": round(float((each.labels != painted[-1].labels).mean()), 4),
-                    }
-                    for each in painted
-                },
-            }
-            return [(each.overlay, texts.DECODER_TITLES[each.decoder]) for each in painted], data, visit
+    decoder: str
+    overlay: np.ndarray
+    labels: np.ndarray
+    shares: list[float]
 
-        program.declare(
-            self,
-            compare,
-            BACKGROUND_INPUTS,
-            [lambda: gr.Gallery(label="Painted photos", format="jpeg"), lambda: gr.JSON(label="Data")],
-            "compare",
-        )
+    @classmethod
+    def of(cls, decoder: str, result: Segmentation, colours: Sequence[str], *, long_side: int = SIDE) -> Painted:
+        """Paint a result."""
+        size = fit_size(*result.size, long_side=long_side)
+        labels = result.labels_at(size)
+        striped = [not seen for seen in result.seen]
+        painted = overlay(resize_picture(result.picture, size), labels, colours, striped=striped)
+        return cls(decoder, painted, labels, result.area_shares(labels))
+
+
+def paint_all(results: Sequence[Segmentation | None], colours: Sequence[str]) -> list[Painted | str]:
+    """Each decoder's answer, or its key where the checkpoint has no such decoder; `results` in the order of `DECODERS`."""
+    return [
+        decoder if result is None else Painted.of(decoder, result, colours)
+        for decoder, result in zip(DECODERS, results, strict=True)
+    ]
+
+
+def compare_html(
+    pictures: Sequence[Painted | str],
+    names: Sequence[str],
+    seen: Sequence[bool],
+    colours: Sequence[str],
+    *,
+    own_thresholds: bool = False,
+) -> str:
+    """Four pictures with captions.
+
+    Args:
+        pictures: see `paint_all`.
+        names, seen, colours: of all names.
+        own_thresholds: say that "none of these" is at each decoder's own threshold.
+    """
+    reference = next((each for each in pictures if isinstance(each, Painted) and each.decoder == "ldvc"), None)
+    figures = "".join(_figure(each, reference, names, seen, colours) for each in pictures)
+    note = f"{FOOTNOTE} {OWN_THRESHOLDS if own_thresholds else ''}".rstrip()
+    return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{note}</p>'
+
+
+def _figure(
+    picture: Painted | str,
+    reference: Painted | None,
+    names: Sequence[str],
+    seen: Sequence[bool],
+    colours: Sequence[str],
+) -> str:
+    decoder = picture if isinstance(picture, str) else picture.decoder
+    head = f"<figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{DECODERS[decoder]}</small></figcaption>"
+    if isinstance(picture, str):
+        missing = f'<div class="ldvc-map-missing"><span>{texts.DECODER_MISSING}</span></div>'
+        return f'<figure class="ldvc-compared">{head}{missing}</figure>'
+    order = [i for i in np.argsort(-np.array(picture.shares), kind="stable") if picture.shares[i] > 0]
+    chips = "".join(_chip(names[i], seen[i], colours[i], picture.shares[i]) for i in order[:NAMES])
+    if len(order) > NAMES:
+        chips += f'<li class="ldvc-subdued">and {len(order) - NAMES} more</li>'
+    if (picture.labels < 0).any():
+        chips += _chip(texts.NONE_OF_THESE, True, NONE_COLOUR, max(0.0, 1 - sum(picture.shares)))
+    shares = ", ".join(f"{names[i]} {round(picture.shares[i] * 100)} %" for i in order[:NAMES])
+    differs = ""
+    if reference is not None and picture is not reference:
+        share = float((picture.labels != reference.labels).mean())
+        differs = f'<p class="ldvc-differs">{DIFFERS.format(share=percent(share))}</p>'
+    source = html.photo_uri(picture.overlay, long_side=SIDE, quality=80)
+    return (
+        f'<figure class="ldvc-compared">{head}'
+        f'<img src="{source}" alt="{escape(f"{texts.DECODER_TITLES[decoder]}: {shares}")}">'
+        f'<ul class="ldvc-chips">{chips}</ul>{differs}</figure>'
+    )
+
+
+def _chip(name: str, seen: bool, colour: str, share: float) -> str:
+    mark, stripes, word = ("", "", "") if seen else (" ldvc-chip-unseen", " ldvc-striped", f" <em>{texts.UNSEEN}</em>")
+    return (
+        f'<li class="ldvc-chip{mark}"><span class="ldvc-swatch{stripes}" style="--c:{colour}"></span>'
+        f"<span>{escape(name)}{word}</span><span class='ldvc-number'>{percent(share)}</span></li>"
+    )

@@ -1,254 +1,365 @@
-"""The Routing tab: click a spot of the photo and see which regions it was routed to, and what it drew from them."""
+"""The Routing tab: click on a patch of the photo and see to which regions it was routed, and what it attended to there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
-from ldvc.visualize import colours_for
-from ldvc.web import html
-from ldvc.web.handlers import Handlers
-from ldvc.web.inputs import unchecked
-from ldvc.web.session import Visit
-from ldvc.web.tabs import Tab, program, texts
-from ldvc.web.views.inline import photo_uri
-from ldvc.web.views.routing import Spot, route
+from ldvc.patch_routing import PatchRouting
+from ldvc.result import Segmentation
+from ldvc.visualize import NONE_COLOUR, colours_for
+from ldvc.web import html, texts
+from ldvc.web.html import escape, name_label, number, percent
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import Answer
+from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head
 
 PHOTO_SIDE = 720
+BARS = 12  # names listed, the strongest first
+Box = tuple[float, float, float, float]  # left, top, width, height on the photo, in patches
 
-# A click or a key says which patch; the server answers with what it did. The patch is remembered here, too, so that keys that
-# are pressed faster than answers come are not lost. The photo's element stays when its content is drawn anew, and with it
-# the focus.
-STAGE_SCRIPT = """
-let at = null;
-let waiting = 0; // milliseconds: until when answers to earlier keys do not count
-const stage = () => element.querySelector('.ldvc-stage');
-const go = (row, column) => {
-    const data = stage().dataset;
-    row = Math.min(Math.max(row, 0), data.rows - 1);
-    column = Math.min(Math.max(column, 0), data.columns - 1);
-    at = [row, column];
-    waiting = performance.now() + 5000;
-    element.dataset.picked = JSON.stringify(at);
-    trigger('pick');
-};
-element.addEventListener('click', (event) => {
-    if (!stage() || !stage().contains(event.target)) return;
-    const box = stage().getBoundingClientRect(), data = stage().dataset;
-    go(Math.floor((event.clientY - box.top) / box.height * data.height),
-       Math.floor((event.clientX - box.left) / box.width * data.width));
-});
-element.addEventListener('keydown', (event) => {
-    if (event.target !== stage()) return;
-    const data = stage().dataset, [down, along] = event.shiftKey ? data.step.split(',').map(Number) : [1, 1];
-    const [row, column] = at || [Number(data.row), Number(data.column)];
-    const goals = {ArrowUp: [row - down, column], ArrowDown: [row + down, column], ArrowLeft: [row, column - along],
-        ArrowRight: [row, column + along], Home: [row, 0], End: [row, data.columns - 1]};
-    if (!(event.key in goals)) return;
-    event.preventDefault();
-    go(...goals[event.key]);
-});
-watch('value', () => {
-    const data = stage() && stage().dataset, shown = data ? [Number(data.row), Number(data.column)] : null;
-    if (`${shown}` === `${at}` || performance.now() > waiting) [at, waiting] = [shown, 0];
-});
-"""
-
-# The patch that was picked last, as an event's inputs at the moment in which it is sent; see `SAID` of the Segment tab.
-PICKED = """() => [null, JSON.parse(document.querySelector('#routing-view [data-picked]').dataset.picked)]"""
-
-
-@dataclass
-class Settings:
-    """What the visitor chose here; stays from one question to the next.
-
-    Attributes:
-        layer: 0 is the first; None = the last.
-        head: None = mean of all.
-    """
-
-    layer: int | None = None
-    head: int | None = None
+HELP = "Local-consensus self-attention, step by step. Click on the photo, or focus it and use the arrow keys."
+PHOTO_LABEL = (
+    "The photo with the routing of one patch. Arrow keys move by one patch, with Shift by one region, Home and End to the "
+    "ends of the row."
+)
+MISSING = "This checkpoint has no LCSA, so there is no routing to show."
+STEPS = ("Route", "Attend to regions", "Attend to names")
+STEP_HELP = (
+    "The patch’s region (dashed) compares its mean query with the mean key of every region. The {k} with the highest "
+    "affinity are chosen; the patch attends to no other.",
+    "The patch attends to single patches inside those regions only. Shares add up to 100&#8239;%.",
+    "Then the patch attends to the class names. Softmax over the names, layer {layer}, {head}.",
+)
+OWN_MARK = '<span class="ldvc-own-mark">its own region</span>'
 
 
 class RoutingTab(Tab):
-    """See the module."""
+    """See the module. The value of `view` is the [row, column] of the patch, its prop `route` the HTML."""
 
     key, title = "routing", "Routing"
+    empty_text = "Segment a photo first. Then click on it to see to which regions a patch attends."
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        super().__init__(handlers, visit)
-        self.empty = gr.HTML(html.empty(texts.ROUTING_EMPTY))
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        super().__init__(segmenter, shared)
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
-            gr.HTML(html.section(texts.ROUTING_TITLE, texts.ROUTING_HELP))
+            gr.HTML(html.section("Which regions does this patch attend to?", HELP))
             with gr.Row(elem_classes="ldvc-controls"):
-                self.layer = gr.Radio([], label=texts.ATTENTION_LAYER, elem_id="routing-layer", min_width=120)
-                self.head = gr.Dropdown([], label=texts.ATTENTION_HEAD, elem_id="routing-head", min_width=110)
-                self.row = gr.Number(label=texts.ROUTING_ROW, precision=0, elem_id="routing-row", min_width=90)
-                self.column = gr.Number(label=texts.ROUTING_COLUMN, precision=0, elem_id="routing-column", min_width=90)
-            self.view = gr.HTML(elem_id="routing-view", apply_default_css=False, js_on_load=STAGE_SCRIPT)
-            self.picked = gr.JSON(visible=False, elem_id="routing-picked")  # see `PICKED`
-        self.controls = [self.layer, self.head, self.row, self.column]
-        self.pictures = [self.view, self.row, self.column]
-        self.outputs = [self.empty, self.body, self.layer, self.head, *self.pictures]
-        self.waiting = [self.empty, self.view]
+                self.layer, self.head = layer_and_head("routing")
+                self.row = gr.Number(label="Row", precision=0, elem_id="routing-row", min_width=90)
+                self.column = gr.Number(label="Column", precision=0, elem_id="routing-column", min_width=90)
+            script = (Path(__file__).resolve().parents[1] / "static" / "routing.js").read_text(encoding="utf-8")
+            options = {"elem_id": "routing-view", "apply_default_css": False, "js_on_load": script}
+            self.view = gr.HTML(None, html_template="${route}", route="", **options)
+        self.settings = [self.layer, self.head, self.row, self.column, self.view]
+        self.pictures = [self.view]
+        self.outputs = [self.empty, self.body, *self.settings]
 
-    def update(self, visit: Visit) -> dict:
-        """Controls that fit the result, and the pictures."""
-        if visit.empty:
-            return {self.empty: gr.HTML(visible=True), self.body: gr.Column(visible=False)}
-        (result,) = self.handlers.results(visit, "ldvc")
+    def draw(self, answer: Answer, values: Values) -> Changes:
+        """Widgets with the choices that the answer has, and the picture."""
+        (result,) = self.results(answer, values, "ldvc")
         if not result.has_routing:
-            return {self.empty: html.empty(texts.ROUTING_MISSING), self.body: gr.Column(visible=False)}
-        settings = self.settings(visit)
-        layers, heads = result.attention_shape
-        if settings.layer is not None and settings.layer >= layers:
-            settings.layer = None
-        if settings.head is not None and settings.head >= heads:
-            settings.head = None
+            return {self.empty: gr.HTML(html.empty(MISSING), visible=True), self.body: gr.Column(visible=False)}
+        layer, head = choices_for(result, *chosen_layer_and_head(result, values[self.layer], values[self.head]))
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
-            self.layer: gr.Radio(
-                [(str(layer + 1), layer) for layer in range(layers)],
-                value=layers - 1 if settings.layer is None else settings.layer,
-            ),
-            self.head: gr.Dropdown(
-                [(texts.ATTENTION_MEAN, -1), *((str(head + 1), head) for head in range(heads))],
-                value=-1 if settings.head is None else settings.head,
-            ),
-            **self.draw_pictures(visit),
+            self.layer: layer,
+            self.head: head,
+            **self.place(answer, values),
         }
 
-    def draw_pictures(self, visit: Visit) -> dict:
-        """The spot that was clicked last, or the middle of the photo."""
-        settings = self.settings(visit)
-        (result,) = self.handlers.results(visit, "ldvc")
-        photo = visit.kept.get("routing-photo") or photo_uri(result.picture, long_side=PHOTO_SIDE, quality=72)
-        visit.kept["routing-photo"] = photo
-        rows, columns = result.grid
-        row, column = visit.kept.get("routing-spot") or (rows // 2, columns // 2)
-        layer = result.attention_shape[0] - 1 if settings.layer is None else settings.layer
-        spot = Spot.of(result, row, column, layer=layer, head=settings.head)
-        visit.kept["routing-spot"] = (spot.row, spot.column)
-        return {
-            self.view: route(
-                spot,
-                result.names,
-                result.seen,
-                colours_for(result.names),
-                photo=photo,
-                layer=layer,
-                head=settings.head,
-            ),
-            self.row: spot.row + 1,  # no bounds: Gradio raises an error beyond them, `Spot.of` takes the nearest patch
-            self.column: spot.column + 1,
-        }
+    def blank(self, values: Values) -> Changes:
+        """The patch that was chosen stays chosen."""
+        return {**super().blank(values), self.view: gr.HTML(route="")}
 
-    @staticmethod
-    def settings(visit: Visit) -> Settings:
-        """What the visitor chose here."""
-        return visit.settings.setdefault("routing", Settings())
+    def draw_patch(self, answer: Answer, values: Values) -> Changes:
+        """The patch that was chosen last, or the middle of the photo."""
+        patch, route = self.route(answer, values)
+        return {self.view: gr.HTML(route=route), self.row: patch.row + 1, self.column: patch.column + 1}
+
+    def place(self, answer: Answer, values: Values) -> Changes:
+        """The same, and the view gets the nearest patch of the grid as its value."""
+        patch, route = self.route(answer, values)
+        value = values[self.view] and [patch.row, patch.column]
+        return {self.view: gr.HTML(value, route=route), self.row: patch.row + 1, self.column: patch.column + 1}
+
+    def route(self, answer: Answer, values: Values) -> tuple[RoutedPatch, str]:
+        """The chosen patch and its HTML."""
+        (result,) = self.results(answer, values, "ldvc")
+        photo = answer.pictures.get(self.key) or html.photo_uri(result.picture, long_side=PHOTO_SIDE, quality=72)
+        answer.pictures[self.key] = photo
+        row, column = values[self.view] or (result.grid[0] // 2, result.grid[1] // 2)
+        layer, head = chosen_layer_and_head(result, values[self.layer], values[self.head])
+        patch = RoutedPatch.of(result, row, column, layer=layer, head=head)
+        names = result.names
+        return patch, route_html(patch, names, result.seen, colours_for(names), photo=photo, layer=layer, head=head)
 
     def wire(self) -> None:
-        """Clicks, keys and controls draw the pictures anew."""
+        """Clicks, keys and widgets draw the picture anew."""
 
-        def change(layer: int | None, head: int | None, row: float | None, column: float | None, visit: Visit) -> Any:
-            visit = visit.latest
-            if visit.empty or row is None or column is None:  # a number is being typed
+        def typed(answer: Answer, values: Values) -> Changes:
+            """A typed number is not written back, or the next digit, typed before this answer, would be lost."""
+            row, column = values[self.row], values[self.column]
+            if row is None or column is None:
                 return gr.skip()
-            settings = self.settings(visit)
-            settings.layer, settings.head = layer, None if head is None or head < 0 else head
-            visit.kept["routing-spot"] = (int(row) - 1, int(column) - 1)
-            drawing = self.draw_pictures(visit)
-            # What was typed is not written back, or the next digit, typed before this answer comes, would be lost.
-            typed = {self.row: row, self.column: column}
-            drawing = {each: change for each, change in drawing.items() if typed.get(each) != change}
-            return self.unless_overtaken(visit, lambda _: drawing)
+            changes = self.place(answer, {**values, self.view: [int(row) - 1, int(column) - 1]})
+            return {widget: change for widget, change in changes.items() if values[widget] != change}
 
-        def pick(visit: Visit, picked: list[int]) -> Any:
-            visit = visit.latest
-            if visit.empty:
-                return gr.skip()
-            visit.kept["routing-spot"] = tuple(picked)
-            return self.unless_overtaken(visit, self.draw_pictures)
+        parts = [self.view, self.row, self.column]
+        self.on([self.view.input, self.layer.input, self.head.input], self.draw_patch, parts)
+        self.on([self.row.input, self.column.input], typed, parts)
 
-        options = {"trigger_mode": "always_last", **self.quiet}
-        self.view.pick(pick, [self.visit, self.picked], self.pictures, js=PICKED, **options)
-        changes = [self.layer.input, self.head.input, self.row.input, self.column.input]
-        gr.on(changes, change, [*self.controls, self.visit], self.pictures, **options)
 
-    def endpoints(self) -> None:
-        """/routing."""
+@dataclass(frozen=True)
+class RoutedPatch:
+    """One patch of a result, with everything that is drawn about it.
 
-        def routing(
-            photo: str | None,
-            names: str,
-            row: float | None,
-            column: float | None,
-            layer: float | None,
-            head: float | None,
-            visit: Visit | None,
-        ) -> tuple:
-            """Where local-consensus self-attention (LCSA) routed one patch of the photo, and what the patch drew from there.
+    Attributes:
+        row, column: in the grid of the whole photo.
+        grid: (rows, columns) of the photo.
+        extent: (rows, columns) of the photo in patches, not whole where the last ones are partly padding.
+        origin: (row, column) on the photo, in patches, where the grid of `routing` begins: (0, 0) but for sliding windows.
+        routing: regions, affinities, token attention.
+        attention: (h, w) token attention on the grid of `routing`, of one head or the mean of all.
+        inside: for each chosen region the share of attention that falls into it; they add up to 1.
+        shares: (C,) softmax over the names; with company they add up to less than 1.
+        company: words that share the attention with a single name.
+        label, score: index of the name that the patch got, and its score, 0..1.
+    """
 
-            row and column count patches from 1, 0 is the middle; layer counts from 1, 0 is the last; head counts from 1, 0
-            is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
-            its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
-            share of the token attention that falls into it), the affinity of all regions row by row, the token attention
-            of all patches row by row (0 outside those regions), and the patch's softmax over the names. A single name shares
-            it with the words of "company".
-            """
-            visit = program.ask(self, photo, names, visit)
-            (result,) = self.handlers.results(visit, "ldvc")
-            if not result.has_routing:
-                raise program.refusal(texts.ROUTING_MISSING)
-            at, which = program.layer_and_head(result, layer, head)
-            rows, columns = result.grid
-            row = program.whole(row, "row") or rows // 2 + 1
-            column = program.whole(column, "column") or columns // 2 + 1
-            if not (1 <= row <= rows and 1 <= column <= columns):
-                raise program.refusal(texts.NO_SUCH_PATCH.format(row=row, column=column, rows=rows, columns=columns))
-            spot = Spot.of(result, row - 1, column - 1, layer=at, head=which)
-            return spot_data(spot, result.names) | {
-                "layer": at + 1,
-                "head": "mean" if which is None else which + 1,
-            }, visit
+    row: int
+    column: int
+    grid: tuple[int, int]
+    extent: tuple[float, float]
+    origin: tuple[float, float]
+    routing: PatchRouting
+    attention: np.ndarray
+    inside: list[float]
+    shares: np.ndarray
+    company: list[str]
+    label: int
+    score: float
 
-        program.declare(
-            self,
-            routing,
-            [
-                lambda: unchecked(gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle")),
-                lambda: unchecked(gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle")),
-                lambda: unchecked(gr.Number(0, precision=0, label="Layer from 1; 0 = last")),
-                lambda: unchecked(gr.Number(0, precision=0, label="Head from 1; 0 = mean")),
-            ],
-            [lambda: gr.JSON(label="Data")],
-            "routing",
+    @classmethod
+    def of(cls, result: Segmentation, row: int, column: int, *, layer: int, head: int | None) -> RoutedPatch:
+        """Read a patch from a result with LCSA; a row or column outside the grid becomes the nearest one."""
+        row = min(max(int(row), 0), result.grid[0] - 1)
+        column = min(max(int(column), 0), result.grid[1] - 1)
+        routing = result.routing(row, column, layer)
+        attention = routing.token_attention.mean(axis=0) if head is None else routing.token_attention[head]
+        boxes = [routing.boxes[int(region)] for region in routing.regions]
+        label = result.patch_label(row, column)
+        return cls(
+            row=row,
+            column=column,
+            grid=result.grid,
+            extent=result.extent,
+            origin=(routing.window.top / result.patch, routing.window.left / result.patch),
+            routing=routing,
+            attention=attention,
+            inside=[float(attention[top:bottom, left:right].sum()) for top, left, bottom, right in boxes],
+            shares=result.cross_attention(layer=layer, head=head)[:, row, column],
+            company=result.company,
+            label=label,
+            score=float(result.patch_scores(row, column)[label]),
+        )
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Of the chosen regions, best first, cut off at the edges of the photo."""
+        return [self._on_photo(self.routing.boxes[int(region)]) for region in self.routing.regions]
+
+    @property
+    def own_box(self) -> Box:
+        """Of the region of the patch."""
+        return self._on_photo(self.routing.boxes[self.routing.own_region])
+
+    @property
+    def patch_box(self) -> Box:
+        """Of the patch."""
+        row, column = self.routing.patch
+        return self._on_photo((row, column, row + 1, column + 1))
+
+    def _on_photo(self, box: tuple[int, int, int, int]) -> Box:
+        top, left, bottom, right = box
+        top, bottom = (min(side + self.origin[0], self.extent[0]) for side in (top, bottom))
+        left, right = (min(side + self.origin[1], self.extent[1]) for side in (left, right))
+        return left, top, right - left, bottom - top
+
+    @property
+    def aria_text(self) -> str:
+        """The patch in words, for screen readers; not escaped."""
+        return (
+            f"Row {self.row + 1} of {self.grid[0]}, column {self.column + 1} of {self.grid[1]}. Routed to {len(self.inside)} "
+            f"of {len(self.routing.all_affinities)} regions, affinities "
+            + ", ".join(number(float(value), 1) for value in self.routing.affinity)
         )
 
 
-def spot_data(spot: Spot, names: list[str]) -> dict[str, Any]:
-    """A spot as numbers; see the endpoint."""
-    regions = zip(spot.boxes, spot.routing.affinity, spot.inside, strict=True)
-    return {
-        "patch": {"row": spot.row + 1, "column": spot.column + 1},
-        "grid": {"rows": spot.grid[0], "columns": spot.grid[1]},
-        "class": {"name": names[spot.label], "score": round(spot.score, 4)},
-        "own_region": [round(side, 4) for side in spot.own_box],
-        "regions": [
-            {
-                "box": [round(side, 4) for side in box],
-                "affinity": round(float(affinity), 4),
-                "attention": round(share, 4),
-            }
-            for box, affinity, share in regions
-        ],
-        "affinities": program.rounded(spot.routing.all_affinities.reshape(spot.routing.region_grid)),
-        "token_attention": program.rounded(spot.attention, 5),
-        "softmax": dict(zip(names, program.rounded(spot.shares), strict=True)),
-        "company": spot.company,
-    }
+def route_html(
+    patch: RoutedPatch,
+    names: Sequence[str],
+    seen: Sequence[bool],
+    colours: Sequence[str],
+    *,
+    photo: str,
+    layer: int,
+    head: int | None,
+) -> str:
+    """The photo to click on, and the three steps beside it.
+
+    Args:
+        names, seen, colours: of all names.
+        photo: as data.
+        layer, head: of the patch's attention; head None = mean of all.
+    """
+    head_name = f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
+    listed = steps(patch, names, seen, colours, layer=layer, head=head_name)
+    return f'<div class="ldvc-route" style="--photo:url({photo})">{photo_panel(patch)}{listed}</div>'
+
+
+def photo_panel(patch: RoutedPatch) -> str:
+    """The photo: chosen regions with their heat, all else dimmed; lines from the patch to the regions."""
+    height, width = patch.extent
+    boxes, own, here = patch.boxes, patch.own_box, patch.patch_box
+    inside = np.zeros(patch.attention.shape, dtype=bool)
+    for region in patch.routing.regions:
+        top, left, bottom, right = patch.routing.boxes[int(region)]
+        inside[top:bottom, left:right] = True
+    heat = html.heat_uri(patch.attention, high=float(patch.attention.max()), inside=inside)
+    (rows, columns), (at_y, at_x) = patch.attention.shape, patch.origin
+    place = (
+        f"left:{at_x / width * 100:.3f}%;top:{at_y / height * 100:.3f}%;"
+        f"width:{columns / width * 100:.3f}%;height:{rows / height * 100:.3f}%"
+    )
+    holes = "".join(f"M{x:.3f} {y:.3f}h{w:.3f}v{h:.3f}h{-w:.3f}z" for x, y, w, h in boxes)
+    centre = (here[0] + here[2] / 2, here[1] + here[3] / 2)
+    lines = "".join(
+        f'<path class="ldvc-ray" style="stroke-width:{1.5 + 5 * share:.2f}px" '
+        f'd="{_ray(centre, (x + w / 2, y + h / 2))}"/>'
+        for (x, y, w, h), share in zip(boxes, patch.inside, strict=True)
+        if abs(x + w / 2 - centre[0]) + abs(y + h / 2 - centre[1]) > 0.75
+    )
+    badges = "".join(
+        _badge(rank, affinity, box, patch.extent)
+        for rank, (box, affinity) in enumerate(zip(boxes, patch.routing.affinity, strict=True), start=1)
+    )
+    rects = "".join([*(_rect(box, "region") for box in boxes), _rect(own, "own"), _rect(here, "patch")])
+    svg = f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">'
+    return (
+        f'<div class="ldvc-stage" tabindex="0" role="application" aria-label="{PHOTO_LABEL}" '
+        f'aria-describedby="routing-text" data-rows="{patch.grid[0]}" data-columns="{patch.grid[1]}" data-row="{patch.row}" '
+        f'data-column="{patch.column}" data-height="{height:.4f}" data-width="{width:.4f}" '
+        f'data-step="{max(1, round(own[3]))},{max(1, round(own[2]))}" style="--aspect:{width:.4f}/{height:.4f}">'
+        f'{svg}<path class="ldvc-veil" fill-rule="evenodd" d="M0 0h{width:.4f}v{height:.4f}h{-width:.4f}z{holes}"/></svg>'
+        f'<img class="ldvc-stage-heat" src="{heat}" style="{place}" alt="Token attention inside the chosen regions">'
+        f"{svg}{lines}{rects}</svg>{badges}</div>"
+        f'<p id="routing-text" class="ldvc-aria-text" role="status">{escape(patch.aria_text)}</p>'
+    )
+
+
+def _ray(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """A gently bent line, so that rays to regions behind each other stay apart."""
+    (x0, y0), (x1, y1) = start, end
+    bend = 0.14
+    middle = ((x0 + x1) / 2 - (y1 - y0) * bend, (y0 + y1) / 2 + (x1 - x0) * bend)
+    return f"M{x0:.3f} {y0:.3f}Q{middle[0]:.3f} {middle[1]:.3f} {x1:.3f} {y1:.3f}"
+
+
+def _badge(rank: int, affinity: float, box: Box, extent: tuple[float, float]) -> str:
+    """Rank and affinity over a region; below its upper edge, or left from its right one, where there is no room."""
+    x, y, w, _ = box
+    height, width = extent
+    side = f"right:{(1 - (x + w) / width) * 100:.2f}%" if x > 0.7 * width else f"left:{x / width * 100:.2f}%"
+    low = " ldvc-badge-low" if y < 0.08 * height else ""
+    style = f"{side};top:{y / height * 100:.2f}%"
+    return f'<span class="ldvc-badge{low}" style="{style}"><b>{rank}</b> {number(float(affinity), 1)}</span>'
+
+
+def _thumbnail(box: Box, extent: tuple[float, float]) -> str:
+    """The region cut out of the photo."""
+    x, y, w, h = box
+    height, width = extent
+    across, down = (start / max(whole - size, 1e-6) for start, size, whole in ((x, w, width), (y, h, height)))
+    return (
+        f'<span class="ldvc-thumbnail" style="background-size:{width / w * 100:.1f}% {height / h * 100:.1f}%;'
+        f'background-position:{across * 100:.2f}% {down * 100:.2f}%"></span>'
+    )
+
+
+def _rect(box: Box, kind: str) -> str:
+    x, y, width, height = box
+    return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
+
+
+def steps(
+    patch: RoutedPatch, names: Sequence[str], seen: Sequence[bool], colours: Sequence[str], *, layer: int, head: str
+) -> str:
+    """The three steps beside the photo: route, attend to regions, attend to names."""
+    verdict = (
+        f'<p class="ldvc-verdict">Row {patch.row + 1}, column {patch.column + 1} is '
+        f"{name_label(names[patch.label], seen[patch.label], colours[patch.label], tag='span')}"
+        f'<span class="ldvc-subdued">score {number(patch.score)}</span></p>'
+    )
+    regions = zip(patch.routing.regions, patch.boxes, patch.routing.affinity, patch.inside, strict=True)
+    lines = "".join(
+        f'<li><span class="ldvc-rank">{rank}</span>{_thumbnail(box, patch.extent)}'
+        f'<span class="ldvc-number">{number(float(affinity), 2)}</span>{html.bar(share, "var(--color-accent)")}'
+        f'<span class="ldvc-number">{percent(share)}</span>'
+        f"{OWN_MARK if region == patch.routing.own_region else ''}</li>"
+        for rank, (region, box, affinity, share) in enumerate(regions, start=1)
+    )
+    table = (
+        '<ol class="ldvc-chosen"><li class="ldvc-chosen-head" aria-hidden="true"><span></span><span></span>'
+        f"<span>affinity</span><span>share of attention</span></li>{lines}</ol>"
+    )
+    order = np.argsort(-patch.shares, kind="stable")[:BARS]
+    bars = "".join(
+        f"<li>{name_label(names[i], seen[i], colours[i], tag='span')}{html.bar(patch.shares[i], colours[i])}"
+        f'<span class="ldvc-number">{number(float(patch.shares[i]))}</span></li>'
+        for i in order
+    )
+    if len(names) > len(order):
+        rest = number(float(patch.shares.sum() - patch.shares[order].sum()))
+        bars += f'<li class="ldvc-subdued">and {len(names) - len(order)} more names: {rest} together</li>'
+    if patch.company:
+        share = float(1 - patch.shares.sum())
+        bars += (
+            f'<li class="ldvc-subdued" title="{escape(", ".join(patch.company))}"><span>{texts.COMPANY}</span>'
+            f'{html.bar(share, NONE_COLOUR)}<span class="ldvc-number">{number(share)}</span></li>'
+        )
+    scale = html.scale_bar(f"Share of token attention, {head}", 0, float(patch.attention.max()), strength=1)
+    help_texts = (text.format(k=len(patch.inside), layer=layer + 1, head=head) for text in STEP_HELP)
+    contents = (affinity_map(patch), scale + table, f'<ul class="ldvc-softmax">{bars}</ul>')
+    sections = "".join(
+        f'<section class="ldvc-step"><h3><span class="ldvc-step-number">{index}</span>{title}</h3><p>{text}</p>{body}</section>'
+        for index, (title, text, body) in enumerate(zip(STEPS, help_texts, contents, strict=True), start=1)
+    )
+    return f'<div class="ldvc-steps">{verdict}{sections}</div>'
+
+
+def affinity_map(patch: RoutedPatch) -> str:
+    """All regions in their places, coloured from the lowest to the highest affinity; the chosen ones outlined."""
+    rows, columns = patch.routing.region_grid
+    values = patch.routing.all_affinities.reshape(rows, columns)
+    low, high = float(values.min()), float(values.max())
+    picture = html.heat_uri(values, low=low, high=high if high > low else low + 1)
+
+    def mark(region: int, kind: str) -> str:
+        row, column = divmod(int(region), columns)
+        return f'<rect class="ldvc-{kind}" x="{column}" y="{row}" width="1" height="1"/>'
+
+    marks = "".join([*(mark(region, "region") for region in patch.routing.regions), mark(patch.routing.own_region, "own")])
+    text = f"Affinity of all {rows * columns} regions: from {number(low, 1)} (dark) to {number(high, 1)} (bright)"
+    height, width = patch.extent
+    return (
+        f'<div class="ldvc-affinity"><div class="ldvc-affinity-map" style="--aspect:{width:.3f}/{height:.3f}">'
+        f'<img src="{picture}" alt="{escape(text)}; chosen ones outlined"><svg viewBox="0 0 {columns} {rows}" '
+        f'preserveAspectRatio="none" aria-hidden="true">{marks}</svg></div>'
+        f"<small>{text}. Only their order matters.</small></div>"
+    )

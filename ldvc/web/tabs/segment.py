@@ -1,171 +1,224 @@
-"""The Segment tab: the photo painted by class, a legend that isolates classes, maps of every class, downloads."""
+"""The Segment tab: the painted photo, a legend that shows classes alone, a map of every class, downloads.
+
+The browser paints: opacity, outlines, the threshold and a class alone need no server. They are the value of the viewer, which
+other tabs and downloads read.
+"""
 
 from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
+from ldvc.result import Segmentation
+from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size
 from ldvc.web import html, texts
-from ldvc.web.downloads import KINDS, Identity, Look, make_file
-from ldvc.web.handlers import Handlers, weights_digest
-from ldvc.web.session import Visit
-from ldvc.web.tabs import Tab
-from ldvc.web.views.inline import photo_uri
-from ldvc.web.views.segmentation import VIEW_SIDE, class_maps, viewer_data
+from ldvc.web.downloads import Identity, OverlayStyle, make_file
+from ldvc.web.segmenter import MAIN_DECODER, Segmenter
+from ldvc.web.session import Answer
+from ldvc.web.tabs import PRIVATE, VIEWER_DEFAULT, Changes, Shared, Tab, Values
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parents[1]
-# What is set in the viewer when an event is sent, as its second input. An event's own data would not do: one that waits for its
-# turn (`trigger_mode="always_last"`) is sent with the data of the event before it, and only inputs are read anew.
-SAID = """() => [null, document.querySelector("#overlay .ldvc-viewer").said()]"""
+STATIC = Path(__file__).resolve().parents[1] / "static"
+VIEW_SIDE = 1024  # long side of the painted photo in the browser; downloads have the photo's own size
+MAPS_SHOWN = 60  # class maps drawn at once; of longer lists, those that cover most
+
+SEEN_HELP = (
+    "seen: the model saw masks of this class in training. unseen: it knows only the name (striped in the picture)."
+)
+DOWNLOADS_TITLE = "Download"
+DOWNLOADS = {
+    "overlay": "Overlay (PNG)",
+    "mask": "Mask (indexed PNG)",
+    "masks": "Mask per class (ZIP)",
+    "data": "Data (JSON)",
+}
+FORGOTTEN = "The page does not keep your photo any longer. Press Segment; if that does not help, choose the photo again."
+MAPS_TITLE = "One map per class"
+MAPS_LEFT_OUT = "The {shown} classes that cover most of the photo are shown."
+MAPS_HELP = (
+    "How sure the model is that a pixel belongs to the class. Each name has a score of its own; they need not add up to 1."
+)
+SCALE = "One fixed scale from 0 to 1 for all maps"
+
 SAVE = """(file) => {
-    const link = document.createElement("a");
-    link.href = file.url;
-    link.download = file.orig_name;
-    link.click();
+  const link = document.createElement("a");
+  link.href = file.url;
+  link.download = file.orig_name;
+  link.click();
 }"""
 
 
+def make_viewer() -> gr.HTML:
+    """The painted photo. Its value is what the visitor set, see `VIEWER_DEFAULT`; `answer` is what it paints."""
+    return gr.HTML(
+        VIEWER_DEFAULT,
+        html_template=(STATIC / "viewer.html").read_text(encoding="utf-8"),
+        js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id="overlay",
+        answer=None,
+        render=False,
+    )
+
+
 class SegmentTab(Tab):
-    """See the module. What the visitor set (opacity, outlines, the class alone) is a `Look` in `visit.settings`."""
+    """See the module."""
 
-    key, title = "segment", "Segment"
+    key, title, empty_text = "segment", "Segment", "Your photo will appear here, painted by class name."
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        super().__init__(handlers, visit)
-        self.empty = gr.HTML(html.empty_result(), elem_id="empty")
-        self.viewer = gr.HTML(
-            html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
-            js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
-            apply_default_css=False,
-            elem_id="overlay",
-        )
-        self.said = gr.JSON(visible=False, elem_id="overlay-said")  # see `SAID`; None = nothing is set there
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        super().__init__(segmenter, shared)
+        self.viewer = shared.viewer.render()
         with gr.Column(visible=False, elem_classes="ldvc-downloads") as self.downloads:
-            gr.HTML(html.caption(texts.DOWNLOADS_TITLE))
+            gr.HTML(html.caption(DOWNLOADS_TITLE))
             with gr.Row(elem_classes="ldvc-buttons"):
                 self.buttons = {
                     kind: gr.Button(label, size="sm", min_width=110, elem_id=f"download-{kind}")
-                    for kind, label in texts.DOWNLOADS.items()
+                    for kind, label in DOWNLOADS.items()
                 }
             self.file = gr.DownloadButton(visible="hidden", elem_id="download-file")
             self.problem = gr.HTML(visible=False, elem_id="download-problem")
         with gr.Column(visible=False, elem_classes="ldvc-later") as self.maps_part:
-            gr.HTML(html.section(texts.MAPS_TITLE, texts.MAPS_HELP))
+            gr.HTML(html.section(MAPS_TITLE, MAPS_HELP))
             self.maps = gr.HTML(elem_id="class-maps")
-            gr.HTML(html.scale_bar())
+            gr.HTML(html.scale_bar(SCALE))
+        self.pictures = [self.viewer, self.maps]
         self.outputs = [self.empty, self.viewer, self.downloads, self.maps_part, self.maps, self.problem]
-        self.waiting = [self.empty, self.viewer]
 
-    def update(self, visit: Visit) -> dict:
+    def draw(self, answer: Answer, values: Values) -> Changes:
         """Viewer and maps."""
-        if visit.empty:
-            return {self.empty: gr.HTML(visible=True)}
+        (result,) = self.results(answer, values, MAIN_DECODER)
+        if self.key not in answer.pictures:
+            answer.pictures[self.key] = html.photo_uri(result.picture, long_side=VIEW_SIDE, quality=88)
+        own = self.segmenter.threshold(answer)
+        style = values[self.viewer]
+        style = {**style, "alone": style["alone"] if style["alone"] in result.names else None}
         return {
             self.empty: gr.HTML(visible=False),
-            self.viewer: self._painted(visit),
+            self.viewer: gr.HTML(style, answer=viewer_data(result, photo=answer.pictures[self.key], own_threshold=own)),
             self.downloads: gr.Column(visible=True),
             self.maps_part: gr.Column(visible=True),
-            self.maps: class_maps(self._result(visit)),
+            self.maps: class_maps(result),
             self.problem: gr.HTML(visible=False),
         }
 
-    def repaint(self, visit: Visit) -> dict:
-        """What a new threshold changes."""
-        visit.drawn[self.key] = self.stamp(visit)
-        return {self.viewer: self._painted(visit), self.problem: gr.HTML(visible=False)}
+    def blank(self, values: Values) -> Changes:
+        """The viewer keeps what the visitor set."""
+        return {**super().blank(values), self.viewer: gr.HTML(values[self.viewer], answer=None)}
 
-    def hear(self, visit: Visit, said: dict[str, Any] | None) -> None:
-        """Take over what is set in the viewer, in place.
+    def wire_downloads(self, options: dict[str, Any], after: Callable[[Any], None]) -> None:
+        """Declare the events of the buttons.
 
         Args:
-            visit: the latest.
-            said: opacity 0..1, outline, alone (a name or None), and background (threshold of "none of these" or None).
+            options: of the events.
+            after: declares what follows when a file is made.
         """
-        if visit.empty or said is None:
-            return
-        opacity = min(max(float(said["opacity"]), 0.0), 1.0)
-        visit.settings[self.key] = Look(opacity, bool(said["outline"]), said["alone"])
-        self.handlers.choose(said["alone"], visit)
-        self.handlers.rethreshold(said["background"], visit)
-
-    def stamp(self, visit: Visit) -> tuple:
-        """The chosen class is shown without drawing anew."""
-        return (visit.version,)
-
-    def wire(self) -> None:
-        """The viewer paints by itself; the server is told what it shows, and makes files."""
-        options = {"js": SAID, "trigger_mode": "always_last", **self.quiet}
-        self.viewer.look(self._look, [self.visit, self.said], None, queue=False, **options)
-        self.viewer.threshold(self._move_threshold, [self.visit, self.said], self.outputs, **options)
         for kind, button in self.buttons.items():
-            button.click(
+            made = button.click(
                 self._maker(kind),
-                [self.visit, self.said],
+                self.inputs,
                 [self.file, self.problem],
-                js=SAID,
                 show_progress="minimal",
                 show_progress_on=button,
-                api_visibility="private",
-            ).success(None, self.file, None, js=SAVE, api_visibility="private")
+                **options,
+                **PRIVATE,
+            )
+            made.success(None, self.file, None, js=SAVE, **PRIVATE)
+            after(made)
 
-    def look_of(self, visit: Visit) -> Look:
-        """How the visitor likes the overlay."""
-        return visit.settings.get(self.key) or Look()
-
-    def _result(self, visit: Visit) -> Any:
-        return self.handlers.results(visit, "ldvc")[0]
-
-    def _painted(self, visit: Visit) -> dict[str, Any]:
-        result, look = self._result(visit), self.look_of(visit)
-        kept = visit.kept.get("segment.photo")
-        if kept is None:
-            kept = visit.kept["segment.photo"] = photo_uri(result.picture, long_side=VIEW_SIDE, quality=88)
-        own = self.handlers.models(visit).main.calibration.threshold
-        return viewer_data(result, photo=kept, own_threshold=own, opacity=look.opacity, outline=look.outline)
-
-    def _look(self, visit: Visit, said: dict[str, Any]) -> None:
-        self.hear(visit.latest, said)
-
-    def _move_threshold(self, visit: Visit, said: dict[str, Any]) -> Any:
-        visit = visit.latest
-        if visit.empty:
-            return {self.problem: gr.HTML(html.problem(texts.FORGOTTEN), visible=True)}
-        self.hear(visit, said)
-        if visit.drawn.get(self.key) == self.stamp(visit):
-            return gr.skip()
-        return self.unless_overtaken(visit, self.repaint)
-
-    def _maker(self, kind: str) -> Any:
-        def make(visit: Visit, said: dict[str, Any] | None) -> list[Any]:
-            visit = visit.latest  # an answer that is being drawn has the threshold that was set meanwhile
-            if visit.empty:
-                return [gr.skip(), gr.HTML(html.problem(texts.FORGOTTEN), visible=True)]
-            try:
-                self.hear(visit, said)  # a file holds what is on the screen, even if the event that said so is under way
-                return [self.write(kind, visit), gr.HTML(visible=False)]
-            except Exception:
-                log.exception("a download failed")
-                return [gr.skip(), gr.HTML(html.problem(texts.UNEXPECTED), visible=True)]
+    def _maker(self, kind: str) -> Callable[[Values], list[Any]]:
+        def make(values: Values) -> list[Any]:
+            answer = values[self.shared.session].answer
+            sentence = FORGOTTEN
+            if answer is not None:
+                try:
+                    background = self.shared.settings(values).background
+                    path = self.write(kind, answer, background, self.shared.style(values))
+                    return [path, gr.HTML(visible=False)]
+                except Exception:
+                    log.exception("a download failed")
+                    sentence = texts.UNEXPECTED
+            return [gr.skip(), gr.HTML(html.problem(sentence), visible=True)]
 
         return make
 
-    def write(self, kind: str, visit: Visit, look: Look | None = None) -> str:
-        """Path of a new file of a kind in `KINDS`, in a folder of its own where Gradio keeps what it serves for a while."""
-        assert kind in KINDS, kind
-        result, look = self._result(visit), look or self.look_of(visit)
-        if look.alone not in result.names:
-            look = replace(look, alone=None)
-        digest = self.handlers.compute(visit, weights_digest, result.decoder)
-        identity = Identity(self.handlers.models(visit).name, digest)
-        name, content = make_file(kind, result, look=look, identity=identity, photo=visit.photo_name)
+    def write(self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle) -> str:
+        """Path of a new file of a kind in `KINDS`, in a folder of its own where Gradio keeps its files for a while."""
+        (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
+        identity = Identity(self.segmenter.model(answer).name, self.segmenter.weights_digest(answer))
+        name, content = make_file(kind, result, style=style, identity=identity, photo=answer.photo_name)
         folder = Path(self.file.GRADIO_CACHE) / secrets.token_hex(16)
         folder.mkdir(parents=True)
         (folder / name).write_bytes(content)
         return str(folder / name)
+
+
+def titles(result: Segmentation) -> list[str]:
+    """All words of each class, the first one first."""
+    return [" | ".join(words) for words in result.synonyms]
+
+
+def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> dict[str, Any]:
+    """All that `viewer.js` needs to paint the photo without the server.
+
+    Args:
+        photo: as data, with a long side of `VIEW_SIDE`.
+        own_threshold: of the checkpoint.
+
+    Returns:
+        Of the pictures, "labels" has the best class of each pixel (0 for the first), whatever the threshold; "scores" its
+        score in 0..255, rounded so that a score is below 255 times the own threshold exactly where it is below in float32.
+    """
+    size = fit_size(*result.size, long_side=VIEW_SIDE)
+    best, exact = result.best_at(size)
+    limit = int(np.ceil(own_threshold * 255))
+    scores = (exact * 255).round()
+    scores = np.where(exact < own_threshold, np.minimum(scores, limit - 1), np.maximum(scores, limit))
+    rows = zip(result.names, titles(result), result.seen, colours_for(result.names), strict=True)
+    return {
+        "photo": photo,
+        "labels": html.data_uri(Image.fromarray(best.astype(np.uint8)), "png", compress_level=1),
+        "scores": html.data_uri(Image.fromarray(scores.astype(np.uint8)), "png", compress_level=1),
+        "width": size[1],
+        "height": size[0],
+        "classes": [
+            {"name": name, "title": title, "seen": seen, "colour": colour} for name, title, seen, colour in rows
+        ],
+        "own_threshold": own_threshold,
+        "usual_opacity": OPACITY,
+        "none": texts.NONE_OF_THESE,
+        "none_colour": NONE_COLOUR,
+        "note": SEEN_HELP,
+    }
+
+
+def class_maps(result: Segmentation) -> str:
+    """One heat map per class: its score at every pixel, on the scale from 0 to 1."""
+    size = fit_size(*result.size, long_side=html.MAP_SIDE)
+    order, maps = list(range(len(result.names))), result.scores_at(size)
+    if len(order) > MAPS_SHOWN:
+        shares = result.area_shares(result.labels_at(size))
+        order = sorted(sorted(order, key=lambda index: -shares[index])[:MAPS_SHOWN])
+    figures = []
+    for index in order:
+        scores, name = maps[index], html.escape(titles(result)[index])
+        kind = texts.SEEN if result.seen[index] else texts.UNSEEN
+        figures.append(
+            f'<figure class="ldvc-map"><div class="ldvc-heat"><img src="{html.heat_uri(scores)}" '
+            f'alt="Score of {name}: up to {scores.max():.2f}"></div>'
+            f'<figcaption><b>{name}</b> <span class="ldvc-tag ldvc-{kind}">{kind}</span> up to {scores.max():.2f}'
+            "</figcaption></figure>"
+        )
+    left_out = len(result.names) - len(order)
+    note = f'<p class="ldvc-footnote">{MAPS_LEFT_OUT.format(shown=len(order))}</p>' if left_out else ""
+    height, width = result.size
+    style = f"--photo:url({html.grey_photo(result.picture)});--aspect:{width}/{height}"
+    return f'<div class="ldvc-classmaps" style="{style}">{"".join(figures)}</div>{note}'

@@ -1,126 +1,278 @@
-"""The Space tab (the paper's Figure 2): which of the two moved, the patches or the names."""
+"""The Space tab (the paper's Figure 2): patches and names before and after two decoders, in one plane."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
-from ldvc.embedding_space import Space, movement_of, shared_space
+from ldvc.embedding_space import DecoderSpace, Space, movement_of, shared_space
+from ldvc.result import Segmentation
 from ldvc.visualize import colours_for
-from ldvc.web import html
-from ldvc.web.handlers import Handlers
-from ldvc.web.session import Visit
-from ldvc.web.tabs import Tab, program, texts
-from ldvc.web.views.space import space_view
+from ldvc.web import html, texts
+from ldvc.web.html import escape, number, percent
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import Answer
+from ldvc.web.tabs import Changes, Shared, Tab, Values
 
 DECODERS = ("ldvc", "zegclip")
+WIDTH = 480.0  # of a plot, in its own units; letters are made for it
+MARGIN = 34.0
+PATCHES = 260  # drawn in each plot; all are measured
+LINE = 17.0  # between two labels
+LABELS = 16  # words written in each plot; of a longer list, those of the classes that most patches got
+LONGEST = 18  # letters of a label
+LETTER = 8.6  # width of a letter, about
 
-# The slider moves all points at once by one variable on the element, which stays when its content is drawn anew.
-SLIDER_SCRIPT = """
-const show = (t) => element.style.setProperty('--t', t);
-element.addEventListener('input', (event) => { if (event.target.type === 'range') show(event.target.value / 100); });
-element.addEventListener('click', (event) => {
-    if (!event.target.classList.contains('ldvc-play')) return;
-    const slider = element.querySelector('input[type=range]');
-    const set = (t) => { show(t); slider.value = Math.round(100 * t); };
-    if (matchMedia('(prefers-reduced-motion: reduce)').matches) { set(slider.value > 50 ? 0 : 1); return; }
-    let start = null;
-    const frame = (now) => {
-        start = start ?? now;
-        const t = Math.min((now - start - 300) / 1500, 1);
-        set(t < 0 ? 0 : t * t * (3 - 2 * t));
-        if (t < 1) requestAnimationFrame(frame);
-    };
-    requestAnimationFrame(frame);
-});
-"""
+HELP = (
+    "Dots are patches, diamonds are class names. LDVC keeps the names and moves the patches; ZegCLIP keeps the patches and "
+    "moves the names. Drag from before to after."
+)
+MOVED = {"patches": "the patches moved", "names": "the names moved"}
+TABLE = ("", "names moved by", "patches moved by", "patch and its class: before → after")
+DETAILS = (
+    "<p><b>Moved by</b> is the mean of 1 − cos between the input and the output of the decoder, over all names or all "
+    "patches, in CLIP’s full joint space and not in the plane. Before is after the text adapter: the names as this "
+    "photo’s decoder gets them. After is the input of the last cross-attention, from whose scores the masks are read. 0 means "
+    "identical to the bit.</p>"
+    "<p><b>Patch and its class</b> is the mean cosine of a patch and the class that this decoder gave it, both before or "
+    "both after. It may fall: for the mask only the order of the names matters, and their scores follow a query and a key "
+    "projection, which are left out here.</p>"
+    "<p><b>The plane</b> is fitted once to the points of both decoders, before and after together, each counting once. "
+    "Colours are the classes that a decoder gave its patches. Two names that look close here may be far apart in the "
+    "dimensions that the plane does not show.</p>"
+)
 
 
 class SpaceTab(Tab):
     """See the module."""
 
     key, title = "space", "Space"
+    empty_text = "Segment a photo first. Then you see which moved, the patches or the names."
 
-    def __init__(self, handlers: Handlers, visit: gr.State) -> None:
-        super().__init__(handlers, visit)
-        self.empty = gr.HTML(html.empty(texts.SPACE_EMPTY))
+    def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
+        super().__init__(segmenter, shared)
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
-            gr.HTML(html.section(texts.SPACE_TITLE, texts.SPACE_HELP))
+            gr.HTML(html.section("Which moved, the patches or the names?", HELP))
             self.note = gr.HTML(visible=False, elem_id="space-note")
-            self.view = gr.HTML(elem_id="space-view", apply_default_css=False, js_on_load=SLIDER_SCRIPT)
-            gr.HTML(
-                f'<details class="ldvc-exactly"><summary>{texts.SPACE_EXACTLY}</summary>{texts.SPACE_EXACTLY_TEXT}</details>',
-                apply_default_css=False,
-            )
+            script = (Path(__file__).resolve().parents[1] / "static" / "space.js").read_text(encoding="utf-8")
+            self.view = gr.HTML(elem_id="space-view", apply_default_css=False, js_on_load=script)
+            gr.HTML(html.details("How this was measured", DETAILS), apply_default_css=False)
+        self.pictures = [self.view]
         self.outputs = [self.empty, self.body, self.note, self.view]
-        self.waiting = [self.empty, self.view]
 
-    def stamp(self, visit: Visit) -> tuple:
-        """The class that other tabs show plays no part here."""
-        return (visit.version,)
-
-    def update(self, visit: Visit) -> dict:
-        """Draw for the visit."""
-        if visit.empty:
-            return {self.empty: gr.HTML(visible=True), self.body: gr.Column(visible=False)}
-        space, words, missing = self.space(visit)
+    def draw(self, answer: Answer, values: Values) -> Changes:
+        """Both plots."""
+        results = dict(zip(DECODERS, self.results(answer, values, *DECODERS), strict=True))
+        space, words = space_of(results)
+        missing = [decoder for decoder, result in results.items() if result is None]
         note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {texts.DECODER_MISSING}" for decoder in missing)
         return {
             self.empty: gr.HTML(visible=False),
             self.body: gr.Column(visible=True),
-            self.note: gr.HTML(html.notice(note) if note else "", visible=bool(note)),
-            self.view: space_view(space, words, visit.names, colours_for(visit.names)),
+            self.note: gr.HTML(html.notice(note), visible=bool(note)),
+            self.view: space_html(space, words, answer.names, colours_for(answer.names)),
         }
 
-    def space(self, visit: Visit) -> tuple[Space, list[str], list[str]]:
-        """The plane, the word of each class embedding, and the decoders that this checkpoint does not have."""
-        results = dict(zip(DECODERS, self.handlers.results(visit, *DECODERS), strict=True))
-        there = {decoder: result for decoder, result in results.items() if result is not None}
-        words = [word for group in there["ldvc"].synonyms for word in group]
-        space = shared_space({decoder: movement_of(result) for decoder, result in there.items()})
-        return space, words, [decoder for decoder in DECODERS if decoder not in there]
 
-    def endpoints(self) -> None:
-        """/space."""
-
-        def space(photo: str | None, names: str, visit: Visit | None) -> tuple:
-            """Which of the two a decoder moved, patches or class names: for LDVC and for ZegCLIP's decoder.
-
-            Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
-            the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
-            classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
-            the points of the class names (with the drift of each) and of the patches (with the class that each got).
-            """
-            visit = program.ask(self, photo, names, visit)
-            found, words, _ = self.space(visit)
-            return space_data(found, words, visit.names), visit
-
-        program.declare(self, space, [], [lambda: gr.JSON(label="Data")], "space")
+def space_of(results: dict[str, Segmentation | None]) -> tuple[Space, list[str]]:
+    """The plane of the decoders that there are, and the word of each class embedding."""
+    there = {decoder: result for decoder, result in results.items() if result is not None}
+    words = [word for group in there["ldvc"].synonyms for word in group]
+    return shared_space({decoder: movement_of(result) for decoder, result in there.items()}), words
 
 
-def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
-    """The plane and the decoders as numbers; see the endpoint."""
-    decoders = {}
+class Frame:
+    """From the plane to a plot. Both axes have one scale, so that distances look what they are."""
+
+    def __init__(self, space: Space) -> None:
+        left, low, right, high = space.bounds
+        spans = max(right - left, 1e-9), max(high - low, 1e-9)
+        self.height = float(np.clip(WIDTH * spans[1] / spans[0], 0.6 * WIDTH, 0.95 * WIDTH))
+        self.scale = min((WIDTH - 2 * MARGIN) / spans[0], (self.height - 2 * MARGIN) / spans[1])
+        self.middle = (left + right) / 2, (low + high) / 2
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) -> (n, 2) in units of the plot, y downwards."""
+        x = WIDTH / 2 + (points[:, 0] - self.middle[0]) * self.scale
+        y = self.height / 2 - (points[:, 1] - self.middle[1]) * self.scale
+        return np.stack([x, y], axis=1)
+
+
+def space_html(space: Space, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> str:
+    """One plot for each decoder, a slider from before to after, and what was measured.
+
+    Args:
+        space: of the decoders to show.
+        words: one for each class embedding.
+        classes, colours: of the names, for the summary.
+    """
+    frame = Frame(space)
+    written = labelled(space, words, len(classes))
+    plots = "".join(_plot(decoder, part, frame, words, classes, colours, written) for decoder, part in space.decoders.items())
+    across, up = space.plane.explained
+    count = len(next(iter(space.decoders.values())).patches_before)
+    drawn = f"{min(PATCHES, count)} of {count} patches are drawn, all are measured." if count > PATCHES else ""
+    if len(written) < len(words):
+        drawn += f" Of the {len(words)} names, the {len(written)} that most patches got are written; point at a diamond to read"
+        drawn += " its name."
+    return (
+        f'<div class="ldvc-space">{_slider()}<div class="ldvc-plots">{plots}</div>'
+        f'<p class="ldvc-footnote">One principal component analysis of all points of both plots, before and after, all of '
+        f"length 1: the axes show {percent(across)} (across) and {percent(up)} (up) of their variance. {drawn}</p>"
+        f"{_table(space)}</div>"
+    )
+
+
+def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
+    """Which words are written in the plots: all, or of a long list those of the classes that most patches got."""
+    if len(words) <= LABELS:
+        return set(range(len(words)))
+    patches = sum(np.bincount(part.movement.class_of_patch, minlength=classes) for part in space.decoders.values())
+    class_of = next(iter(space.decoders.values())).movement.class_of_embedding
+    order = sorted(range(len(words)), key=lambda index: -patches[class_of[index]])
+    return {index for index in order[:LABELS] if patches[class_of[index]]}
+
+
+def _slider() -> str:
+    return (
+        '<div class="ldvc-space-slider"><span aria-hidden="true">before the decoder</span>'
+        '<input type="range" min="0" max="100" step="1" value="100" aria-label="From before the decoder (0) to after it (100)">'
+        '<span aria-hidden="true">after</span>'
+        '<button type="button" class="ldvc-play">Play</button></div>'
+    )
+
+
+def _plot(
+    decoder: str,
+    part: DecoderSpace,
+    frame: Frame,
+    words: Sequence[str],
+    classes: Sequence[str],
+    colours: Sequence[str],
+    written: set[int],
+) -> str:
+    before, after = frame(part.patches_before), frame(part.patches_after)
+    labels = part.movement.class_of_patch
+    # The same patches in every plot and at every visit; chosen at random, or they would line up with the grid.
+    drawn = np.sort(np.random.default_rng(0).permutation(len(before))[:PATCHES])
+    trails = "".join(
+        f'<path class="ldvc-trail" style="--c:{colours[label]}" d="'
+        + "".join(
+            f"M{before[i, 0]:.1f} {before[i, 1]:.1f}L{after[i, 0]:.1f} {after[i, 1]:.1f}"
+            for i in drawn
+            if labels[i] == label and np.abs(after[i] - before[i]).max() >= 0.05
+        )
+        + '"/>'
+        for label in np.unique(labels[drawn])
+    )
+    dots = "".join(
+        f'<circle cx="{before[i, 0]:.1f}" cy="{before[i, 1]:.1f}" r="3" '
+        f'style="--c:{colours[labels[i]]};{_step(before[i], after[i])}"/>'
+        for i in drawn
+    )
+    names = _names(part, frame, words, colours, written)
+    drift, similarity = part.drift, part.similarity
+    summary = (
+        f"{texts.DECODER_TITLES[decoder]}: class names moved by {number(drift['classes'], 3)}, patches by "
+        f"{number(drift['patches'], 3)}; similarity of a patch and its class {number(similarity['before'])} before, "
+        f"{number(similarity['after'])} after. Classes: {', '.join(classes)}"
+    )
+    moved = "patches" if drift["patches"] > drift["classes"] else "names"
+    return (
+        f'<figure class="ldvc-plot"><figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{MOVED[moved]}</small>'
+        f'</figcaption><svg viewBox="0 0 {WIDTH:.0f} {frame.height:.0f}" role="img" aria-label="{escape(summary)}">'
+        f"{trails}{dots}{names}</svg></figure>"
+    )
+
+
+def _step(start: np.ndarray, end: np.ndarray) -> str:
+    return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
+
+
+def _names(part: DecoderSpace, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
+    """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
+    before, after = frame(part.embeddings_before), frame(part.embeddings_after)
+    chosen = sorted(written)
+    heights = dict(
+        zip(chosen, spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6), strict=True)
+    )
+    pieces: list[str] = []
+    labels: list[str] = []  # on top of all diamonds
+    for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
+        (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
+        distance = part.movement.embedding_drift[index]
+        group = f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
+        moves = f"{group}<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
+        if index not in written:
+            pieces.append(f'{moves}<path class="ldvc-diamond" d="{_diamond(x, y, 4.0)}"/></g>')
+            continue
+        short = word if len(word) <= LONGEST else word[: LONGEST - 1] + "…"
+        room = LETTER * len(short) + 16
+        left = after[index, 0] + room > WIDTH and after[index, 0] - room > 0
+        label_x = x - 12 if left else x + 12
+        label_y = y + heights[index] - after[index, 1] + 5
+        far = abs(heights[index] - after[index, 1]) > LINE / 2
+        leader = f'<path class="ldvc-leader" d="M{x:.1f} {y:.1f}L{label_x:.1f} {label_y - 5:.1f}"/>' if far else ""
+        pieces.append(
+            f'<path class="ldvc-diamond-before" d="{_diamond(x, y)}"/>'
+            f'<path class="ldvc-name-trail" d="M{x:.1f} {y:.1f}L{after[index, 0]:.1f} {after[index, 1]:.1f}"/>'
+            f'{moves}{leader}<path class="ldvc-diamond" d="{_diamond(x, y)}"/></g>'
+        )
+        anchor = "end" if left else "start"
+        labels.append(f'{group}<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}">{escape(short)}</text></g>')
+    return "".join(pieces + labels)
+
+
+def _diamond(x: float, y: float, radius: float = 8.0) -> str:
+    return f"M{x:.1f} {y - radius:.1f}l{radius} {radius}l{-radius} {radius}l{-radius} {-radius}z"
+
+
+def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, near: float = 150.0) -> np.ndarray:
+    """Move labels up and down until none covers another.
+
+    Args:
+        heights: (n,) where each would like to be.
+        places: (n,) their x; labels further apart than `near` cannot cover each other.
+        low, high: between which they must stay.
+
+    Returns:
+        (n,) heights; those close in x are at least `LINE` apart, as far as there is room.
+    """
+    found = np.clip(np.asarray(heights, dtype=float), low, high)
+    for _ in range(80):
+        moved = False
+        order = np.argsort(found, kind="stable")
+        for position, first in enumerate(order):
+            for second in order[position + 1 :]:
+                gap = found[second] - found[first]
+                if gap < LINE - 0.01 and abs(places[first] - places[second]) < near:
+                    push = (LINE - gap) / 2
+                    found[first], found[second] = found[first] - push, found[second] + push
+                    moved = True
+        found = np.clip(found, low, high)
+        if not moved:
+            break
+    return found
+
+
+def _table(space: Space) -> str:
+    rows = []
     for decoder, part in space.decoders.items():
-        moved = part.movement
-        decoders[decoder] = {
-            "drift": part.drift,
-            "similarity": part.similarity,
-            "names": [
-                {
-                    "name": word,
-                    "class": names[moved.class_of_embedding[index]],
-                    "before": program.rounded(part.embeddings_before[index]),
-                    "after": program.rounded(part.embeddings_after[index]),
-                    "drift": float(moved.embedding_drift[index]),
-                }
-                for index, word in enumerate(words)
-            ],
-            "patches": {
-                "class": [names[label] for label in moved.class_of_patch],
-                "before": program.rounded(part.patches_before),
-                "after": program.rounded(part.patches_after),
-            },
-        }
-    return {"explained_variance": list(space.plane.explained), "decoders": decoders}
+        drift, similarity = part.drift, part.similarity
+        gain = similarity["after"] - similarity["before"]
+        rows.append(
+            f'<tr><th scope="row">{texts.DECODER_TITLES[decoder]}</th>{_moved(drift["classes"])}{_moved(drift["patches"])}'
+            f"<td>{number(similarity['before'])} → <b>{number(similarity['after'])}</b> "
+            f'<span class="ldvc-subdued">({"+" if gain >= 0 else ""}{number(gain)})</span></td></tr>'
+        )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in TABLE)
+    return f'<table class="ldvc-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _moved(distance: float) -> str:
+    """Exactly 0 is said in words: it was measured, not rounded."""
+    said = "0 (stayed)" if distance == 0 else number(distance, 3)
+    return f'<td class="{"ldvc-still" if distance == 0 else "ldvc-moved"}">{said}</td>'

@@ -1,0 +1,203 @@
+"""Questions become answers: plain functions of values, without widgets, so that tests need no browser."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldvc.class_names import ClassName, drop_none_words, parse_names
+from ldvc.errors import InvalidImageError, InvalidNamesError
+from ldvc.image_io import load_picture
+from ldvc.predictor import COMPANY, ImageState
+from ldvc.result import Segmentation
+from ldvc.web import texts
+from ldvc.web.gpu import on_gpu
+from ldvc.web.models import MAIN_DECODER, LoadedModel, ModelRegistry
+from ldvc.web.session import OWN_THRESHOLD, Answer, Problem
+
+PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
+LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: the trained LDVC with LCSA left out, an intervention
+
+
+class Segmenter:
+    """Segments photos with the models of a registry; holds no photo."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry = registry
+        self._infer = on_gpu(functools.partial(infer, registry))
+        self._digest = on_gpu(functools.partial(weights_digest, registry))
+
+    def model(self, answer: Answer) -> LoadedModel:
+        """The model that gave an answer."""
+        return self.registry.get(answer.model)
+
+    def segment(
+        self,
+        photo: str | None,
+        names: Any,
+        *,
+        model: str | None = None,
+        company: bool = True,
+        previous: Answer | None = None,
+    ) -> Answer:
+        """Segment a photo by names with LDVC; other decoders are computed when they are asked for.
+
+        Args:
+            photo: path of the uploaded file.
+            names: separated by commas, or a list; synonyms by "|".
+            model: key of the model choice; None = the main one.
+            company: segment a single name together with `ldvc.predictor.COMPANY`.
+            previous: an answer whose encoded photo is used again if model and photo are the same.
+
+        Raises:
+            Problem: the visitor can put it right.
+        """
+        key = model or self.registry.default
+        self.registry.get(key)
+        if not photo:
+            raise Problem("photo", texts.NO_PHOTO)
+        asked, classes = read_names(names)
+        try:
+            fingerprint = hashlib.sha256(Path(photo).read_bytes()).hexdigest()
+        except OSError as error:
+            raise Problem("photo", texts.NO_PHOTO) from error
+        known = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
+        image = previous.image if known else read_photo(photo)
+        answer = Answer(
+            model=key,
+            photo=photo,
+            photo_name=Path(photo).name,
+            fingerprint=fingerprint,
+            image=image,
+            asked=asked,
+            names=[name.title for name in classes],
+            company=company,
+            none_named=asked != classes,
+        )
+        self.results(answer, MAIN_DECODER)
+        return answer
+
+    def results(
+        self,
+        answer: Answer,
+        *decoders: str,
+        background: float | str | None = OWN_THRESHOLD,
+        company: bool | None = None,
+    ) -> list[Segmentation | None]:
+        """Segmentations by some decoders of `PREDICTOR_DECODERS`, or `LCSA_OFF`; None where the checkpoint has no such decoder.
+
+        They are computed once, in one call, and kept in the answer; the photo is not encoded again.
+
+        Args:
+            background: threshold of "none of these" in 0..1, None = not allowed, `OWN_THRESHOLD` = each decoder's own.
+            company: see `segment`; None = as the answer was asked. Matters for a single name only.
+        """
+        company = (answer.company if company is None else company) and len(answer.names) == 1
+        missing = tuple(decoder for decoder in decoders if (decoder, company) not in answer.results)
+        if missing:
+            answer.image, found = self._infer(answer.model, answer.image, answer.asked, missing, company)
+            answer.results |= {(decoder, company): result for decoder, result in found.items()}
+        results = []
+        for decoder in decoders:
+            result = copy.copy(answer.results[decoder, company])  # so that events with other thresholds do not meet in it
+            if result is not None:
+                result.background = self.threshold(answer, decoder) if background == OWN_THRESHOLD else background
+            results.append(result)
+        return results
+
+    def threshold(self, answer: Answer, decoder: str = MAIN_DECODER) -> float:
+        """The own threshold of a decoder of the checkpoint."""
+        return self.model(answer).predictor(MAIN_DECODER if decoder == LCSA_OFF else decoder).calibration.threshold
+
+    def weights_digest(self, answer: Answer) -> str:
+        """SHA-256 of the weights that gave an answer; see `Predictor.weights_digest`."""
+        return self._digest(answer.model)
+
+
+def infer(
+    registry: ModelRegistry,
+    model: str,
+    image: ImageState | np.ndarray,
+    names: Sequence[ClassName],
+    decoders: Sequence[str],
+    company: bool,
+) -> tuple[ImageState, dict[str, Segmentation | None]]:
+    """The one place where the page's models compute: the encoded photo, and a segmentation for each decoder.
+
+    Args:
+        image: an encoded photo, or its pixels.
+    """
+    loaded = registry.get(model)
+    state = image if isinstance(image, ImageState) else loaded.main.encode_image(image)
+    found: dict[str, Segmentation | None] = {}
+    for decoder in decoders:
+        predictor = loaded.predictor(MAIN_DECODER if decoder == LCSA_OFF else decoder)
+        options = {"company": COMPANY if company else (), "skip_lcsa": decoder == LCSA_OFF}
+        found[decoder] = predictor and predictor.segment([name.text for name in names], image=state, features=True, **options)
+    return state, found
+
+
+def weights_digest(registry: ModelRegistry, model: str) -> str:
+    """SHA-256 of the main decoder's weights, which are on the GPU where one is lent."""
+    return registry.get(model).main.weights_digest
+
+
+def read_photo(photo: str) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of an uploaded file, at most `PHOTO_SIDE` long.
+
+    Raises:
+        Problem: it is no picture that can be read.
+    """
+    try:
+        return load_picture(photo, max_side=PHOTO_SIDE)
+    except InvalidImageError as error:
+        raise Problem("photo", str(error)) from error
+    except OSError as error:
+        raise Problem("photo", texts.NO_PHOTO) from error
+
+
+def read_names(names: Any) -> tuple[list[ClassName], list[ClassName]]:
+    """Parsed names, from one text or a list of texts, and those of them that are classes.
+
+    Raises:
+        Problem: no class, or too many names, or one too long, or something else than text.
+    """
+    if not isinstance(names or "", str | list | tuple):
+        raise Problem("names", texts.NO_NAMES.format(value=names))
+    try:
+        asked = parse_names(names or "")
+        return asked, drop_none_words(asked)[0]
+    except InvalidNamesError as error:
+        raise Problem("names", str(error)) from error
+
+
+def checked_background(use_background: Any, threshold: Any) -> float | str | None:
+    """The threshold that a program asks for: a number, `OWN_THRESHOLD`, or None = "none of these" is not allowed.
+
+    Args:
+        use_background: whether "none of these" is allowed; None counts as no.
+        threshold: score that a name must reach then; None = the checkpoint's own.
+
+    Raises:
+        Problem: `use_background` is not true or false, or the threshold is no number from 0 to 1.
+    """
+    if use_background not in (None, False, True):  # "no" would count as yes
+        raise Problem("run", texts.NO_FLAG.format(value=use_background))
+    if not use_background:
+        return None
+    if threshold is None:
+        return OWN_THRESHOLD
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise Problem("run", texts.NO_THRESHOLD.format(value=threshold))
+    return value
