@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ldvc.bundled import ASSETS
 from ldvc.class_names import ClassName, SeenNames, class_lists, parse_names, plain
 from ldvc.errors import InvalidNamesError
 from ldvc.web import html, texts
@@ -19,7 +20,7 @@ from ldvc.web.segmenter import Segmenter, read_photo
 from ldvc.web.session import Answer, Problem
 from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values
 
-EXAMPLES_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "examples"
+EXAMPLES_FOLDER = ASSETS / "examples"
 CHIPS_JS = (Path(__file__).parent / "static" / "chips.js").read_text(encoding="utf-8")
 EXAMPLES_JS = """
 element.addEventListener("click", (event) => {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 
+from ldvc.bundled import ASSETS
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.predictor import PREDICTOR_DECODERS, Predictor
 from ldvc.web import texts
@@ -65,7 +65,7 @@ class ModelRegistry:
         Raises:
             LdvcError: the main checkpoint cannot be loaded.
         """
-        beside = Path(__file__).resolve().parents[2] / "assets" / "full"
+        beside = ASSETS / "full"
         full = os.environ.get("LDVC_FULL") or (str(beside) if beside.is_dir() else None)
         return cls(os.environ.get("LDVC_MODEL", "lite"), full)
 
