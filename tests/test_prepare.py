@@ -1,0 +1,293 @@
+"""train/prepare.py: tiny archives in the official structure, from a server on this machine or from a folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ldvc.class_names import load_classes
+from tests.tiny_archives import Server, png, run_lengths, serving, zip_of
+from tests.tiny_data import names_in
+from train import prepare
+from train.data import archives, convert, open_set
+from train.data.download import DamagedArchiveError
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving(monkeypatch) as server:
+        yield server
+
+
+def run(name: str, data: Path, *arguments: str) -> None:
+    prepare.main([name, "--data", str(data), *arguments])
+
+
+def refused(name: str, data: Path, *arguments: str) -> str:
+    """The sentence of a command that fails."""
+    with pytest.raises(SystemExit) as caught:
+        run(name, data, *arguments)
+    assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and time."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---- what becomes of the archives ---------------------------------------------------------------------------------------
+
+
+def test_voc_with_the_masks_of_sbd(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("voc2012", tmp_path)
+    printed = capsys.readouterr().out
+    assert "VOCtrainval_11-May-2012.tar           2.0 GB    2.0 GB" in printed and "needed: 4.0 GB" in printed
+    assert "train has 5 photos with masks of 20 classes" in printed
+    kit = tmp_path / "VOCdevkit/VOC2012"
+    aug = (kit / "ImageSets/Segmentation/aug.txt").read_text().split()
+    assert aug == ["2008_000002", "2008_000007", "2009_000001"], "SBD without VOC's lists"
+    train = open_set(tmp_path, "voc2012", "train")
+    assert train.stems == ["2007_000032", "2007_000039", *aug]
+    assert names_in(train, 0) == ["-", "aeroplane", "-", "person"], "VOC's own mask, not SBD's"
+    assert names_in(train, 2) == ["person", "sofa", "-"] and names_in(train, 3) == ["-", "boat", "chair"]
+    assert open_set(tmp_path, "voc2012", "val").stems == ["2007_000033", "2011_000003"]
+    masks = sorted(path.name for path in (kit / "SegmentationClassAug").iterdir())
+    assert masks == [f"{stem}.png" for stem in sorted(["2007_000032", "2007_000033", *aug, "2011_000003"])]
+    assert sorted(path.name for path in kit.iterdir()) == sorted(
+        ["ImageSets", "JPEGImages", "SegmentationClass", "SegmentationClassAug"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"], "downloads are removed"
+
+
+def test_coco_stuff(server: Server, tmp_path: Path) -> None:
+    run("coco_stuff164k", tmp_path)
+    train, val = (open_set(tmp_path, "coco_stuff164k", split) for split in ("train", "val"))
+    assert names_in(train, 0) == ["person", "tree", "-"] and names_in(train, 1) == ["sky-other", "cow", "grass", "-"]
+    assert names_in(train, 2) == ["wood", "person", "-"] and names_in(val, 0) == ["person", "scissors", "banner"]
+    assert [path.name for path in tmp_path.iterdir()] == ["coco_stuff164k"]
+
+
+def test_pascal_context(server: Server, tmp_path: Path) -> None:
+    run("pascal_context59", tmp_path)
+    train, val = (open_set(tmp_path, "pascal_context59", split) for split in ("train", "val"))
+    assert train.stems == ["2008_000002", "2008_000008"] and val.stems == ["2008_000009", "2008_000016"]
+    assert names_in(train, 0) == ["-", "keyboard"] and names_in(train, 1) == ["sky", "person", "sky"]
+    assert names_in(val, 0) == ["aeroplane", "wood", "-"] and names_in(val, 1) == ["-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"]
+
+
+def test_the_numbers_of_coco_stuff() -> None:
+    """COCO-Stuff's labels.txt: 1 to 91 are things of COCO, 92 to 182 stuff; masks hold them minus one, 255 is unlabelled."""
+    table = convert.coco_train_ids()
+    without_masks = {12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate", 66: "mirror", 68: "window"}
+    without_masks |= {69: "desk", 71: "door", 83: "blender", 91: "hair brush"}
+    labels = [number for number in range(1, 183) if number not in without_masks]
+    assert [number + 1 for number in np.flatnonzero(table >= 0)] == [*labels, 256] and len(labels) == 171
+    assert table[[number - 1 for number in labels]].tolist() == list(range(171)) and table[255] == 255
+    names = load_classes("coco_stuff171")
+    published = {1: "person", 13: "stop sign", 31: "handbag", 70: "toilet", 90: "toothbrush", 92: "banner", 110: "desk-stuff"}
+    published |= {124: "grass", 148: "river", 157: "sky-other", 169: "tree", 171: "wall-brick", 182: "wood"}
+    assert {number: names[table[number - 1]] for number in published} == published
+
+
+def test_the_numbers_of_pascal_context() -> None:
+    """PASCAL in Detail lists VOC's 20 classes by these ids, in VOC's order."""
+    ids = (2, 23, 25, 31, 34, 45, 59, 65, 72, 98, 397, 113, 207, 258, 284, 308, 347, 368, 416, 427)
+    names = ["background", *load_classes("context59")]
+    voc = [name.replace("dining table", "table") for name in load_classes("voc20")]
+    assert [names[convert.CONTEXT_IDS.index(number)] for number in ids] == voc
+    assert len(convert.CONTEXT_IDS) == len(names) and list(convert.CONTEXT_IDS) == sorted(set(convert.CONTEXT_IDS))
+    others = {9: "bag", 44: "building", 187: "grass", 220: "keyboard", 360: "sky", 420: "tree", 458: "wood"}
+    assert {number: names[convert.CONTEXT_IDS.index(number)] for number in others} == others
+
+
+def test_run_length_encoding() -> None:
+    y, x = np.mgrid[:16, :20]
+    area = ((y - 7) ** 2 + (x - 9) ** 2 < 20) | (y >= 14)
+    text = ">2>0000000H1OOO5OK15OK07OI17OI17OI25OK15OK31OO900000000000"  # of pycocotools
+    np.testing.assert_array_equal(convert.decode_area(text, 16, 20), area)
+    for area in (np.ones((5, 300), dtype=bool), np.zeros((300, 5), dtype=bool), np.eye(40, dtype=bool)):
+        np.testing.assert_array_equal(convert.decode_area(run_lengths(area), *area.shape), area)
+    with pytest.raises(ValueError):
+        convert.decode_area(text, 16, 21)
+
+
+# ---- the command --------------------------------------------------------------------------------------------------------
+
+
+def save(server: Server, folder: Path) -> Path:
+    """The archives in a folder of the user."""
+    folder.mkdir()
+    for name, content in server.files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_second_command_does_nothing(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("pascal_context59", tmp_path)
+    before, requests = tree(tmp_path), len(server.requests)
+    capsys.readouterr()
+    run("pascal_context59", tmp_path)
+    assert tree(tmp_path) == before and len(server.requests) == requests
+    assert re.search(r"trainval_merged.json +done", capsys.readouterr().out)
+
+
+def test_a_folder_of_archives_is_used_in_place(server: Server, tmp_path: Path) -> None:
+    source = save(server, tmp_path / "mine")
+    before = tree(source)
+    run("coco_stuff164k", tmp_path / "data", "--source", str(source))
+    assert tree(source) == before and server.requests == []
+    assert len(open_set(tmp_path / "data", "coco_stuff164k", "train")) == 3
+    (source / "benchmark.tgz").write_bytes(b"other")
+    assert "benchmark.tgz does not have the checksum" in refused("voc2012", tmp_path / "data", "--source", str(source))
+    (source / "benchmark.tgz").unlink()
+    assert "benchmark.tgz is missing; put" in refused("voc2012", tmp_path / "data", "--source", str(source))
+    assert len(open_set(tmp_path / "data", "voc2012", "val")) == 2, "what came before is kept"
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["VOCdevkit", "coco_stuff164k"]
+
+
+def test_mirrors(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.files["mirror/trainval_merged.json"] = server.files.pop("trainval_merged.json")
+    run("pascal_context59", tmp_path / "one")
+    assert "trying the next address" in capsys.readouterr().out
+    server.files = {f"given/{name.removeprefix('mirror/')}": content for name, content in server.files.items()}
+    run("pascal_context59", tmp_path / "two", "--source", f"{server.url}/given/")
+    assert list(tree(tmp_path / "one")) == list(tree(tmp_path / "two"))
+
+
+def test_a_disk_that_is_too_small(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1.6 * 10**9))
+    sentence = refused("pascal_context59", tmp_path)
+    assert f"pascal_context59 needs 2.6 GB in {tmp_path}, where 1.6 GB are free; " in sentence and "--data" in sentence
+    assert server.requests == [] and tree(tmp_path) == {}
+    source = save(server, tmp_path / "mine")  # nothing to download: 1.5 GB of photos and masks
+    run("pascal_context59", tmp_path, "--source", str(source))
+
+
+def test_what_is_there_already_needs_no_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1.6 * 10**9))
+    work = tmp_path / "pascal_context59.unfinished"
+    work.mkdir()
+    with open(work / "VOCtrainval_03-May-2010.tar.part", "wb") as file:
+        file.truncate(1_200_000_000)  # a hole, which takes no room
+    run("pascal_context59", tmp_path)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str) -> None:
+    """Fails when a file of that name is finished, in every process."""
+    rename = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+
+
+@pytest.mark.parametrize("name", ["VOCtrainval_11-May-2012.tar", "2007_000033.jpg", "SegmentationClass", "2008_000007.png"])
+def test_a_killed_command_continues(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, OSError(errno.ENOSPC, "No space left on device"), name)
+        assert f"The disk of {tmp_path} is full" in refused("voc2012", tmp_path)
+    before = tree(tmp_path)
+    assert not [file for file in before if file.endswith((".jpg.part", ".png.part"))]
+    run("voc2012", tmp_path)
+    after = tree(tmp_path)
+    kept = {f"VOCdevkit{file.partition('VOCdevkit')[2]}": before[file] for file in before if file.endswith((".jpg", ".png"))}
+    assert kept.items() <= after.items(), "no file is written twice"
+    assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"]
+    assert sorted(file for file, asked in server.requests if asked is None) == ["VOCtrainval_11-May-2012.tar", "benchmark.tgz"]
+
+
+def test_an_interrupted_command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, KeyboardInterrupt(), "2008_000009.jpg")
+        with pytest.raises(SystemExit, match="Stopped; the same command continues"):
+            run("pascal_context59", tmp_path)
+    run("pascal_context59", tmp_path)
+    assert [file for file, _ in server.requests] == ["VOCtrainval_03-May-2010.tar", "trainval_merged.json"]
+
+
+# ---- archives that are not the official ones ----------------------------------------------------------------------------
+
+
+def test_a_truncated_archive_is_removed(server: Server, tmp_path: Path) -> None:
+    name = "stuffthingmaps_trainval2017.zip"
+    whole = server.files[name]
+    server.files[name] = whole[:-50]
+    sentence = refused("coco_stuff164k", tmp_path)
+    assert f"{name} is damaged" in sentence and "It was removed" in sentence
+    assert not [file for file in tree(tmp_path) if name in file or "annotations" in file]
+    server.files[name] = whole
+    run("coco_stuff164k", tmp_path)
+    assert len(server.requests) == 4, "the photos were kept"
+
+
+def test_a_damaged_archive_of_the_user_stays(server: Server, tmp_path: Path) -> None:
+    source = save(server, tmp_path / "mine")
+    content = bytearray(server.files["train2017.zip"])
+    content[2000] ^= 255  # inside of a photo
+    (source / "train2017.zip").write_bytes(content)
+    sentence = refused("coco_stuff164k", tmp_path / "data", "--source", str(source))
+    assert "train2017.zip is damaged" in sentence and "Replace it" in sentence
+    assert (source / "train2017.zip").read_bytes() == content and tree(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"train2017/1.png": png([11]), "val2017/1.png": png([0])}, "train2017/1.png holds 11"),
+        ({"train2017/1.png": png([0])}, "it has no masks in val2017"),
+    ],
+)
+def test_other_masks(tmp_path: Path, content: dict[str, bytes], words: str) -> None:
+    (tmp_path / "x.zip").write_bytes(zip_of(content))
+    with pytest.raises(DamagedArchiveError, match=f"x.zip is not the official archive: {words}"):
+        convert.convert_coco_stuff(tmp_path / "x.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[",
+        "{}",
+        '{"images": [], "annos_segmentation": 3}',
+        json.dumps(
+            {
+                "images": [{"image_id": 1, "file_name": "1.jpg", "height": 2, "width": 2, "phase": "val"}],
+                "annos_segmentation": [{"image_id": 1, "category_id": 3, "segmentation": {"counts": "04"}}],
+            }
+        ),
+    ],
+)
+def test_another_json(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DamagedArchiveError, match="x.json is damaged or not the official file"):
+        convert.convert_context(tmp_path / "x.json", tmp_path / "out")
+
+
+# ---- the check at the end -----------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_checked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("pascal_context59", tmp_path)
+    photos = tmp_path / "VOCdevkit/VOC2010/JPEGImages"
+    (photos / "2008_000009.jpg").unlink()
+    assert f"2008_000009.jpg is missing, the first of 1; remove the folder {photos}" in refused("pascal_context59", tmp_path)
+    monkeypatch.setitem(archives.PHOTOS, "pascal_context59", (4998, 5105))
+    assert "has 2 photos for train instead of 4998" in refused("pascal_context59", tmp_path)

@@ -1,0 +1,256 @@
+"""Tiny archives in the structure of the published ones, and a server for them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from train.data import archives, download
+
+SIZE = (48, 72)
+
+
+# ---- archives in the official structure ---------------------------------------------------------------------------------
+
+
+def png(numbers: list[int]) -> bytes:
+    """Upright stripes."""
+    stripes = np.repeat(np.array(numbers, dtype=np.uint8), -(-SIZE[1] // len(numbers)))[: SIZE[1]]
+    buffer = io.BytesIO()
+    Image.fromarray(np.broadcast_to(stripes, SIZE).copy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def jpg() -> bytes:
+    """Noise."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=100)
+    return buffer.getvalue()
+
+
+def mat(numbers: list[int]) -> bytes:
+    """A file of SBD: the struct GTcls with Segmentation, Boundaries and CategoriesPresent."""
+    with Image.open(io.BytesIO(png(numbers))) as file:
+        mask = np.array(file)
+    buffer = io.BytesIO()
+    savemat(buffer, {"GTcls": {"Segmentation": mask, "Boundaries": np.zeros(20), "CategoriesPresent": np.unique(mask)}})
+    return buffer.getvalue()
+
+
+def run_lengths(area: np.ndarray) -> str:
+    """COCO's compressed run-length encoding, written from its description in cocoapi's maskApi.c, character by character."""
+    runs = [(value, len(list(group))) for value, group in itertools.groupby(area.T.ravel().tolist())]
+    counts = ([0] if runs[0][0] else []) + [length for _, length in runs]
+    text = ""
+    for index, count in enumerate(counts):
+        number = count - counts[index - 2] if index > 2 else count
+        while True:
+            group, number = number & 31, number >> 5
+            more = number != (-1 if group & 16 else 0)
+            text += chr((group | 32 if more else group) + 48)
+            if not more:
+                break
+    return text
+
+
+def stripe(first: int, last: int) -> np.ndarray:
+    area = np.zeros(SIZE, dtype=bool)
+    area[:, first:last] = True
+    return area
+
+
+def tar_of(files: dict[str, bytes], *, mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in files.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            archive.addfile(item, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(f"{next(iter(files)).split('/')[0]}/"), "")
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def voc_archives() -> dict[str, bytes]:
+    """Two photos of VOC's train.txt, two of its val.txt, and three more; SBD has masks of all but one."""
+    kit, sbd = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
+    official = {
+        "2007_000032": [0, 1, 255, 15],
+        "2007_000039": [20, 0, 255, 12],
+        "2007_000033": [0, 1, 255, 16],
+        "2011_000003": [19, 15],
+    }
+    added = {"2008_000002": [15, 18, 0], "2008_000007": [0, 4, 9], "2009_000001": [7, 0]}
+    voc = {f"{kit}/JPEGImages/{stem}.jpg": jpg() for stem in (*official, *added)}
+    voc |= {f"{kit}/SegmentationClass/{stem}.png": png(numbers) for stem, numbers in official.items()}
+    voc |= {
+        f"{kit}/SegmentationObject/2007_000032.png": png([0, 1]),
+        f"{kit}/ImageSets/Segmentation/train.txt": b"2007_000032\n2007_000039\n",
+        f"{kit}/ImageSets/Segmentation/val.txt": b"2007_000033\n2011_000003\n",
+    }
+    benchmark = {f"{sbd}/img/2008_000002.jpg": jpg()}
+    benchmark |= {f"{sbd}/cls/{stem}.mat": mat(numbers) for stem, numbers in added.items()}
+    benchmark |= {f"{sbd}/cls/{stem}.mat": mat([3]) for stem in ("2007_000032", "2007_000033", "2011_000003")}
+    benchmark |= {  # SBD's own split: train.txt holds a photo of VOC's val.txt, and the other way round
+        f"{sbd}/train.txt": b"2011_000003\n2008_000007\n2009_000001\n",
+        f"{sbd}/val.txt": b"2008_000002\n2007_000032\n2007_000033\n",
+    }
+    return {"VOCtrainval_11-May-2012.tar": tar_of(voc), "benchmark.tgz": tar_of(benchmark, mode="w:gz")}
+
+
+def coco_archives() -> dict[str, bytes]:
+    """Masks hold the ids of COCO-Stuff's labels.txt minus one."""
+    train = {"000000000009": [1, 169], "000000000025": [157, 21, 124], "000000000030": [182, 1]}
+    val = {"000000000139": [1, 87, 92]}
+    masks = {f"train2017/{stem}.png": png([number - 1 for number in ids] + [255]) for stem, ids in train.items()}
+    masks |= {f"val2017/{stem}.png": png([number - 1 for number in ids]) for stem, ids in val.items()}
+    return {
+        "train2017.zip": zip_of({f"train2017/{stem}.jpg": jpg() for stem in train}),
+        "val2017.zip": zip_of({f"val2017/{stem}.jpg": jpg() for stem in val}),
+        "stuffthingmaps_trainval2017.zip": zip_of(masks),
+    }
+
+
+def context_archives() -> dict[str, bytes]:
+    """A person before the sky, a keyboard at the edge, and a photo without annotations."""
+    images, annotations = [], []
+    for stem, phase, areas in (
+        ("2008_000008", "train", [(360, stripe(0, 72)), (284, stripe(20, 40))]),
+        ("2008_000002", "train", [(220, stripe(60, 72))]),
+        ("2008_000009", "val", [(2, stripe(0, 30)), (458, stripe(30, 31))]),
+        ("2008_000016", "val", []),
+    ):
+        number = int(stem.replace("_", ""))
+        images.append({"image_id": number, "file_name": f"{stem}.jpg", "height": 48, "width": 72, "phase": phase})
+        for category, area in areas:
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": number,
+                    "category_id": category,
+                    "segmentation": {"size": list(SIZE), "counts": run_lengths(area)},
+                    "parts": [{"part_id": 255, "segmentation": {"size": list(SIZE), "counts": "0"}}],
+                }
+            )
+    content = {"images": images, "annos_segmentation": annotations, "annos_boundary": [], "categories": []}
+    photos = {f"VOCdevkit/VOC2010/JPEGImages/{image['file_name']}": jpg() for image in images}
+    return {"VOCtrainval_03-May-2010.tar": tar_of(photos), "trainval_merged.json": json.dumps(content).encode()}
+
+
+# ---- a server -----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """Serves files over HTTP with Range and If-Range.
+
+    Attributes:
+        files: name -> content.
+        faults: name -> what is wrong with the next answers: "cut" breaks off in the middle, "stall" sends nothing more from
+            there on, "crawl" sends a few bytes at a time, "whole" ignores Range, a number is the status.
+        requests: (name, Range header) of every request.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[str | int]] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        name, asked = request.path[1:], request.headers.get("Range")
+        self.requests.append((name, asked))
+        faults = self.faults.get(name)
+        fault = faults.pop(0) if faults else None
+        if isinstance(fault, int) or name not in self.files:
+            request.send_error(fault or 404)
+            return
+        content = self.files[name]
+        tag = f'"{hashlib.sha256(content).hexdigest()}"'
+        start = 0
+        if asked and fault != "whole" and request.headers.get("If-Range", tag) == tag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if start and start >= len(content):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(content)}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Length", str(len(content) - start))
+        request.send_header("ETag", tag)
+        request.end_headers()
+        body = content[start:]
+        if fault in ("cut", "stall"):
+            request.wfile.write(body[: len(body) // 2])
+            if fault == "stall":
+                request.connection.recv(1)  # returns when the client closes the connection
+            request.close_connection = True
+        elif fault == "crawl":
+            for first in range(0, len(body), 500):
+                request.wfile.write(body[first : first + 500])
+                request.wfile.flush()
+        else:
+            request.wfile.write(body)
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The archives of all sets on a server, with their addresses, checksums and numbers of photos in the plan."""
+    server = Server()
+    server.files = voc_archives() | coco_archives() | context_archives()
+
+    def tiny(step: archives.Step) -> archives.Step:
+        archive = step.archive
+        checksum = f"md5:{hashlib.md5(server.files[archive.name]).hexdigest()}" if archive.checksum else None
+        url = f"{server.url}/{archive.name}"
+        mirror = f"{server.url}/mirror/{archive.name}" if archive.mirror else None
+        return replace(step, archive=replace(archive, url=url, checksum=checksum, mirror=mirror))
+
+    for name, steps in archives.STEPS.items():
+        monkeypatch.setitem(archives.STEPS, name, tuple(tiny(step) for step in steps))
+    for name, photos in {"voc2012": (5, 2), "coco_stuff164k": (3, 1), "pascal_context59": (2, 2)}.items():
+        monkeypatch.setitem(archives.PHOTOS, name, photos)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, verify=False))  # certificates take time to load
+    try:
+        yield server
+    finally:
+        server.http.shutdown()
+        server.http.server_close()

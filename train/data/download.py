@@ -1,0 +1,257 @@
+"""Archives of data sets: download that resumes, checksums, unpacking."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+import httpx
+from tqdm import tqdm
+
+from ldvc.errors import DataError
+
+CHUNK = 1 << 20  # bytes read at once
+TIMEOUT = 60.0  # seconds without a byte
+ATTEMPTS = 5  # after which a broken transfer is given up, unless bytes arrived in between
+PAUSE = 2.0  # seconds before a broken transfer is resumed, times the attempt
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class DamagedArchiveError(DataError):
+    """An archive is truncated, damaged, or not the official one."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published file.
+
+    Attributes:
+        url: its official address.
+        size: in GB, rounded.
+        checksum: "md5:..." or "sha1:..."; None = nobody published one.
+        mirror: another address, for the time that the official one does not answer.
+    """
+
+    url: str
+    size: float
+    checksum: str | None = None
+    mirror: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.url.rpartition("/")[2]
+
+
+class Member(NamedTuple):
+    """A regular file of an archive: its path, and a function that opens it."""
+
+    name: str
+    open: Callable[[], IO[bytes]]
+
+
+# ---- download -----------------------------------------------------------------------------------------------------------
+
+
+def is_url(source: str | None) -> bool:
+    """Whether a source is the address of a mirror and not a folder."""
+    return bool(source) and source.startswith(("http://", "https://"))
+
+
+def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
+    """The path of an archive that is complete and has the published checksum.
+
+    Args:
+        folder: for downloads. An unfinished one is NAME.part and is resumed by the next call.
+        source: a folder that holds the archive, which stays there; or the address of a mirror; None = the official address.
+
+    Raises:
+        DataError: it is missing, cannot be downloaded, or has another checksum; a download of another checksum is removed.
+    """
+    if source and not is_url(source):
+        path = Path(source) / archive.name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; put {archive.name} there, or leave out --source to download it.")
+        if not _is_official(path, archive):
+            raise DataError(f"{path} does not have the checksum {archive.checksum}; replace it by {archive.url}.")
+        return path
+    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    if path.is_file():  # it got this name after its checksum was right
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    urls = [f"{source.rstrip('/')}/{archive.name}"] if source else [archive.url, *filter(None, [archive.mirror])]
+    for url in urls:
+        print(f"downloading {url}", flush=True)
+        try:
+            _download(url, part)
+            if _is_official(part, archive):
+                os.replace(part, path)
+                return path
+            part.unlink()
+            reason = f"does not have the checksum {archive.checksum} and was removed"
+        except httpx.HTTPStatusError as error:
+            reason = f"cannot be downloaded (the server answers {error.response.status_code})"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = f"cannot be downloaded ({str(error) or type(error).__name__})"
+        if url != urls[-1]:
+            print(f"{url} {reason}; trying the next address", flush=True)
+    raise DataError(
+        f"{url} {reason}; check the network and run the command again, "
+        f"or give a mirror or a folder that holds {archive.name} with --source."
+    )
+
+
+def _is_official(path: Path, archive: Archive) -> bool:
+    if archive.checksum is None:
+        return True
+    algorithm, _, expected = archive.checksum.partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == expected
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _download(url: str, part: Path) -> None:
+    """Completes a file, over as many connections as it takes.
+
+    Raises:
+        httpx.HTTPError: the server does not answer, has no such file, or breaks off again and again.
+    """
+    first, failures = _size(part), 0
+    with httpx.Client(follow_redirects=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as client:
+        while True:
+            before = _size(part)
+            try:
+                if _transfer(client, url, part):
+                    return
+            except httpx.TransportError:
+                failures = 1 if _size(part) > before else failures + 1
+                if _size(part) == first or failures == ATTEMPTS:
+                    raise
+                time.sleep(PAUSE * failures)
+
+
+def _transfer(client: httpx.Client, url: str, part: Path) -> bool:
+    """Appends to an unfinished file what it lacks, or starts anew if the server sends the whole file or has another one.
+
+    Returns:
+        Whether the file is complete; False = it was longer than the server's and was removed.
+    """
+    tag = part.with_name(f"{part.name}.tag")  # the server's name for this version of the file
+    have = _size(part)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    if have and tag.exists():
+        headers["If-Range"] = tag.read_text(encoding="utf-8")
+    with client.stream("GET", url, headers=headers) as response:
+        content_range = response.headers.get("Content-Range", "")
+        if response.status_code == 416 and content_range == f"bytes */{have}":
+            tag.unlink(missing_ok=True)
+            return True
+        if response.status_code == 416 or (response.status_code == 206 and not content_range.startswith(f"bytes {have}-")):
+            part.unlink()
+            return False
+        response.raise_for_status()
+        if response.status_code != 206:
+            have = 0
+        etag = response.headers.get("ETag", "W/")
+        version = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+        tag.unlink(missing_ok=True) if version is None else tag.write_text(version, encoding="utf-8")
+        length = response.headers.get("Content-Length")
+        bar = tqdm(
+            total=None if length is None else have + int(length),
+            initial=have,
+            desc=part.stem,
+            unit="B",
+            unit_scale=True,
+            disable=None,  # no bar if the output is no terminal
+        )
+        with open(part, "ab" if have else "wb") as file, bar:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                bar.update(len(chunk))
+    tag.unlink(missing_ok=True)
+    return True
+
+
+# ---- unpacking ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Iterable[Member]]:
+    """Opens a tar, tar.gz or zip file for one walk through its regular files; links and devices are left out.
+
+    Raises:
+        DamagedArchiveError: here or inside of the `with` block, the archive cannot be read or a path leads out of its folder.
+    """
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                files = [item for item in archive.infolist() if not item.is_dir()]
+                yield [Member(_safe(path, item.filename), partial(archive.open, item)) for item in files]
+        else:
+            with tarfile.open(path) as archive:
+                files = (item for item in archive if item.isfile())
+                yield (Member(_safe(path, item.name), partial(archive.extractfile, item)) for item in files)
+    except _DAMAGE as error:
+        raise DamagedArchiveError(f"{path} is damaged ({error}).") from None
+
+
+def _safe(path: Path, name: str) -> str:
+    name = name.replace("\\", "/")
+    if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
+        raise DamagedArchiveError(f"{path} is not the official archive: its file {name} leads out of the folder.")
+    return str(PurePosixPath(name))
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which gets its name when the block is finished and vanishes when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def unpack(path: Path, out: Path, parts: Mapping[str, Path]) -> None:
+    """Unpacks parts of an archive; files that an earlier call unpacked are kept.
+
+    Args:
+        out: folder.
+        parts: path of a folder or file in the archive -> path below `out`.
+
+    Raises:
+        DamagedArchiveError: the archive cannot be read or lacks a part.
+    """
+    with open_archive(path) as members:
+        for member in tqdm(members, desc=f"unpacking {path.name}", unit=" files", disable=None):
+            for part, destination in parts.items():
+                if member.name == part or member.name.startswith(f"{part}/"):
+                    target = out / destination / member.name[len(part) + 1 :]
+                    if not target.exists():
+                        with written(target) as temporary, open(temporary, "wb") as file, member.open() as source:
+                            shutil.copyfileobj(source, file, CHUNK)
+    for part, destination in parts.items():
+        if not (out / destination).exists():
+            raise DamagedArchiveError(f"{path} is not the official archive: it has no {part}.")
