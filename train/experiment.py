@@ -5,6 +5,7 @@
     python train/experiment.py --output_dir runs/lite_experiment --collect
     python train/experiment.py --config voc12_inductive --decoders all --seeds 0 --data /data --output_dir runs/voc12
     python train/experiment.py --config msrc --decoders all --seeds 0 --processes 2 --output_dir runs/msrc
+    python train/experiment.py --config voc12_inductive --seeds 0 --output_dir runs/voc12 --target l4x4
 
 --decoders all compares ZegCLIP, LDVC, and LDVC without LCSA. If the evaluation is one of the published benchmarks, published
 numbers are printed below, marked as quoted. --ablations changes one part of LDVC at a time.
@@ -37,6 +38,7 @@ import yaml
 
 from ldvc.config import DECODERS
 from ldvc.errors import LdvcError
+from train import job_plan, jobs
 from train.config import CONFIG_FOLDER, ConfigError, TrainConfig, load_config
 from train.tables import COLUMNS, quoted_note, quoted_rows, show, table, write_csv, write_json
 
@@ -258,6 +260,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     add("--collect", action="store_true", help="run nothing, only write the tables of the finished runs")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes of the configuration for every run")
+    jobs.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -277,6 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; it ends with code 1 while runs are missing."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
+    job = jobs.take_options(vars(options))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         config = load_config(options.config, options.set)
@@ -284,6 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
         root = Path(options.output_dir)
         ablations = read_ablations(options.ablations)
         runs = plan(root, options.decoders, options.seeds, ablations, options.ablation_seeds, options.set)
+        if jobs.is_wanted(job):
+            return jobs.submit(job, job_plan.experiment(config, vars(options), vars(parse([])), len(runs) - 1))
         for run in runs:
             require_same(run, options)
     except LdvcError as error:

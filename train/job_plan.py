@@ -1,0 +1,303 @@
+"""What a job on a rented GPU is to do: its files, shell commands, machine and costs (train/jobs.py sends it)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import Volume
+
+from ldvc.bundled import ASSETS
+from ldvc.errors import LdvcError
+from train.config import TrainConfig
+from train.data.layouts import NAMES
+from train.flavors import Flavor, estimate, hours_of
+from train.hub import NOT_UPLOADED
+
+ROOT = Path(__file__).resolve().parents[1]
+MOUNT = "/bucket"
+IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+CODE = ("ldvc", "train", "recipes/lite", "pyproject.toml", "requirements.lock")
+CODE_KINDS = {".py", ".json", ".yaml", ".txt", ".toml", ".lock"}
+PAGE_AND_RECIPE = re.compile(r"ldvc/web/|recipes/.*\.py$")  # of the recipe, training needs the lists of words alone
+
+
+class JobError(LdvcError):
+    """A job cannot be started, or it failed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command asks for.
+
+    Attributes:
+        config: of the trainings.
+        trainings: how many.
+        data, output: folders on this machine.
+        sets: data sets of training and evaluation.
+        named: values that may name files of this machine.
+        lines: (GPUs, output folder, repository) -> shell commands that train, evaluate and upload.
+    """
+
+    config: TrainConfig
+    trainings: int
+    data: str
+    output: str
+    sets: Sequence[str]
+    named: Sequence[str]
+    lines: Callable[[int, str, str], list[str]]
+
+
+def training(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Work:
+    """The work of train/train.py, of which the parsed flags and their defaults are given.
+
+    Raises:
+        JobError: flags that a job cannot follow.
+    """
+    if options["prepare_cache"] or options["resume_from_checkpoint"] not in (None, "latest"):
+        raise JobError("A job resumes its own latest checkpoint; leave out --prepare_cache and --resume_from_checkpoint.")
+    sets = config.validation_sets or list(config.sets)
+
+    def lines(gpus: int, output: str, repository: str) -> list[str]:
+        changes = {"data": "data", "output_dir": output, "resume_from_checkpoint": "latest"}
+        changes |= {"push_to_hub": True, "hub_model_id": repository}
+        changes |= {"train_batch_size": _photos_of_one_gpu(config, gpus)} if gpus > 1 else {}
+        evaluate = ["--checkpoint", output, "--data", "data", "--sets", *sets, "--unseen", config.unseen or "none"]
+        evaluate += ["--output", f"{output}/evaluation"]
+        start = f"{_mirrored(output)} " + (f"torchrun --nproc_per_node {gpus}" if gpus > 1 else "python")
+        return [
+            f"{start} train/train.py {_words(options, defaults, changes)}",
+            f"{start} train/evaluate.py {shlex.join(evaluate)}",
+            shlex.join(["hf", "upload", repository, output, ".", "--include", "evaluation*"]),
+        ]
+
+    sets_in_all = list(dict.fromkeys([*config.sets, *sets]))
+    return Work(config, 1, config.data, config.output_dir, sets_in_all, [options["config"]], lines)
+
+
+def experiment(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[str, Any], trainings: int) -> Work:
+    """The work of train/experiment.py. Of each decoder, the checkpoint of the first seed is uploaded."""
+    flags = {key: value for key, value in options.items() if key in defaults}
+
+    def lines(gpus: int, output: str, repository: str) -> list[str]:
+        batch = [f"train_batch_size={_photos_of_one_gpu(config, gpus)}"] if gpus > 1 else []
+        changes = {"data": "data", "output_dir": output, "processes": gpus, "set": [*flags["set"], *batch]}
+        found = [f"{_mirrored(output)} python train/experiment.py {_words(flags, defaults, changes)}"]
+        exclude = [word for pattern in NOT_UPLOADED for word in ("--exclude", pattern)]
+        for decoder in flags["decoders"]:
+            folder = f"{output}/{decoder}/seed{flags['seeds'][0]}"
+            found.append(shlex.join(["hf", "upload", repository, folder, decoder, *exclude]))
+        found.append(shlex.join(["hf", "upload", repository, output, ".", "--include", "results.*"]))
+        return found
+
+    sets_in_all = list(dict.fromkeys([*config.sets, *flags["sets"]]))
+    named = [flags["config"], *filter(None, [flags["clip"]])]
+    return Work(config, trainings, flags["data"], flags["output_dir"], sets_in_all, named, lines)
+
+
+def _words(options: Mapping[str, Any], defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    """A command line without the flags that have their default; paths start at the project's folder."""
+    words = []
+    for key, value in {**options, **changes}.items():
+        if value != defaults[key]:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{key}", *(str(each).replace(f"{ROOT}/", "") for each in values)]
+    return shlex.join(words)
+
+
+def _photos_of_one_gpu(config: TrainConfig, gpus: int) -> int:
+    if config.train_batch_size % gpus:
+        raise JobError(f"train_batch_size {config.train_batch_size} cannot be divided among {gpus} GPUs; change one of them.")
+    return config.train_batch_size // gpus
+
+
+def _mirrored(folder: str) -> str:
+    return f"python -m train.mirror {shlex.join([folder, f'{MOUNT}/{folder}'])} --"
+
+
+# ---- the plan -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, before anything is sent.
+
+    Attributes:
+        flavor, machine: what is rented.
+        timeout: such as "12h".
+        expected: one sentence about hours and costs.
+        lines: shell commands of the job.
+        account, repository: who pays; "OWNER/NAME" of the result.
+        label: of all jobs with this output folder.
+        files, code: paths of the code below the project's folder, and the folder of the bucket that they go to.
+        own_sets: data set -> folder that is uploaded.
+    """
+
+    flavor: str
+    machine: Flavor
+    timeout: str
+    expected: str
+    lines: list[str]
+    account: str
+    repository: str
+    label: str
+    files: list[str]
+    code: str
+    own_sets: dict[str, Path]
+
+    @property
+    def bucket(self) -> str:
+        """The bucket of all jobs of the account."""
+        return f"{self.account}/ldvc-jobs"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `HfApi.run_job`, without the secrets."""
+        return {
+            "image": IMAGE,
+            "command": ["bash", "-c", " && ".join(self.lines)],
+            "env": ENVIRONMENT,
+            "flavor": self.flavor,
+            "timeout": self.timeout,
+            "labels": {"name": self.label},
+            "volumes": [Volume(type="bucket", source=self.bucket, mount_path=MOUNT, read_only=False)],
+            "namespace": self.account,
+        }
+
+    def describe(self, *, prices: str, every_file: bool) -> str:
+        """Everything that is sent, for a reader.
+
+        Args:
+            prices: where they are from.
+            every_file: list the files of the code too.
+        """
+        sizes = {name: (ROOT / name).stat().st_size for name in self.files}
+        machine, most = self.machine, hours_of(self.timeout) * self.machine.price
+        rows = [
+            "Hugging Face Jobs",
+            f"flavor    {self.flavor}: {machine.gpus} x {machine.gpu}, {machine.price:.2f} USD an hour ({prices})",
+            f"estimate  {self.expected}",
+            f"timeout   {self.timeout}, at most {most:.2f} USD; after a timeout the same command continues",
+            f"image     {IMAGE}",
+            f"env       {' '.join(f'{key}={value}' for key, value in ENVIRONMENT.items())}",
+            "secrets   HF_TOKEN",
+            f"volume    hf://buckets/{self.bucket} at {MOUNT}, private, read and write",
+            f"result    https://huggingface.co/{self.repository} (public, unless it exists and is private)",
+            'command   bash -c with these lines, joined by " && ":',
+            *(f"    {line}" for line in self.lines),
+            f"upload    {len(sizes)} files, {sum(sizes.values()):,} bytes, to hf://buckets/{self.bucket}/{self.code}",
+        ]
+        rows += [f"{size:>12,}  {name}" for name, size in sizes.items()] if every_file else []
+        rows += [f"upload    {path} to hf://buckets/{self.bucket}/data/{name}" for name, path in self.own_sets.items()]
+        return "\n  ".join(rows)
+
+
+def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mapping[str, Flavor]) -> Plan:
+    """Plans a job.
+
+    Args:
+        job: the flags of `train.jobs`.
+        work: what the command asks for.
+        account: who pays.
+        flavors: what can be rented.
+
+    Raises:
+        JobError: unknown flavor, a batch that cannot be divided, or a file that a job cannot have.
+    """
+    if job.target not in flavors:
+        known = ", ".join(f"{name} ({flavor.price:.2f} USD an hour)" for name, flavor in flavors.items())
+        raise JobError(f"There is no flavor {job.target}. Known ones: {known}.")
+    config, machine = work.config, flavors[job.target]
+    if not (ROOT / "pyproject.toml").is_file():
+        raise JobError("A job needs a clone of the project; an installed package does not hold all files.")
+    if config.report_to == "wandb":
+        raise JobError("A job has no key of wandb; take --report_to tensorboard.")
+    output = os.path.relpath(work.output)
+    if output.startswith("."):  # outside this folder
+        output = f"runs/{Path(work.output).resolve().name}"
+    label = re.sub(r"[^A-Za-z0-9]+", "-", output.removeprefix("runs/")).strip("-").lower()
+    repository = config.hub_model_id or f"{account}/ldvc-{label}"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise JobError(f"hub_model_id is OWNER/NAME, not {repository}.")
+    photos = config.train_batch_size * config.gradient_accumulation_steps
+    steps = config.max_train_steps * work.trainings
+    expected, timeout = estimate(machine, list(config.sets), steps, photos, job.seconds_per_step)
+    files = staged_files(_named_files(work))
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(f"{name}\0".encode() + (ROOT / name).read_bytes())
+    code = f"code/{digest.hexdigest()[:12]}"
+    own = {name: Path(work.data) / name for name in work.sets if name not in NAMES}
+    for name, folder in own.items():
+        if not folder.is_dir():
+            raise JobError(f"The data set {name} is neither a benchmark ({', '.join(NAMES)}) nor a folder {folder}.")
+    lines = [
+        f"cp -r {MOUNT}/{code} /tmp/ldvc",
+        "cd /tmp/ldvc",
+        "uv pip install --system --quiet -c requirements.lock -r pyproject.toml --extra train",
+        "mkdir -p data",
+        *(shlex.join(["cp", "-r", f"{MOUNT}/data/{name}", "data/"]) for name in own),
+    ]
+    for name in (name for name in work.sets if name in NAMES):
+        archives = f"archives/{name}"
+        lines.append(f"{_mirrored(archives)} python -m train.jobs {name} {archives}")
+        lines.append(f"python train/prepare.py {name} --data data --source {archives}")
+    lines += work.lines(machine.gpus, output, repository)
+    timeout = job.timeout or timeout
+    return Plan(job.target, machine, timeout, expected, lines, account, repository, label, files, code, own)
+
+
+def staged_files(named: Iterable[Path] = (), root: Path = ROOT) -> list[str]:
+    """The files that a job gets: the code, without the page and without what git ignores.
+
+    Args:
+        named: further files and folders below `root`.
+        root: the project's folder.
+
+    Returns:
+        Sorted paths relative to `root`.
+    """
+    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *CODE]
+    listed = subprocess.run(command, capture_output=True, encoding="utf-8") if shutil.which("git") else None
+    if listed and listed.returncode == 0:
+        paths = [root / name for name in listed.stdout.split("\0") if name]
+    else:  # a downloaded archive
+        paths = [path for name in CODE for path in (root / name, *(root / name).rglob("*"))]
+    names = {path.relative_to(root).as_posix() for path in paths if path.suffix in CODE_KINDS}
+    names = {name for name in names if not PAGE_AND_RECIPE.match(name)}
+    names |= {path.relative_to(root).as_posix() for place in named for path in (place, *place.rglob("*"))}
+    hidden = re.compile(r"(^|/)(\.|__pycache__|checkpoint-)")
+    real = (name for name in names if (root / name).is_file() and (root / name).resolve() == root.resolve() / name)
+    return sorted(name for name in real if not hidden.search(name))
+
+
+def _named_files(work: Work) -> list[Path]:
+    """Files and folders of this machine that the command or its configuration names.
+
+    Raises:
+        JobError: one is not below the project's folder, or it is a CLIP.
+    """
+    config = work.config
+    words = [config.other_words] if isinstance(config.other_words, str) else config.other_words or []
+    values = [*work.named, config.unseen, config.init_from, config.distillation_names, *words]
+    clips = [config.model.clip, config.model.pretrained or ""]
+    if any(value and Path(value).exists() for value in clips):
+        raise JobError(f"A job cannot have the CLIP {clips[0]} of this machine; take lite or an open_clip architecture.")
+    found = [ASSETS / "lite" / "clip"] if "lite" in (config.model.clip, *work.named) else []
+    for value in filter(None, values):
+        path = Path(value) if Path(value).exists() else ROOT / value
+        if path.exists():
+            if not path.resolve().is_relative_to(ROOT):
+                raise JobError(f"A job gets files of the project's folder {ROOT} only; copy {value} there.")
+            found.append(path.resolve())
+    return found

@@ -1,0 +1,84 @@
+"""Runs a command and keeps a copy of a folder that it writes, from which a later run of the command continues.
+
+    python -m train.mirror runs/voc12/ldvc /bucket/runs/voc12/ldvc -- python train/train.py ...
+
+A bucket that is mounted as a folder stores whole files: it has no locks, and nothing can be appended. So the command writes to
+the local disk, and this program copies what has changed, once a minute and at the end. Files are copied in the order in which
+they were written. The file that marks a checkpoint as complete is its last one, and arrives last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+State = tuple[int, int]  # time of the last change in nanoseconds, size in bytes
+PARTIAL = (".part", ".tag", ".new")  # names of files that are not complete yet end so
+
+
+def scan(folder: Path) -> dict[Path, State]:
+    """The complete files of a folder, relative to it, with their states."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # the command deletes files at any time
+            if path.is_file() and path.suffix not in PARTIAL:
+                found[path.relative_to(folder)] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return found
+
+
+def copy_changes(source: Path, target: Path, copied: dict[Path, State]) -> None:
+    """Copies files that are new or have changed, oldest first; then deletes those that are gone, newest first.
+
+    Args:
+        source, target: folders.
+        copied: the files that `target` holds and the states in which they were copied; it is brought up to date.
+    """
+    found = scan(source)
+    for name, state in sorted(found.items(), key=lambda item: item[1]):
+        if copied.get(name) != state:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.copyfile(source / name, target / name)
+                copied[name] = state
+    for name in sorted(copied.keys() - found.keys(), key=lambda name: copied[name], reverse=True):
+        (target / name).unlink(missing_ok=True)
+        del copied[name]
+
+
+def run(source: Path, target: Path, command: Sequence[str], *, interval: float = 60.0) -> int:
+    """Restores a folder from its copy, and keeps the copy up to date while a command runs.
+
+    Args:
+        source: folder that the command writes into. It is filled from `target` if it does not exist.
+        target: the copy.
+        command: words of the command.
+        interval: seconds between two updates of the copy.
+
+    Returns:
+        The command's exit status, or 1 if the last update failed.
+    """
+    if not source.exists() and target.is_dir():
+        shutil.copytree(target, source)
+    copied = scan(source) if target.is_dir() else {}
+    process = subprocess.Popen(command)
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(interval)
+        finished = process.returncode is not None  # before the update, which then sees everything
+        try:
+            copy_changes(source, target, copied)
+        except OSError as error:
+            print(f"{source} was not copied to {target}: {error}", file=sys.stderr, flush=True)
+            if finished:
+                return process.returncode or 1
+        if finished:
+            return process.returncode
+
+
+if __name__ == "__main__":
+    folder, copy, dashes, *words = sys.argv[1:]
+    sys.exit(run(Path(folder), Path(copy), words))
