@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,49 @@ GATE = 0.05  # first value of a gate on a residual branch, and on visual prompts
 _REMOVED = {"gate_init", "start_at_clip", "branch_init", "normalize_output"}  # fields of earlier versions
 
 
+class Recipe(NamedTuple):
+    """What a recipe means for the parts of model and training. D1 to D11 are the numbers of docs/method.md."""
+
+    starts_at_clip: bool  # projections of the decoder and the text adapter start at CLIP's similarity
+    gate: float | None  # first value of the gates on residual branches and visual prompts; None = no gates
+    class_tokens: int  # D1: how many times the class token is added before the first block
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None  # D2: mean and std of pictures; None = those of the CLIP
+    vectors_decay: bool  # D4: weight decay on norms, biases and gates, too
+    score_bias: bool  # D5: a learnable bias on the mask logits
+    resampling: str  # D6: of the positional embedding at another grid
+    padding: tuple[int, int, int] | None  # D7: see `train.data.Augmentation`
+    first_warmup_step: int  # D8: the warm-up factor of step i is (i + first_warmup_step) / warm-up steps
+    norm_of_prompts: bool  # D10: the norm is on the prompts (eps 1e-5); otherwise on the last block's output (eps 1e-6)
+
+
+RECIPES = {
+    "clip_start": Recipe(
+        starts_at_clip=True,
+        gate=GATE,
+        class_tokens=1,
+        statistics=None,
+        vectors_decay=False,
+        score_bias=True,
+        resampling="bicubic",
+        padding=None,
+        first_warmup_step=1,
+        norm_of_prompts=True,
+    ),
+    "published": Recipe(
+        starts_at_clip=False,
+        gate=None,
+        class_tokens=2,
+        statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of ImageNet
+        vectors_decay=True,
+        score_bias=False,
+        resampling="bilinear",
+        padding=(124, 116, 104),  # the mean of ImageNet
+        first_warmup_step=0,
+        norm_of_prompts=False,
+    ),
+}
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
 class ModelConfig:
     """Everything that is needed to build a model, apart from its weights."""
@@ -27,8 +70,9 @@ class ModelConfig:
     """open_clip tag, local file or folder with weights; null = random weights. Unused for a folder and "lite"."""
     decoder: Decoder = "ldvc"
     """ldvc, ldvc_without_lcsa or zegclip."""
-    template: str = "a photo of a {}."
-    """Sentence around a class name. The words before {} are the context that text prompts replace."""
+    template: str | Annotated[tuple[str, ...], Field(min_length=1)] = "a photo of a {}."
+    """Sentence around a class name, whose words before {} are the context that text prompts replace. Without text prompts
+    also several sentences, whose normalised embeddings are averaged."""
     visual_prompts: NonNegativeInt = 10
     """Number M of learnable tokens at every layer of the image tower; 0 = none."""
     visual_prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -50,33 +94,46 @@ class ModelConfig:
     local_conv: bool = True
     """Depthwise convolution on the values of LCSA."""
     recipe: Literal["clip_start", "published"] = "clip_start"
-    """How the parts start. clip_start: at plain CLIP similarity, with small learnable gates on residual branches and visual
-    prompts, the text adapter as the identity, and attention projections as (scaled) identity matrices. published: no gates, and
-    ZegCLIP's or PyTorch's initialisation; `zegclip` then equals its authors' decoder, with ReLU, dropout and unit vectors."""
+    """clip_start: the model starts at plain CLIP similarity, with small learnable gates on residual branches and visual
+    prompts, the text adapter as the identity, and attention projections as (scaled) identity matrices. published: what
+    ZegCLIP's code computes, see `RECIPES`. `zegclip` then equals its authors' decoder, with ReLU, dropout and unit vectors."""
     lcsa_gate_init: NonNegativeFloat = 0.4
     """First value of the gate on the LCSA of the last block in the recipe clip_start. LCSA starts as a mean over similar
     patches, which changes CLIP's similarity little, so this gate may start wider open than the others."""
 
     @model_validator(mode="after")
     def _check_template(self) -> ModelConfig:
-        if self.template.count("{}") != 1:
-            raise ValueError(f'template must contain "{{}}" exactly once, not {self.template!r}')
-        prefix = self.template.split("{}")[0]
-        if prefix and not prefix[-1].isspace():
-            raise ValueError(f"template must have a space before the name, or the name gets other tokens: {self.template!r}")
-        if self.text_prompts and not prefix.strip():
-            raise ValueError(f"template must have words before the name for text_prompts, not {self.template!r}")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f'template must contain "{{}}" exactly once, not {template!r}')
+            prefix = template.split("{}")[0]
+            if prefix and not prefix[-1].isspace():
+                raise ValueError(f"template must have a space before the name, or the name gets other tokens: {template!r}")
+            if self.text_prompts and not prefix.strip():
+                raise ValueError(f"template must have words before the name for text_prompts, not {template!r}")
+        if self.text_prompts and len(self.templates) > 1:
+            raise ValueError("text_prompts need one template; give one, or set text_prompts to false")
         return self
 
     @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences around a class name."""
+        return (self.template,) if isinstance(self.template, str) else self.template
+
+    @property
+    def parts(self) -> Recipe:
+        """What the recipe means, part by part."""
+        return RECIPES[self.recipe]
+
+    @property
     def starts_at_clip(self) -> bool:
-        """Whether the recipe is clip_start."""
-        return self.recipe == "clip_start"
+        """Whether the model starts at CLIP's similarity."""
+        return self.parts.starts_at_clip
 
     @property
     def gate(self) -> float | None:
         """First value of the gates; None without gates."""
-        return GATE if self.starts_at_clip else None
+        return self.parts.gate
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -104,7 +161,8 @@ def first_mistake(error: ValidationError) -> str:
     """The first mistake that pydantic found, in words: field, what is allowed, what was given. Without a full stop."""
     mistake = error.errors(include_url=False)[0]
     # for a field of several types, pydantic adds the type to the place
-    field = ".".join(str(part) for part in mistake["loc"] if part != "int" and not str(part).startswith(("dict[", "list[")))
+    place = [str(part) for part in mistake["loc"]]
+    field = ".".join(part for part in place if part not in ("int", "str") and not part.startswith(("dict[", "list[", "tuple[")))
     if mistake["type"] == "unexpected_keyword_argument":
         return f"there is no field '{field}'"
     if mistake["type"] == "value_error":

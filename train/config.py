@@ -118,7 +118,7 @@ class TrainConfig:
     head_multiplier: NonNegativeFloat = 10.0
     """Learning rate of adapter and decoder over the base."""
     weight_decay: NonNegativeFloat = 0.01
-    """On weight matrices; norms, biases and gates have none."""
+    """On weight matrices; norms, biases and gates have none, except in the recipe published."""
     warmup_steps: NonNegativeInt = 1500
     power: NonNegativeFloat = 0.9
     """Exponent of the polynomial schedule."""
@@ -218,7 +218,8 @@ class TrainConfig:
     def augmentation(self) -> Augmentation:
         """How views are sampled."""
         shared = {each.name for each in fields(Augmentation)} & {each.name for each in fields(self)}
-        return Augmentation(**{name: getattr(self, name) for name in shared}, stride=self.loss_stride)
+        values = {name: getattr(self, name) for name in shared}
+        return Augmentation(**values, stride=self.loss_stride, padding=self.model.parts.padding)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -295,7 +296,7 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     Args:
         path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_decoder`
             holds, for each decoder, fields that differ from the others.
-        changes: "key=value" with a YAML value, e.g. "distill_weight=0", "recipe=published", "sets={msrc: 1}".
+        changes: "key=value" with a YAML value, e.g. "distill_weight=0", "topk=8", "sets={msrc: 1}".
         overrides: further fields; None leaves the file's value.
 
     Raises:

@@ -112,9 +112,9 @@ class Processes:
     total: Callable[[Tensor], Tensor] = lambda value: value
     count: int = 1
 
-    def share(self, value: Tensor) -> Tensor:
-        """The mean over processes of a count, where a count of zero everywhere reads as one."""
-        return self.total(value.float()).clamp(min=1) / self.count
+    def share(self, value: Tensor, *, at_least: int = 1) -> Tensor:
+        """The mean over processes of a count, whose sum is at least `at_least`."""
+        return self.total(value.float()).clamp(min=at_least) / self.count
 
 
 ONE_PROCESS = Processes()
@@ -149,8 +149,8 @@ def mask_loss(
             pixels (of a held-out class, in self-training) count nowhere.
         annotated: (B, C) bool: the photo's data set labels this name.
         void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
-        normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present (ZegCLIP's code: the
-            more names, the larger the loss); "pairs": the mean over all pixels of all annotated pairs.
+        normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present, at least one per process
+            (ZegCLIP's code: the more names, the larger the loss); "pairs": the mean over all pixels of all annotated pairs.
         processes: with whom this process shares the loss.
 
     Returns:
@@ -169,7 +169,7 @@ def mask_loss(
         valid = valid & (labels != VOID)
     pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
     present = target.flatten(1).any(dim=1)  # (P,)
-    masks = processes.share(present.sum())
+    masks = processes.share(present.sum(), at_least=processes.count if normalise == "masks" else 1)
     if normalise == "masks":
         share = 1 / (pixels.clamp(min=1) * masks)  # (B,)
     else:

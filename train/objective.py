@@ -75,7 +75,10 @@ class Objective(nn.Module):
             patch_tokens = self.model.image_tower.embed_patches(batch["images"])
         tokens = torch.cat([names if words is None else words, distilled + self.word_count])  # (C + K,)
         image = self.model.encode_image(patch_tokens=patch_tokens)
-        class_embeddings = self.model.encode_names(self.tokens[tokens])  # (C + K, d)
+        if self.model.text_tower.prompts is None:
+            class_embeddings = self.frozen_embeddings[tokens]  # (C + K, d)
+        else:
+            class_embeddings = self.model.encode_names(self.tokens[tokens])
         all_logits = self.model.decode(image, class_embeddings).mask_logits  # (B, C + K, h, w)
         mask_logits = all_logits[:, : len(names)]
 
@@ -136,7 +139,8 @@ class Objective(nn.Module):
 
 
 def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: prompts and head with their own rates, no weight decay on vectors and scalars (norms, biases, gates).
+    """Optimiser groups: prompts and head with their own rates; vectors and scalars (norms, biases, gates) have no weight decay,
+    except in the recipe published (D4 of docs/method.md).
 
     Each group carries `peak`, the learning rate after warm-up.
     """
@@ -144,8 +148,8 @@ def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             prompt = name.startswith(("image_tower", "text_tower"))
-            decays = parameter.ndim > 1 and "gate" not in name.rsplit(".", 1)[-1]
-            groups.setdefault((prompt, decays), []).append(parameter)
+            matrix = parameter.ndim > 1 and "gate" not in name.rsplit(".", 1)[-1]
+            groups.setdefault((prompt, matrix or model.config.parts.vectors_decay), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -161,11 +165,13 @@ def learning_rate(peak: float, step: int, config: TrainConfig) -> float:
 
         rate = w * (minimum + (peak - minimum) * (1 - step / steps) ^ power),   w from 1e-6 to 1 over the warm-up
 
-    A peak below the minimum stays as it is, times w.
+    In mmsegmentation and in the recipe published (D8 of docs/method.md), the first step has w = 1e-6 and learns nothing;
+    otherwise it has the second w. A peak below the minimum stays as it is, times w.
     """
     floor = min(config.minimum_learning_rate, peak)
     decay = max(0.0, 1 - step / config.max_train_steps) ** config.power
-    warm = 1e-6 + (1 - 1e-6) * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    place = step + config.model.parts.first_warmup_step
+    warm = 1e-6 + (1 - 1e-6) * min(1.0, place / config.warmup_steps) if config.warmup_steps else 1.0
     return warm * (floor + (peak - floor) * decay)
 
 

@@ -26,6 +26,7 @@ COLUMNS = {  # measure -> head of its column
     "mIoU_S": "mIoU(S)",
     "mIoU_U": "mIoU(U)",
     "hIoU": "hIoU",
+    "pAcc_offset": "pAcc, offset",
     "mIoU_S_offset": "S, offset",
     "mIoU_U_offset": "U, offset",
     "hIoU_offset": "hIoU, offset",
@@ -44,7 +45,7 @@ CSV_COLUMNS = ("source", "decoder", "set", "split", "photos", "mIoU", *COLUMNS, 
 
 @cache
 def published() -> dict[str, Any]:
-    """Content of train/published.yaml: benchmark -> its facts and the numbers that others report on it."""
+    """Content of train/published.yaml: the sources, and each benchmark with the numbers that others report on it."""
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
 
 
@@ -52,7 +53,7 @@ def quoted_benchmark(dataset: Any, unseen: Sequence[str]) -> str | None:
     """The benchmark of train/published.yaml with the same layout, split, photos, class names and unseen classes, or None."""
     if not dataset.own_words:
         return None
-    for key, benchmark in published().items():
+    for key, benchmark in published()["benchmarks"].items():
         facts = (benchmark["layout"], benchmark["split"], benchmark["photos"])
         if facts == (dataset.layout, dataset.split, len(dataset)):
             expected = load_split(benchmark["unseen"])
@@ -62,22 +63,28 @@ def quoted_benchmark(dataset: Any, unseen: Sequence[str]) -> str | None:
 
 
 def quoted_rows(benchmark: str | None, columns: Sequence[str]) -> list[list[str]]:
-    """Table rows of published numbers: method, source, then the measures in `columns`. No rows without a benchmark."""
+    """Table rows of published numbers: method, source, then the measures in `columns`. No rows without a benchmark.
+
+    Numbers that were measured with an offset appear in the columns with an offset, the others in those without.
+    """
     if benchmark is None:
         return []
-    facts = published()[benchmark]
-    return [
-        [method, f"quoted: {numbers['source']}; {facts['setting']}"]
-        + [show(numbers[key] / 100 if key in numbers else None) for key in columns]
-        for method, numbers in facts["methods"].items()
-    ]
+    facts, sources, rows = published()["benchmarks"][benchmark], published()["sources"], []
+    for setting, reported in facts["results"].items():
+        suffix = "_offset" if reported["offset"] else ""
+        measured = f"offset {reported['offset']:g}" if suffix else "no offset"
+        for method, numbers in reported["methods"].items():
+            values = {key + suffix: value / 100 for key, value in numbers.items()}
+            cells = [show(values.get(key)) for key in columns]
+            rows.append([method, f"quoted: {sources[method]}; {setting}, {measured}, ViT-B/16", *cells])
+    return rows
 
 
 def quoted_note(benchmark: str | None) -> list[str]:
     """The paragraph below quoted rows. No lines without a benchmark."""
     if benchmark is None:
         return []
-    return ["", f"Lines marked as quoted are published numbers, not run here. {published()[benchmark]['note']}"]
+    return ["", f"Lines marked as quoted are published numbers, not run here. {published()['benchmarks'][benchmark]['note']}"]
 
 
 # ---- Markdown -----------------------------------------------------------------------------------------------------------

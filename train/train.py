@@ -3,6 +3,7 @@
     python train/train.py --config lite_release --decoder ldvc --output_dir runs/release/ldvc
     python train/train.py --config lite_release --output_dir runs/release/ldvc --resume_from_checkpoint latest
     torchrun --nproc_per_node 2 train/train.py --config lite_experiment --decoder zegclip --validation_steps 100
+    python train/train.py --config voc12_inductive --decoder ldvc --output_dir runs/voc12/ldvc --target a100-large
 
 Several processes, on a CPU or on GPUs, are started by torchrun (or by accelerate launch with GPUs). After an error message,
 torchrun prints a report of its own. The output folder is the trained checkpoint itself (config.json, model.safetensors) with,
@@ -32,7 +33,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.model import LDVC
-from train import hub
+from train import hub, job_plan, jobs
 from train.checkpoints import (
     changes_since,
     check_fits,
@@ -337,18 +338,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", help=fields[name].description, **kind, **metavar)
     help_of_set = "change any other field of train/config.py or ldvc/config.py"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help_of_set)
+    jobs.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; a mistake of the user ends it with one sentence."""
     options = vars(parse(arguments))
+    job, command = jobs.take_options(options), dict(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # one line for each file of each checkpoint otherwise
     path, changes = options.pop("config"), options.pop("set")
     resume, prepare_only = options.pop("resume_from_checkpoint"), options.pop("prepare_cache")
     try:
-        train(load_config(path, changes, **options), resume=resume, prepare_only=prepare_only)
+        config = load_config(path, changes, **options)
+        if jobs.is_wanted(job):
+            jobs.submit(job, job_plan.training(config, command, vars(parse([]))))
+        else:
+            train(config, resume=resume, prepare_only=prepare_only)
     except LdvcError as error:
         # every process finds the same mistake; one prints it
         sys.exit(f"error: {message_of(error)}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)

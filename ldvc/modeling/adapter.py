@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldvc.modeling.attention import init_normal
-
 
 class TextAdapter(nn.Module):
     """T_new = Linear_{2d->d}([T * V_g ; T]), ZegCLIP's relationship descriptor (Zhou et al., 2023).
@@ -13,7 +11,7 @@ class TextAdapter(nn.Module):
     Args:
         width: d.
         start_at_identity: initialise the weight of T with the identity and that of T * V_g with zeros, so that T_new = T;
-            otherwise as ZegCLIP.
+            otherwise PyTorch's initialisation, with which ZegCLIP's code starts, too.
     """
 
     def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
@@ -24,8 +22,6 @@ class TextAdapter(nn.Module):
                 self.linear.weight.zero_()
                 self.linear.weight[:, width:] = torch.eye(width)
                 self.linear.bias.zero_()
-        else:
-            init_normal(self.linear)
 
     def forward(self, class_embeddings: Tensor, global_embedding: Tensor) -> Tensor:
         """Adapt each class embedding to each picture, in float32, because bfloat16 is too coarse for the product.

@@ -2,7 +2,8 @@
 
 LCSA is the routed attention of BiFormer (Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", 2023):
 each region of patches chooses other regions by the affinity of mean queries and keys; its patches then attend only to the
-patches of the chosen regions.
+patches of the chosen regions. One thing differs on purpose: BiFormer's code scales the scores of patches by 1 / sqrt(d), we
+scale them by 1 / sqrt(d_head), as multi-head attention does. The affinity of regions is scaled by 1 / sqrt(d) in both.
 """
 
 from __future__ import annotations
@@ -55,12 +56,6 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
     with torch.no_grad():
         linear.weight.copy_(factor * torch.eye(width).repeat(rows // width, 1))
         linear.bias.zero_()
-
-
-def init_normal(linear: nn.Linear) -> None:
-    """Initialise a linear layer as in the head of ZegCLIP: weights with deviation 0.02, bias 0."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
 
 
 class CrossAttention(nn.Module):

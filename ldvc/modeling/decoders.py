@@ -1,8 +1,8 @@
 """The decoders: from patch features and class embeddings to mask logits. Three decoders behind one interface.
 
 The mask logits of all decoders are the scores of the last cross-attention before the softmax, averaged over heads, plus a bias
-(`MaskScores`). The attention of the last layer is therefore the segmentation. In `ldvc` and `ldvc_without_lcsa`, patches are
-queries and class embeddings are keys; in `zegclip` it is the opposite.
+in the recipe clip_start (`MaskScores`). The attention of the last layer is therefore the segmentation. In `ldvc` and
+`ldvc_without_lcsa`, patches are queries and class embeddings are keys; in `zegclip` it is the opposite.
 
 Inside a decoder patches and class embeddings are multiplied by sqrt(d): unit vectors then have elements of about 1, and a
 residual branch with a small gate is a small change. Only `zegclip` in its published form takes them as they are. Scores are
@@ -25,7 +25,6 @@ from ldvc.modeling.attention import (
     Routing,
     attention_scores,
     init_identity,
-    init_normal,
 )
 
 PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
@@ -41,7 +40,7 @@ class DecoderOutput:
         class_embeddings: (B, C, d), as they enter the last cross-attention.
         cross_attention: for each layer the scores before the softmax (B, heads, C, h, w), float32, or None if not asked for.
             The displayed attention is their softmax over the C classes for every decoder, although `zegclip` itself applies
-            the softmax over patches. For the last layer, the mean over heads plus the bias is `mask_logits`.
+            the softmax over patches. Those of the last layer include the bias of the masks: their mean over heads is `mask_logits`.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
         patch_features_before, class_embeddings_before: the inputs of the decoder; references, not copies.
     """
@@ -98,16 +97,16 @@ class MaskScores(nn.Module):
     Args:
         width: d.
         heads: must divide d.
-        scale, bias: of CLIP's logits; scale None = PyTorch's initialisation.
+        scale, bias: of CLIP's logits; scale None = PyTorch's initialisation, bias None = no bias.
     """
 
-    def __init__(self, width: int, heads: int, *, scale: float | None, bias: float) -> None:
+    def __init__(self, width: int, heads: int, *, scale: float | None, bias: float | None) -> None:
         super().__init__()
         assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         if scale is not None:
             init_identity(self.key)
             # with |x| = |y| = sqrt(d), the mean over heads of x_h . y_h / sqrt(d_h) is sqrt(d_h) * cosine
@@ -121,12 +120,22 @@ class MaskScores(nn.Module):
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
         with torch.autocast(query.device.type, enabled=False):
             # the sum over heads of q_h . k_h is q . k, so the mean needs no heads
-            logits = query.float() @ key.float().mT * scale + self.bias
+            logits = query.float() @ key.float().mT * scale
+            if self.bias is not None:
+                logits = logits + self.bias
         scores = None
         if return_scores:
             query, key = (rearrange(x, "b n (heads c) -> b heads n c", heads=self.heads) for x in (query, key))
             scores = attention_scores(query, key)
+            if self.bias is not None:
+                scores = scores + self.bias
         return logits, scores
+
+
+def _mask_scores(config: ModelConfig, width: int, *, scale: float, bias: float) -> MaskScores:
+    """`MaskScores` as the recipe starts it: at CLIP's logits, or bare scores."""
+    scale, bias = (scale if config.starts_at_clip else None, bias if config.parts.score_bias else None)
+    return MaskScores(width, config.decoder_heads, scale=scale, bias=bias)
 
 
 class LocalConsensus(nn.Module):
@@ -201,10 +210,7 @@ class LocalConsensusDecoder(nn.Module):
         self.consensus = nn.ModuleList(LocalConsensus(config, width, gate=gate) for gate in gates)
         self.guidance = nn.ModuleList(ClassGuidance(config, width) for _ in range(layers - 1))
         self.mask_norm = nn.LayerNorm(width)
-        at_clip = config.starts_at_clip
-        self.mask_scores = MaskScores(
-            width, config.decoder_heads, scale=scale if at_clip else None, bias=bias if at_clip else 0.0
-        )
+        self.mask_scores = _mask_scores(config, width, scale=scale, bias=bias)
 
     def forward(
         self,
@@ -285,22 +291,22 @@ class ZegClipDecoder(nn.Module):
     Mask logits are the scores of the last layer (`MaskScores`), as in `ldvc`. The published model also has values and a
     feed-forward network in that layer (2.6M parameters that do not affect the masks) and 3.15M parameters of self-attentions
     that it never calls; tests/test_zegclip_parity.py counts them. In the recipe published, this is the
-    form of its authors' code: unit vectors go in as they are, layers have ReLU and dropout, linear layers
-    start small, and masks are the scores plus a bias that starts at 0.
+    form of its authors' code: unit vectors go in as they are, layers have ReLU and dropout, masks are the bare scores, and
+    all layers start as copies of one layer with PyTorch's initialisation.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        at_clip = config.starts_at_clip
-        self.unit = width**0.5 if at_clip else 1.0
+        self.unit = width**0.5 if config.starts_at_clip else 1.0
         self.blocks = nn.ModuleList(ZegClipBlock(config, width) for _ in range(config.decoder_layers - 1))
-        self.mask_scores = MaskScores(
-            width, config.decoder_heads, scale=scale if at_clip else None, bias=bias if at_clip else 0.0
-        )
-        if not at_clip:
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    init_normal(module)
+        self.mask_scores = _mask_scores(config, width, scale=scale, bias=bias)
+        if self.blocks and not config.starts_at_clip:  # torch's TransformerDecoder copies one layer
+            first = self.blocks[0]
+            for block in self.blocks[1:]:
+                block.load_state_dict(first.state_dict())
+            self.mask_scores.query.load_state_dict(first.cross_attention.query.state_dict())
+            key_value = first.cross_attention.key_value.state_dict()
+            self.mask_scores.key.load_state_dict({name: tensor[:width] for name, tensor in key_value.items()})
 
     def forward(
         self,

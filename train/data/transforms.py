@@ -33,6 +33,8 @@ class Augmentation:
         largest_class: largest share of a crop's labelled pixels that one class may have; another crop is sampled otherwise, up
             to ten times (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = no limit.
         stride: pixels per label cell.
+        padding: what surrounds a photo that is smaller than the crop. None: grey, on all sides. A colour: the photo lies at the
+            top left, the colour to its right and below it, as mmsegmentation pads.
     """
 
     crop: int = 512
@@ -46,6 +48,7 @@ class Augmentation:
     uniform_scale: bool = False
     hue: float = 18.0
     largest_class: float = 1.0
+    padding: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         assert (self.long_side is None) != (self.short_side is None), "give either long_side or short_side"
@@ -131,9 +134,9 @@ def random_view(
     stretch = math.exp(0.5 * math.log(augmentation.aspect) * generator.uniform(-1, 1))
     zooms = (zoom * stretch, zoom / stretch)
     for _ in range(_TRIES):
-        # The window in photo pixels. If it is larger than the photo, the photo lies at a random place inside it.
+        # The window in photo pixels. If it is larger than the photo, the photo lies somewhere inside it.
         left, top = (
-            generator.uniform(min(0.0, size - crop / z), max(0.0, size - crop / z))
+            generator.uniform(min(0.0, size - crop / z) if augmentation.padding is None else 0.0, max(0.0, size - crop / z))
             for size, z in zip((width, height), zooms, strict=True)
         )
         labels = _labels(mask, left, top, zooms, augmentation, void)
@@ -151,9 +154,12 @@ def random_view(
         (x1 - x0, y1 - y0), resample=Image.Resampling.BILINEAR, box=(box[0][0], box[1][0], box[0][1], box[1][1])
     )
     part = colour_change(np.asarray(part), augmentation.photometric, generator, hue=augmentation.hue)
-    view = np.full((crop, crop, 3), 127, dtype=np.uint8)
+    view = np.full((crop, crop, 3), augmentation.padding or 127, dtype=np.uint8)
     view[y0:y1, x0:x1] = part[: crop - y0, : crop - x0]
 
     if generator.random() < augmentation.flip:
-        view, labels = view[:, ::-1], labels[:, ::-1]
-    return np.ascontiguousarray(view), np.ascontiguousarray(labels)
+        filled = crop if augmentation.padding is None else x1  # padding on the right stays there
+        cells = round(filled / augmentation.stride)
+        view[:, :filled] = view[:, :filled][:, ::-1].copy()
+        labels[:, :cells] = labels[:, :cells][:, ::-1].copy()
+    return view, labels
