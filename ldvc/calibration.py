@@ -1,16 +1,19 @@
 """Calibration: from mask logits to scores in 0..1, and the threshold of "none of these".
 
-    score = sigmoid(scale * logit + bias)
+    decoders        score = sigmoid(scale * logit + bias)
+    dense CLIP      score = softmax(scale * cosine) over the names and the best stuff word; 0 where that word is better
 
-The function is the same for every class and photo, so the class with the highest score also has the highest logit.
+Both increase with the logit of a class, so the class with the highest score also has the highest logit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +43,35 @@ class Calibration:
     def __call__(self, logits: Tensor) -> Tensor:
         """Calibrated logits of any shape; their sigmoid is the score."""
         return self.scale * logits + self.bias
+
+    @property
+    def none_logit(self) -> float:
+        """The calibrated logit whose score is the threshold."""
+        return math.log(max(self.threshold, 1e-6) / max(1 - self.threshold, 1e-6))
+
+
+@dataclass(frozen=True)
+class SoftmaxCalibration:
+    """How cosines of dense CLIP become scores and labels.
+
+    Attributes:
+        scale: of the cosines before the softmax.
+        threshold: in 0..1. A pixel whose best score is lower is "none of these", and so is one whose best word is a stuff word.
+    """
+
+    scale: float = 40.0
+    threshold: float = 0.15
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits of the softmax, of any shape."""
+        return self.scale * logits
+
+    @staticmethod
+    def total(logits: Tensor, stuff: Tensor) -> Tensor:
+        """Logarithm of the softmax's denominator: (C, ...) logits of classes and (...) of the best stuff word -> (...)."""
+        return torch.logaddexp(stuff, logits.logsumexp(dim=0))
+
+    @staticmethod
+    def scores(logits: Tensor, total: Tensor, stuff: Tensor) -> Tensor:
+        """Scores of logits that broadcast to (..., H, W); `total` and `stuff` (H, W) are those of all classes."""
+        return torch.where(logits >= stuff, (logits - total).exp(), 0.0)

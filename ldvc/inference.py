@@ -132,9 +132,11 @@ class ImageState:
         picture: uint8 (H, W, 3).
         input_size: (height, width) of the model's input, without padding.
         windows: of the model's input.
-        encoder_id: predictors with this id have the same frozen towers and may share this state.
+        encoder_id: predictors with this id have the same frozen towers and sizes, see pictures with the same mean and
+            deviation, and may share this state.
         patch_tokens: the frozen patch embedding of each window, (1, width, h, w).
         features: by decoder, the image features of each window, computed at first use; prompts differ between decoders.
+        others: by `encoder_id`, states of the same photo for predictors with other towers or sizes, computed at first use.
     """
 
     picture: np.ndarray
@@ -143,10 +145,11 @@ class ImageState:
     encoder_id: str
     patch_tokens: list[Tensor]
     features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
+    others: dict[str, ImageState] = field(default_factory=dict)
 
 
 def encode_picture(
-    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], encoder_id: str
+    picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], encoder_id: str, prompted: bool = True
 ) -> ImageState:
     """Resize a picture, cut it into windows and compute the patch embedding, which all decoders share.
 
@@ -155,6 +158,7 @@ def encode_picture(
         tower: around the frozen CLIP.
         inference: see `model_input_size`.
         encoder_id: see `ImageState`.
+        prompted: False = for plain CLIP, see `ImageTower.embed_patches`.
     """
     clip = tower.clip
     device = clip.model.logit_scale.device
@@ -162,7 +166,7 @@ def encode_picture(
     patch_tokens = []
     for crop in crops:
         pixels = normalise(crop[None], clip).to(device)  # (1, 3, H, W)
-        patch_tokens.append(tower.embed_patches(pixels).float().cpu())
+        patch_tokens.append(tower.embed_patches(pixels, prompted=prompted).float().cpu())
     return ImageState(picture=picture, input_size=input_size, windows=windows, encoder_id=encoder_id, patch_tokens=patch_tokens)
 
 
@@ -262,6 +266,39 @@ def stitch(
         total[:, box[0], box[1]] += part if after is None else after(part.double())
         count[box] += 1
     return total / count
+
+
+def attention_of_patch(
+    weights: Sequence[Tensor],
+    windows: Sequence[Window],
+    at: tuple[int, int],
+    *,
+    grids: Sequence[tuple[int, int]],
+    input_size: tuple[int, int],
+    patch: int,
+) -> Tensor:
+    """Attention of one patch to all patches: the mean over the windows that hold both, 0 where no window does.
+
+    Args:
+        weights: (N, N) of patches to patches, for each window.
+        windows: their places in the model's input.
+        at: (row, column) of the patch in the grid of the whole photo.
+        grids: (h, w) of each window, N = h * w.
+        input_size, patch: see `stitch`.
+
+    Returns:
+        (height, width), one value per patch of the whole photo.
+    """
+    centre = [min((place + 0.5) * patch, side - 0.5) for place, side in zip(at, input_size, strict=True)]
+    maps = []
+    for window, grid, values in zip(windows, grids, weights, strict=True):
+        y, x = centre[0] - window.top, centre[1] - window.left
+        holds = 0 <= y < window.height and 0 <= x < window.width
+        own = values[int(y // patch) * grid[1] + int(x // patch)].unflatten(0, grid) if holds else torch.zeros(grid)
+        maps.append(torch.stack([own, torch.full(grid, float(holds))]))
+    size = (-(-input_size[0] // patch), -(-input_size[1] // patch))
+    total, count = stitch(maps, windows, size, input_size=input_size, patch=patch, grid=True)
+    return total / count.clamp(min=torch.finfo(count.dtype).tiny)
 
 
 def upsampled_argmax(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldvc.calibration import Calibration
+from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.checkpoint import load_checkpoint
 from ldvc.class_names import ClassName, SeenNames, canonical, drop_none_words, parse_names, plain
 from ldvc.config import DECODERS
@@ -35,8 +35,11 @@ from ldvc.image_io import Source, load_picture
 from ldvc.inference import ImageState, encode_picture
 from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
-from ldvc.modeling.model import LDVC, similarity_logits
+from ldvc.modeling.dense import dense_features
+from ldvc.modeling.model import PlainClip, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
+from ldvc.name_embeddings import TemplateEnsemble
+from ldvc.plain_clip import PlainClipSettings
 from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
@@ -56,10 +59,9 @@ class Predictor:
         model: the whole model. It is moved to `device` and set to evaluation mode.
         metadata: of the checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "threshold"}, see
             `Calibration`; `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window",
-            "stride"}).
+            "stride"}), `plain_clip` (`PlainClipSettings`).
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
-        encoder_id: that of the predictor whose frozen towers this one shares (see `sibling`).
         source: where the checkpoint came from; `sibling` loads from there.
 
     Attributes:
@@ -68,12 +70,11 @@ class Predictor:
 
     def __init__(
         self,
-        model: LDVC,
+        model: PlainClip,
         metadata: dict[str, Any] | None = None,
         *,
         decoder: str | None = None,
         device: str | torch.device | None = None,
-        encoder_id: str | None = None,
         source: str | None = None,
     ) -> None:
         metadata = metadata or {}
@@ -82,12 +83,17 @@ class Predictor:
         self.metadata = metadata
         self.decoder = decoder or model.config.decoder
         self.source = source
-        self.inference = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+        self.plain_clip = PlainClipSettings.from_metadata(metadata.get("plain_clip"))
+        is_plain = self.decoder == PLAIN_CLIP
+        own = self.plain_clip.inference if is_plain else None
+        self.inference = dict(own or metadata.get("inference") or DEFAULT_INFERENCE)
         self.seen_names = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
-        self.calibration = Calibration.from_metadata(
-            metadata.get("clip_calibration" if self.decoder == PLAIN_CLIP else "calibration")
-        )
-        self.encoder_id = encoder_id or f"{source or ''}#{id(model.clip)}"
+        self.calibration = Calibration.from_metadata(metadata.get("clip_calibration" if is_plain else "calibration"))
+        if is_plain and self.plain_clip.softmax_scale is not None:
+            self.calibration = SoftmaxCalibration(self.plain_clip.softmax_scale, self.plain_clip.threshold)
+        statistics = self.model.image_tower.statistics(prompted=not is_plain)
+        self.encoder_id = f"{source or ''}#{id(model.clip)}#{statistics}#{sorted(self.inference.items())}"
+        self._templates = TemplateEnsemble(model.clip) if is_plain and self.plain_clip.templates > 1 else None
         self.image: ImageState | None = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # plain name -> (d,)
         self._lock = threading.Lock()
@@ -104,7 +110,8 @@ class Predictor:
         """Load a checkpoint.
 
         Args:
-            source: "lite" (comes with this project), a folder, or a repository on the Hugging Face Hub.
+            source: "lite" (comes with this project), a folder, or a repository on the Hugging Face Hub; with decoder "clip"
+                also "full", which is the CLIP of the paper without a decoder, or another architecture of open_clip.
             decoder: "ldvc", "ldvc_without_lcsa", "zegclip", or "clip" (plain similarity of the frozen towers).
             device: where to compute; None = a GPU if there is one.
 
@@ -118,8 +125,7 @@ class Predictor:
             model, metadata = _sibling.model, _sibling.metadata
         else:
             model, metadata = load_checkpoint(source, decoder=decoder, sibling=_sibling and _sibling.model)
-        encoder_id = _sibling.encoder_id if _sibling is not None and model.clip is _sibling.model.clip else None
-        return cls(model, metadata, decoder=decoder, device=device, encoder_id=encoder_id, source=str(source))
+        return cls(model, metadata, decoder=decoder, device=device, source=str(source))
 
     def sibling(self, decoder: str) -> Predictor:
         """Another decoder of the same checkpoint.
@@ -167,7 +173,13 @@ class Predictor:
     def encode_image(self, image: Source) -> ImageState:
         """Encode a photo and return its state without keeping it; arguments as of `set_image`."""
         picture = load_picture(image)
-        state = encode_picture(picture, self.model.image_tower, inference=self.inference, encoder_id=self.encoder_id)
+        state = encode_picture(
+            picture,
+            self.model.image_tower,
+            inference=self.inference,
+            encoder_id=self.encoder_id,
+            prompted=self.decoder != PLAIN_CLIP,
+        )
         self._features(state)
         return state
 
@@ -179,7 +191,9 @@ class Predictor:
             for patch_tokens in state.patch_tokens:
                 patch_tokens = patch_tokens.to(self.device)
                 if self.decoder == PLAIN_CLIP:
-                    found = self.model.image_tower(patch_tokens=patch_tokens, prompted=False)
+                    found = dense_features(
+                        self.model.image_tower, patch_tokens, self.plain_clip.dense, attention=True
+                    )
                 else:
                     found = self.model.encode_image(patch_tokens=patch_tokens)
                 features.append(move(found, "cpu"))
@@ -197,7 +211,7 @@ class Predictor:
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             if self.decoder == PLAIN_CLIP:
-                embeddings = self.model.frozen_embeddings(missing)
+                embeddings = (self._templates or self.model.frozen_embeddings)(missing)
             else:
                 embeddings = self.model.encode_names(missing)
             found |= dict(zip(missing, embeddings, strict=True))
@@ -256,18 +270,23 @@ class Predictor:
         state = image or self.image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
-        if state.encoder_id != self.encoder_id:  # encoded by other towers
-            state = self.encode_image(state.picture)
+        if state.encoder_id != self.encoder_id:  # encoded by other towers or at another size
+            state = state.others.get(self.encoder_id) or state.others.setdefault(
+                self.encoder_id, self.encode_image(state.picture)
+            )
         words = [word for each in classes for word in each.words]
         asked = {canonical(word) for word in words}
-        company = [word for word in company if canonical(word) not in asked] if len(classes) == 1 else []
-        embeddings = self.encode_names([*words, *company])
+        is_softmax = isinstance(self.calibration, SoftmaxCalibration)
+        stuff = [word for word in self.plain_clip.stuff if canonical(word) not in asked] if is_softmax else []
+        company = [word for word in company if canonical(word) not in asked] if len(classes) == 1 and not is_softmax else []
+        embeddings = self.encode_names([*words, *company, *stuff])
         outputs = []
         for encoded, window in zip(self._features(state), state.windows, strict=True):
             encoded = move(encoded, self.device)
             if self.decoder == PLAIN_CLIP:
                 clip = self.model.clip
-                logits = similarity_logits(encoded.patch_features, embeddings, scale=clip.scale, bias=clip.bias)
+                scale, bias = (1.0, 0.0) if is_softmax else (clip.scale, clip.bias)
+                logits = similarity_logits(encoded.patch_features, embeddings, scale=scale, bias=bias)
                 decoded = DecoderOutput(logits.unflatten(-1, encoded.grid), encoded.patch_features, embeddings[None])
             else:
                 decoded = self.model.decode(encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa)
@@ -279,6 +298,8 @@ class Predictor:
                     attention_scores=[layer[0].float().cpu() for layer in decoded.cross_attention or ()],
                     routing=[routing_to_cpu(layer) for layer in decoded.routing or ()],
                     features=decoder_features(decoded, len(words)) if features and self.decoder != PLAIN_CLIP else None,
+                    stuff=decoded.mask_logits[0, len(words) :].float().cpu().amax(dim=0) if stuff else None,
+                    patch_attention=encoded.patch_attention[0].cpu() if attention and self.decoder == PLAIN_CLIP else None,
                 )
             )
         return Segmentation(
@@ -293,6 +314,7 @@ class Predictor:
             background=background,
             indistinguishable_words=indistinguishable_words(classes, embeddings[: len(words)]),
             company=company,
+            stuff=stuff,
         )
 
 
@@ -325,9 +347,7 @@ def decoder_features(decoded: DecoderOutput, words: int) -> DecoderFeatures:
 
 def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:
     """The same features on another device."""
-    return features._replace(
-        global_embedding=features.global_embedding.to(device), patch_features=features.patch_features.to(device)
-    )
+    return ImageFeatures(*(each.to(device) if isinstance(each, Tensor) else each for each in features))
 
 
 def routing_to_cpu(routing: Routing) -> Routing:

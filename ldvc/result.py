@@ -7,57 +7,21 @@ upsamples label and score maps from them when they are asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldvc.calibration import Calibration
+from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.class_names import ClassName
 from ldvc.errors import LdvcError
-from ldvc.inference import Axis, Window, stitch, upsample, upsampled_argmax
-from ldvc.modeling.attention import Routing
+from ldvc.inference import Axis, attention_of_patch, stitch, upsample, upsampled_argmax
 from ldvc.patch_routing import PatchRouting, distance_to_centre, patch_routing
+from ldvc.window_output import Best, DecoderFeatures, WindowOutput
 
 CHUNK = 32_000_000  # values of score maps that are computed at once
-
-
-@dataclass(frozen=True)
-class DecoderFeatures:
-    """Inputs and outputs of the decoder for one window; d is CLIP's joint width.
-
-    Attributes:
-        patches_before, patches_after: (N, d), float32.
-        classes_before, classes_after: (E, d), float32, one for each word (see `Segmentation.embedding_classes`).
-            `classes_before` is the output of the text adapter.
-    """
-
-    patches_before: Tensor
-    patches_after: Tensor
-    classes_before: Tensor
-    classes_after: Tensor
-
-
-@dataclass
-class WindowOutput:
-    """What the decoder returned for one window.
-
-    Attributes:
-        window: its place in the model's input.
-        logits: (C, h, w), one value per patch, padding included.
-        attention_scores: for each layer (heads, E, h, w), scores of cross-attention before the softmax: first the words of
-            all classes, class by class, then those of `Segmentation.company`.
-        routing: for each layer; empty without LCSA.
-        features: before and after the decoder, or None if not asked for.
-    """
-
-    window: Window
-    logits: Tensor
-    attention_scores: list[Tensor] = field(default_factory=list)
-    routing: list[Routing] = field(default_factory=list)
-    features: DecoderFeatures | None = None
+SIZES_KEPT = 3  # see `Segmentation._best_at`
 
 
 class Segmentation:
@@ -74,6 +38,7 @@ class Segmentation:
         picture: uint8 (H, W, 3), the photo.
         background: threshold of "none of these", or None. It may be changed; label maps follow.
         company: words that the patches may attend to besides the classes.
+        stuff: words that count as "none of these" where they fit better than the classes; dense CLIP only.
         input_size: (height, width) of the model's input, without padding.
         patch: side of a patch in input pixels.
         outputs: of the decoder, one for each window.
@@ -90,15 +55,17 @@ class Segmentation:
         input_size: tuple[int, int],
         patch: int,
         outputs: list[WindowOutput],
-        calibration: Calibration | None = None,
+        calibration: Calibration | SoftmaxCalibration | None = None,
         background: float | None = None,
         indistinguishable_words: list[list[str]] | None = None,
         company: list[str] | None = None,
+        stuff: list[str] | None = None,
     ) -> None:
         self.classes = list(classes)
         self.seen = seen
         self.indistinguishable_words = indistinguishable_words or []
         self.company = company or []
+        self.stuff = stuff or []
         self.decoder = decoder
         self.picture = picture
         self.background = background
@@ -107,7 +74,7 @@ class Segmentation:
         self.outputs = outputs
         self.grid = (-(-input_size[0] // patch), -(-input_size[1] // patch))
         self._calibration = calibration or Calibration()
-        self._last_best: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        self._best: dict[tuple[int, int], Best] = {}  # by size; copies of this result share it
 
     @property
     def names(self) -> list[str]:
@@ -141,8 +108,8 @@ class Segmentation:
 
     def best_at(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The best class of each pixel without the threshold, int64 (height, width), and its score, float32."""
-        best, names = self._best_at(size)
-        return names.numpy(), self._score(best).numpy()
+        best = self._best_at(size)
+        return best.labels.numpy(), self._score(best.values, best).numpy()
 
     def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
         """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of class `index`.
@@ -150,15 +117,15 @@ class Segmentation:
         If two classes have the same score after rounding to float32, the one with the lower logit gets the next smaller
         number, so that the argmax of the scores is the label.
         """
-        best, names = self._best_at(size)
-        score = self._score(best)
+        best = self._best_at(size)
+        score = self._score(best.values, best)
         below = torch.nextafter(score, torch.zeros(()))
         chosen = range(len(self.classes)) if index is None else [index]
         maps = torch.empty(len(chosen), *size)
         for place, values in self._maps(size, chosen):
             part = maps[place : place + len(values)]
-            part.copy_(self._score(values))
-            wins = names == torch.tensor(chosen[place : place + len(values)])[:, None, None]
+            part.copy_(self._score(values, best))
+            wins = best.labels == torch.tensor(chosen[place : place + len(values)])[:, None, None]
             torch.where(wins, score, torch.minimum(part, below), out=part)
         return maps.numpy() if index is None else maps[0].numpy()
 
@@ -174,7 +141,11 @@ class Segmentation:
 
     def patch_scores(self, y: int, x: int) -> np.ndarray:
         """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
-        return self._score(self._patch_values(y, x)).numpy()
+        values = self._patch_values(y, x)
+        if not self._is_softmax:
+            return self._score(values).numpy()
+        stuff = self._stitch(self._stuff, self.grid, grid=True)[0, y, x]
+        return self._score(values, Best(*values.max(dim=0), self._calibration.total(values, stuff), stuff)).numpy()
 
     def patch_label(self, y: int, x: int) -> int:
         """Index of the best class of that patch, without the threshold."""
@@ -187,38 +158,54 @@ class Segmentation:
         return len(layers), len(layers[0]) if layers else 0
 
     def cross_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
-        """Attention of each patch to each class: the softmax of the cross-attention scores over all words.
+        """Attention of each patch to each class: the softmax of the cross-attention scores s over all words.
 
-        The shares of synonyms are added. With `company`, the softmax also runs over its words, see `company_attention`.
+            last layer        A_c = exp(z_c) / (exp(z_none) + sum_k exp(z_k)),  z = scale * s + bias,  z_none = logit(threshold)
+            earlier layers    A_c = exp(s_c) / sum_k exp(s_k), as the layer computes it
+
+        The scores of the last layer are the mask logits. So its attention follows the same calibration as the scores of the
+        masks, and "none of these" takes part in the softmax as it does in the labels. The paper leaves this open. The shares of
+        synonyms are added. With `company`, the softmax also runs over its words.
 
         Args:
-            layer: of the decoder. The scores of the last one, averaged over heads, are the mask logits without their bias.
+            layer: of the decoder.
             head: None = softmax of the mean score of all heads.
 
         Returns:
-            float32 (C, h, w); classes and company sum to 1. With one class and no company it is 1 everywhere.
+            float32 (C, h, w); together with `company_attention` and `none_attention` it sums to 1.
 
         Raises:
             LdvcError: this result has no attention (plain similarity, or `attention=False`).
         """
-        return self._attention(layer, head)[:-1].numpy()
+        return self._attention(layer, head)[:-2].numpy()
 
     def company_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
         """Attention (h, w) to all words of `company` together; arguments as of `cross_attention`."""
+        return self._attention(layer, head)[-2].numpy()
+
+    def none_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
+        """Attention (h, w) to "none of these", 0 in layers before the last; arguments as of `cross_attention`."""
         return self._attention(layer, head)[-1].numpy()
 
     def _attention(self, layer: int, head: int | None) -> Tensor:
-        """(C + 1, h, w): classes, then company."""
-        if not self.outputs[0].attention_scores:
+        """(C + 2, h, w): classes, company, none of these."""
+        layers = self.attention_shape[0]
+        if not layers:
             raise LdvcError(
                 "This result holds no attention: segment with attention=True and a decoder other than plain similarity."
             )
-        owner = torch.tensor(self.embedding_classes + [len(self.classes)] * len(self.company))
+        classes = len(self.classes)
+        owner = torch.tensor(self.embedding_classes + [classes] * len(self.company) + [classes + 1])
         maps = []
         for output in self.outputs:
             scores = output.attention_scores[layer]  # (heads, E, h, w)
-            weights = (scores.mean(dim=0) if head is None else scores[head]).softmax(dim=0)
-            maps.append(weights.new_zeros(len(self.classes) + 1, *weights.shape[1:]).index_add_(0, owner, weights))
+            scores = scores.mean(dim=0) if head is None else scores[head]
+            none = scores.new_full((1, *scores.shape[1:]), -torch.inf)
+            if layer in (-1, layers - 1):
+                scores = self._calibration(scores)
+                none.fill_(self._calibration.none_logit)
+            weights = torch.cat([scores, none]).softmax(dim=0)
+            maps.append(weights.new_zeros(classes + 2, *weights.shape[1:]).index_add_(0, owner, weights))
         return maps[0] if len(maps) == 1 else self._stitch(maps, self.grid, grid=True)
 
     @property
@@ -241,6 +228,26 @@ class Segmentation:
         row = min(max(int((at[0] - output.window.top) // self.patch), 0), grid[0] - 1)
         column = min(max(int((at[1] - output.window.left) // self.patch), 0), grid[1] - 1)
         return patch_routing(output.routing[layer], row=row, column=column, grid=grid, window=output.window)
+
+    def patch_attention(self, y: int, x: int) -> np.ndarray:
+        """Attention (h, w) of the patch in row `y`, column `x` of `grid` to all patches, in the last block of the image tower.
+
+        It is the mean over heads and windows, see `attention_of_patch`.
+
+        Raises:
+            LdvcError: this result has none; only plain CLIP has.
+        """
+        if self.outputs[0].patch_attention is None:
+            raise LdvcError("This result holds no attention of patches: segment with attention=True and the decoder 'clip'.")
+        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
+        return attention_of_patch(
+            [output.patch_attention for output in self.outputs],
+            [output.window for output in self.outputs],
+            (y, x),
+            grids=[tuple(output.logits.shape[-2:]) for output in self.outputs],
+            input_size=self.input_size,
+            patch=self.patch,
+        ).numpy()
 
     @property
     def features(self) -> list[DecoderFeatures]:
@@ -284,17 +291,32 @@ class Segmentation:
     # ---- from patches to pixels -----------------------------------------------------------------------------------
 
     @property
+    def _is_softmax(self) -> bool:
+        return isinstance(self._calibration, SoftmaxCalibration)
+
+    @property
     def _averages_scores(self) -> bool:
-        """Whether several windows are averaged after the sigmoid, as in the evaluation protocol."""
-        return len(self.outputs) > 1
+        """Whether several windows are averaged after the sigmoid, as in the evaluation protocol. (A softmax follows after.)"""
+        return len(self.outputs) > 1 and not self._is_softmax
 
     @cached_property
     def _calibrated(self) -> list[Tensor]:
         return [self._calibration(output.logits) for output in self.outputs]
 
-    def _score(self, values: Tensor) -> Tensor:
-        """float32 scores from the values of `_maps` and `_best_at`; above 0, so that a lower score exists (see `scores_at`)."""
-        scores = values.float() if self._averages_scores else torch.sigmoid(values)
+    @cached_property
+    def _stuff(self) -> list[Tensor]:
+        """(1, h, w) of each window, calibrated; very low where there are no stuff words."""
+        maps = [torch.full_like(each.logits[0], -1e4) if each.stuff is None else each.stuff for each in self.outputs]
+        return [self._calibration(each)[None] for each in maps]
+
+    def _score(self, values: Tensor, best: Best | None = None) -> Tensor:
+        """float32 scores from the values of `_maps` and `_best_at`; above 0, so that a lower score exists (see `scores_at`).
+        A softmax needs `best`, of the same pixels.
+        """
+        if self._is_softmax:
+            scores = self._calibration.scores(values, best.total, best.stuff)
+        else:
+            scores = values.float() if self._averages_scores else torch.sigmoid(values)
         return scores.clamp_(min=torch.finfo(torch.float32).tiny)
 
     def _patch_values(self, y: int, x: int) -> Tensor:
@@ -302,29 +324,35 @@ class Segmentation:
         after = torch.sigmoid if self._averages_scores else None
         return self._stitch(self._calibrated, self.grid, after=after, grid=True)[:, y, x]
 
-    def _best_at(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """For each pixel (height, width) the highest value of `_maps` and the index of its class.
+    def _best_at(self, size: tuple[int, int]) -> Best:
+        """The best class of each pixel (height, width).
 
-        The last answer is kept, because score maps that are computed one by one need it each time.
+        Those of the last few sizes are kept: score maps that are computed one by one need them each time.
         """
-        last = self._last_best
-        if last is None or last[0] != tuple(size):
-            last = self._last_best = (tuple(size), self._compute_best(size))
-        return last[1]
+        found = self._best.get(tuple(size))
+        if found is None:
+            found = self._compute_best(size)
+            for oldest in list(self._best)[: 1 - SIZES_KEPT]:
+                self._best.pop(oldest, None)
+            self._best[tuple(size)] = found
+        return found
 
-    def _compute_best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        if not self._averages_scores:
+    def _compute_best(self, size: tuple[int, int]) -> Best:
+        if len(self.outputs) == 1 and not self._is_softmax:
             window = self.outputs[0].window
-            return upsampled_argmax(
-                self._calibrated[0], size, input_size=self.input_size, window=window, patch=self.patch
+            return Best(
+                *upsampled_argmax(self._calibrated[0], size, input_size=self.input_size, window=window, patch=self.patch)
             )
-        best = torch.full(size, -torch.inf, dtype=torch.float64)
+        stuff = total = self._stitch(self._stuff, size)[0] if self._is_softmax else None
+        best = torch.full(size, -torch.inf, dtype=torch.float32 if self._is_softmax else torch.float64)
         labels = torch.zeros(size, dtype=torch.int64)
         for start, values in self._maps(size, range(len(self.classes))):
             top, index = values.max(dim=0)
             labels = torch.where(top > best, index + start, labels)
             best = torch.maximum(best, top)
-        return best, labels
+            if total is not None:
+                total = self._calibration.total(values, total)
+        return Best(best, labels, total, stuff)
 
     def _maps(self, size: tuple[int, int], indices: range | list[int]) -> Iterator[tuple[int, Tensor]]:
         """Upsampled maps, a few classes at a time.

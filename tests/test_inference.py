@@ -75,7 +75,7 @@ def test_sliding_window_equals_slow_reference() -> None:
             count[top : top + 48, left : left + 48] += 1
     assert torch.allclose(torch.from_numpy(result.scores_at((height, width))), total / count, atol=1e-5)
     assert result.labels.shape == (80, 150)
-    assert np.allclose(result.cross_attention().sum(axis=0), 1, atol=1e-5)
+    assert np.allclose(result.cross_attention().sum(axis=0) + result.none_attention(), 1, atol=1e-5)
     assert result.cross_attention().shape == (3, *result.grid)
 
 

@@ -81,17 +81,6 @@ def test_the_higher_logit_wins_where_scores_round_to_one(windows: list[Window], 
     assert result.patch_label(1, 2) == 1 and all((labels == 1).all() for labels in result.patch_labels)
 
 
-def test_labels_with_a_threshold() -> None:
-    logits = torch.zeros(2, 4, 5)
-    logits[0, :, :2], logits[1, :, 3:] = 3.0, -3.0
-    result = make_result(logits, INPUT, background=0.9)
-    labels = result.labels
-    assert (labels[:, :24] == 0).all() and (labels[:, 56:] == -1).all()
-    assert result.area_shares(labels) == [pytest.approx((labels == 0).mean()), 0.0]
-    result.background = 0.0
-    assert (result.labels == 0).all()
-
-
 @several_windows
 @pytest.mark.parametrize("size", SIZES)
 def test_results_do_not_depend_on_how_many_classes_are_computed_at_once(
@@ -123,57 +112,72 @@ def test_patches_have_the_labels_of_their_pixels() -> None:
 # ---- attention
 
 
-@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize("layer", [0, 1, -1])
 @pytest.mark.parametrize("head", [None, 0, 2])
 def test_attention_is_the_softmax_over_the_words(layer: int, head: int | None) -> None:
-    """Of one head's scores, or of the mean of all heads' scores; the shares of synonyms are added."""
+    """Of one head's scores, or of the mean of all heads' scores; the shares of synonyms are added.
+
+    In the last layer the scores are calibrated, and the score of the threshold takes part.
+    """
     windows = WINDOWS["one window"]
     scores = random_scores(windows, 6)
     synonyms = [["sofa", "couch"], ["dog"], ["tv", "telly", "monitor"]]
-    result = make_result(random_logits(windows, 3), INPUT, scores=scores, synonyms=synonyms)
+    calibration = Calibration(scale=1.5, bias=-0.3, threshold=0.2)
+    options = {"scores": scores, "synonyms": synonyms, "calibration": calibration}
+    result = make_result(random_logits(windows, 3), INPUT, **options)
     assert result.attention_shape == (2, 3)
     maps = scores[0][layer].numpy()
-    exponentials = np.exp(maps.mean(axis=0) if head is None else maps[head])
-    words = exponentials / exponentials.sum(axis=0)
+    maps = maps.mean(axis=0) if head is None else maps[head]
+    exponentials, none = np.exp(maps), 0.0
+    if layer != 0:
+        exponentials, none = np.exp(1.5 * maps - 0.3), 0.2 / 0.8
+    total = exponentials.sum(axis=0) + none
+    words = exponentials / total
     expected = np.stack([words[:2].sum(axis=0), words[2], words[3:].sum(axis=0)])
     found = result.cross_attention(layer, head)
     assert found.dtype == np.float32 and found.shape == (3, *result.grid)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.allclose(found.sum(axis=0), 1, atol=1e-6) and not result.company_attention(layer, head).any()
+    np.testing.assert_allclose(result.none_attention(layer, head), none / total, atol=1e-6)
+    assert not result.company_attention(layer, head).any()
+
+
+def test_the_label_of_a_patch_is_what_it_attends_to_most() -> None:
+    """"None of these" included, with the checkpoint's own threshold."""
+    logits, calibration = 2 * torch.randn(4, 3, 5) - 1, Calibration(2.0, 0.1, 0.3)
+    result = make_result(logits, (48, 80), scores=[[logits[None]]], calibration=calibration, background=0.3)
+    maps = np.concatenate([result.none_attention()[None], result.cross_attention()])
+    labels = result.labels_at(result.grid)
+    assert np.array_equal(maps.argmax(axis=0) - 1, labels) and (labels < 0).any() and (labels >= 0).any()
 
 
 @several_windows
 @pytest.mark.parametrize("head", [None, 1])
 def test_a_class_and_its_company_share_the_attention(windows: list[Window], head: int | None) -> None:
-    """One class with two words and three words of company; without company its attention is 1 everywhere."""
+    """One class with two words and three words of company; without company the rest is "none of these"."""
     scores, logits = random_scores(windows, 5), random_logits(windows, 1)
     options = {"windows": windows, "synonyms": [["sofa", "couch"]]}
     result = make_result(logits, INPUT, scores=scores, company=["wall", "sky", "road"], **options)
     own, company = result.cross_attention(head=head), result.company_attention(head=head)
     assert own.shape == (1, *result.grid) and company.shape == result.grid
-    np.testing.assert_allclose(own[0] + company, 1, atol=1e-6)
+    np.testing.assert_allclose(own[0] + company + result.none_attention(head=head), 1, atol=1e-6)
     assert own.min() > 0 and own.max() < 1
     if len(windows) == 1:
         last = scores[0][-1]
-        expected = (last.mean(dim=0) if head is None else last[head]).softmax(dim=0)[2:].sum(dim=0)
+        last = last.mean(dim=0) if head is None else last[head]
+        expected = torch.cat([last, torch.zeros_like(last[:1])]).softmax(dim=0)[2:5].sum(dim=0)  # threshold 0.5
         np.testing.assert_allclose(company, expected, atol=1e-6)
     alone = make_result(logits, INPUT, scores=[[layer[:, :2] for layer in layers] for layers in scores], **options)
-    np.testing.assert_allclose(alone.cross_attention(head=head), 1, atol=1e-6)
+    np.testing.assert_allclose(alone.cross_attention(head=head)[0] + alone.none_attention(head=head), 1, atol=1e-6)
+    np.testing.assert_allclose(alone.cross_attention(layer=0, head=head), 1, atol=1e-6)
     assert not alone.company_attention(head=head).any()
 
 
 @several_windows
 def test_attention_at_any_size_sums_to_one(windows: list[Window]) -> None:
     result = make_result(random_logits(windows, 4), INPUT, windows=windows, scores=random_scores(windows, 4))
-    attention = result.cross_attention()
+    attention = np.concatenate([result.cross_attention(), result.none_attention()[None]])
     for size in SIZES:
         maps = result.attention_at(attention, size)
-        assert maps.shape == (4, *size)
+        assert maps.shape == (5, *size)
         np.testing.assert_allclose(maps.sum(axis=0), 1, atol=1e-5)
         assert np.array_equal(result.attention_at(attention[2], size), maps[2])
-
-
-def test_attention_at_the_grid_keeps_the_maps() -> None:
-    attention = np.random.default_rng(0).random((2, 3, 5), dtype=np.float32)
-    result = make_result(torch.zeros(2, 3, 5), (48, 80))
-    np.testing.assert_allclose(result.attention_at(attention, (3, 5)), attention, atol=1e-6)

@@ -12,6 +12,7 @@ in some tensors holds only these; its `config.json` is `{"base": "../other"}`, a
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,9 @@ LITE_FOLDER = ASSETS / "lite"
 # CLIP are about 0.25 to 0.3 for matching pairs of image and text and 0.1 to 0.2 for others, so a class is "present" above this
 # cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
 NEUTRAL_COSINE = 0.25
+
+FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
+WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
@@ -135,7 +139,7 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
         _load_file(model, _weight_file(folder))
         preprocess = config.get("preprocess_cfg", {})
         return _freeze(model, config["model_cfg"], mean=preprocess.get("mean"), std=preprocess.get("std"))
-    if clip not in open_clip.list_models():
+    if not is_architecture(clip):
         raise WeightsNotFoundError(
             f"There is no CLIP called {clip!r}: give a folder with config.json, 'lite', or one of open_clip's "
             "architectures such as 'ViT-B-16-quickgelu'."
@@ -234,9 +238,60 @@ def _freeze(
     )
 
 
+def is_architecture(clip: str) -> bool:
+    """Whether `clip` is one of open_clip's names."""
+    return clip in open_clip.list_models()
+
+
+def default_weights(clip: str) -> str:
+    """Tag of the weights of an architecture: OpenAI's if there are such, otherwise the first in open_clip's list.
+
+    Raises:
+        WeightsNotFoundError: open_clip lists none that were trained with the activation of this architecture.
+    """
+    quick = open_clip.get_model_config(clip).get("quick_gelu", False)
+    for tag in sorted(open_clip.list_pretrained_tags_by_model(clip), key=lambda tag: tag != "openai"):
+        if open_clip.get_pretrained_cfg(clip, tag).get("quick_gelu", False) == quick:
+            return tag
+    raise WeightsNotFoundError(
+        f"open_clip has no weights of {clip}; take another architecture, or give a local file by {WEIGHTS_VARIABLE}."
+    )
+
+
+def weights_here(clip: str, pretrained: str) -> bool:
+    """Whether weights of an architecture need no download."""
+    try:
+        return _local_weights(clip, pretrained)[0] is not None
+    except LdvcError:
+        return False
+
+
 def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any]]:
     """File of weights and preprocessing for a tag, a file or a folder; downloads only if the Hub can be reached."""
+    found, tag = _local_weights(clip, pretrained)
+    if found is not None:
+        return found, tag
+    error: Exception | None = None
+    if hub_reachable():
+        try:
+            return Path(open_clip.download_pretrained(tag)), tag
+        except Exception as problem:  # open_clip and the Hub's client raise many types
+            error = problem
+            logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
+    raise WeightsNotFoundError(
+        f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the network "
+        "once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
+    ) from error
+
+
+def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str, Any]]:
+    """File of weights on this machine, or None, and what open_clip says about them."""
     path = Path(pretrained).expanduser()
+    named = os.environ.get(WEIGHTS_VARIABLE)
+    if pretrained == "openai" and named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise WeightsNotFoundError(f"There is no file {named}, which {WEIGHTS_VARIABLE} names; correct it or unset it.")
     if path.is_file():
         return path, {}
     if path.is_dir():
@@ -258,20 +313,7 @@ def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any
         if isinstance(cached, str):
             return Path(cached), tag
     old_cache = Path.home() / ".cache" / "clip" / tag.get("url", "").rpartition("/")[2]
-    if old_cache.is_file():
-        return old_cache, tag
-
-    error: Exception | None = None
-    if hub_reachable():
-        try:
-            return Path(open_clip.download_pretrained(tag)), tag
-        except Exception as problem:  # open_clip and the Hub's client raise many types
-            error = problem
-            logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
-    raise WeightsNotFoundError(
-        f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the network "
-        "once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
-    ) from error
+    return (old_cache if old_cache.is_file() else None), tag
 
 
 def _weight_file(folder: Path) -> Path:

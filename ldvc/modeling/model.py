@@ -31,7 +31,59 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
         return scale * (names @ patches.mT) + bias
 
 
-class LDVC(nn.Module):
+class PlainClip(nn.Module):
+    """A frozen CLIP between its two towers.
+
+    Args:
+        config: see `ModelConfig`; without prompts, nothing is learned.
+        clip: a built CLIP, which several models may share; None = build `config.clip`.
+
+    Attributes:
+        clip: the frozen CLIP.
+        image_tower, text_tower: the towers of the CLIP with prompts.
+    """
+
+    def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = build_clip(config.clip, config.pretrained) if clip is None else clip
+        self.image_tower = ImageTower(
+            self.clip, config.visual_prompts, config.visual_prompt_dropout, recipe=config.parts
+        )
+        self.text_tower = TextTower(self.clip, config.templates, config.text_prompts)
+
+    @torch.no_grad()
+    def frozen_logits(
+        self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, names: Sequence[str] | Tensor
+    ) -> Tensor:
+        """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
+
+        It is the decoder "clip", at which every decoder starts and from which training distils.
+
+        Args:
+            images: (B, 3, H, W); or
+            patch_tokens: (B, width, h, w).
+            names: strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
+
+        Returns:
+            (B, C, h, w), float32.
+        """
+        features = self.image_tower(images, patch_tokens=patch_tokens, prompted=False)
+        if not (isinstance(names, Tensor) and names.is_floating_point()):
+            names = self.frozen_embeddings(names)
+        logits = similarity_logits(features.patch_features, names, scale=self.clip.scale, bias=self.clip.bias)
+        return logits.unflatten(-1, features.grid)
+
+    @torch.no_grad()
+    def frozen_embeddings(self, names: Sequence[str] | Tensor) -> Tensor:
+        """Class embeddings (C, d) of plain CLIP, without text prompts, not normalised."""
+        return self.text_tower(self._tokens(names), prompted=False)
+
+    def _tokens(self, names: Sequence[str] | Tensor) -> Tensor:
+        return names if isinstance(names, Tensor) else self.text_tower.tokenize(names)
+
+
+class LDVC(PlainClip):
     """The whole model, with one of the three decoders.
 
     Args:
@@ -46,16 +98,12 @@ class LDVC(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.clip = build_clip(config.clip, config.pretrained) if clip is None else clip
+        super().__init__(config, clip)
         width = self.clip.embed_dim
         if width % config.decoder_heads:
             raise CheckpointError(
                 f"decoder_heads = {config.decoder_heads} does not divide the CLIP's width of {width}; choose a divisor."
             )
-        self.image_tower = ImageTower(self.clip, config.visual_prompts, config.visual_prompt_dropout, gate=config.gate)
-        self.text_tower = TextTower(self.clip, config.template, config.text_prompts)
         self.adapter = TextAdapter(width, start_at_identity=config.starts_at_clip) if config.text_adapter else None
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
@@ -113,33 +161,6 @@ class LDVC(nn.Module):
         class_embeddings = self.encode_names(names)
         return self.decode(features, class_embeddings, return_attention=return_attention, skip_lcsa=skip_lcsa)
 
-    @torch.no_grad()
-    def frozen_logits(
-        self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, names: Sequence[str] | Tensor
-    ) -> Tensor:
-        """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
-
-        It is the decoder "clip", at which every decoder starts and from which training distils.
-
-        Args:
-            images: (B, 3, H, W); or
-            patch_tokens: (B, width, h, w).
-            names: strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
-
-        Returns:
-            (B, C, h, w), float32.
-        """
-        features = self.image_tower(images, patch_tokens=patch_tokens, prompted=False)
-        if not (isinstance(names, Tensor) and names.is_floating_point()):
-            names = self.frozen_embeddings(names)
-        logits = similarity_logits(features.patch_features, names, scale=self.clip.scale, bias=self.clip.bias)
-        return logits.unflatten(-1, features.grid)
-
-    @torch.no_grad()
-    def frozen_embeddings(self, names: Sequence[str] | Tensor) -> Tensor:
-        """Class embeddings (C, d) of plain CLIP, without text prompts, not normalised."""
-        return self.text_tower(self._tokens(names), prompted=False)
-
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Prompts, adapter and decoder by name, without the frozen CLIP."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
@@ -189,6 +210,3 @@ class LDVC(nn.Module):
         report["total"] = sum(report.values())
         report["frozen CLIP"] = sum(tensor.numel() for tensor in self.clip.parameters())
         return report
-
-    def _tokens(self, names: Sequence[str] | Tensor) -> Tensor:
-        return names if isinstance(names, Tensor) else self.text_tower.tokenize(names)

@@ -13,9 +13,9 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldvc.config import GATE
+from ldvc.config import RECIPES, Recipe
 from ldvc.modeling.attention import attend
-from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.clip import FrozenClip, TextParts
 
 
 class ImageFeatures(NamedTuple):
@@ -24,6 +24,7 @@ class ImageFeatures(NamedTuple):
     global_embedding: Tensor  # (B, d)
     patch_features: Tensor  # (B, N, d), row by row
     grid: tuple[int, int]  # (h, w), N = h * w
+    patch_attention: Tensor | None = None  # (B, N, N), see `ldvc.modeling.dense`
 
 
 def run_block(
@@ -80,49 +81,54 @@ def run_block(
 class ImageTower(nn.Module):
     """CLIP's image tower at any resolution, with M learnable tokens before every layer.
 
-    All prompts go through a shared linear projection, LayerNorm and dropout, as in ZegCLIP's VPT. Two details of its authors'
-    code are left out: the norm is there between the last block and `ln_post`, and the frozen blocks have drop path of 0.1 in
-    training.
+    All prompts go through a shared linear projection and dropout, as in ZegCLIP's VPT.
 
     Args:
         clip: frozen CLIP; its parameters are not parameters of this module.
         prompts: M; 0 = none.
         dropout: on projected prompts, in training.
-        gate: None = published form: prompts and tokens share one softmax, and random prompts change CLIP's features from the
-            first step. A number = first value of a learnable gate per layer and head (see `run_block`), so that training
-            starts near plain CLIP.
+        recipe: of the tower with prompts. Without gates, prompts and tokens share one softmax, and random prompts change CLIP's
+            features from the first step. With gates (a learnable one per layer and head, see `run_block`), training starts
+            near plain CLIP. A LayerNorm is on the prompts or, published, on the output of the last block before `ln_post`.
     """
 
     def __init__(
-        self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, gate: float | None = GATE
+        self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, recipe: Recipe = RECIPES["clip_start"]
     ) -> None:
         super().__init__()
         self._clip = (clip,)  # in a tuple, so that it is not registered as a sub-module
         visual = clip.visual
         layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[0]
-        self.num_prompts = prompts
+        self.num_prompts, self.recipe = prompts, recipe
         self._positions: dict[tuple, Tensor] = {}
         if prompts:
             bound = (6.0 / (3 * clip.patch_size**2 + width)) ** 0.5  # Xavier's, of the patch embedding, as in VPT
             self.prompts = nn.Parameter(torch.empty(layers, prompts, width).uniform_(-bound, bound))
             self.prompt_projection = nn.Linear(width, width)
             nn.init.kaiming_normal_(self.prompt_projection.weight, mode="fan_out")
-            nn.init.zeros_(self.prompt_projection.bias)
-            self.prompt_norm = nn.LayerNorm(width)
+            if recipe.norm_of_prompts:
+                nn.init.zeros_(self.prompt_projection.bias)
+            self.prompt_norm = nn.LayerNorm(width, eps=1e-5 if recipe.norm_of_prompts else 1e-6)
             self.prompt_dropout = nn.Dropout(dropout)
             heads = visual.transformer.resblocks[0].attn.num_heads
-            self.gate = None if gate is None else nn.Parameter(torch.full((layers, heads), float(gate)))
+            self.gate = None if recipe.gate is None else nn.Parameter(torch.full((layers, heads), float(recipe.gate)))
 
     @property
     def clip(self) -> FrozenClip:
         return self._clip[0]
 
+    def statistics(self, *, prompted: bool = True) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation with which the patch embedding sees pictures: the recipe's, or those of the CLIP."""
+        return (self.recipe.statistics if prompted else None) or (self.clip.mean, self.clip.std)
+
     @torch.no_grad()
-    def embed_patches(self, images: Tensor) -> Tensor:
+    def embed_patches(self, images: Tensor, *, prompted: bool = True) -> Tensor:
         """Frozen patch embedding, without prompts.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W divisible by the patch size (the caller pads).
+            images: (B, 3, H, W), normalised with the statistics of the CLIP, which are exchanged for those of the recipe; H and
+                W divisible by the patch size (the caller pads).
+            prompted: for the tower with prompts; False = for plain CLIP.
 
         Returns:
             (B, width, h, w).
@@ -132,6 +138,10 @@ class ImageTower(nn.Module):
         assert height % patch == 0 and width % patch == 0, (
             f"a picture of {height} x {width} is not whole patches of {patch}"
         )
+        before, after = (self.clip.mean, self.clip.std), self.statistics(prompted=prompted)
+        if before != after:
+            (old_mean, old_std), (mean, std) = (images.new_tensor(each)[..., None, None] for each in (before, after))
+            images = (images * old_std + old_mean - mean) / std
         return self.clip.visual.conv1(images)
 
     def forward(
@@ -140,32 +150,49 @@ class ImageTower(nn.Module):
         """Features of pictures, or of their patch tokens.
 
         Args:
-            images: (B, 3, H, W); or
+            images: (B, 3, H, W), as of `embed_patches`; or
             patch_tokens: (B, width, h, w).
             prompted: False = plain CLIP. It is frozen; only patch tokens can get gradients.
         """
         assert (images is None) != (patch_tokens is None), "give images or their patch tokens"
         if patch_tokens is None:
-            patch_tokens = self.embed_patches(images)
-        if not prompted or not self.num_prompts:
-            return self._encode(patch_tokens, None)
-        return self._encode(patch_tokens, self._projected_prompts(patch_tokens.shape[0]))
+            patch_tokens = self.embed_patches(images, prompted=prompted)
+        prompts = self._projected_prompts(patch_tokens.shape[0]) if prompted and self.num_prompts else None
+        return self._encode(patch_tokens, prompts, self.recipe if prompted else RECIPES["clip_start"])
 
     def _projected_prompts(self, batch: int) -> Tensor:
         """(layers, B or 1, M, width). Each picture has another dropout mask; without dropout, all share one copy."""
-        prompts = self.prompt_norm(self.prompt_projection(self.prompts))[:, None]  # (layers, 1, M, width)
+        prompts = self.prompt_projection(self.prompts)
+        if self.recipe.norm_of_prompts:
+            prompts = self.prompt_norm(prompts)
+        prompts = prompts[:, None]  # (layers, 1, M, width)
         if self.training and self.prompt_dropout.p > 0:
             prompts = self.prompt_dropout(prompts.expand(-1, batch, -1, -1))
         return prompts
 
-    def _encode(self, patch_tokens: Tensor, prompts: Tensor | None) -> ImageFeatures:
+    def first_tokens(
+        self, patch_tokens: Tensor, *, antialias: bool = True, recipe: Recipe = RECIPES["clip_start"]
+    ) -> Tensor:
+        """Input of the first block.
+
+        Args:
+            patch_tokens: (B, width, h, w).
+            antialias: how positions are resampled, see `_position`.
+            recipe: clip_start = plain CLIP. The published one resamples positions and adds the class token in its own way.
+
+        Returns:
+            (B, 1 + N, width), the class token first.
+        """
         visual = self.clip.visual
-        batch, _, height, width = patch_tokens.shape
         tokens = patch_tokens.flatten(2).transpose(1, 2)  # (B, N, width)
-        class_token = visual.class_embedding.expand(batch, 1, -1)
+        class_token = (recipe.class_tokens * visual.class_embedding).expand(len(tokens), 1, -1)
+        position = self._position(tuple(patch_tokens.shape[-2:]), recipe.resampling, antialias)
         # float32 from here on, also under autocast: the residual stream adds up over all layers
-        tokens = torch.cat([class_token, tokens.to(class_token.dtype)], dim=1) + self._position((height, width))
-        tokens = visual.ln_pre(tokens)  # (B, 1 + N, width)
+        return visual.ln_pre(torch.cat([class_token, tokens.to(class_token.dtype)], dim=1) + position)
+
+    def _encode(self, patch_tokens: Tensor, prompts: Tensor | None, recipe: Recipe) -> ImageFeatures:
+        visual = self.clip.visual
+        tokens = self.first_tokens(patch_tokens, recipe=recipe)
         for layer, block in enumerate(visual.transformer.resblocks):
             if prompts is None:
                 tokens = run_block(block, tokens)
@@ -173,20 +200,35 @@ class ImageTower(nn.Module):
                 gate = None if self.gate is None else self.gate[layer]
                 tokens = run_block(block, tokens, context=prompts[layer], gate=gate)
         with torch.autocast(tokens.device.type, enabled=False):
+            if prompts is not None and not recipe.norm_of_prompts:
+                tokens = self.prompt_norm(tokens)
             embeddings = visual.ln_post(tokens) @ visual.proj  # (B, 1 + N, d)
-        return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], (height, width))
+        return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], tuple(patch_tokens.shape[-2:]))
 
     @torch.no_grad()
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        """(1 + h * w, width): the positional embedding, resampled to a grid as open_clip does for a new picture size."""
-        embedding = self.clip.visual.positional_embedding
-        if grid == tuple(self.clip.visual.grid_size):
+    def _position(self, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
+        """(1 + h * w, width): the positional embedding, resampled to a grid.
+
+        Args:
+            grid: (h, w).
+            mode: "bicubic", or "bilinear" as in ZegCLIP's code, which has no `antialias`.
+            antialias: True = as open_clip does for a new picture size; False = as the authors of NACLIP and SC-CLIP do, who
+                also enlarge by a tenth of a patch more than the grid needs.
+        """
+        embedding, native = self.clip.visual.positional_embedding, tuple(self.clip.visual.grid_size)
+        if grid == native:
             return embedding
-        key = (*grid, embedding.device, embedding.dtype)
+        key = (*grid, mode, antialias, embedding.device, embedding.dtype)
         position = self._positions.get(key)
         if position is None:
-            patches = embedding[1:].unflatten(0, self.clip.visual.grid_size).permute(2, 0, 1)  # (width, h0, w0)
-            patches = F.interpolate(patches[None].float(), size=grid, mode="bicubic", antialias=True)[0]
+            if mode == "bilinear":
+                options = {"size": grid}
+            elif antialias:
+                options = {"size": grid, "antialias": True}
+            else:
+                options = {"scale_factor": tuple((side + 0.1) / old for side, old in zip(grid, native, strict=True))}
+            patches = embedding[1:].unflatten(0, native).permute(2, 0, 1)  # (width, h0, w0)
+            patches = F.interpolate(patches[None].float(), mode=mode, **options)[0]
             position = torch.cat([embedding[:1], patches.flatten(1).T.to(embedding.dtype)])
             if len(self._positions) >= 64:  # limits the memory of a server
                 self._positions.clear()
@@ -203,86 +245,120 @@ class TextTower(nn.Module):
 
     Args:
         clip: frozen CLIP; its parameters are not parameters of this module.
-        template: sentence with one "{}".
+        template: sentence with one "{}"; or several, without prompts: the mean of their normalised embeddings counts.
         prompts: learn the context tokens; False = plain CLIP.
     """
 
-    def __init__(self, clip: FrozenClip, template: str = "a photo of a {}.", prompts: bool = True) -> None:
+    def __init__(
+        self, clip: FrozenClip, template: str | Sequence[str] = "a photo of a {}.", prompts: bool = True
+    ) -> None:
         super().__init__()
         self._clip = (clip,)
+        template, *others = (template,) if isinstance(template, str) else template
+        assert not (prompts and others), "prompts replace the context of one template"
         self.template = template
+        self.others = nn.ModuleList(TextTower(clip, each, prompts=False) for each in others)
         start_of_text = 1
         prefix = clip.tokenizer([template.split("{}")[0]])[0]  # start, context, end, padding
         length = start_of_text + len(clip.tokenizer.encode(template.split("{}")[0]))
         assert length < prefix.shape[0], f"template {template!r} fills the whole context of {prefix.shape[0]} tokens"
         device = clip.model.logit_scale.device
         self.register_buffer("prefix_tokens", prefix[:length].to(device), persistent=False)
-        self.register_buffer("prefix_states", self._frozen_prefix(), persistent=False)  # (layers, P, width)
+        states = prefix_states(clip.text, self.prefix_tokens[None])[:, 0]
+        self.register_buffer("prefix_states", states, persistent=False)  # (layers, P, width)
         self.prompts = nn.Parameter(self.prefix_states[:, start_of_text:].clone()) if prompts else None
 
     @property
     def clip(self) -> FrozenClip:
         return self._clip[0]
 
-    @torch.no_grad()
-    def _frozen_prefix(self) -> Tensor:
-        """Inputs of every layer of the frozen tower at the positions before the name: (layers, P, width)."""
-        text = self.clip.text
-        length = self.prefix_tokens.shape[0]
-        states = (text.token_embedding(self.prefix_tokens) + text.positional_embedding[:length])[None]
-        mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
-        inputs = []
-        for block in text.blocks:
-            inputs.append(states[0])
-            states = run_block(block, states, mask=mask)
-        return torch.stack(inputs)
-
     def tokenize(self, names: Sequence[str]) -> Tensor:
-        """(C, context length) token ids of the names within the template; long names are truncated as in open_clip."""
+        """(C, context length) token ids of the names within the template, or (C, T, context length) with T templates; long
+        names are truncated as in open_clip."""
         assert not isinstance(names, str), "names is a sequence of strings, not one string"
-        return self.clip.tokenizer([self.template.replace("{}", name) for name in names]).to(self.prefix_tokens.device)
+        tokens = self.clip.tokenizer([self.template.replace("{}", name) for name in names]).to(self.prefix_tokens.device)
+        return torch.stack([tokens, *(each.tokenize(names) for each in self.others)], dim=1) if self.others else tokens
 
     def forward(self, tokens: Tensor, *, prompted: bool = True) -> Tensor:
         """Class embeddings, not normalised.
 
         Args:
-            tokens: (C, context length), from `tokenize`.
+            tokens: from `tokenize`.
             prompted: False = plain CLIP (`encode_text`), without gradients.
 
         Returns:
             (C, d).
         """
-        if prompted and self.prompts is not None:
-            states = torch.cat([self.prefix_states[:, :1], self.prompts], dim=1)  # (layers, P, width)
-            return self._encode(tokens, states)
-        with torch.no_grad():
-            return self._encode(tokens, self.prefix_states)
-
-    def _encode(self, tokens: Tensor, prefix_states: Tensor) -> Tensor:
-        text = self.clip.text
+        if self.others:
+            first, *others = tokens.unbind(dim=1)
+            with torch.no_grad():
+                embeddings = [encode_after_prefix(self.clip.text, first, self.prefix_states[:, None])]
+            embeddings += [tower(part) for tower, part in zip(self.others, others, strict=True)]
+            return torch.stack([F.normalize(each, dim=-1) for each in embeddings]).mean(dim=0)
         start = self.prefix_tokens.shape[0]
         assert bool((tokens[:, :start] == self.prefix_tokens).all()), "tokens do not begin with the template's context"
-        end = self._pooled_position(tokens)  # (C,)
-        stop = int(end.max()) + 1
-        states = text.token_embedding(tokens[:, start:stop]) + text.positional_embedding[start:stop]  # (C, T, width)
-        # a token of the name attends to the whole prefix, earlier tokens of the name and itself
-        length = stop - start
-        mask = torch.ones(length, stop, dtype=torch.bool, device=tokens.device).tril(diagonal=start)
-        for block, context in zip(text.blocks, prefix_states, strict=True):
-            states = run_block(block, states, context=context[None], mask=mask)
-        pooled = states[torch.arange(len(states), device=states.device), end - start]  # (C, width)
-        with torch.autocast(states.device.type, enabled=False):
-            pooled = text.ln_final(pooled)
-            if isinstance(text.projection, nn.Linear):
-                return text.projection(pooled)
-            return pooled if text.projection is None else pooled @ text.projection
+        if prompted and self.prompts is not None:
+            states = torch.cat([self.prefix_states[:, :1], self.prompts], dim=1)  # (layers, P, width)
+            return encode_after_prefix(self.clip.text, tokens, states[:, None])
+        with torch.no_grad():
+            return encode_after_prefix(self.clip.text, tokens, self.prefix_states[:, None])
 
-    def _pooled_position(self, tokens: Tensor) -> Tensor:
-        """(C,): the position whose last state is the embedding, as in open_clip."""
-        text = self.clip.text
-        if text.pool_type == "argmax":
-            return tokens.argmax(dim=-1)
-        if text.pool_type == "eos":
-            return (tokens == text.eos_id).int().argmax(dim=-1)
-        assert text.pool_type == "last", f"pooling {text.pool_type!r} of the text tower is not supported"
-        return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+
+@torch.no_grad()
+def prefix_states(text: TextParts, prefix_tokens: Tensor) -> Tensor:
+    """Inputs of every layer of the frozen text tower at the first positions of a text.
+
+    Attention is causal, so they do not depend on what follows.
+
+    Args:
+        text: the text tower.
+        prefix_tokens: (T, P) token ids of T beginnings.
+
+    Returns:
+        (layers, T, P, width).
+    """
+    length = prefix_tokens.shape[1]
+    states = text.token_embedding(prefix_tokens) + text.positional_embedding[:length]
+    mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
+    inputs = []
+    for block in text.blocks:
+        inputs.append(states)
+        states = run_block(block, states, mask=mask)
+    return torch.stack(inputs)
+
+
+def encode_after_prefix(text: TextParts, tokens: Tensor, prefix: Tensor) -> Tensor:
+    """Embeddings of texts whose first positions have given states. Only the tokens behind them are computed.
+
+    Args:
+        text: the text tower.
+        tokens: (C, context length) token ids of whole texts.
+        prefix: (layers, C or 1, P, width), inputs of every layer at the first P positions.
+
+    Returns:
+        (C, d), not normalised.
+    """
+    start = prefix.shape[2]
+    end = _pooled_position(text, tokens)  # (C,)
+    stop = int(end.max()) + 1
+    states = text.token_embedding(tokens[:, start:stop]) + text.positional_embedding[start:stop]  # (C, T, width)
+    # a token of the name attends to the whole prefix, earlier tokens of the name and itself
+    mask = torch.ones(stop - start, stop, dtype=torch.bool, device=tokens.device).tril(diagonal=start)
+    for block, context in zip(text.blocks, prefix, strict=True):
+        states = run_block(block, states, context=context, mask=mask)
+    pooled = states[torch.arange(len(states), device=states.device), end - start]  # (C, width)
+    with torch.autocast(states.device.type, enabled=False):
+        pooled = text.ln_final(pooled)
+        if isinstance(text.projection, nn.Linear):
+            return text.projection(pooled)
+        return pooled if text.projection is None else pooled @ text.projection
+
+
+def _pooled_position(text: TextParts, tokens: Tensor) -> Tensor:
+    """(C,): the position whose last state is the embedding, as in open_clip."""
+    if text.pool_type == "argmax":
+        return tokens.argmax(dim=-1)
+    if text.pool_type == "eos":
+        return (tokens == text.eos_id).int().argmax(dim=-1)
+    assert text.pool_type == "last", f"pooling {text.pool_type!r} of the text tower is not supported"
+    return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)

@@ -1,0 +1,196 @@
+"""Dense features of a frozen CLIP without training: other readings of the last block of its image tower.
+
+CLIP's last block gathers the whole picture for the class token, which blurs its patches. Two published readings keep the places
+apart. All blocks before the last stay as they are. With z = LN1(x), only the attention of the last block is kept, without the
+residual connection and the MLP: o = W_o (A v). Then follow ln_post and the projection.
+
+plain    the block as it is.
+naclip   NACLIP (Hajimiri et al., "Pay Attention to Your Neighbours", arXiv 2404.08181): each token attends to tokens with
+         similar keys and, by a Gaussian window with a deviation of 5 patches, to its neighbours.
+sc_clip  SC-CLIP (Bai et al., "Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation", arXiv 2411.15869):
+         outlier patches are replaced, and patches are averaged with those that are similar in earlier blocks (see `_sc_clip`).
+
+Both follow the computation of the authors' code where a paper leaves a detail open. The block numbers are those of a tower of
+12 blocks; in other towers they are scaled.
+"""
+
+from __future__ import annotations
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldvc.modeling.towers import ImageFeatures, ImageTower, run_block
+
+GAUSSIAN_STD = 5.0  # patches, NACLIP
+OUTLIER_NEIGHBOURS, OUTLIER_SHARE = 30, 0.05  # SC-CLIP, as all numbers below
+SIMILAR = 0.4  # lowest cosine of patches that are averaged
+SHARPNESS = 3.0  # of the similarity as attention
+CLASS_TOKEN_SHARE = 0.3
+MIDDLE, EARLY, LAST_ADDED = 9, 4, 10  # blocks of 12
+
+
+def dense_features(
+    tower: ImageTower, patch_tokens: Tensor, reading: str = "plain", *, attention: bool = False
+) -> ImageFeatures:
+    """Features of pictures in the joint space, without prompts.
+
+    Args:
+        tower: around the frozen CLIP.
+        patch_tokens: (B, width, h, w), of `tower.embed_patches`.
+        reading: "plain", "naclip" or "sc_clip".
+        attention: also return the attention (B, N, N) of patches to patches in the last block, the mean over heads.
+
+    Returns:
+        Features, not normalised. The global embedding is that of the class token: plain CLIP's own, or with "naclip" that of
+        its last block.
+    """
+    visual = tower.clip.visual
+    grid = tuple(patch_tokens.shape[-2:])
+    *blocks, last = visual.transformer.resblocks
+    outputs = [tower.first_tokens(patch_tokens, antialias=reading == "plain")]  # x_0, x_1, ..., each (B, 1 + N, width)
+    for block in blocks:
+        outputs.append(run_block(block, outputs[-1]))
+    if reading == "plain":
+        tokens = run_block(last, outputs[-1])
+        weights = _plain_attention(last, outputs[-1]) if attention else None
+    elif reading == "naclip":
+        tokens, weights = _naclip(last, outputs[-1], grid)
+    else:
+        assert reading == "sc_clip", f"there is no reading {reading!r}"
+        tokens, weights = _sc_clip(last, outputs, grid)
+    with torch.autocast(tokens.device.type, enabled=False):
+        embeddings = visual.ln_post(tokens) @ visual.proj  # (B, 1 + N, d)
+    if attention and reading != "sc_clip":
+        weights = weights[:, :, 1:, 1:]
+    return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], grid, weights.mean(dim=1) if attention else None)
+
+
+def _split(block: ResidualAttentionBlock, tokens: Tensor, part: slice) -> list[Tensor]:
+    """Queries, keys and values (part 0, 1, 2) of tokens: each (B, heads, N, d_head)."""
+    attention, width = block.attn, tokens.shape[-1]
+    rows = slice(part.start * width, part.stop * width)
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
+    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight[rows], bias)
+    return [x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected.chunk(part.stop - part.start, dim=-1)]
+
+
+def _attended(block: ResidualAttentionBlock, weights: Tensor, values: Tensor) -> Tensor:
+    """W_o (A v): (B, N, width)."""
+    return block.ls_1(block.attn.out_proj((weights @ values).transpose(1, 2).flatten(2)))
+
+
+def _plain_attention(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """(B, heads, N, N): the weights that `run_block` uses."""
+    query, key = _split(block, tokens, slice(0, 2))
+    return ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(dim=-1)
+
+
+def _key_scores(key: Tensor) -> Tensor:
+    """(B, heads, N, N): k k^T / sqrt(d_head)."""
+    return (key @ key.mT) * key.shape[-1] ** -0.5
+
+
+def _naclip(block: ResidualAttentionBlock, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A = softmax(k k^T / sqrt(d_head) + w), w_ij = exp(-|p_i - p_j|^2 / (2 s^2)) between patches, 0 for the class token."""
+    key, value = _split(block, tokens, slice(1, 3))
+    rows, columns = (_gaussian(side, tokens) for side in grid)
+    window = torch.einsum("ij,kl->ikjl", rows, columns).reshape(len(rows) * len(columns), -1)  # (N, N)
+    weights = (_key_scores(key) + F.pad(window, (1, 0, 1, 0))).softmax(dim=-1)
+    return _attended(block, weights, value), weights
+
+
+def _gaussian(side: int, like: Tensor) -> Tensor:
+    """(side, side): exp(-(i - j)^2 / (2 s^2))."""
+    at = torch.arange(side, device=like.device, dtype=like.dtype)
+    return torch.exp(-((at[:, None] - at) ** 2) / (2 * GAUSSIAN_STD**2))
+
+
+def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """SC-CLIP's reading of the last block. x_l are the tokens after block l of 12.
+
+    1. Outliers among the patches of x_11 become the mean of their neighbours, and so do the same places in x_9.
+    2. S0 = cosines of x_9; x_11 is averaged with S0 (see `_averaged`).
+    3. A = (softmax(3 (S0 - mean S0), negative entries left out) + softmax(k k^T / sqrt(d_head))) / 2, patches only;
+       o = W_o (A v) + 0.3 * class token of x_11.
+    4. o is averaged with the cosines of x_4.
+    5. r = x_4 + ... + x_10 goes through steps 3 and 4, with its own class token.
+    6. The result is o + r.
+
+    Args:
+        block: the last block.
+        outputs: x_0 to x_11, (B, 1 + N, width).
+        grid: (h, w).
+
+    Returns:
+        (B, 1 + N, width), the class token as the whole block computes it, and the attention (B, heads, N, N) of step 3.
+    """
+    final = len(outputs) - 1
+    middle, early, last_added = (min(final, round(number * (final + 1) / 12)) for number in (MIDDLE, EARLY, LAST_ADDED))
+    last = outputs[-1]
+    class_token, patches = last[:, :1], last[:, 1:]
+    outlier = outliers(patches)
+    similarity = _cosines(_mended(outputs[middle][:, 1:], outlier, grid))
+    shifted = SHARPNESS * (similarity - similarity.mean(dim=(1, 2), keepdim=True))
+    left_out = (shifted < 0).logical_and_(~torch.eye(len(shifted[0]), dtype=torch.bool, device=shifted.device))
+    similar = shifted.masked_fill(left_out, -torch.inf).softmax(dim=-1)[:, None]
+    early_similarity = _cosines(outputs[early][:, 1:])
+
+    def read(tokens: Tensor, of_class: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = _split(block, tokens, slice(1, 3))
+        weights = (similar + _key_scores(key).softmax(dim=-1)) / 2
+        return _averaged(_attended(block, weights, value) + CLASS_TOKEN_SHARE * of_class, early_similarity), weights
+
+    found, weights = read(_averaged(_mended(patches, outlier, grid), similarity), class_token)
+    added = torch.stack(outputs[early : last_added + 1]).sum(dim=0)
+    found = found + read(added[:, 1:], added[:, :1])[0]
+    return torch.cat([run_block(block, class_token, context=patches), found], dim=1), weights
+
+
+def outliers(patches: Tensor) -> Tensor:
+    """The patches whose local outlier factor is among the highest 5 %, as SC-CLIP's code computes it.
+
+    With D(i) the squared distance of patch i to its 30th neighbour, the factor is the mean of D(i) / D(j) over these
+    neighbours j. (Breunig et al., "LOF", 2000, take plain distances, and means of the reachability distances instead of D.)
+
+    Args:
+        patches: (B, N, width).
+
+    Returns:
+        (B, N) booleans.
+    """
+    neighbours = min(OUTLIER_NEIGHBOURS, patches.shape[1] - 1)
+    if not neighbours:
+        return torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    # differences, not products: a rounded product would change which patches are neighbours
+    distances = torch.cdist(patches.float(), patches.float(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    nearest, indices = distances.topk(neighbours + 1, largest=False)  # (B, N, 1 + neighbours), the patch itself first
+    density = neighbours / nearest[..., -1]  # (B, N)
+    around = density[:, None].expand_as(distances).gather(2, indices[..., 1:])
+    factor = (around / density[..., None]).mean(dim=-1)
+    return factor > factor.quantile(1 - OUTLIER_SHARE, dim=-1, keepdim=True)  # none where equal patches make it NaN
+
+
+def _mended(patches: Tensor, outlier: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches (B, N, width) with each outlier replaced by the mean of its 3 x 3 neighbours that are none, if there are any."""
+    good = (~outlier).to(patches.dtype)[..., None]  # (B, N, 1)
+
+    def sum_around(maps: Tensor) -> Tensor:
+        maps = maps.mT.unflatten(2, grid)
+        return F.avg_pool2d(maps, 3, stride=1, padding=1, divisor_override=1).flatten(2).mT
+
+    count = sum_around(good)
+    return torch.where(outlier[..., None] & (count > 0), sum_around(patches * good) / count.clamp(min=1), patches)
+
+
+def _cosines(patches: Tensor) -> Tensor:
+    """(B, N, N)."""
+    unit = F.normalize(patches, dim=-1)
+    return unit @ unit.mT
+
+
+def _averaged(tokens: Tensor, similarity: Tensor) -> Tensor:
+    """Means of tokens (B, N, width), weighted with the cosines (B, N, N) that are 0.4 or more."""
+    weights = similarity.masked_fill(similarity < SIMILAR, 0)
+    return (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)) @ tokens

@@ -1,0 +1,410 @@
+"""Dense CLIP without training: each reading against plain loops; templates and their cache; a CLIP without a decoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+from sklearn.neighbors import LocalOutlierFactor
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldvc import Predictor
+from ldvc.calibration import Calibration, SoftmaxCalibration
+from ldvc.checkpoint import read_config
+from ldvc.class_names import ClassName
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.inference import Window
+from ldvc.modeling.clip import FrozenClip
+from ldvc.modeling.dense import dense_features, outliers
+from ldvc.modeling.towers import ImageTower
+from ldvc.name_embeddings import TEMPLATES, TemplateEnsemble
+from ldvc.plain_clip import STUFF, PlainClipSettings
+from tests.results import make_result
+from tests.tiny import ARCHITECTURE, save_tiny_checkpoint
+
+SIZES = {"native": (4, 4), "odd": (5, 7), "tall": (6, 2)}
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenClip:
+    """12 blocks, as the published readings expect; tokens far apart, so that the threshold of similarity matters."""
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "layers": 12, "width": 32, "head_width": 16, "patch_size": 16}
+    model = CLIP(**(deepcopy(ARCHITECTURE) | {"vision_cfg": vision}))
+    with torch.no_grad():
+        model.visual.proj.normal_(std=0.2)
+        model.visual.positional_embedding.normal_(std=0.5)
+        for block in model.visual.transformer.resblocks:
+            block.attn.in_proj_bias.normal_(std=0.1)
+            block.attn.out_proj.bias.normal_(std=0.1)
+    return FrozenClip(model, open_clip.SimpleTokenizer(context_length=24), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+# ---- references written from the formulas, one number at a time -----------------------------------------------------------
+
+
+def cubic(distance: float) -> float:
+    """The kernel of bicubic interpolation with a = -0.75."""
+    x, a = abs(distance), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def slow_positions(clip: FrozenClip, grid: tuple[int, int]) -> Tensor:
+    """(1 + h * w, width), by the factor (side + 0.1) / side before."""
+    embedding, (rows, columns) = clip.visual.positional_embedding.detach(), clip.visual.grid_size
+    if grid == (rows, columns):
+        return embedding
+    found = [embedding[0]]
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            at = [(place + 0.5) * old / (new + 0.1) - 0.5 for place, old, new in ((y, rows, grid[0]), (x, columns, grid[1]))]
+            total = torch.zeros_like(embedding[0])
+            for i in range(math.floor(at[0]) - 1, math.floor(at[0]) + 3):
+                for j in range(math.floor(at[1]) - 1, math.floor(at[1]) + 3):
+                    place = min(max(i, 0), rows - 1) * columns + min(max(j, 0), columns - 1)
+                    total += cubic(at[0] - i) * cubic(at[1] - j) * embedding[1 + place]
+            found.append(total)
+    return torch.stack(found)
+
+
+def slow_states(clip: FrozenClip, patches: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+    """x_1 .. x_11 of one picture, each (1 + N, width), by open_clip's own blocks; `patches` is (width, h, w)."""
+    tokens = torch.cat([clip.visual.class_embedding[None], patches.flatten(1).T]) + slow_positions(clip, grid)
+    tokens, found = clip.visual.ln_pre(tokens)[None], []
+    for block in clip.visual.transformer.resblocks[:-1]:
+        tokens = block(tokens)
+        found.append(tokens[0])
+    return found
+
+
+def slow_keys_values(clip: FrozenClip, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each head in the last block."""
+    block = clip.visual.transformer.resblocks[-1]
+    _, keys, values = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
+    return list(zip(keys.split(16, dim=-1), values.split(16, dim=-1), strict=True))
+
+
+def slow_naclip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(1 + N, width) before ln_post, and the attention (N, N) of patches."""
+    tokens, places = states[-1], [(y, x) for y in range(grid[0]) for x in range(grid[1])]
+    heads, attention = [], torch.zeros(len(places), len(places))
+    for key, value in slow_keys_values(clip, tokens):
+        out = []
+        for i in range(len(tokens)):
+            scores = []
+            for j in range(len(tokens)):
+                score = key[i] @ key[j] / 16**0.5
+                if i and j:
+                    squared = sum((a - b) ** 2 for a, b in zip(places[i - 1], places[j - 1], strict=True))
+                    score = score + math.exp(-squared / 50)
+                scores.append(score)
+            weights = torch.stack(scores).softmax(dim=0)
+            out.append(sum(weight * each for weight, each in zip(weights, value, strict=True)))
+            if i:
+                attention[i - 1] += weights[1:] / 2
+        heads.append(torch.stack(out))
+    return clip.visual.transformer.resblocks[-1].attn.out_proj(torch.cat(heads, dim=-1)), attention
+
+
+def slow_outliers(patches: Tensor) -> list[int]:
+    """Patches whose mean ratio of squared distances to the last neighbour is beyond the 95th percentile."""
+    count = len(patches)
+    neighbours = min(30, count - 1)
+    squared = [[float(((a.double() - b.double()) ** 2).sum()) for b in patches] for a in patches]
+    near = [sorted((j for j in range(count) if j != i), key=lambda j, i=i: squared[i][j])[:neighbours] for i in range(count)]
+    reach = [squared[i][near[i][-1]] for i in range(count)]
+    factor = [float(np.mean([reach[i] / reach[j] for j in near[i]])) for i in range(count)]
+    return [i for i in range(count) if factor[i] > np.quantile(factor, 0.95)]
+
+
+def slow_mended(patches: Tensor, bad: list[int], grid: tuple[int, int]) -> Tensor:
+    found = patches.clone()
+    for place in bad:
+        y, x = divmod(place, grid[1])
+        around = [(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        good = [i * grid[1] + j for i, j in around if 0 <= i < grid[0] and 0 <= j < grid[1]]
+        good = [each for each in good if each not in bad]
+        if good:
+            found[place] = sum(patches[each] for each in good) / len(good)
+    return found
+
+
+def slow_cosines(patches: Tensor) -> Tensor:
+    return torch.stack([torch.stack([a @ b / a.norm() / b.norm() for b in patches]) for a in patches])
+
+
+def slow_averaged(tokens: Tensor, cosines: Tensor) -> Tensor:
+    rows = []
+    for row in cosines:
+        weights = [float(each) if each >= 0.4 else 0.0 for each in row]
+        rows.append(sum(weight * token for weight, token in zip(weights, tokens, strict=True)) / (sum(weights) + 1e-6))
+    return torch.stack(rows)
+
+
+def slow_sc_clip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(N, width) before ln_post, and the attention (N, N)."""
+    x4, x9, x11 = states[3], states[8], states[10]
+    bad = slow_outliers(x11[1:])
+    cosines = slow_cosines(slow_mended(x9[1:], bad, grid))
+    early = slow_cosines(x4[1:])
+    shifted = 3 * (cosines - cosines.mean())
+    similar = torch.stack([torch.tensor([s if s >= 0 else -math.inf for s in row]).softmax(dim=0) for row in shifted])
+
+    def read(patches: Tensor, class_token: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [((similar + (key @ key.T / 4).softmax(dim=-1)) / 2, value) for key, value in slow_keys_values(clip, patches)]
+        mixed = torch.cat([weights @ value for weights, value in parts], dim=-1)
+        found = clip.visual.transformer.resblocks[-1].attn.out_proj(mixed) + 0.3 * class_token
+        return slow_averaged(found, early), sum(weights for weights, _ in parts) / 2
+
+    found, attention = read(slow_averaged(slow_mended(x11[1:], bad, grid), cosines), x11[0])
+    added = sum(states[3:10])
+    return found + read(added[1:], added[0])[0], attention
+
+
+@pytest.mark.parametrize("grid", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("reading", ["naclip", "sc_clip"])
+@torch.no_grad()
+def test_readings_are_their_formulas(clip: FrozenClip, reading: str, grid: tuple[int, int]) -> None:
+    """Two pictures at once, so that nothing is shared between them; "odd" and "tall" need other positions."""
+    tower = ImageTower(clip, prompts=0)
+    patches = torch.randn(2, 32, *grid)
+    found = dense_features(tower, patches, reading, attention=True)
+    assert found.grid == grid and found.patch_features.shape == (2, math.prod(grid), 32)
+    plain = dense_features(tower, patches).patch_features
+    for number in range(2):
+        states = slow_states(clip, patches[number], grid)
+        tokens, attention = (slow_naclip if reading == "naclip" else slow_sc_clip)(clip, states, grid)
+        embeddings = clip.visual.ln_post(tokens) @ clip.visual.proj
+        torch.testing.assert_close(found.patch_features[number], embeddings[-math.prod(grid) :], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.patch_attention[number], attention, atol=1e-5, rtol=0)
+        if reading == "naclip":
+            torch.testing.assert_close(found.global_embedding[number], embeddings[0], atol=1e-4, rtol=0)
+        assert (plain[number] - found.patch_features[number]).abs().max() > 0.1
+    alone = dense_features(tower, patches[:1], reading)
+    torch.testing.assert_close(alone.patch_features, found.patch_features[:1], atol=1e-5, rtol=0)
+    assert alone.patch_attention is None
+
+
+@torch.no_grad()
+def test_plain_is_the_tower_to_the_bit(clip: FrozenClip) -> None:
+    tower = ImageTower(clip, prompts=2)
+    patches = torch.randn(2, 32, 3, 5)
+    found, expected = dense_features(tower, patches, attention=True), tower(patch_tokens=patches, prompted=False)
+    assert torch.equal(found.patch_features, expected.patch_features)
+    assert torch.equal(found.global_embedding, expected.global_embedding)
+    states = tower.first_tokens(patches)
+    *blocks, last = clip.visual.transformer.resblocks
+    for block in blocks:
+        states = block(states)
+    normed = last.ln_1(states)
+    _, weights = last.attn(normed, normed, normed, need_weights=True)  # the mean over heads
+    torch.testing.assert_close(found.patch_attention, weights[:, 1:, 1:], atol=1e-5, rtol=0)
+
+
+def test_outliers() -> None:
+    """As SC-CLIP's code counts them, and mostly those of the published local outlier factor."""
+    patches = torch.randn(2, 60, 8)
+    patches[:, 7] += 12
+    patches[:, 40] -= 12
+    found = outliers(patches)
+    for number in range(2):
+        assert found[number].nonzero().flatten().tolist() == slow_outliers(patches[number])
+        published = LocalOutlierFactor(n_neighbors=30, contamination=0.05).fit_predict(patches[number].numpy())
+        assert {7, 40} <= set(np.flatnonzero(published == -1)) & set(found[number].nonzero().flatten().tolist())
+    assert not outliers(torch.ones(1, 9, 4)).any() and not outliers(torch.ones(1, 1, 4)).any()
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_templates_are_the_mean_of_open_clips_embeddings(clip: FrozenClip, tmp_path: Path) -> None:
+    names = ["dog", "potted plant", "a very long name " * 9]
+    assert len(TEMPLATES) == 80
+    expected = []
+    for name in names:
+        tokens = clip.tokenizer([template(name) for template in open_clip.OPENAI_IMAGENET_TEMPLATES])
+        embeddings = F.normalize(clip.model.encode_text(tokens), dim=-1)
+        expected.append(F.normalize(embeddings.mean(dim=0), dim=0))
+    found = TemplateEnsemble(clip, folder=tmp_path)(names)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_embeddings_on_disk(clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = TEMPLATES[:3]
+    first = TemplateEnsemble(clip, templates, tmp_path / "names")(["dog", "cat"])
+    files = sorted((tmp_path / "names").iterdir())
+    assert len(files) == 2 and all(file.suffix == ".npy" for file in files)
+
+    again = TemplateEnsemble(clip, templates, tmp_path / "names")
+    with monkeypatch.context() as patch:
+        patch.setattr(again, "encode", lambda names: pytest.fail("the embeddings are on disk"))
+        assert torch.equal(again(["cat", "dog"]), first.flip(0))
+
+    for content in (b"", b"no array", files[0].read_bytes()[:-5], npy(np.ones(3)), npy(np.full(32, np.nan, np.float32))):
+        files[0].write_bytes(content)
+        assert torch.allclose(TemplateEnsemble(clip, templates, tmp_path / "names")(["dog", "cat"]), first, atol=1e-6)
+        assert np.load(files[0]).shape == (32,), "the damaged file was replaced"
+
+    (tmp_path / "file").write_text("not a folder")
+    assert torch.allclose(TemplateEnsemble(clip, templates, tmp_path / "file")(["dog", "cat"]), first, atol=1e-6)
+    other = TemplateEnsemble(clip, TEMPLATES[3:6], tmp_path / "names")(["dog", "cat"])
+    assert not torch.allclose(other, first, atol=1e-3) and len(list((tmp_path / "names").iterdir())) == 4
+
+
+def npy(values: np.ndarray) -> bytes:
+    """The content of a file of `np.save`."""
+    file = BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+# ---- scores and labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows", [[Window(0, 0, 64, 96)], [Window(0, 0, 64, 64), Window(0, 32, 64, 64)]], ids=["one", "two"])
+def test_one_rule_for_labels(windows: list[Window]) -> None:
+    """argmax of the scores, -1 below the threshold; scores are a softmax that includes the best stuff word."""
+    cosines = [torch.randn(3, 4, window.width // 16) * 0.03 for window in windows]
+    stuff = [torch.randn(4, window.width // 16) * 0.03 for window in windows]
+    result = make_result(cosines, (64, 96), windows=windows, calibration=SoftmaxCalibration(), background=0.4)
+    for output, values in zip(result.outputs, stuff, strict=True):
+        output.stuff = values
+    scores, labels = result.scores, result.labels
+    assert scores.dtype == np.float32 and scores.min() >= 0 and scores.max() <= 1
+    assert np.array_equal(labels, np.where(scores.max(axis=0) < 0.4, -1, scores.argmax(axis=0)))
+    assert set(np.unique(labels)) == {-1, 0, 1, 2}
+    for size in ((64, 96), (31, 45)):
+        one_by_one = np.stack([result.scores_at(size, index) for index in range(3)])
+        assert np.array_equal(one_by_one, result.scores_at(size))
+    if len(windows) == 1:
+        logits = 40 * torch.cat([cosines[0], stuff[0][None]])
+        expected = torch.where(logits[:3] < logits[3], 0, logits.softmax(dim=0)[:3])
+        for y, x in ((0, 0), (3, 5), (2, 1)):
+            np.testing.assert_allclose(result.patch_scores(y, x), expected[:, y, x], atol=1e-5)
+    result.background = None
+    assert np.array_equal(result.labels, scores.argmax(axis=0))
+    for output in result.outputs:
+        output.stuff = None
+    alone = make_result(cosines, (64, 96), windows=windows, calibration=SoftmaxCalibration())
+    np.testing.assert_allclose(alone.scores.sum(axis=0), 1, atol=1e-5)
+
+
+def test_patch_attention_of_several_windows() -> None:
+    windows = [Window(0, 0, 64, 64), Window(0, 32, 64, 64)]
+    result = make_result([torch.zeros(1, 4, 4)] * 2, (64, 96), windows=windows, photo_size=(64, 96))
+    with pytest.raises(LdvcError, match="decoder 'clip'"):
+        result.patch_attention(0, 0)
+    for output in result.outputs:
+        output.patch_attention = torch.rand(16, 16)
+    first, second = (output.patch_attention for output in result.outputs)
+    left = result.patch_attention(1, 0)  # only in the first window
+    np.testing.assert_allclose(left[:, :4], first[4].unflatten(0, (4, 4)), atol=1e-6)
+    assert left.shape == result.grid == (4, 6) and (left[:, 4:] == 0).all()
+    both = result.patch_attention(1, 3)
+    np.testing.assert_allclose(both[:, :2], first[7].unflatten(0, (4, 4))[:, :2], atol=1e-6)
+    overlap = (first[7].unflatten(0, (4, 4))[:, 2:] + second[5].unflatten(0, (4, 4))[:, :2]) / 2
+    np.testing.assert_allclose(both[:, 2:4], overlap, atol=1e-6)
+    np.testing.assert_allclose(both[:, 4:], second[5].unflatten(0, (4, 4))[:, 2:], atol=1e-6)
+
+
+# ---- predictors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny architecture that open_clip knows by name, with weights in a local file and a cache of its own."""
+    name = "ViT-tiny-of-these-tests"
+    (tmp_path / f"{name}.json").write_text(json.dumps({k: v for k, v in ARCHITECTURE.items() if not k.startswith("init")}))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    model = CLIP(**{key: value for key, value in ARCHITECTURE.items() if not key.startswith("init")})
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setenv("LDVC_CLIP_WEIGHTS", str(tmp_path / "weights.pt"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ldvc.checkpoint.FULL_CLIP", name)
+    return name
+
+
+def test_a_clip_opens_without_a_decoder(architecture: str, tmp_path: Path) -> None:
+    predictor = Predictor.from_pretrained("full", decoder="clip", device="cpu")
+    by_name = Predictor.from_pretrained(architecture, decoder="clip", device="cpu")
+    assert by_name.weights_digest == predictor.weights_digest
+    assert predictor.plain_clip.dense == "sc_clip"
+    assert predictor.inference == {"short_side": 336, "window": 224, "stride": 112}
+    stored = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert torch.equal(predictor.model.clip.model.state_dict()["visual.proj"], stored["visual.proj"])
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    predictor.set_image(picture)
+    result = predictor.segment(["dog", "grass"])
+    assert result.background == 0.15 and len(result.outputs) == 8 and result.grid == (21, 32)
+    assert result.stuff == [word for word in STUFF if word != "grass"], "what is asked for is no stuff word"
+    assert np.array_equal(result.labels, np.where(result.scores.max(axis=0) < 0.15, -1, result.scores.argmax(axis=0)))
+    assert result.patch_attention(10, 15).shape == (21, 32)
+    single = predictor.segment("dog")
+    assert single.company == [] and 0 < single.scores.max() < 1
+    with pytest.raises(CheckpointError, match=r"has no decoder 'zegclip', only 'clip': train one .* LDVC_FULL"):
+        predictor.sibling("zegclip")
+    with pytest.raises(CheckpointError, match="train one"):
+        Predictor.from_pretrained("full")
+    assert len(list((tmp_path / "cache" / "ldvc" / "names").iterdir())) == len({*STUFF, "dog"})
+
+
+def test_missing_and_wrong_weights_are_one_sentence(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDVC_CLIP_WEIGHTS", str(tmp_path / "gone.pt"))
+    with pytest.raises(WeightsNotFoundError, match="There is no file .*gone.pt, which LDVC_CLIP_WEIGHTS names"):
+        Predictor.from_pretrained("full", decoder="clip")
+    (tmp_path / "gone.pt").write_text("no weights")
+    with pytest.raises(CheckpointError, match="cannot be read as CLIP weights"):
+        Predictor.from_pretrained("full", decoder="clip")
+    monkeypatch.delenv("LDVC_CLIP_WEIGHTS")
+    with pytest.raises(WeightsNotFoundError, match="open_clip has no weights"):
+        Predictor.from_pretrained(architecture, decoder="clip")
+
+
+def test_the_settings_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sibling "clip" with other sizes encodes the photo once for itself, and decoders keep their sigmoids."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = {"dense": "sc_clip", "inference": {"short_side": 96, "window": 64, "stride": 32}}
+    settings |= {"templates": 80, "softmax_scale": 40, "threshold": 0.2, "stuff": ["sky"]}
+    folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",), metadata={"plain_clip": settings})
+    decoder = Predictor.from_pretrained(str(folder), device="cpu")
+    clip = decoder.sibling("clip")
+    state = decoder.set_image(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+    encoded = []
+    original = clip.encode_image
+    monkeypatch.setattr(clip, "encode_image", lambda picture: encoded.append(picture) or original(picture))
+    for _ in range(2):
+        result = clip.segment("dog, cat", image=state)
+    assert len(encoded) == 1 and len(result.outputs) > 1 and result.background == 0.2 and result.stuff == ["sky"]
+    assert result.classes == [ClassName(("dog",)), ClassName(("cat",))]
+    assert decoder.segment("dog, cat").stuff == [] and decoder.inference == {"long_side": 448}
+
+
+def test_a_folder_is_read_plainly_by_default(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "plain", decoders=("ldvc",))
+    predictor = Predictor.from_pretrained(str(folder), decoder="clip", device="cpu")
+    assert predictor.plain_clip == PlainClipSettings() and predictor.plain_clip.dense == "plain"
+    assert isinstance(predictor.calibration, Calibration) and predictor.inference == {"long_side": 448}
+
+
+def test_wrong_settings_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",)) / "ldvc"
+    content = json.loads((folder / "config.json").read_text())
+    wrong = [{"dense": "sclip"}, {"templates": 7}, {"threshold": 2}, {"inference": {"window": 3}}, {"colour": 1}, [1]]
+    for settings in wrong:
+        (folder / "config.json").write_text(json.dumps(content | {"plain_clip": settings}))
+        with pytest.raises(CheckpointError, match="settings that cannot be used"):
+            read_config(folder)
