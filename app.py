@@ -1,7 +1,7 @@
 """The page: python app.py
 
 Environment variables:
-    LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"
+    LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"; "full" opens the page with that choice
     LDVC_FULL            decoder checkpoint (folder or Hub id) for the choice "full"
     GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
 """

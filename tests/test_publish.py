@@ -1,7 +1,8 @@
-"""Publishing to Hugging Face Spaces: which files are uploaded, and what is refused before that."""
+"""Publishing to Hugging Face Spaces: which files are uploaded, how they are adapted, and what is refused before that."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -10,25 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tools import publish_space as publishing
-from tools.publish_space import MAX_FILE_BYTES, ROOT, PublishError, main, publish, space_files
+from tools.publish_space import MAX_FILE_BYTES, ROOT, PublishError, main, make_plan, publish, space_files
 
 NOT_UPLOADED = ("tests", "train", "tools", "recipes", "data", "work", "runs", "shared", "pyproject.toml")
 
 
-def test_dry_run_lists_every_file_with_its_size(capsys: pytest.CaptureFixture) -> None:
-    assert main(["--dry_run"]) == 0
-    *lines, total = capsys.readouterr().out.splitlines()
+def test_dry_run_shows_the_whole_plan(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without network and token: every file with its size, variables, hardware, front matter and requirements."""
+    monkeypatch.setattr(publishing, "HfApi", lambda: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(publishing, "get_token", lambda: pytest.fail("the token was read"))
+    assert main(["--dry_run", "--full", "ann/ldvc-voc12"]) == 0
+    settings, listing, adapted = capsys.readouterr().out.split("\n\n", 2)
+    assert settings.splitlines() == [
+        "Space: user/space", "Hardware: zero-a10g", "Variables: LDVC_MODEL=full, LDVC_FULL=ann/ldvc-voc12"
+    ]  # fmt: skip
+    *lines, total = listing.splitlines()
     listed = {name: int(size.replace(",", "")) for size, name in (line.split(maxsplit=1) for line in lines)}
-
+    plan = make_plan("user/space", full="ann/ldvc-voc12")
     for name, size in listed.items():
-        assert size == (ROOT / name).stat().st_size
-        assert size <= 10_000_000, f"{name} is too large"
+        assert size == plan.size(name) <= 10_000_000
         parts = name.split("/")
         assert parts[0] not in NOT_UPLOADED and not any(part.startswith((".", "__pycache__")) for part in parts), name
     assert int(total.split()[0].replace(",", "")) == sum(listed.values())
+    readme, requirements = (plan.files[name].decode() for name in ("README.md", "requirements.txt"))
+    front_matter = readme.split("---\n")[1]
+    assert f"---\n{front_matter}---\n" in adapted and adapted.rstrip().endswith(requirements.rstrip())
 
     # All of the library, the weights and the examples.
     there = [path for folder in ("ldvc", "assets") for path in (ROOT / folder).rglob("*") if path.is_file()]
@@ -36,6 +46,30 @@ def test_dry_run_lists_every_file_with_its_size(capsys: pytest.CaptureFixture) -
     assert set(listed) == expected | {"app.py", "README.md", "requirements.txt", "LICENSE"}
     ignored = subprocess.run(["git", "check-ignore", *listed], cwd=ROOT, capture_output=True, text=True).stdout
     assert not ignored
+
+
+def test_readme_and_requirements_are_adapted() -> None:
+    def sent(**options: Any) -> tuple[dict[str, Any], str, list[str]]:
+        plan = make_plan("ann/ldvc", **options)
+        card, text = publishing.read_card(plan.files["README.md"].decode())
+        return card, text, plan.files["requirements.txt"].decode().splitlines()
+
+    own_card, own_text = publishing.read_card((ROOT / "README.md").read_text("utf-8"))
+    own_lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    thumbnail = "https://huggingface.co/spaces/ann/ldvc/resolve/main/assets/page.png"
+
+    card, text, lines = sent()
+    assert card == {**own_card, "thumbnail": thumbnail} and text == own_text
+    pinned = ["torch==2.11.0", "torchvision==0.26.0"]
+    assert [line for line in lines if line not in own_lines] == pinned and len(lines) == len(own_lines)
+
+    card, text, lines = sent(hardware="cpu-basic", full="ann/ldvc-voc12")
+    assert card["suggested_hardware"] == "cpu-basic" and text == own_text
+    assert card["models"] == [*own_card["models"], "ann/ldvc-voc12"]
+    assert card["preload_from_hub"] == [*own_card["preload_from_hub"], "ann/ldvc-voc12"]
+    index, *lines = lines
+    assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert [line for line in lines if line not in own_lines] == [f"{each}+cpu" for each in pinned]
 
 
 def test_pictures_of_the_readme_are_uploaded() -> None:
@@ -52,6 +86,7 @@ def project(tmp_path: Path) -> Path:
     goes = dict.fromkeys(publishing.NEEDED, "")
     goes |= {
         "README.md": card,
+        "requirements.txt": "torch>=2\ntorchvision>=0.2\n",
         "assets/examples/examples.json": '[{"file": "dog.jpg"}]',
         "assets/examples/dog.jpg": "",
         "assets/lite/clip/model.safetensors.index.json": index,
@@ -100,43 +135,72 @@ def test_only_what_the_page_needs_is_chosen(project: Path) -> None:
 
 
 class Recorder(HfApi):
-    """The Hub's own client, its last step recorded instead of sent."""
+    """The Hub's own client, its requests recorded instead of sent."""
 
     def __init__(self, there: list[str] | None = None) -> None:
         super().__init__(token="hf_test")
-        self.there, self.created, self.commits = there or [], [], []
+        self.there = there or []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def record(self, name: str, arguments: tuple, options: dict[str, Any]) -> None:
+        """Note a call with the names that the parameters of the client have."""
+        given = inspect.signature(getattr(HfApi, name)).bind(self, *arguments, **options).arguments
+        self.calls.append((name, {key: value for key, value in given.items() if key != "self"}))
 
     def create_repo(self, *arguments: Any, **options: Any) -> None:
-        self.created.append((arguments, options))
+        self.record("create_repo", arguments, options)
 
-    def _validate_yaml(self, content: str, **options: Any) -> None:
-        self.validated = content  # the Hub is asked about the README before anything is pushed
+    def request_space_hardware(self, *arguments: Any, **options: Any) -> None:
+        self.record("request_space_hardware", arguments, options)
+
+    def add_space_variable(self, *arguments: Any, **options: Any) -> None:
+        self.record("add_space_variable", arguments, options)
 
     def list_repo_files(self, *arguments: Any, **options: Any) -> list[str]:
         return self.there
 
-    def create_commit(self, **options: Any) -> None:
-        self.commits.append(options)
+    def create_commit(self, *arguments: Any, **options: Any) -> None:
+        self.record("create_commit", arguments, options)
 
 
-def test_push(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the Hub's real client: exactly the files of the list are uploaded."""
-    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: False)
+def test_push(project: Path) -> None:
+    """In this order: the Space, its variables, and then in one commit exactly the files of the plan."""
     api = Recorder(there=["ldvc/old.py", "app.py", "notes.md", "assets/old/a.jpg", ".gitattributes"])
-    assert publish("ann/ldvc", root=project, api=api, private=True) == "https://huggingface.co/spaces/ann/ldvc"
+    plan = make_plan("ann/ldvc", root=project, full="ann/ldvc-voc12")
+    assert publish(plan, api=api, private=True) == "https://huggingface.co/spaces/ann/ldvc"
 
-    ((arguments, options),) = api.created
-    assert arguments == ("ann/ldvc",)
-    assert (options["repo_type"], options["space_sdk"], options["exist_ok"]) == ("space", "gradio", True)
-    assert options["private"] is True
-    assert api.validated == (project / "README.md").read_text()
-    (commit,) = api.commits
+    assert [name for name, _ in api.calls] == ["create_repo", "add_space_variable", "add_space_variable", "create_commit"]
+    (_, space), *variables, (_, commit) = api.calls
+    assert space == {
+        "repo_id": "ann/ldvc",
+        "repo_type": "space",
+        "space_sdk": "gradio",
+        "space_hardware": "zero-a10g",
+        "private": True,
+        "exist_ok": True,
+    }
+    assert [(each["repo_id"], each["key"], each["value"]) for _, each in variables] == [
+        ("ann/ldvc", "LDVC_MODEL", "full"), ("ann/ldvc", "LDVC_FULL", "ann/ldvc-voc12")
+    ]  # fmt: skip
     assert (commit["repo_id"], commit["repo_type"]) == ("ann/ldvc", "space")
-    operations = {type(each).__name__: set() for each in commit["operations"]}
-    for each in commit["operations"]:
-        operations[type(each).__name__].add(each.path_in_repo)
-    assert operations["CommitOperationAdd"] == set(space_files(project))
-    assert operations["CommitOperationDelete"] == {"ldvc/old.py", "assets/old/a.jpg"}  # nothing else
+    added = {each.path_in_repo: each for each in commit["operations"] if isinstance(each, CommitOperationAdd)}
+    deleted = {each.path_in_repo for each in commit["operations"] if isinstance(each, CommitOperationDelete)}
+    assert set(added) == set(space_files(project)) and deleted == {"ldvc/old.py", "assets/old/a.jpg"}  # nothing else
+    for name, operation in added.items():
+        with operation.as_file() as file:
+            content = file.read()
+        if name in ("README.md", "requirements.txt"):
+            assert content == plan.files[name]
+        else:
+            assert content == (project / name).read_bytes()
+
+
+def test_a_space_that_exists_is_moved_only_if_asked(project: Path) -> None:
+    for move in (False, True):
+        api = Recorder()
+        publish(make_plan("ann/ldvc", root=project, hardware="cpu-upgrade"), api=api, move=move)
+        moved = [call["hardware"] for name, call in api.calls if name == "request_space_hardware"]
+        assert moved == (["cpu-upgrade"] if move else [])
 
 
 def spoil_with_a_large_file(project: Path) -> None:
@@ -152,17 +216,22 @@ def spoil_with_a_large_file(project: Path) -> None:
         (lambda project: (project / "assets/lite/clip/model-2.safetensors").unlink(), "without .*model-2.safetensors"),
         (lambda project: (project / "assets/examples/dog.jpg").unlink(), "without assets/examples/dog.jpg"),
         (lambda project: (project / "README.md").write_text("# LDVC\n"), "README.md must begin with"),
+        (lambda project: (project / "requirements.txt").write_text("torch>=2\n"), "must name torchvision"),
     ],
 )
 def test_refusals(project: Path, spoil: Any, sentence: str) -> None:
     spoil(project)
-    api = Recorder()
     with pytest.raises(PublishError, match=sentence):
-        publish("ann/ldvc", root=project, api=api)
-    assert not api.created and not api.commits
+        make_plan("ann/ldvc", root=project)
 
 
-def test_no_token_no_name_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_names_on_the_hub(project: Path) -> None:
+    for repo_id, full in (("ldvc", None), ("ann/ldvc", "runs/voc12/ldvc"), ("ann/my space", None)):
+        with pytest.raises(PublishError, match="no name on the Hub; give user/name"):
+            make_plan(repo_id, root=project, full=full)
+
+
+def test_no_token_no_name_no_network(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(publishing, "get_token", lambda: None)
     assert main(["--repo_id", "ann/ldvc"]) == 1
     assert "no Hugging Face token" in capsys.readouterr().err
@@ -174,5 +243,5 @@ def test_no_token_no_name_no_network(monkeypatch: pytest.MonkeyPatch, capsys: py
         def create_repo(self, *arguments: Any, **options: Any) -> None:
             raise ConnectionError("Connection refused")
 
-    with pytest.raises(PublishError, match=r"did not accept the Space ann/ldvc \(Connection refused\)"):
-        publish("ann/ldvc", api=Unreachable())
+    with pytest.raises(PublishError, match=r"did not accept the Space ann/ldvc on zero-a10g \(Connection refused\)"):
+        publish(make_plan("ann/ldvc", root=project), api=Unreachable())

@@ -14,19 +14,25 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
+import open_clip
 import pytest
-import yaml
 from huggingface_hub import SpaceHardware
 from packaging.requirements import Requirement
 from PIL import Image
 
+from ldvc.class_names import parse_names
+from ldvc.config import ModelConfig
+from ldvc.modeling.clip import WEIGHT_FILES
+from ldvc.predictor import ImageState
+from ldvc.web.segmenter import gpu_seconds
 from tests.tiny import save_tiny_checkpoint
 from tools.page_latency import NAMES, Bench
-from tools.publish_space import ROOT, space_files
+from tools.publish_space import ROOT, TORCH, make_plan, read_card, space_files
 from tools.remote import PageError, Served, Visitor, serve
 
 HOSTING = Path(__file__).with_name("hosting")
@@ -35,6 +41,7 @@ DOG = ROOT / "assets" / "examples" / "dog.jpg"
 # ---- what Spaces accepts ---------------------------------------------------------------------------------------------
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+ZEROGPU_PYTHON = ("3.12.12", "3.10.13")
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # as its own error message lists them
 
 
@@ -46,32 +53,42 @@ def requirements() -> dict[str, Requirement]:
 
 def test_front_matter() -> None:
     """Fields and values as the configuration reference of Spaces has them."""
-    _, block, _ = (ROOT / "README.md").read_text("utf-8").split("---\n", 2)
-    card = yaml.safe_load(block)
+    card, _ = read_card(make_plan("ann/ldvc", full="ann/ldvc-voc12").files["README.md"].decode())
     accepted = "title emoji colorFrom colorTo sdk sdk_version python_version app_file pinned license short_description"
-    assert set(card) <= {*accepted.split(), "suggested_hardware", "tags"}
+    more = "suggested_hardware startup_duration_timeout models preload_from_hub tags thumbnail"
+    assert set(card) == {*accepted.split(), *more.split()}
     assert card["sdk"] == "gradio" and card["app_file"] in space_files()
     assert card["colorFrom"] in COLOURS and card["colorTo"] in COLOURS
     assert len(card["emoji"]) <= 2 and not card["emoji"].isascii()
     assert 0 < len(card["short_description"]) <= 60
-    assert isinstance(card["python_version"], str) and card["python_version"] in ("3.10", "3.11", "3.12")
+    assert card["python_version"] in ZEROGPU_PYTHON
     assert card["license"] in {"apache-2.0", "other"}
-    assert card["suggested_hardware"] in {each.value for each in SpaceHardware}
+    assert card["suggested_hardware"] == SpaceHardware.ZERO_A10G
     assert isinstance(card["pinned"], bool)
+    assert re.fullmatch(r"\d+[mh]", card["startup_duration_timeout"])
     # Spaces installs this version of Gradio together with requirements.txt, so the two must agree.
     assert requirements()["gradio"].specifier.contains(card["sdk_version"])
 
 
-def test_requirements_have_room_for_zerogpu() -> None:
-    """Every torch that ZeroGPU supports, the torchvision that belongs to it, and what the tests ran with."""
-    torch, torchvision = (requirements()[name].specifier for name in ("torch", "torchvision"))
+def test_preloaded_files_are_those_that_are_loaded() -> None:
+    """Of the full CLIP the first file that is looked for, and no other format of the same weights; all of the checkpoint."""
+    card, _ = read_card(make_plan("ann/ldvc", full="ann/ldvc-voc12").files["README.md"].decode())
+    config = ModelConfig()
+    repository = open_clip.get_pretrained_cfg(config.clip, config.pretrained)["hf_hub"].rstrip("/")
+    assert card["models"] == [repository, "ann/ldvc-voc12"]
+    assert card["preload_from_hub"] == [f"{repository} {WEIGHT_FILES[0]}", "ann/ldvc-voc12"]
+
+
+def test_torch_is_one_that_zerogpu_supports() -> None:
+    """The newest, the torchvision that belongs to it, and within what the tests ran with."""
+    sent = make_plan("ann/ldvc").files["requirements.txt"].decode().splitlines()
+    torch, torchvision = TORCH["torch"], TORCH["torchvision"]
+    assert {f"torch=={torch}", f"torchvision=={torchvision}"} <= set(sent)
+    assert torch == ZEROGPU_TORCH[-1] and torchvision == f"0.{int(torch.split('.')[1]) + 15}.0"
     for version in ZEROGPU_TORCH:
         minor = int(version.split(".")[1])
-        assert torch.contains(version) and torchvision.contains(f"0.{minor + 15}.0")
-    assert not torch.contains("2.7.1")
-    import torch as installed
-
-    assert torch.contains(installed.__version__.split("+")[0])
+        assert requirements()["torch"].specifier.contains(version)
+        assert requirements()["torchvision"].specifier.contains(f"0.{minor + 15}.0")
 
 
 # ---- the page on a Space ---------------------------------------------------------------------------------------------
@@ -81,6 +98,7 @@ def space_variables(scratch: Path) -> dict[str, str]:
     """The environment of a Space, and nothing of ours but the guard that is its missing network."""
     home = scratch / "home"
     home.mkdir()
+    (scratch / "quota.txt").write_text("60")
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -99,6 +117,7 @@ def space_variables(scratch: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(copy_packages(scratch)),
         "LDVC_SPACES_RECORD": str(scratch / "spaces.txt"),
+        "LDVC_SPACES_QUOTA": str(scratch / "quota.txt"),
         "LDVC_GUARD_RECORD": str(scratch / "guard.txt"),
         "LDVC_GUARD_FOLDER": str(ROOT),
         **{name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"},
@@ -117,11 +136,14 @@ def copy_packages(scratch: Path) -> Path:
 
 def copy_space(folder: Path) -> set[str]:
     """Exactly what would be uploaded."""
-    names = space_files()
-    for name in names:
+    files = make_plan("ann/ldvc").files
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (os.link if name.endswith(".safetensors") else shutil.copy)(ROOT / name, folder / name)  # weights are only read
-    return set(names)
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            (os.link if name.endswith(".safetensors") else shutil.copy)(content, folder / name)  # weights are only read
+    return set(files)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +183,8 @@ for attempt in (lambda: urllib.request.urlopen("http://huggingface.co"), lambda:
 def test_space_serves_its_first_page(space: Served) -> None:
     page = httpx.get(space.address, trust_env=False)
     assert page.status_code == 200 and "LDVC" in page.text
+    for path in ("monitoring", "monitoring/summary"):
+        assert httpx.get(space.address + path, trust_env=False).status_code == 403
 
 
 def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
@@ -240,39 +264,116 @@ def test_latency_is_measured_on_the_page(space: Served, tmp_path: Path) -> None:
 # ---- ZeroGPU ---------------------------------------------------------------------------------------------------------
 
 
-def test_zerogpu_borrows_a_gpu_for_each_computation(tmp_path: Path) -> None:
-    """Functions that need the model run in another process, and the page works."""
+def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
+    """Once for a question, whatever is looked at and downloaded; whose time is used up gets a sentence and lite's answer."""
+    from gradio_client import Client, handle_file
+
     pushed = tmp_path / "app"
     copy_space(pushed)
     variables = space_variables(tmp_path)
-    variables |= {"SPACES_ZERO_GPU": "true", "LDVC_MODEL": str(save_tiny_checkpoint(tmp_path / "tiny"))}
+    full = save_tiny_checkpoint(tmp_path / "tiny", metadata={"seen_names": ["zebra"]})
+    variables |= {"SPACES_ZERO_GPU": "true", "LDVC_MODEL": "full", "LDVC_FULL": str(full)}
+    quota, record = tmp_path / "quota.txt", tmp_path / "spaces.txt"
+
+    def calls() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in record.read_text().splitlines()[1:]]
+
     with serve(tmp_path, folder=pushed, environment=variables) as served:
         visitor = Visitor(served.address)
+        assert visitor.value("model") == "full"
         visitor.set("photo", visitor.upload(DOG))
         visitor.set("names", "dog, grass, sky")
         visitor.trigger("run", "click")
         first = visitor.value("overlay", "answer")
+        assert not any(each["seen"] for each in first["classes"]) and not visitor.value("run-problem")
         for tab in ("attention", "routing", "space", "compare", "segment"):
             visitor.trigger(f"tab-{tab}", "select")
+        (call,) = calls()
+        assert call["process"] != call["main"] and 0 < call["duration"] <= 20
+
+        client = Client(served.address, verbose=False)
+        question = {"photo": handle_file(str(DOG)), "names": "dog, grass"}
+        data = json.loads(Path(client.predict(**question, kind="data", api_name="/download")).read_text("utf-8"))
+        assert data["model"]["checkpoint"] == "tiny" and len(data["model"]["weights_sha256"]) == 64
+        assert len(calls()) == 2, "a download needs no GPU"
+
+        quota.write_text("3")
+        visitor.set("names", "dog, grass, tree")
+        visitor.trigger("run", "click")
+        second = visitor.value("overlay", "answer")
+        assert all(each["seen"] for each in second["classes"]), "lite saw masks of all three"
+        assert "Lite answered" in visitor.value("model-problem") and "vs. 3s left" in visitor.value("model-problem")
+        assert not visitor.value("stale") and not visitor.value("run-problem")
+        answer = client.predict(**question, api_name="/segment")[2]
+        assert answer["model"] == "lite"
+        assert len(calls()) == 2
+
+        visitor.set("model", "lite")
         visitor.set("names", "cup, spoon")
         visitor.trigger("run", "click")
-        assert visitor.value("overlay", "answer")["labels"] != first["labels"]
-        assert not visitor.value("run-problem")
+        visitor.trigger("tab-compare", "select")
+        assert not visitor.value("model-problem") and visitor.value("overlay", "answer") != second
+        assert len(calls()) == 2
+
+        quota.write_text("60")
+        visitor.set("model", "full")
+        visitor.trigger("run", "click")
+        assert len(calls()) == 3 and not visitor.value("model-problem")
         visitor.close()
+        client.close()
         assert "Traceback" not in served.log.read_text(), served.log.read_text()
-    imported, *calls = [json.loads(line) for line in (tmp_path / "spaces.txt").read_text().splitlines()]
+    imported = json.loads(record.read_text().splitlines()[0])
     assert imported == {"event": "imported", "torch_was_there": False}, "spaces must be imported before torch"
-    assert calls and all(call["process"] != call["main"] and call["duration"] <= 60 for call in calls)
 
 
-def test_without_zerogpu_functions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_of_zerogpu_become_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason; elsewhere functions stay as they are."""
+    import gradio as gr
+
     from ldvc.web import gpu
+
+    asked: list[float] = []
+    problems: list[Exception] = []
+
+    def decorator(*, duration: Any) -> Any:
+        def decorate(function: Any) -> Any:
+            def lent(*arguments: Any) -> Any:
+                asked.append(duration(*arguments))
+                if problems:
+                    raise problems.pop()
+                return function(*arguments)
+
+            return lent
+
+        return decorate
 
     def double(value: int) -> int:
         return 2 * value
 
     monkeypatch.setattr(gpu, "spaces", None)
-    assert gpu.on_gpu(double) is double
-    monkeypatch.setattr(gpu, "spaces", object())  # installed, as on a Space with other hardware
+    assert gpu.on_gpu(double, float) is double
+    monkeypatch.setattr(gpu, "spaces", SimpleNamespace(GPU=decorator))  # installed, as on a Space with other hardware
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert gpu.on_gpu(double) is double
+    assert gpu.on_gpu(double, float) is double
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    lent = gpu.on_gpu(double, lambda value: value + 10)
+    assert lent(4) == 8 and asked == [14]
+    for problem, reason in (
+        (gr.Error("No GPU was available. ", title="ZeroGPU client error"), "ZeroGPU client error: No GPU was available."),
+        (RuntimeError("500"), "ZeroGPU does not answer."),
+    ):
+        problems.append(problem)
+        with pytest.raises(gpu.NoGpu) as caught:
+            lent(4)
+        assert caught.value.reason == reason and caught.value.message == f"{reason} The model “lite” needs no GPU."
+
+
+def test_time_that_is_asked_for() -> None:
+    """Grows with what there is to do, and stays far below the minutes that a visitor has."""
+    photo, state = np.zeros((8, 8, 3), np.uint8), object.__new__(ImageState)
+
+    def seconds(image: Any, *names: str) -> int:
+        return gpu_seconds("full", image, parse_names(list(names)), ("ldvc",), False)
+
+    many = [f"thing {index}" for index in range(200)]
+    assert seconds(state, "dog") < seconds(photo, "dog") < seconds(photo, *many) <= 30

@@ -1,22 +1,28 @@
 """Upload the page to a Hugging Face Space.
 
-    python -m tools.publish_space --dry_run                 list the files with their sizes; needs no network and no account
-    python -m tools.publish_space --repo_id user/space      create the Space, or update it
+    python -m tools.publish_space --dry_run                          show the whole plan; needs no network and no account
+    python -m tools.publish_space --repo_id user/space               create the Space, or update it
+    python -m tools.publish_space ... --full user/ldvc-voc12         it opens with a decoder checkpoint for the full CLIP
 
-A list says what the page needs; other files are not uploaded. Needs a token that may write (`hf auth login`, or HF_TOKEN).
+The default hardware is ZeroGPU, on which a free account can host two Spaces; `--hardware cpu-basic` needs a paid plan. A list
+says what the page needs; other files are not uploaded. README.md and requirements.txt are adapted to the hardware. Needs a
+token that may write (`hf auth login`, or HF_TOKEN).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.repocard import metadata_load
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, get_token
 from huggingface_hub.utils import filter_repo_objects
 
 from ldvc.errors import LdvcError
@@ -30,14 +36,63 @@ PATTERNS = [
     *(f"assets/*.{kind}" for kind in ("jpg", "png", "json", "md", "safetensors")),
 ]
 IGNORED = ["*/.*", "*/__pycache__/*"]
+REPLACED = ("ldvc/", "assets/")  # what is no longer in these folders is deleted on the Space
 NEEDED = (
     *SINGLE_FILES, "ldvc/web/page.py", "ldvc/web/static/style.css", "assets/examples/examples.json",
     "assets/lite/ldvc/config.json",
 )  # fmt: skip
 
+ZEROGPU = SpaceHardware.ZERO_A10G.value
+# The newest version that ZeroGPU documents, and the torchvision that belongs to it.
+TORCH = {"torch": "2.11.0", "torchvision": "0.26.0"}
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"  # without it a CPU Space installs gigabytes of CUDA libraries
+THUMBNAIL = "assets/page.png"
+
 
 class PublishError(LdvcError):
     """Nothing was uploaded; the sentence says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is sent to the Hub.
+
+    Attributes:
+        files: by name in the Space: the path of a file, or the content of one that is adapted.
+        variables: of the Space's environment.
+        card: the front matter of README.md.
+    """
+
+    repo_id: str
+    hardware: str
+    files: dict[str, Path | bytes]
+    variables: dict[str, str]
+    card: dict[str, Any]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def __str__(self) -> str:
+        """The plan for a person to read."""
+        rows = [f"{self.size(name):>12,}  {name}" for name in self.files]
+        total = sum(map(self.size, self.files))
+        return "\n".join(
+            [
+                f"Space: {self.repo_id}",
+                f"Hardware: {self.hardware}",
+                f"Variables: {', '.join(f'{key}={value}' for key, value in self.variables.items()) or 'none'}",
+                "",
+                *rows,
+                f"{total:>12,}  bytes in {len(rows)} files ({total / 1e6:.1f} MB)",
+                "",
+                "README.md begins with:",
+                dump_card(self.card),
+                "requirements.txt:",
+                self.files["requirements.txt"].decode(),
+            ]
+        )
 
 
 def space_files(root: Path = ROOT) -> list[str]:
@@ -56,7 +111,7 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
     """See that the Space would start from these files.
 
     Raises:
-        PublishError: one is too large, one that is needed is missing, or the README does not describe a Space.
+        PublishError: one is too large, or one that is needed is missing.
     """
     too_large = [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]
     if too_large:
@@ -72,25 +127,73 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
     missing = sorted(needed.difference(files))
     if missing:
         raise PublishError(f"The page cannot start without {', '.join(missing)}. Restore them, then publish again.")
-    card = metadata_load(root / "README.md") or {}
-    if card.get("sdk") != "gradio" or card.get("app_file") not in files:
-        raise PublishError("README.md must begin with the settings of a Space, with “sdk: gradio” and “app_file: app.py”.")
 
 
-def publish(
-    repo_id: str,
-    *,
-    root: Path = ROOT,
-    api: HfApi | None = None,
-    private: bool | None = None,
-    hardware: str | None = None,
-) -> str:
-    """Create the Space if it does not exist and upload the files; files that are no longer here are deleted there.
+def read_card(readme: str) -> tuple[dict[str, Any], str]:
+    """Front matter and text of README.md; without front matter the first is empty."""
+    found = re.match(r"---\n(.*?\n)---\n(.*)", readme, re.DOTALL)
+    return (yaml.safe_load(found[1]), found[2]) if found else ({}, readme)
+
+
+def dump_card(card: dict[str, Any]) -> str:
+    """Front matter as text, between its two lines of dashes."""
+    return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def adapt_card(card: dict[str, Any], repo_id: str, hardware: str, full: str | None, files: Sequence[str]) -> dict[str, Any]:
+    """The front matter for one Space: its hardware, its picture, and the models that are downloaded when it is built."""
+    card = {**card, "suggested_hardware": hardware}
+    if THUMBNAIL in files:
+        card["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
+    if full:
+        card |= {key: [*card.get(key, []), full] for key in ("models", "preload_from_hub")}
+    return card
+
+
+def adapt_requirements(text: str, hardware: str) -> str:
+    """requirements.txt with one version of torch, from PyTorch's index of CPU wheels for CPU hardware."""
+    on_cpu = hardware.startswith("cpu-")
+    for package, version in TORCH.items():
+        line = f"{package}=={version}{'+cpu' if on_cpu else ''}"
+        text, count = re.subn(rf"^{package}\b.*$", line, text, flags=re.MULTILINE)
+        if count != 1:
+            raise PublishError(f"requirements.txt must name {package} in exactly one line.")
+    return f"--extra-index-url {CPU_WHEELS}\n{text}" if on_cpu else text
+
+
+def make_plan(repo_id: str, *, root: Path = ROOT, hardware: str = ZEROGPU, full: str | None = None) -> Plan:
+    """All that would be sent to the Hub; needs no network.
 
     Args:
         repo_id: "user/space" or "organisation/space".
+        hardware: one of `SpaceHardware`.
+        full: Hub id of a decoder checkpoint for the full CLIP, with which the page opens; None: it opens with lite.
+
+    Raises:
+        PublishError: with a sentence that says what to do.
+    """
+    for each in filter(None, (repo_id, full)):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", each):
+            raise PublishError(f"“{each}” is no name on the Hub; give user/name.")
+    names = space_files(root)
+    check_files(names, root)
+    card, text = read_card((root / "README.md").read_text("utf-8"))
+    if card.get("sdk") != "gradio" or card.get("app_file") not in names:
+        raise PublishError("README.md must begin with the settings of a Space, with “sdk: gradio” and “app_file: app.py”.")
+    card = adapt_card(card, repo_id, hardware, full, names)
+    requirements = adapt_requirements((root / "requirements.txt").read_text("utf-8"), hardware)
+    adapted = {"README.md": (dump_card(card) + text).encode(), "requirements.txt": requirements.encode()}
+    files = {name: adapted.get(name, root / name) for name in names}
+    return Plan(repo_id, hardware, files, {"LDVC_MODEL": "full", "LDVC_FULL": full} if full else {}, card)
+
+
+def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None, move: bool = False) -> str:
+    """Create the Space if it does not exist and upload the files; files that are no longer here are deleted there.
+
+    Args:
         api: client of the Hub; None = one with the token of this machine.
-        private, hardware: of a new Space; None = the account's default, and the free hardware.
+        private: of a new Space; None = the account's default.
+        move: also put a Space that exists on the plan's hardware.
 
     Returns:
         Address of the Space.
@@ -98,28 +201,28 @@ def publish(
     Raises:
         PublishError: with a sentence that says what to do.
     """
-    files = space_files(root)
-    check_files(files, root)
     if api is None and get_token() is None:
         raise PublishError("There is no Hugging Face token on this machine. Run “hf auth login”, or set HF_TOKEN.")
-    api = api or HfApi()
+    api, repo_id = api or HfApi(), plan.repo_id
+    space: dict[str, Any] = {"repo_id": repo_id, "repo_type": "space"}
     try:
-        api.create_repo(
-            repo_id, repo_type="space", space_sdk="gradio", space_hardware=hardware, private=private, exist_ok=True
-        )
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="space",
-            folder_path=root,
-            allow_patterns=[name.replace("[", "[[]") for name in files],
-            delete_patterns=["ldvc/*", "assets/*"],
-            commit_message="Publish the page",
-        )
+        api.create_repo(**space, space_sdk="gradio", space_hardware=plan.hardware, private=private, exist_ok=True)
+        if move:
+            api.request_space_hardware(repo_id, plan.hardware)
+        for key, value in plan.variables.items():
+            api.add_space_variable(repo_id, key, value)
+        old = [name for name in api.list_repo_files(**space) if name.startswith(REPLACED) and name not in plan.files]
+        operations = [
+            *(CommitOperationAdd(name, content) for name, content in plan.files.items()),
+            *(CommitOperationDelete(name) for name in old),
+        ]
+        api.create_commit(**space, operations=operations, commit_message="Publish the page")
     except Exception as error:  # of the Hub's client, of Python, or of the HTTP library that the client uses
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         raise PublishError(
-            f"The Hub did not accept the Space {repo_id} ({reason}). Check the network, the name (user/space, a user that is "
-            "yours), and that the token may write; then run the same command again."
+            f"The Hub did not accept the Space {repo_id} on {plan.hardware} ({reason}). Check the network, the name "
+            "(user/space, a user that is yours), that the token may write, and that your account may have this hardware (a "
+            "free one: two Spaces on ZeroGPU); then run the same command again."
         ) from error
     return f"https://huggingface.co/spaces/{repo_id}"
 
@@ -129,22 +232,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.publish_space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--repo_id", help="user/space")
-    target.add_argument("--dry_run", action="store_true", help="list what would be uploaded and stop")
+    parser.add_argument("--repo_id", help="user/space")
+    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
     parser.add_argument("--private", action="store_true", help="only the owner sees a new Space")
-    parser.add_argument("--hardware", help="of a new Space, for example zero-a10g")
+    parser.add_argument(
+        "--hardware",
+        choices=[each.value for each in SpaceHardware],
+        help=f"default: {ZEROGPU} (ZeroGPU) for a new Space; one that exists is moved only if this is given",
+    )
+    parser.add_argument(
+        "--full",
+        help="Hub id of a decoder checkpoint that the page opens with; without it, a Space's variables stay as they are",
+    )
     args = parser.parse_args(arguments)
+    if not (args.repo_id or args.dry_run):
+        parser.error("give --repo_id user/space, or --dry_run")
     try:
+        plan = make_plan(args.repo_id or "user/space", hardware=args.hardware or ZEROGPU, full=args.full)
         if args.dry_run:
-            files = space_files()
-            sizes = [(ROOT / name).stat().st_size for name in files]
-            for size, name in zip(sizes, files, strict=True):
-                print(f"{size:>12,}  {name}")
-            print(f"{sum(sizes):>12,}  bytes in {len(files)} files ({sum(sizes) / 1e6:.1f} MB)")
-            check_files(files)
+            print(plan)
         else:
-            print("Published:", publish(args.repo_id, private=args.private or None, hardware=args.hardware))
+            print("Published:", publish(plan, private=args.private or None, move=args.hardware is not None))
     except PublishError as error:
         print(error, file=sys.stderr)
         return 1

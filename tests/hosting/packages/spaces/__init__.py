@@ -1,8 +1,9 @@
 """Stands in for Hugging Face's package `spaces`, which is there on every Space with Gradio.
 
-On ZeroGPU a decorated function runs in a forked process; on other hardware it stays as it is. As there, arguments and results
-travel as multiprocessing hands things over, and each call runs in a thread of its own. The process ends after the call: nothing
-that the function kept is there at the next one, which ZeroGPU does not promise either.
+On ZeroGPU a decorated function runs in a forked process; on other hardware it stays as it is. As there, the requested time must
+be left (the file LDVC_SPACES_QUOTA holds the seconds), errors are `gr.Error`, arguments and results travel as multiprocessing
+hands things over, and each call runs in a thread of its own. The process ends after the call: nothing that the function kept is
+there at the next one, which ZeroGPU does not promise either.
 """
 
 import json
@@ -10,10 +11,11 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
 RECORD = os.environ["LDVC_SPACES_RECORD"]
+QUOTA = os.environ["LDVC_SPACES_QUOTA"]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -34,6 +36,14 @@ def GPU(task=None, *, duration=None, size=None):
         return task
 
     def lent(*arguments, **options):
+        import gradio as gr
+
+        requested = duration(*arguments, **options) if callable(duration) else duration or 60
+        left = float(Path(QUOTA).read_text())
+        if requested > left:
+            times = f"{requested}s requested vs. {left:.0f}s left"
+            message = f"You have exceeded your ZeroGPU quota ({times}). Try again in 5:00:00. "
+            raise gr.Error(message, title="ZeroGPU quota exceeded", print_exception=False)
         answers = SimpleQueue(ctx=FORK)
         questions = SimpleQueue(ctx=FORK)
 
@@ -42,7 +52,7 @@ def GPU(task=None, *, duration=None, size=None):
             try:
                 answers.put((True, task(*given, **named)))
             except Exception as error:
-                answers.put((False, repr(error)))
+                answers.put((False, type(error).__name__))
 
         def in_thread() -> None:
             thread = threading.Thread(target=work)
@@ -52,14 +62,11 @@ def GPU(task=None, *, duration=None, size=None):
         process = FORK.Process(target=in_thread, daemon=True)
         process.start()
         questions.put((arguments, options))
-        start = time.perf_counter()
         fine, answer = answers.get()
         process.join()
-        note(
-            event="lent", duration=duration, seconds=time.perf_counter() - start, process=process.pid, main=os.getpid()
-        )
+        note(event="lent", duration=requested, process=process.pid, main=os.getpid())
         if not fine:
-            raise RuntimeError(answer)
+            raise gr.Error(answer, title="ZeroGPU worker error", print_exception=False)
         return answer
 
     return lent
