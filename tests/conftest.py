@@ -13,6 +13,7 @@ from open_clip.model import CLIP
 from ldvc.config import ModelConfig
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
 from tests.browsing import browser, url  # noqa: F401  fixtures of the page
+from tests.tiny import save_tiny_checkpoint
 
 TINY_ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
@@ -58,6 +59,20 @@ def tiny_clip(tiny_clip_folder: Path) -> FrozenClip:
 @pytest.fixture
 def tiny_config(tiny_clip_folder: Path) -> ModelConfig:
     return ModelConfig(clip=str(tiny_clip_folder), visual_prompts=3, decoder_layers=2, decoder_heads=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All decoders with random weights; see `tests/tiny.py`."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets and configuration for trainings of a few steps."""
+    from tests.tiny_run import make_root  # loads the trainer
+
+    return make_root(tmp_path_factory.mktemp("root"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ CONCEPTS = ["zebra", "teapot", "violin", "bridge", "lamp", "river"]
 SETTINGS = """
 model: {{clip: {clip}, visual_prompts: 2, decoder_layers: 2, decoder_heads: 4, regions: 2, topk: 2}}
 data: {root}/data
+cache_dir: {root}/cache
 sets: {{meadow: 0.5, pets: 0.5}}
 unseen: lite_experiment
 crop: 64

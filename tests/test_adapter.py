@@ -28,6 +28,5 @@ def test_stays_in_float32_under_autocast() -> None:
     classes, pictures = torch.randn(5, 16), torch.randn(3, 16)
     adapter = TextAdapter(16, start_at_identity=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(adapter(classes, pictures), adapter(classes, pictures).float())
         under_autocast = adapter(classes, pictures)
     torch.testing.assert_close(under_autocast, adapter(classes, pictures))

@@ -18,8 +18,6 @@ def test_candidates_run_in_turn_and_warm_up_is_not_counted() -> None:
     calls = []
     seconds = in_turn({name: lambda name=name: calls.append(name) for name in "ab"}, 3, "wall", "cpu")
     assert calls == ["a", "b"] * 4 and [len(values) for values in seconds.values()] == [3, 3]
-    slow = in_turn({"busy": lambda: sum(range(300_000)), "idle": lambda: None}, 2, "cpu", "cpu")
-    assert min(slow["busy"]) > max(slow["idle"])
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.3, 2.0])
@@ -46,12 +44,12 @@ def content(ldvc: float, lcsa: float) -> dict:
     }
 
 
-def test_summary_names_medians_ratios_and_bars() -> None:
-    text, bars = summarize(content(1.2, 0.5))
+def test_summary_names_medians_ratios_and_limits() -> None:
+    text, limits = summarize(content(1.2, 0.5))
     assert "| zegclip | 3000.0 | 2000.0 | 1.00 | 5 |" in text and "| ldvc | 1200.0 | 500.0 | 1.20 |" in text
     assert "| 64 x 64 | 500.0 | 500.0 | 1000.0 | 1000.0 | 0.50 |" in text
     assert "tokens^1.00 for LCSA and with tokens^2.00" in text
-    assert [round(value, 2) for value, _ in bars.values()] == [1.2, 0.5, 1.0] and "MISSED" not in text
+    assert [round(value, 2) for value, _ in limits.values()] == [1.2, 0.5, 1.0] and "MISSED" not in text
     assert summarize(content(1.3, 0.7))[0].count("MISSED") == 2
 
 
@@ -74,11 +72,8 @@ def test_it_runs_and_measures_memory_in_a_process_of_its_own(
 
 def test_check_fails_if_a_limit_is_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--sections", "attention", "--check"]
-    for lcsa, code in ((0.5, None), (0.7, 1)):
-        monkeypatch.setattr(benchmark, "attention", lambda options, lcsa=lcsa: content(1.0, lcsa)["attention"])
-        if code is None:
-            benchmark.main(words)
-        else:
-            with pytest.raises(SystemExit) as end:
-                benchmark.main(words)
-            assert end.value.code == code
+    monkeypatch.setattr(benchmark, "attention", lambda options: content(1.0, 0.5)["attention"])
+    benchmark.main(words)
+    monkeypatch.setattr(benchmark, "attention", lambda options: content(1.0, 0.7)["attention"])
+    with pytest.raises(SystemExit, match="1"):
+        benchmark.main(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from ldvc.calibration import Calibration
 from tests.colours import colour_predictor, halves
@@ -22,9 +21,3 @@ def test_absent_settings_take_their_defaults() -> None:
     assert Calibration.from_metadata(None) == Calibration.from_metadata({}) == Calibration(1.0, 0.0, 0.5)
     assert Calibration.from_metadata({"scale": 2, "note": "left out"}) == Calibration(scale=2.0)
     assert Calibration.from_metadata({"threshold": 0}).threshold == 0.0
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
-def test_a_threshold_that_is_no_score_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match=r"threshold must be in 0\.\.1"):
-        Calibration(threshold=threshold)

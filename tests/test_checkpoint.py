@@ -234,30 +234,14 @@ def test_hub_id_without_network_says_what_to_do(offline: None) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"decoder": "best"},
-        {"template": "a photo"},
-        {"template": "a photo-of-{}"},
-        {"template": "{} in a photo"},
-        {"topk": 0},
-        {"decoder_layers": 2.5},
-        {"lcsa_gate_init": "x"},
-        {"local_conv": "maybe"},
-        {"visual_prompts": -1},
-        {"visual_prompt_dropout": 1.0},
-        {"recipe": "zero"},
-        {"clip": 3},
-        {"surprise": 1},
+        {"decoder": "best"}, {"template": "a photo"}, {"template": "a photo-of-{}"}, {"template": "{} in a photo"}, {"topk": 0},
+        {"decoder_layers": 2.5}, {"lcsa_gate_init": "x"}, {"local_conv": "maybe"}, {"visual_prompts": -1},
+        {"visual_prompt_dropout": 1.0}, {"recipe": "zero"}, {"clip": 3}, {"surprise": 1},
     ],
-)
+)  # fmt: skip
 def test_impossible_configurations_are_refused(change: dict) -> None:
     with pytest.raises(CheckpointError, match=next(iter(change)).split("_")[0]):
         ModelConfig.from_dict(change)
-
-
-def test_configuration_round_trip() -> None:
-    config = ModelConfig(decoder="zegclip", recipe="published", topk=2)
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert ModelConfig.from_dict({}) == ModelConfig()
 
 
 # ---- CLIP weights
@@ -321,13 +305,6 @@ def test_open_clip_folder(tiny_architecture: dict, tmp_path: Path) -> None:
     clip = build_clip(str(tmp_path))
     assert clip.mean == (0.1, 0.2, 0.3) and clip.std == (0.4, 0.5, 0.6)
     assert torch.equal(clip.model.visual.proj, model.visual.proj)
-
-
-def test_our_folder_is_half_on_disk_and_split(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
-    stored = load_tensors(tiny_clip_folder, dtype=None)
-    assert stored["token_embedding.weight"].dtype == torch.float16
-    assert tiny_clip.model.token_embedding.weight.dtype == torch.float32
-    assert tiny_clip.mean == (0.5, 0.5, 0.5) and tiny_clip.tokenizer(["dog"]).shape == (1, 24)
 
 
 def test_weights_of_another_architecture_are_named(tiny_name: str, tmp_path: Path) -> None:

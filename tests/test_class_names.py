@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from ldvc.class_names import MAX_NAMES, NONE_WORDS, ClassName, SeenNames, drop_none_words, parse_names
+from ldvc.class_names import (
+    MAX_NAMES,
+    NONE_WORDS,
+    ClassName,
+    SeenNames,
+    drop_none_words,
+    load_classes,
+    load_split,
+    parse_names,
+)
 from ldvc.errors import InvalidNamesError
 
 
@@ -184,3 +193,25 @@ def test_hyphens_separate_kinds_in_coco_stuff_only() -> None:
     seen = SeenNames(["wall-brick", "fire-hydrant", "T-shirt", "ice-cream"])
     assert seen.source("wall") == "wall-brick" and "T-shirts" in seen and "fire hydrant" in seen
     assert not [word for word in ("fire", "t", "ice", "cream") if word in seen]
+
+
+@pytest.mark.parametrize(
+    "classes, split", [("voc20", "voc12"), ("coco_stuff171", "coco_stuff"), ("context59", "context")]
+)
+def test_on_its_own_benchmark_exactly_the_split_is_unseen(classes: str, split: str) -> None:
+    names, unseen = load_classes(classes), load_split(split)
+    held_out = SeenNames(unseen)
+    learned = SeenNames(name for name in names if name not in held_out)
+    left = {name for name in names if name not in learned}
+    assert len(left) == len(unseen) and "no such thing" not in learned
+
+
+def test_synonyms_of_learned_names_count_as_seen() -> None:
+    learned = SeenNames(name for name in load_classes("coco_stuff171") if name not in load_split("coco_stuff"))
+    voc = {name: learned.source(name) for name in load_classes("voc20")}
+    assert [name for name, by in voc.items() if by is None] == ["cow"]
+    assert (voc["sofa"], voc["tv monitor"], voc["motorbike"]) == ("couch", "tv", "motorcycle")
+    context = {name: learned.source(name) for name in load_classes("context59")}
+    assert (context["sky"], context["shelves"], context["sidewalk"]) == ("sky-other", "shelf", "pavement")
+    unseen = {name for name, by in context.items() if by is None}
+    assert {"cow", "grass", "road", "tree"} <= unseen and not unseen & {"wall", "water", "window", "dog"}

@@ -69,6 +69,6 @@ def test_accelerate_launch_with_several_processes_on_a_cpu_is_refused(root: Path
 
 
 def test_the_shipped_launch_configuration_parses() -> None:
-    """With accelerate's own class; no machine with several GPUs was at hand."""
+    """With accelerate's own class; no test machine has several GPUs."""
     config = load_config_from_file(str(REPOSITORY / "train" / "configs" / "accelerate" / "ddp.yaml"))
     assert config.distributed_type == "MULTI_GPU" and config.num_processes >= 2 and config.mixed_precision == "no"

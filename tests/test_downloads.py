@@ -6,27 +6,27 @@ import io
 import json
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ldvc.export import KINDS, Identity, OverlayStyle, make_file, safe_name
 from ldvc.predictor import Predictor
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for, rgb
-from ldvc.web.downloads import KINDS, Identity, OverlayStyle, make_file, safe_name
 from ldvc.web.models import LoadedModel
 from ldvc.web.tabs.segment import DOWNLOADS
-from tests.tiny import save_tiny_checkpoint
 
 EVIL = "<img src=x onerror=alert(1)>"
 IDENTITY = Identity("tiny", "0" * 64)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return LoadedModel(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))))
+def model(tiny_checkpoint: Path) -> LoadedModel:
+    return LoadedModel(str(tiny_checkpoint))
 
 
 @pytest.fixture(scope="module")

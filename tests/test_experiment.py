@@ -70,7 +70,7 @@ def test_runs_are_planned_summarised_and_shown(tmp_path: Path) -> None:
     assert line["mIoU_U"]["mean"] is None
     text = experiment.markdown(content, "about")
     assert "| ldvc | 2 | 0.500 ± 0.141 |" in text and "| clip | 1 | 0.200 |" in text
-    assert "| CLIP-RC | quoted: " in text and "| - | 0.928 | 0.844 | 0.884 |" in text
+    assert "| CLIP-RC | quoted: " in text and "| - | - | - | - | - | 0.928 | 0.844 | 0.884 |" in text
     with pytest.raises(experiment.ConfigError, match="no_distillation"):
         experiment.read_ablations(["nonsense"])
 

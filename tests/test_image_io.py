@@ -75,18 +75,10 @@ def test_unusable_pictures_are_refused_with_a_sentence(tmp_path: Path, monkeypat
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "bare.tif").write_bytes(b"II*\0\x08\0\0\0" + bytes(6))  # a TIFF without dimensions: Pillow's TypeError
     bad = [
-        tmp_path / "text.jpg",
-        tmp_path / "cut.png",
-        tmp_path / "empty.png",
-        tmp_path / "bare.tif",
-        tmp_path / "missing.png",
-        tmp_path,
-        np.zeros((0, 5, 3), np.uint8),
-        np.zeros((5, 5, 3), np.float32),
-        np.zeros((5, 5, 2), np.uint8),
-        None,
-        7,
-    ]
+        tmp_path / "text.jpg", tmp_path / "cut.png", tmp_path / "empty.png", tmp_path / "bare.tif",
+        tmp_path / "missing.png", tmp_path, np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 2), np.uint8), None, 7,
+    ]  # fmt: skip
     for source in bad:
         with pytest.raises(InvalidImageError, match=r"\.$"):
             load_picture(source)

@@ -21,13 +21,6 @@ def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: floa
     return -alpha_t * (1 - p_t) ** gamma * p_t.log()
 
 
-def test_focal_of_a_fair_coin_by_hand() -> None:
-    # p = 0.5: 0.25 * 0.5^2 * ln 2 for a positive, 0.75 * 0.5^2 * ln 2 for a negative
-    logits, target = torch.zeros(1, 1, 2), torch.tensor([[[True, False]]])
-    value = focal_sum(logits, target, torch.ones(1, 1, 2))
-    assert value.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
-
-
 @pytest.mark.parametrize("gamma", [2.0, 1.5, 0.0])
 def test_focal_and_its_gradient_equal_the_formula(gamma: float) -> None:
     logits = (torch.randn(70, 5, 6, dtype=torch.float64) * 4).requires_grad_()  # more rows than one slice
@@ -187,11 +180,3 @@ def test_attention_loss_is_its_definition() -> None:
     logits.requires_grad_(True)
     attention_loss(logits, labels, annotated).backward()
     assert logits.grad.isfinite().all() and not logits.grad[~annotated].any() and not logits.grad[1].any()
-
-
-def test_attention_loss_is_zero_where_the_attention_is_right() -> None:
-    labels = torch.tensor([[[0, 1, BACKGROUND]]])
-    logits = torch.tensor([[[[50.0, -50.0, -3.0]], [[-50.0, 50.0, -3.0]]]])
-    assert attention_loss(logits, labels, torch.ones(1, 2, dtype=torch.bool)).item() == pytest.approx(0, abs=1e-6)
-    nothing = attention_loss(logits, torch.full_like(labels, VOID), torch.ones(1, 2, dtype=torch.bool))
-    assert nothing.item() == 0

@@ -36,35 +36,6 @@ def jaccard(truth: np.ndarray, guess: np.ndarray) -> float:
     return float(np.logical_and(truth, guess).sum() / union) if union else 0.0
 
 
-@pytest.mark.parametrize("classes", [2, 7])
-def test_confusion_iou_and_accuracy_equal_their_definitions(classes: int) -> None:
-    target = torch.randint(-2, classes, (3, 17, 11))
-    prediction = torch.where(torch.rand(3, 17, 11) < 0.5, target.clamp(min=0), torch.randint(0, classes, (3, 17, 11)))
-    matrix = ConfusionMatrix(classes)
-    for photo in range(3):
-        matrix.update(target[photo], prediction[photo])
-    kept = target >= 0
-    truth, guess = target[kept].numpy(), prediction[kept].numpy()
-    labels = list(range(classes))
-    counts = [[((truth == row) & (guess == column)).sum() for column in labels] for row in labels]
-    np.testing.assert_array_equal(matrix.counts.numpy(), counts)
-    expected = np.array([jaccard(truth == label, guess == label) for label in labels])
-    np.testing.assert_allclose(matrix.iou().numpy(), expected)
-    assert matrix.pixel_accuracy() == pytest.approx((truth == guess).mean())
-    seen = [index % 2 == 0 for index in labels]
-    assert mean_iou(matrix.iou(), seen) == pytest.approx(expected[::2].mean())
-
-
-def test_a_class_without_ground_truth_stays_out_of_the_mean() -> None:
-    matrix = ConfusionMatrix(3)
-    matrix.update(torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
-    iou = matrix.iou()
-    assert iou[:2].tolist() == [0.5, 1.0] and math.isnan(iou[2])
-    assert mean_iou(iou) == 0.75
-    assert math.isnan(mean_iou(iou, [False, False, True])) and math.isnan(mean_iou(iou, [False] * 3))
-    assert math.isnan(ConfusionMatrix(2).pixel_accuracy())
-
-
 def by_sklearn(target: np.ndarray, prediction: np.ndarray, classes: int) -> dict[str, np.ndarray | float]:
     """The same measures from scikit-learn, void left out; classes without ground truth are NaN, as we define it."""
     truth, guess = target[target >= 0], prediction[target >= 0]
@@ -190,15 +161,6 @@ def test_fragments_equal_a_flood_fill(share: float) -> None:
         assert fragments(mask, smallest) == slow_fragments(mask, smallest)
 
 
-def test_fragments_touch_at_corners_and_have_64_pixels() -> None:
-    mask = np.zeros((40, 40), dtype=bool)
-    mask[:8, :8] = mask[8:16, 8:16] = True  # two squares that share a corner
-    mask[30:37, 30:39] = True  # 63 pixels
-    assert fragments(mask) == 1
-    mask[37, 30] = True
-    assert fragments(mask) == 2 and fragments(np.zeros((3, 3), dtype=bool)) == 0
-
-
 def test_mask_iou_equals_scikit_learn() -> None:
     guess, truth = np.random.default_rng(1).random((2, 9, 13)) < 0.3
     assert mask_iou(guess, truth) == pytest.approx(jaccard_score(truth.ravel(), guess.ravel()))
@@ -225,27 +187,12 @@ def test_background_curve_equals_brute_force() -> None:
             right.append((guess == truth).numpy())
             ious += [jaccard((truth == name).numpy(), (guess == name).numpy()) for name in (0, 1)]
         assert curve.right()[bin_] == pytest.approx(np.mean(right)), bin_
-        assert curve.iou_present()[bin_] == pytest.approx(np.mean(ious)), bin_
+        assert curve.mean_iou()[bin_] == pytest.approx(np.mean(ious)), bin_
     other = BackgroundCurve()
     other.update(torch.randn(300) * 2 - 3, torch.zeros(300).long(), torch.zeros(300).long(), present=1)
     place = int(round((best_threshold([curve, other, BackgroundCurve()]) - curve.low) / 0.02))
-    total = sum(each.right() + each.iou_present() for each in (curve, other))
+    total = sum(each.right() + each.mean_iou() for each in (curve, other))
     assert total.max() == total[place]
-
-
-def test_threshold_curve_equals_brute_force() -> None:
-    curve = ThresholdCurve()
-    logits = torch.randn(4, 9, 13) * 6
-    truth, valid = torch.rand(4, 9, 13) < 0.3, torch.rand(9, 13) < 0.8
-    curve.update(logits[:1], truth[:1], valid)
-    curve.update(logits[1:], truth[1:], valid)
-    for threshold in (-6.0, -0.5, 0.0, 3.0):
-        mask = (logits >= threshold)[:, valid].numpy()
-        scores = [jaccard(truth[pair][valid].numpy(), mask[pair]) for pair in range(4)]
-        assert iou_at(curve, threshold) == pytest.approx(np.mean(scores), abs=1e-9)
-    x = torch.tensor(curve.edges[:-1] + 0.05)[((logits - curve.low) / 0.1).floor().long()]
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(0.7 * x - 0.2, truth.double(), reduction="none")
-    assert curve.log_loss(0.7, -0.2) == pytest.approx(expected[:, valid].mean().item(), rel=1e-6)
 
 
 def test_threshold_curves_of_several_processes_add_up() -> None:

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from train import benchmark, config, evaluate, experiment, train
+from train import benchmark, config, evaluate, experiment, prepare, train
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*.md")), *sorted(ROOT.glob("docs/*.md"))]
-PARSERS = {"train.py": train, "evaluate.py": evaluate, "experiment.py": experiment, "benchmark.py": benchmark}
+PARSERS = {
+    "train.py": train,
+    "evaluate.py": evaluate,
+    "experiment.py": experiment,
+    "benchmark.py": benchmark,
+    "prepare.py": prepare,
+}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -22,7 +28,7 @@ def commands() -> list[tuple[str, str]]:
     for document in DOCUMENTS:
         for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.search(r"\btrain/(train|evaluate|experiment|benchmark)\.py", line):
+                if re.search(r"\btrain/(train|evaluate|experiment|benchmark|prepare)\.py", line):
                     found.append((document.name, line))
     return found
 

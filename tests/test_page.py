@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ldvc.visualize import rgb
+from ldvc.web.inputs import read_examples
 from tests.browsing import DOG, EVIL, ROOT, Visitor, set_range
 
 
@@ -193,6 +194,28 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
     assert "LDVC_FULL" in page.locator("#model-problem [role=status]").inner_text()
 
 
+def test_of_two_quick_clicks_on_examples_the_last_counts(visitor: Visitor) -> None:
+    """Whatever Gradio sends for two clicks in one moment, and in which order it is answered."""
+    page, examples, busy = visitor.page, read_examples(), set()
+    page.locator("#examples button").nth(3).wait_for()
+    page.on("request", lambda request: busy.add(request) if request.method == "POST" else None)
+    page.on("requestfinished", lambda request: busy.discard(request))
+    for first, last in ((3, 0), (1, 2), (2, 3)):
+        page.evaluate(
+            "order => order.forEach(index => document.querySelectorAll('#examples button')[index].click())", [first, last]
+        )
+        while busy:
+            page.wait_for_event("requestfinished")
+        page.locator(f"#examples [data-chosen='{last}']").wait_for()
+        names = examples[last][2]
+        page.wait_for_function("names => document.querySelector('#names textarea').value === names", arg=names)
+        page.wait_for_function(
+            "names => [...document.querySelectorAll('#chips .ldvc-name')].map(each => each.innerText).join(', ') === names",
+            arg=names,
+        )
+        assert Path(examples[last][0]).name in page.locator("#photo img").get_attribute("src")
+
+
 def test_two_visitors_see_their_own(browser, url: str) -> None:
     """Both are on the page at once, press at the same time, and go on: neither sees the other's photo or names."""
     visitors = [Visitor(browser, url), Visitor(browser, url)]
@@ -212,32 +235,6 @@ def test_two_visitors_see_their_own(browser, url: str) -> None:
         assert name == f"{photo.stem}-segmentation.json"
         assert [each["name"] for each in json.loads(content)["classes"]] == names.split(", ")
         visitor.close()
-
-
-def test_phone_in_the_dark(browser, url: str) -> None:
-    """At the width of a phone nothing sticks out, and every tab can be reached."""
-    visitor = Visitor(browser, url, width=390, dark=True)
-    page = visitor.page
-    page.locator("#examples button").nth(2).click()
-    page.locator("#photo img").wait_for()
-    visitor.segment()
-    visitor.wait_for_answer()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    asked = page.locator("#names textarea").input_value()
-    visitor.type_names(f"dog, {80 * 'w'}")
-    page.locator("#chips li").get_by_text(80 * "w").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the longest name that may be asked for"
-    visitor.type_names(asked)
-    for title in ("Attention", "Routing", "Space", "Compare", "Segment"):  # what is in them: tests/test_page_tabs.py
-        tab = page.get_by_role("tab", name=title)
-        tab.click()
-        page.locator(f"#tab-{title.lower()}").wait_for()
-        box = tab.bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, title
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, title
-    canvas = page.locator("#overlay canvas").bounding_box()
-    assert canvas["x"] >= 0 and 300 < canvas["width"] <= 390, "the painted photo has the width of the phone"
-    visitor.close()
 
 
 def test_program(url: str) -> None:

@@ -154,6 +154,8 @@ def test_the_error_for_an_unknown_set_lists_the_data_folder(tmp_path: Path) -> N
     assert "voc2012" in str(caught.value) and "dataset.json" in str(caught.value)
     with pytest.raises(DataError, match="at least 1"):
         open_sets(tmp_path, ["pets"], "train", every={"pets": 0})
+    with pytest.raises(DataError, match="--data"):
+        open_sets(tmp_path / "nowhere", ["pets"], "train")
 
 
 @pytest.mark.parametrize(

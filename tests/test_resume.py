@@ -45,7 +45,7 @@ def same_end(left: Path, right: Path) -> None:
 @pytest.mark.parametrize(
     ("processes", "changes"),
     [
-        (1, ("num_workers=1", "log_steps=4", "checkpointing_steps=1")),
+        (1, ("num_workers=1", "log_steps=4", "checkpointing_steps=1", "views_per_photo={meadow: 2, pets: 1}")),
         (1, ("gradient_accumulation_steps=2", "decoder=zegclip")),
         (2, ("gradient_accumulation_steps=2", "checkpoints_total_limit=1")),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +13,13 @@ import torch
 from ldvc.embedding_space import cosine_distance, fit_plane, movement_of, shared_space, similarity_to_class, unit
 from ldvc.errors import LdvcError
 from ldvc.predictor import Predictor
-from tests.tiny import save_tiny_checkpoint
 
 NAMES = ["dog", "grass", "zebra"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def results(checkpoint: str) -> dict:
-    main = Predictor.from_pretrained(checkpoint, decoder="ldvc", device="cpu")
+def results(tiny_checkpoint: Path) -> dict:
+    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="ldvc", device="cpu")
     photo = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
     image = main.encode_image(photo)
     return {decoder: main.sibling(decoder).segment(NAMES, image=image, features=True) for decoder in ("ldvc", "zegclip")}
@@ -105,9 +100,9 @@ def test_both_decoders_share_one_plane(results: dict) -> None:
     assert (low, high) == pytest.approx((projected[:, 1].min(), projected[:, 1].max()))
 
 
-def test_several_windows(checkpoint: str) -> None:
+def test_several_windows(tiny_checkpoint: Path) -> None:
     """Patches of all windows count; class embeddings are averaged over windows."""
-    main = Predictor.from_pretrained(checkpoint, decoder="zegclip", device="cpu")
+    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="zegclip", device="cpu")
     main.inference = {"short_side": 64, "window": 64, "stride": 48}
     photo = np.random.default_rng(2).integers(0, 255, (64, 128, 3), dtype=np.uint8)
     result = main.segment(NAMES, image=main.encode_image(photo), features=True)
@@ -118,8 +113,8 @@ def test_several_windows(checkpoint: str) -> None:
     assert np.allclose(found.embedding_drift, by_hand)
 
 
-def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
-    main = Predictor.from_pretrained(checkpoint, decoder="zegclip", device="cpu")
+def test_synonyms_have_an_embedding_each(tiny_checkpoint: Path) -> None:
+    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="zegclip", device="cpu")
     image = main.encode_image(np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     result = main.segment(["sofa | couch", "grass"], image=image, features=True)
     found = movement_of(result)
@@ -130,8 +125,8 @@ def test_synonyms_have_an_embedding_each(checkpoint: str) -> None:
     assert np.allclose(found.similarity_after, expected)
 
 
-def test_features_are_only_kept_on_request(checkpoint: str) -> None:
-    main = Predictor.from_pretrained(checkpoint, decoder="ldvc", device="cpu")
+def test_features_are_only_kept_on_request(tiny_checkpoint: Path) -> None:
+    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="ldvc", device="cpu")
     image = main.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))
     with pytest.raises(LdvcError, match="features=True"):
         movement_of(main.segment(NAMES, image=image))

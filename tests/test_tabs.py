@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldvc.export import KINDS
 from ldvc.predictor import COMPANY, Predictor
 from ldvc.web import html, texts
 from ldvc.web.api import Api, layer_and_head
-from ldvc.web.downloads import KINDS
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer, Session
@@ -137,7 +137,7 @@ def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answ
     assert not np.asarray(Image.open(files["mask.png"])).any(), "nothing reaches the threshold 1"
     for make in makers:
         _, problem = make(values(tab))
-        assert problem.visible and html.problem(FORGOTTEN) == problem.value
+        assert html.problem(FORGOTTEN) == problem
 
 
 # ---- attention --------------------------------------------------------------------------------------------------------
@@ -151,6 +151,8 @@ def test_attention_follows_its_widgets(tabs: dict, answer: Answer) -> None:
     assert (LCSA_OFF, False) in answer.results
     changes = tab.draw(answer, values(tab, layer=7, head=99))  # of a checkpoint with more of them
     assert value(changes[tab.layer]) == 1 and value(changes[tab.head]) == -1
+    table, slider = tab.draw_table(answer, values(tab, layer=0)), tab.draw_slider(answer, values(tab, layer=0))
+    assert set(table) == {tab.note, tab.grid} and set(slider) == {tab.slider}, "they are drawn apart"
     grids = {tab.draw(answer, values(tab, layer=layer, head=head))[tab.grid] for layer in (0, 1) for head in (-1, 0, 1)}
     assert len(grids) == 6
     assert value(tab.draw(answer, values(tab, alone="zebra"))[tab.name]) == "zebra"
@@ -246,7 +248,7 @@ def test_attention_for_programs(api: Api, segmenter: Segmenter, photo: str) -> N
 
 
 def test_company_for_programs(api: Api, photo: str) -> None:
-    """Each call says for itself whether there is company."""
+    """Each call decides whether there is company."""
     session = None
     for use_company in (True, False, True):
         *_, data, session = api.attention(photo, "dog", "dog", use_company=use_company, session=session)

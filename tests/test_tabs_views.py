@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import re
 from dataclasses import replace
@@ -17,10 +18,10 @@ from ldvc.embedding_space import movement_of, shared_space
 from ldvc.predictor import Predictor
 from ldvc.visualize import colours_for, heat_table
 from ldvc.web import texts
-from ldvc.web.html import grey_photo, heat_uri, number, photo_uri, scale_bar
+from ldvc.web.html import GREY, heat_uri, number, photo_uri, scale_bar
 from ldvc.web.tabs import attention, compare
 from ldvc.web.tabs.attention import Column, attention_grid, attention_slider, value_range
-from ldvc.web.tabs.compare import Painted, compare_html
+from ldvc.web.tabs.compare import Painted, compare_html, paint_all
 from ldvc.web.tabs.routing import BARS, RoutedPatch, route_html
 from ldvc.web.tabs.segment import MAPS_SHOWN, class_maps, viewer_data
 from ldvc.web.tabs.space import LABELS, LINE, MOVED, PATCHES, Frame, space_html, spread
@@ -116,10 +117,11 @@ def test_the_browser_has_all_it_needs_to_paint(results: dict) -> None:
 
 
 def test_class_maps(predictor: Predictor, results: dict) -> None:
-    page = Page(class_maps(results["ldvc"]))
+    page = Page(class_maps(results["ldvc"], photo="data:"))
     assert len(page.all("img")) == 3 and EVIL in page.text and all("Score of" in each["alt"] for each in page.all("img"))
     names = [f"thing {index}" for index in range(MAPS_SHOWN + 5)]
-    many = class_maps(predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture)))
+    result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture))
+    many = class_maps(result, photo="data:")
     assert many.count("<figure") == MAPS_SHOWN and f"The {MAPS_SHOWN} classes that cover most" in many
 
 
@@ -133,8 +135,8 @@ def columns(results: dict) -> list[Column]:
 
 
 def test_attention_grid(columns: list[Column], results: dict) -> None:
-    photo = grey_photo(results["ldvc"].picture)
-    source = attention_grid(columns, TITLES, [True, False, True], COLOURS, [0, 1], photo=photo, rescale=False)
+    photo = photo_uri(results["ldvc"].picture, **GREY)
+    source = attention_grid(columns, [0, 1], photo=photo, rescale=False)
     page = Page(source)
     heats = page.all("img")
     assert len(heats) == 2 * 3 and len(page.all("figure", "ldvc-map-missing")) == 2
@@ -162,7 +164,7 @@ def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column]) -> Non
     low, high = value_range(columns, [1], rescale=True)
     shown = np.concatenate([column.maps[1].ravel() for column in columns if column.maps is not None])
     assert (low, high) == (pytest.approx(shown.min()), pytest.approx(shown.max()))
-    page = Page(attention_grid(columns, TITLES, [True] * 3, COLOURS, [1], photo="data:", rescale=True))
+    page = Page(attention_grid(columns, [1], photo="data:", rescale=True))
     assert attention.RESCALED in page.text
     assert number(low) in page.text or number(low, 3) in page.text
     brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
@@ -171,41 +173,37 @@ def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column]) -> Non
 
 def test_attention_inside_and_outside_the_mask(results: dict) -> None:
     """Measured where the map is drawn, against the decoder's own answer, threshold included; a dash where there is none."""
-    result = results["ldvc"]
-    best, scores = result.best_at(result.size)
-    result.background = float(np.quantile(scores, 0.3))
-    try:
-        column = Column.of("ldvc", result, layer=-1, head=None)
-    finally:
-        result.background = None
+    result = copy.copy(results["ldvc"])
+    result.background = float(np.quantile(result.best_at(result.size)[1], 0.3))
+    column = Column.of("ldvc", result, layer=-1, head=None)
     assert (column.labels < 0).mean() == pytest.approx(0.3, abs=0.1)
-    page = Page(attention_grid([column], TITLES, [True] * 3, COLOURS, [0, 1, 2], photo="data:", rescale=False))
+    page = Page(attention_grid([column], [0, 1, 2], photo="data:", rescale=False))
     captions = re.findall(r"inside its mask (–|<?\d+%), outside (–|<?\d+%)", page.text.replace("\u202f", ""))
     drawn = result.attention_at(result.cross_attention(), column.labels.shape)
     assert len(captions) == 3
     for index, said in enumerate(captions):
         for share, part in zip(said, (column.labels == index, column.labels != index), strict=True):
             assert share == (f"{drawn[index][part].mean() * 100:.0f}%" if part.any() else "–")
-    alone = replace(column, labels=np.zeros_like(column.labels))
-    assert alone.inside_outside(0)[1] is None and alone.inside_outside(1)[0] is None
-    assert alone.inside_outside(0)[0] == pytest.approx(drawn[0].mean())
+    result.background = 1.1  # nothing reaches it
+    nothing = Column.of("ldvc", result, layer=-1, head=None)
+    assert nothing.inside_outside(0) == (None, pytest.approx(drawn[0].mean()))
 
 
 def test_company_has_a_row(predictor: Predictor) -> None:
     photo = np.random.default_rng(4).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL))
+    result.background = None
     columns = [Column.of("ldvc", result, layer=-1, head=0), Column("zegclip")]
     assert np.allclose(columns[0].company + columns[0].maps[0], 1, atol=1e-6)
-    page = Page(attention_grid(columns, ["dog"], [True], COLOURS, [0], photo="data:", rescale=False))
+    assert columns[0].inside_outside(0)[1] is None, "a single name without a threshold covers the photo"
+    page = Page(attention_grid(columns, [0], photo="data:", rescale=False))
     assert f"{texts.COMPANY}: wall, {EVIL} {attention.COMPANY_HELP}" in page.text
     heats = page.all("img")
     assert len(heats) == 2 and texts.COMPANY in heats[1]["alt"] and len(page.all("figure", "ldvc-map-missing")) == 2
     expected = heat_table()[(columns[0].enlarged(columns[0].company, 112) * 255).round().astype(int)]
     assert np.abs(pixels(heats[1]["src"]) - expected).max() <= 4  # one of 255 steps
     patch = RoutedPatch.of(result, 0, 0, layer=-1, head=0)
-    assert number(float(columns[0].company[0, 0])) in Page(
-        route_html(patch, ["dog"], [True], COLOURS, photo="data:", layer=1, head=0)
-    ).text
+    assert number(float(columns[0].company[0, 0])) in Page(route_html(patch, result, photo="data:", layer=1, head=0)).text
 
 
 def test_slider(columns: list[Column]) -> None:
@@ -274,7 +272,7 @@ def test_patch_in_sliding_windows(predictor: Predictor) -> None:
 def test_route_draws_what_was_found(results: dict) -> None:
     result = results["ldvc"]
     patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
-    source = route_html(patch, TITLES, [True, False, True], COLOURS, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
+    source = route_html(patch, result, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
     page = Page(source)
     sides = ("x", "y", "width", "height")
     regions = [tuple(float(rect[side]) for side in sides) for rect in page.all("rect", "ldvc-region")]
@@ -306,7 +304,7 @@ def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
     photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment(names, image=predictor.encode_image(photo))
     patch = RoutedPatch.of(result, 0, 0, layer=-1, head=None)
-    page = Page(route_html(patch, names, result.seen, colours_for(names), photo="data:", layer=0, head=None))
+    page = Page(route_html(patch, result, photo="data:", layer=0, head=None))
     assert "and 5 more names" in page.text
     listed = [name for name in names if re.search(rf"{name}(?!\d)", page.text)]
     assert set(listed) >= {names[i] for i in np.argsort(-patch.shares)[:BARS]}
@@ -374,30 +372,28 @@ def test_labels_do_not_cover_each_other() -> None:
 
 
 def test_compare_html(results: dict) -> None:
-    painted = [Painted.of(decoder, results[decoder], COLOURS) for decoder in ("clip", "zegclip", "ldvc")]
-    source = compare_html([*painted[:2], "ldvc_without_lcsa", painted[2]], TITLES, [True, False, True], COLOURS)
-    page = Page(source)
+    pictures = paint_all([None if decoder == "ldvc_without_lcsa" else results[decoder] for decoder in compare.DECODERS])
+    painted = {decoder: picture for decoder, picture in pictures.items() if picture is not None}
+    page = Page(compare_html(pictures))
     assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and texts.DECODER_MISSING in page.text
-    for picture, image in zip(painted, page.all("img"), strict=True):
+    for (decoder, picture), image in zip(painted.items(), page.all("img"), strict=True):
         shown = pixels(image["src"])
         assert shown.shape == picture.overlay.shape and np.abs(shown - picture.overlay).mean() < 20
-        assert texts.DECODER_TITLES[picture.decoder] in image["alt"]
-    assert page.text.count("unseen") == sum(picture.shares[1] > 0 for picture in painted) > 0
-    for picture in painted[:2]:
-        share = (picture.labels != painted[2].labels).mean()
+        assert texts.DECODER_TITLES[decoder] in image["alt"]
+    unseen = [share > 0 for picture in painted.values() for share in picture.shares[1:]]
+    assert page.text.count("unseen") == sum(unseen) > 0, "all but the first"
+    for decoder in ("clip", "zegclip"):
+        share = (painted[decoder].labels != painted["ldvc"].labels).mean()
         said = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
         assert compare.DIFFERS.format(share=f"{said}\u202f%") in page.text
 
 
 def test_compare_says_none_of_these(results: dict) -> None:
-    result = results["ldvc"]
+    result = copy.copy(results["ldvc"])
     result.background = float(np.median(result.best_at(result.size)[1]))
-    try:
-        painted = Painted.of("ldvc", result, COLOURS)
-    finally:
-        result.background = None
+    painted = Painted.of(result)
     assert (painted.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
-    assert texts.NONE_OF_THESE in Page(compare_html([painted], TITLES, [True] * 3, COLOURS)).text
+    assert texts.NONE_OF_THESE in Page(compare_html({"ldvc": painted})).text
     for own in (True, False):
-        page = Page(compare_html([painted], TITLES, [True] * 3, COLOURS, own_thresholds=own))
+        page = Page(compare_html({"ldvc": painted}, own_thresholds=own))
         assert (compare.OWN_THRESHOLDS in page.text) == own

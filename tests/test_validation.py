@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ldvc.visualize import colours_for, rgb
 from tests.forked import history, make_workplace
 from train import hub
 from train.config import ConfigError, TrainConfig, load_config
-from train.data import Vocabulary, open_sets
+from train.data import open_sets
 from train.figures import WRONG, Example, draw_figure, fixed_photos, panels
 from train.progress import Progress, check_tracker
 from train.train import main, train
@@ -179,14 +178,8 @@ def test_push_to_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.open_repository(config) == "me/ldvc-tiny"
 
     folder = root / "upload"
-    for name in (
-        "config.json",
-        "model.safetensors",
-        "train.json",
-        ".training",
-        "checkpoint-4/optimizer.bin",
-        "figures/step-000004.png",
-    ):
+    files = ("config.json", "model.safetensors", "train.json", ".training", "checkpoint-4/optimizer.bin")
+    for name in (*files, "figures/step-000004.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert hub.push(folder, "me/ldvc-tiny", config).endswith("/commit/1")
@@ -236,30 +229,3 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(monkeypatch: pytest.Monke
     check_tracker(None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         check_tracker("tensorboard")
-
-
-def test_validation_touches_no_random_numbers(root: Path, watched: Path) -> None:
-    from accelerate import Accelerator
-
-    from ldvc.checkpoint import load_checkpoint
-    from train.validation import Validation
-
-    config = config_of(root, "apart")
-    vocabulary = Vocabulary(open_sets(root / "data", ["meadow", "pets"], "train"), config.held_out())
-    model, _ = load_checkpoint(watched)
-    model.train()
-    modes = [module.training for module in model.modules()]
-    validation = Validation(config, vocabulary, Accelerator(cpu=True))
-
-    def next_numbers() -> list[float]:
-        return [random.random(), float(np.random.rand()), float(torch.rand(1))]
-
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    expected = next_numbers()
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    results, figure = validation(model, 9)
-    assert next_numbers() == expected and [module.training for module in model.modules()] == modes
-    assert set(results) == {"meadow", "pets"} and figure.dtype == np.uint8
-    assert (root / "apart" / "figures" / "step-000009.png").is_file()

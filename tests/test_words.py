@@ -17,9 +17,8 @@ from ldvc.config import ModelConfig
 from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from tests.test_train import config_of, root  # noqa: F401  a fixture
 from tests.tiny_data import make_set
-from tests.tiny_run import close_gates
+from tests.tiny_run import close_gates, config_of
 from train import evaluate as evaluator
 from train.config import load_config
 from train.data import Vocabulary, WordSampler, open_sets
@@ -32,7 +31,7 @@ SHIPPED = ["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"]
 OTHERS = {"grass": ["lawn", " Green_Meadow"], "dog": ["puppy", "kitten", "sky"], "airplane": ["jet"], "whale": ["orca"]}
 
 
-def test_words_that_name_another_class_do_not_count(root: Path) -> None:  # noqa: F811
+def test_words_that_name_another_class_do_not_count(root: Path) -> None:
     datasets = open_sets(root / "data", ["meadow", "pets"], "train")
     vocabulary = Vocabulary(datasets, frozenset({"cat"}), other_words=OTHERS)
     # "kitten" means the held-out cat, "sky" is learned itself, and nothing shows a whale.
@@ -62,10 +61,7 @@ def test_a_step_reads_another_word_now_and_then() -> None:
 
 
 def test_losses_are_those_of_the_word_that_is_read(
-    root: Path,  # noqa: F811
-    tiny_clip_folder: Path,
-    tiny_clip: FrozenClip,
-    tmp_path: Path,
+    root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
     """Reading "lawn" for "grass" costs what it costs where the data set itself calls the class "lawn"."""
     make_set(tmp_path / "lawns", ["lawn", "sky", "aeroplane", "dog"])
@@ -96,10 +92,7 @@ def test_losses_are_those_of_the_word_that_is_read(
 
 
 def test_a_word_of_several_names_is_no_negative(
-    root: Path,  # noqa: F811
-    tiny_clip_folder: Path,
-    tiny_clip: FrozenClip,
-    tmp_path: Path,
+    root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
     """"animal", read for the dog, must not be learned as absent from a photo of a cat."""
     make_set(tmp_path / "pets", ["dog", "cat", "sky", "grass"])
@@ -124,7 +117,7 @@ def test_a_word_of_several_names_is_no_negative(
     assert focal(animal, dog) != pytest.approx(focal(animal, dog, annotated=False), rel=1e-3)
 
 
-def test_the_checkpoint_of_a_run_with_other_words_lists_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_checkpoint_of_a_run_with_other_words_lists_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"grass": ["lawn"], "cat": ["tomcat"]}))
     folder = train(config_of(root, tiny_clip_folder, "words_run", f"other_words={file}"))
@@ -164,10 +157,7 @@ def test_words_that_measure_are_words_that_were_not_learned() -> None:
 
 
 def test_classes_asked_for_by_other_words(
-    root: Path,  # noqa: F811
-    tiny_config: ModelConfig,
-    tiny_clip: FrozenClip,
-    tmp_path: Path,
+    root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
     """--rename evaluates as if the data set had called its classes so."""
     metadata = {"seen_names": ["grass", "sky", "dog"], "inference": {"long_side": 80}}

@@ -34,29 +34,10 @@ def close_gates(model: nn.Module) -> nn.Module:
 
 def config_of(root: Path, clip: Path, name: str, *changes: str) -> TrainConfig:
     """The configuration of a run in `root`/`name` on the towers in `clip`."""
-    small = [
-        "visual_prompts=2",
-        "decoder_layers=2",
-        "decoder_heads=4",
-        "regions=2",
-        "topk=2",
-        "crop=64",
-        "loss_stride=4",
-        "long_side=80",
-    ]
-    small += [
-        f"distillation_names={root / 'concepts.txt'}",
-        "distill_per_step=4",
-        "views_per_photo={meadow: 2, pets: 1}",
-        f"cache_dir={root / 'cache'}",
-    ]
-    small += [
-        "max_train_steps=6",
-        "train_batch_size=2",
-        "checkpointing_steps=3",
-        "checkpoints_total_limit=5",
-        "log_steps=2",
-    ]
+    small = ["visual_prompts=2", "decoder_layers=2", "decoder_heads=4", "regions=2", "topk=2"]
+    small += ["crop=64", "loss_stride=4", "long_side=80", f"distillation_names={root / 'concepts.txt'}", "distill_per_step=4"]
+    small += [f"cache_dir={root / 'cache'}", "views_per_photo={meadow: 2, pets: 1}", "max_train_steps=6"]
+    small += ["train_batch_size=2", "log_steps=2", "checkpointing_steps=3", "checkpoints_total_limit=5"]
     small += ["warmup_steps=1", "learning_rate=0.001", "unseen=lite_experiment", "mixed_precision=no"]
     return load_config(
         root / "tiny.yaml", [*small, *changes], clip=str(clip), data=str(root / "data"), output_dir=str(root / name)

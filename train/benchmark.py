@@ -9,8 +9,9 @@ moment of the machine affects all of them. Tables show the median and the best r
 
 training   a step of each decoder (forward, 100 * focal + dice, backward, AdamW), and the largest memory beyond model and photo,
            measured in a separate process for each decoder
-inference  one photo: image tower with prompts, text adapter and decoder, against the image encoder of open_clip at the same
-           size. Class embeddings are computed once for a list of names, as on the page; their time is a row of its own.
+inference  one photo: image tower with prompts, text adapter and decoder, and the dense readings of plain CLIP without names,
+           against the image encoder of open_clip at the same size. Class embeddings are computed once for a list of names, as
+           on the page; their time is a row of its own.
 attention  an LCSA layer against a layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
            projections included. The exponent e of time ~ tokens^e is fitted without the first size, which is mostly overhead.
 """
@@ -22,10 +23,11 @@ import gc
 import logging
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,13 +44,14 @@ from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import LdvcError
 from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.clip import build_clip
+from ldvc.modeling.dense import dense_features
 from ldvc.modeling.model import LDVC
 from train.losses import mask_loss
 from train.tables import table, write_json
 
 SECTIONS = ("training", "inference", "attention")
 BARE = "bare open_clip image encoder"
-BARS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
+LIMITS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
 """Upper limits of ratios: LDVC to the bare encoder at 32 x 32 patches, LCSA to full attention at 64 x 64, LCSA's exponent."""
 
 
@@ -94,12 +97,11 @@ def peak_memory(function: Callable[[], Any], device: str) -> int:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     function()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
-        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-        if peak is not None:
-            return peak * unit - before
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak)
+    return peak * unit - before
 
 
 def fit_exponent(tokens: Sequence[int], seconds: Sequence[float]) -> float:
@@ -130,11 +132,7 @@ class FullSelfAttention(nn.Module):
 def build(decoder: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
     """A model with random weights and the published initialisation."""
     config = ModelConfig(
-        clip=options.clip,
-        pretrained=None,
-        decoder=decoder,
-        visual_prompts=options.prompts,
-        recipe="published",
+        clip=options.clip, pretrained=None, decoder=decoder, visual_prompts=options.prompts, recipe="published"
     )
     return LDVC(config, clip).to(options.device)
 
@@ -159,13 +157,13 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
     device, side = options.device, options.image_size
     images = torch.randn(options.batch, 3, side, side, device=device)
     labels = torch.randint(0, options.names, (options.batch, side, side), device=device)
-    known = torch.ones(options.batch, options.names, dtype=torch.bool, device=device)
+    annotated = torch.ones(options.batch, options.names, dtype=torch.bool, device=device)
     tokens = model.text_tower.tokenize(class_names(options.names))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     model.train()
 
     def step() -> None:
-        loss = mask_loss(model(images, tokens).mask_logits, labels, known, void_is_negative=True)
+        loss = mask_loss(model(images, tokens).mask_logits, labels, annotated, void_is_negative=True)
         (100 * loss.focal + loss.dice).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -179,25 +177,21 @@ def memory_of(decoder: str, options: argparse.Namespace) -> int:
     return peak_memory(lambda: (step(), step()), options.device)
 
 
-def memory_in_own_process(decoder: str, arguments: Sequence[str]) -> int:
-    """`memory_of` in a new process, where no memory is left over from other decoders."""
-    words = [sys.executable, str(Path(__file__).resolve()), *arguments, "--memory_of", decoder]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LdvcError(f"The memory of {decoder} could not be measured: {done.stderr.strip().splitlines()[-1]}")
-    return int(done.stdout.split()[-1])
-
-
 # ---- sections -----------------------------------------------------------------------------------------------------------
 
 
-def training(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def training(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of a training step of each decoder."""
     clip = build_clip(options.clip).to(options.device)
     steps = {decoder: training_step(build(decoder, options, clip), options) for decoder in DECODERS}
     seconds = in_turn(steps, options.rounds, options.clock, options.device)
     del steps
-    return {decoder: {"seconds": seconds[decoder], "bytes": memory_in_own_process(decoder, arguments)} for decoder in DECODERS}
+    found = {}
+    for decoder in DECODERS:  # each in a new process, where no memory is left over from other decoders
+        quiet = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **quiet) as process:
+            found[decoder] = {"seconds": seconds[decoder], "bytes": process.submit(memory_of, decoder, options).result()}
+    return found
 
 
 @torch.inference_mode()
@@ -211,6 +205,11 @@ def inference(options: argparse.Namespace) -> dict[str, Any]:
         model = build(decoder, options, clip).eval()
         embeddings = model.encode_names(class_names(options.names))
         candidates[decoder] = lambda model=model, embeddings=embeddings: model.decode(model.encode_image(image), embeddings)
+    tower = model.image_tower
+    for reading in ("naclip", "sc_clip"):
+        candidates[f"clip, {reading}"] = lambda reading=reading: dense_features(
+            tower, tower.embed_patches(image, prompted=False), reading
+        )
     candidates[f"({options.names} names, once per list)"] = lambda: model.encode_names(class_names(options.names))
     seconds = in_turn(candidates, options.rounds, options.clock, options.device)
     return {name: {"seconds": values} for name, values in seconds.items()}
@@ -238,7 +237,7 @@ def attention(options: argparse.Namespace) -> dict[str, Any]:
 
 def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, float]]]:
     """Markdown tables of the results, and the limits: sentence -> (measured, allowed)."""
-    lines, bars = [content["about"], ""], {}
+    lines, limits = [content["about"], ""], {}
 
     def cells(seconds: Sequence[float]) -> list[str]:
         return [f"{1000 * median(seconds):.1f}", f"{1000 * min(seconds):.1f}"]
@@ -255,7 +254,7 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
         ratios = {name: median(facts["seconds"]) / reference for name, facts in found.items()}
         rows = [[name, *cells(facts["seconds"]), f"{ratios[name]:.2f}"] for name, facts in found.items()]
         lines += [*table(["inference, one photo", "median ms", "best ms", "/ bare encoder"], rows), ""]
-        bars["LDVC inference over the bare image encoder"] = (ratios["ldvc"], BARS["inference"])
+        limits["LDVC inference over the bare image encoder"] = (ratios["ldvc"], LIMITS["inference"])
     if found := content.get("attention"):
         ratios = {side: median(both["lcsa"]) / median(both["full"]) for side, both in found.items()}
         rows = [
@@ -264,7 +263,7 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
         ]
         lines += table(["grid", "LCSA, median ms", "best ms", "full, median ms", "best ms", "LCSA / full"], rows)
         if 64 in ratios:
-            bars["LCSA over full self-attention at 64 x 64 tokens"] = (ratios[64], BARS["attention"])
+            limits["LCSA over full self-attention at 64 x 64 tokens"] = (ratios[64], LIMITS["attention"])
         sides = list(found)[1:]
         if len(sides) > 1:
             tokens = [side**2 for side in sides]
@@ -272,11 +271,11 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
                 fit_exponent(tokens, [median(found[side][layer]) for side in sides]) for layer in ("lcsa", "full")
             )
             lines += ["", f"Time grows with tokens^{own:.2f} for LCSA and with tokens^{other:.2f} for full self-attention."]
-            bars["exponent of LCSA's time in the number of tokens"] = (own, BARS["exponent"])
+            limits["exponent of LCSA's time in the number of tokens"] = (own, LIMITS["exponent"])
         lines.append("")
-    for sentence, (value, allowed) in bars.items():
+    for sentence, (value, allowed) in limits.items():
         lines.append(f"- {sentence}: {value:.2f}, at most {allowed}: {'met' if value <= allowed else 'MISSED'}")
-    return "\n".join(lines), bars
+    return "\n".join(lines), limits
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -296,7 +295,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--check", action="store_true", help="exit code 1 if a limit is exceeded")
     add("--output", help="writes OUTPUT.json and OUTPUT.md")
-    add("--memory_of", choices=DECODERS, help=argparse.SUPPRESS)  # see memory_in_own_process
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that PyTorch can use; take --device cpu")
@@ -312,9 +310,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random
     torch.manual_seed(0)
     try:
-        if options.memory_of:
-            print(memory_of(options.memory_of, options))
-            return
         on_gpu = options.device == "cuda"
         machine = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
         content: dict[str, Any] = {
@@ -322,21 +317,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{options.names} names, {options.prompts} visual prompts; PyTorch {torch.__version__}, {options.device} "
             f"({machine}), {torch.get_num_threads()} threads; {options.clock} clock, {options.rounds} rounds."
         }
-        for section in SECTIONS:
-            if section in options.sections:
-                content[section] = {
-                    "training": lambda: training(options, arguments),
-                    "inference": lambda: inference(options),
-                    "attention": lambda: attention(options),
-                }[section]()
+        measure = {"training": training, "inference": inference, "attention": attention}
+        content |= {section: measure[section](options) for section in SECTIONS if section in options.sections}
     except LdvcError as error:
         sys.exit(f"error: {error}")
-    text, bars = summarize(content)
+    text, limits = summarize(content)
     print(text)
     if options.output:
         write_json(Path(f"{options.output}.json"), content)
         Path(f"{options.output}.md").write_text(text + "\n", encoding="utf-8")
-    if options.check and any(value > allowed for value, allowed in bars.values()):
+    if options.check and any(value > allowed for value, allowed in limits.values()):
         sys.exit(1)
 
 

@@ -22,7 +22,7 @@ from ldvc.calibration import Calibration
 from ldvc.class_names import ClassName, plain
 from ldvc.errors import DataError
 from ldvc.inference import ImageState, model_input_size, sliding_windows
-from ldvc.predictor import Predictor
+from ldvc.predictor import PLAIN_CLIP, Predictor
 from ldvc.result import Segmentation
 from train.data import BACKGROUND, VOID, SegmentationDataset, weights_digest
 from train.metrics import (
@@ -124,6 +124,9 @@ class Photos:
             return None
         clip = predictor.model.clip
         facts = [dataset.fingerprint(masks=False), sorted(predictor.inference.items()), clip.patch_size]
+        statistics = predictor.model.image_tower.statistics(prompted=predictor.decoder != PLAIN_CLIP)
+        if statistics != (clip.mean, clip.std):
+            facts.append(statistics)
         key = json.dumps([*facts, weights_digest(clip.visual)])
         name = f"patch-tokens-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = Path(self.cache_dir) / name

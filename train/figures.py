@@ -125,13 +125,15 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], unseen: Sequence[
     """
     total = counts.sum(axis=1, keepdims=True)
     shares = np.ma.masked_array(counts / np.maximum(total, 1), mask=np.broadcast_to(total == 0, counts.shape))
-    side = 3 + 0.25 * len(names)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(shares, cmap=colormaps["inferno"].with_extremes(bad="lightgrey"), vmin=0, vmax=1)
+    # The margins follow from the longest name; a layout engine would measure every label several times.
+    margin, side = 0.6 + 0.08 * max(map(len, names)), 0.16 * len(names) + 1
+    size = margin + side + 0.2
+    figure = Figure(figsize=(size, size))
+    axis = figure.add_axes((margin / size, margin / size, side / size, side / size))
+    axis.imshow(shares, cmap=colormaps["inferno"].with_extremes(bad="lightgrey"), vmin=0, vmax=1, interpolation="nearest")
     axis.set(xlabel="prediction", ylabel="truth")
-    axis.set_xticks(range(len(names)), names, rotation=90)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
     for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
         label.set_color("#b3261e" if label.get_text() in unseen else "#202124")
     return figure

@@ -148,29 +148,42 @@ class _Curve:
 
     Args:
         low, high: range of the logits; other logits count in the outermost bins.
-        bins: number of bins.
+        bins: number of bins; with a symmetric range and an even number, 0 is a bin edge.
     """
 
-    def __init__(self, low: float, high: float, bins: int) -> None:
+    parts: tuple[str, ...]  # what is summed in each bin, besides the IoU
+
+    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 800) -> None:
         self.low, self.high, self.bins = low, high, bins
         self.edges = np.linspace(low, high, bins + 1)
-        self._pairs = 0
-        self._iou = np.zeros(bins)  # sum over pairs of the IoU with the threshold at each bin's lower edge
+        self._sums = {part: np.zeros(bins) for part in ("iou", *self.parts)}
+        self._pairs = self._pixels = 0
 
     def __len__(self) -> int:
         """Number of (photo, name) pairs."""
         return self._pairs
+
+    def merge(self, other: _Curve) -> None:
+        """Add the pixels of other photos; both curves must have the same bins."""
+        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
+        self._pairs, self._pixels = self._pairs + other._pairs, self._pixels + other._pixels
+        for part, values in other._sums.items():
+            self._sums[part] += values
+
+    def mean_iou(self) -> np.ndarray:
+        """(bins,) mean IoU over pairs with the threshold at each bin's lower edge; NaN without pairs."""
+        return self._sums["iou"] / self._pairs if self._pairs else np.full(self.bins, np.nan)
 
     def _bins_of(self, logits: Tensor) -> Tensor:
         """The bin of each logit, int64. A logit on an edge belongs to the bin above, so sums from a bin on mean ">="."""
         width = (self.high - self.low) / self.bins
         return ((logits - self.low) / width).floor().clamp(0, self.bins - 1).long()
 
-    def merge(self, other: _Curve) -> None:
-        """Add the pixels of other photos; both curves must have the same bins."""
-        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
-        self._iou += other._iou
-        self._pairs += other._pairs
+    def _add_iou(self, hit: np.ndarray, false: np.ndarray, area: np.ndarray) -> None:
+        """Add pairs from correct and wrong pixels per bin, (P, bins) each, and the area of the true masks, (P, 1)."""
+        hit, false = (counts[:, ::-1].cumsum(axis=1)[:, ::-1] for counts in (hit, false))
+        self._sums["iou"] += (hit / np.maximum(area + false, 1)).sum(axis=0)
+        self._pairs += len(hit)
 
 
 class BackgroundCurve(_Curve):
@@ -179,10 +192,10 @@ class BackgroundCurve(_Curve):
     A pixel whose highest logit is below the threshold is "none of the names".
     """
 
+    parts = ("right",)  # correct pixels with the threshold at each bin's lower edge
+
     def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 4000) -> None:
         super().__init__(low, high, bins)
-        self._right = np.zeros(bins, dtype=np.int64)  # correct pixels with the threshold at each bin's lower edge
-        self._pixels = 0
 
     def update(self, best: Tensor, labels: Tensor, truth: Tensor, *, present: int) -> None:
         """Add the pixels of a photo, without void pixels.
@@ -195,52 +208,32 @@ class BackgroundCurve(_Curve):
         """
         place = self._bins_of(best)
 
-        def at_least(chosen: Tensor) -> np.ndarray:  # (present, bins): chosen pixels of each label from each bin on
+        def count(chosen: Tensor) -> np.ndarray:  # (present, bins): chosen pixels of each label in each bin
             key = (labels * self.bins + place)[chosen & (labels < present)]
-            counts = torch.bincount(key, minlength=present * self.bins).view(present, self.bins).cpu().numpy()
-            return counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+            return torch.bincount(key, minlength=present * self.bins).view(present, self.bins).cpu().numpy()
 
-        hit, predicted = at_least(labels == truth), at_least(torch.ones_like(labels, dtype=torch.bool))
-        area = torch.bincount(truth[truth >= 0], minlength=present)[:present].cpu().numpy()[:, None]
+        hit, false = count(labels == truth), count(labels != truth)
         none = torch.bincount(place[truth < 0], minlength=self.bins).cpu().numpy()
-        self._right += hit.sum(axis=0) + none.cumsum() - none  # pixels below a bin's edge are in the bins before it
+        # labelled right from each bin's edge on, and none of the names below the edge
+        self._sums["right"] += hit.sum(axis=0)[::-1].cumsum()[::-1] + none.cumsum() - none
         self._pixels += len(truth)
-        self._iou += (hit / np.maximum(area + predicted - hit, 1)).sum(axis=0)
-        self._pairs += present
-
-    def merge(self, other: BackgroundCurve) -> None:
-        """Add the pixels of other photos; both curves must have the same bins."""
-        super().merge(other)
-        self._right += other._right
-        self._pixels += other._pixels
+        self._add_iou(hit, false, torch.bincount(truth[truth >= 0], minlength=present)[:present].cpu().numpy()[:, None])
 
     def right(self) -> np.ndarray:
         """(bins,) share of correct pixels with the threshold at each bin's lower edge."""
-        return self._right / max(self._pixels, 1)
-
-    def iou_present(self) -> np.ndarray:
-        """(bins,) mean IoU of present classes with the threshold at each bin's lower edge."""
-        return self._iou / max(self._pairs, 1)
+        return self._sums["right"] / max(self._pixels, 1)
 
 
 def best_threshold(curves: Sequence[BackgroundCurve]) -> float:
-    """The bin edge with the highest mean of `right` and `iou_present`; curves have equal weights and the same bins."""
+    """The bin edge with the highest mean of `right` and `mean_iou`; curves have equal weights and the same bins."""
     filled = [curve for curve in curves if len(curve)]
-    return float(filled[0].edges[int(sum(curve.right() + curve.iou_present() for curve in filled).argmax())])
+    return float(filled[0].edges[int(sum(curve.right() + curve.mean_iou() for curve in filled).argmax())])
 
 
 class ThresholdCurve(_Curve):
-    """IoU of single masks at every threshold of the logit, from cumulative histograms inside and outside the true masks.
+    """IoU and log loss of single masks at every threshold of the logit; arguments as of `_Curve`."""
 
-    Args:
-        low, high: range of the logits; other logits count in the outermost bins.
-        bins: number of bins; with a symmetric range and an even number, 0 is a bin edge.
-    """
-
-    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 800) -> None:
-        super().__init__(low, high, bins)
-        self._inside = np.zeros(bins)  # sum over pairs of the share of pixels inside the mask and in the bin
-        self._outside = np.zeros(bins)
+    parts = ("inside", "outside")  # sums over pairs of the share of the pixels that lie in the bin, by the truth
 
     def update(self, logits: Tensor, truth: Tensor, valid: Tensor) -> None:
         """Add the masks of a photo.
@@ -250,34 +243,21 @@ class ThresholdCurve(_Curve):
             truth: (P, H, W) bool.
             valid: (H, W) bool; False at void pixels.
         """
-        bins = self._bins_of(logits)  # (P, H, W)
         pairs = logits.shape[0]
-        key = (torch.arange(pairs, device=logits.device)[:, None, None] * 2 + truth.long()) * self.bins + bins
+        key = (torch.arange(pairs, device=logits.device)[:, None, None] * 2 + truth.long()) * self.bins + self._bins_of(logits)
         counts = torch.bincount(key[:, valid].flatten(), minlength=pairs * 2 * self.bins).view(pairs, 2, self.bins)
         outside, inside = counts.cpu().numpy().astype(np.float64).transpose(1, 0, 2)  # (P, bins) each
-        hit = inside[:, ::-1].cumsum(axis=1)[:, ::-1]
-        false = outside[:, ::-1].cumsum(axis=1)[:, ::-1]
         area = inside.sum(axis=1, keepdims=True)
         pixels = np.maximum(area + outside.sum(axis=1, keepdims=True), 1)
-        self._iou += (hit / np.maximum(area + false, 1)).sum(axis=0)
-        self._inside += (inside / pixels).sum(axis=0)
-        self._outside += (outside / pixels).sum(axis=0)
-        self._pairs += pairs
-
-    def merge(self, other: ThresholdCurve) -> None:
-        """Add the pairs of other photos; both curves must have the same bins."""
-        super().merge(other)
-        self._inside += other._inside
-        self._outside += other._outside
-
-    def mean_iou(self) -> np.ndarray:
-        """(bins,) mean IoU over pairs with the threshold at each bin's lower edge; NaN without pairs."""
-        return self._iou / self._pairs if self._pairs else np.full(self.bins, np.nan)
+        self._add_iou(inside, outside, area)
+        self._sums["inside"] += (inside / pixels).sum(axis=0)
+        self._sums["outside"] += (outside / pixels).sum(axis=0)
 
     def log_loss(self, scale: float, bias: float) -> float:
         """Mean over pairs of the pixel-mean log loss of sigmoid(scale * logit + bias), with logits at the bin centres."""
         x = scale * (self.edges[:-1] + self.edges[1:]) / 2 + bias
-        return float((self._inside @ np.logaddexp(0, -x) + self._outside @ np.logaddexp(0, x)) / max(1, self._pairs))
+        inside, outside = self._sums["inside"], self._sums["outside"]
+        return float((inside @ np.logaddexp(0, -x) + outside @ np.logaddexp(0, x)) / max(1, self._pairs))
 
 
 def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:

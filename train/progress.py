@@ -37,28 +37,19 @@ class DivergedError(LdvcError):
 
 
 def require_finite(loss: float, step: int) -> None:
-    """
-    Raises:
-        DivergedError: the loss is NaN or infinite.
-    """
+    """Raises `DivergedError` if the loss is NaN or infinite."""
     if not math.isfinite(loss):
         raise DivergedError(f"The loss is {loss} by step {step}{_ADVICE}")
 
 
 def require_finite_weights(parameters: Iterable[Tensor], step: int) -> None:
-    """
-    Raises:
-        DivergedError: a weight is NaN or infinite, as after a step whose loss was finite and whose gradient was not.
-    """
+    """Raises `DivergedError` if a weight is NaN or infinite, as after a finite loss whose gradient was not finite."""
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise DivergedError(f"Weights are NaN or infinite by step {step}{_ADVICE}")
 
 
 def check_tracker(name: str | None) -> None:
-    """
-    Raises:
-        ConfigError: the tracker's package is not installed.
-    """
+    """Raises `ConfigError` if the tracker's package is not installed."""
     if name and name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
         raise ConfigError(f"report_to {name} needs the package {name}: pip install {name}, or leave report_to out.")
 

@@ -27,18 +27,15 @@ from train.metrics import harmonic_mean, mean_iou
 def unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Restores every module's mode and all random number generators at the end."""
     modes = {module: module.training for module in model.modules()}
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
 
 
 class Validation:

@@ -6,7 +6,6 @@ The text tower's map to MiniLM's space and the learned map into the joint space 
 `text_projection`. The command loads the saved folder and checks that its embeddings equal those of the parts.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ldvc.modeling.clip import build_clip, save_clip_folder
 from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 from recipes.lite.image_tower import ImageStudent
 from recipes.lite.stem_cache import load_teacher
+from recipes.lite.steps import options_of
 from recipes.lite.text_tower import ARCHITECTURE, TextStudent
 
 
@@ -49,11 +49,7 @@ def assemble(work: Path) -> open_clip.CLIP:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--output", type=Path, default=Path("assets/lite/clip"))
-    args = parser.parse_args()
-
+    args = options_of(__doc__, output=Path("assets/lite/clip"))
     clip = assemble(args.work)
     save_clip_folder(clip, args.output, json.loads(ARCHITECTURE.read_text()))
     loaded = build_clip(str(args.output), None)

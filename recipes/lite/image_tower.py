@@ -11,10 +11,8 @@ into the joint space, which learns, too. Three binary cross-entropies on logits 
 Writes `image.pt` every 100 steps and resumes from it.
 """
 
-import argparse
 import json
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +24,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from recipes.lite.stem_cache import GRID
-from recipes.lite.text_tower import ARCHITECTURE, TARGET_WIDTH, TextStudent, load_state, save_state
+from recipes.lite.steps import Training, options_of
+from recipes.lite.text_tower import ARCHITECTURE, TARGET_WIDTH, TextStudent
 from recipes.lite.wordnet import PERSON_LEXNAME, VISIBLE_LEXNAMES, WordNet
 
 BATCH = 32
@@ -83,7 +82,7 @@ class PhotoLabels:
         names: L nouns that at least three photos have.
         labelled: (photos,) bool; has one of `names`.
         positive: (photos, L) bool; true, hypernyms included.
-        unknown: (photos, L) bool; a hyponym of a true noun: a dog may or may not be a chow.
+        uncertain: (photos, L) bool; a hyponym of a true noun: a dog may or may not be a chow.
     """
 
     def __init__(self, photos: list[dict[str, str]], row: dict[str, int], wordnet: WordNet) -> None:
@@ -101,7 +100,7 @@ class PhotoLabels:
         for i, names in enumerate(of_photo):
             own[i, [index[n] for n in names if n in index]] = True
         self.positive = (own.float() @ is_a.float() > 0) | own
-        self.unknown = (own.float() @ is_a.T.float() > 0) & ~self.positive
+        self.uncertain = (own.float() @ is_a.T.float() > 0) & ~self.positive
 
     @staticmethod
     def _names_of(photo: dict[str, str], row: dict[str, int], wordnet: WordNet, singular: dict[str, str]) -> set[str]:
@@ -136,11 +135,7 @@ def embed_by_student(names: list[str], work: Path) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--minutes", type=float, default=90, help="training time; the learning rate decays over it")
-    args = parser.parse_args()
-
+    args = options_of(__doc__, minutes=90.0)
     row = {name: i for i, name in enumerate(json.loads((args.work / "names.json").read_text()))}
     concepts = json.loads((args.work / "concepts.json").read_text())
     leaves = torch.zeros(1000, len(concepts))
@@ -159,24 +154,14 @@ def main() -> None:
     student = ImageStudent(arrays["features"].shape[-1])
     decay = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.98),
-    )
-    checkpoint_file = args.work / "image.pt"
-    elapsed, step = 0.0, 0
-    if checkpoint_file.exists():
-        elapsed, step = load_state(checkpoint_file, student, optimizer)
-    budget, start = args.minutes * 60, time.time() - elapsed
-    while (elapsed := time.time() - start) < budget:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * max(0.01, 1 - elapsed / budget)
-        rows = np.sort(np.random.default_rng((0, step)).choice(n_views, BATCH, replace=False))
+    groups = [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
+    training = Training(args.work / "image.pt", student, groups, rate=LEARNING_RATE, minutes=args.minutes)
+    for passed in training:
+        rows = np.sort(np.random.default_rng((0, training.step)).choice(n_views, BATCH, replace=False))
         features = torch.from_numpy(arrays["features"][rows]).view(torch.bfloat16)
         photo = torch.from_numpy(arrays["photo"][rows]).long()
         image_probabilities = torch.from_numpy(arrays["image_probabilities"][rows]).float()  # (B, 4, 1000)
-        whole = elapsed > (1 - WHOLE_SHARE) * budget
+        whole = passed > 1 - WHOLE_SHARE
         pick = torch.randperm(GRID * GRID)[:PATCHES].sort().values  # patches in the loss
         evidence = torch.zeros(BATCH, PATCHES, 1000).scatter_(
             2,
@@ -192,8 +177,8 @@ def main() -> None:
         ).unique()
 
         plain = (photo == photo[:, :1]).all(dim=1)  # no mosaic: the photo's labels hold for the whole view
-        known = plain & labels.labelled[photo[:, 0]]
-        positive, unknown = labels.positive[photo[known, 0]], labels.unknown[photo[known, 0]]  # (B', L)
+        is_labelled = plain & labels.labelled[photo[:, 0]]
+        positive, uncertain = labels.positive[photo[is_labelled, 0]], labels.uncertain[photo[is_labelled, 0]]  # (B', L)
         used = positive.any(dim=0).nonzero().squeeze(1)
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,27 +196,22 @@ def main() -> None:
         cls_loss = F.binary_cross_entropy_with_logits(student.logits(cls, embedded[: len(chosen)]), view_target)
 
         label_loss = torch.zeros(())
-        if len(used) and known.any():
+        if len(used) and is_labelled.any():
             embedded = embedded[len(chosen) :]
-            patch_logits = student.logits(patches[known], embedded)  # (B', P, L')
+            patch_logits = student.logits(patches[is_labelled], embedded)  # (B', P, L')
             best = patch_logits.topk(patches.shape[1] * 8 // 100, dim=1).values.mean(dim=1)  # (B', L')
             true = positive[:, used].float()
-            weight = torch.where(true > 0, 1.0, 0.1) * (~unknown[:, used]).float()
-            both = torch.stack([best, student.logits(cls[known], embedded)])
+            weight = torch.where(true > 0, 1.0, 0.1) * (~uncertain[:, used]).float()
+            both = torch.stack([best, student.logits(cls[is_labelled], embedded)])
             losses = F.binary_cross_entropy_with_logits(both, true.expand_as(both), reduction="none")
             label_loss = (losses * weight).sum() / (2 * weight.sum())
         loss = patch_loss + 0.5 * cls_loss + 0.05 * label_loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 20 == 0:
-            print(f"step {step}, patches {patch_loss.item():.4f}, CLS {cls_loss.item():.4f}, labels {label_loss.item():.3f}, "
-                  f"{elapsed:.0f} of {budget:.0f} s", flush=True)  # fmt: skip
-        if step % 100 == 0:
-            save_state(checkpoint_file, student, optimizer, time.time() - start, step)
-    save_state(checkpoint_file, student, optimizer, budget, step)
+        training.learn(loss)
+        if training.step % 20 == 0:
+            print(f"step {training.step}, patches {patch_loss.item():.4f}, CLS {cls_loss.item():.4f}, "
+                  f"labels {label_loss.item():.3f}, {training.progress()}", flush=True)  # fmt: skip
+        if training.step % 100 == 0:
+            training.save()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,8 @@ wait "$cache"
 python -m recipes.lite.image_tower --work "$work" --minutes 90
 python -m recipes.lite.build --work "$work" --output assets/lite/clip
 
-# Masks for photos of the image tower; one teacher on each core.
-OMP_NUM_THREADS=1 python -m recipes.lite.teacher_masks --data "$data" --work "$work" --shard 0 2 &
-teacher=$!
-trap 'kill "$teacher" 2>/dev/null || true' EXIT
-OMP_NUM_THREADS=1 python -m recipes.lite.teacher_masks --data "$data" --work "$work" --shard 1 2
-wait "$teacher"
-python -m recipes.lite.teacher_masks --data "$data" --work "$work" --compose
+# Masks for photos of the image tower
+OMP_NUM_THREADS=1 python -m recipes.lite.teacher_masks --data "$data" --work "$work"
 mkdir -p "$work/data"
 for set in msrc coco-mini clothing facade camvid; do ln -sfn "$(realpath "$data")/$set" "$work/data/$set"; done
 for set in teacher-scenes teacher-objects teacher-rare; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done

@@ -44,7 +44,7 @@ def objects(datasets: Sequence[SegmentationDataset], vocabulary: Vocabulary) -> 
     return vocabulary.annotated[with_background].any(dim=0)
 
 
-def paste(batch: dict[str, Tensor], share: float, known: Tensor) -> dict[str, Tensor]:
+def paste(batch: dict[str, Tensor], share: float, pasteable: Tensor) -> dict[str, Tensor]:
     """Paste shrunk objects of other views into some views (Ghiasi et al., "Simple Copy-Paste", CVPR 2021).
 
     An object is the region of one class in a view. All classes of the batch are equally likely, so rare ones are seen more
@@ -53,7 +53,7 @@ def paste(batch: dict[str, Tensor], share: float, known: Tensor) -> dict[str, Te
     Args:
         batch: as in `mosaics`; H and W are the same multiple of h and w.
         share: of the views that another view of the batch has an object for.
-        known: (sets, names) bool, the classes that may be pasted into views of each data set.
+        pasteable: (sets, names) bool, the classes that may be pasted into views of each data set.
     """
     images, cells = batch["images"].clone(), batch["labels"].cpu()
     labels = cells.clone()
@@ -64,7 +64,7 @@ def paste(batch: dict[str, Tensor], share: float, known: Tensor) -> dict[str, Te
             if name >= 0:
                 views_of.setdefault(name, []).append(view)
     for target, number in enumerate(batch["set"].tolist()):
-        candidates = [name for name in sorted(views_of) if known[number, name] and views_of[name] != [target]]
+        candidates = [name for name in sorted(views_of) if pasteable[number, name] and views_of[name] != [target]]
         if not candidates or torch.rand(()) >= share:
             continue
         for _ in range(1 + _below(MAX_PASTED)):

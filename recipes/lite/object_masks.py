@@ -15,8 +15,6 @@ A photo has one labelled object. The other classes of its set count as absent. N
 of a class of "unseen-val", and no other word of a class of "train" names a class of "unseen-val".
 """
 
-import argparse
-import csv
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -29,10 +27,9 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from ldvc.class_names import canonical, plain
+from recipes.lite.steps import VOID, options_of, read_table, write_json, write_set
 from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Synset, WordNet
 
-BACKGROUND = "none of these"
-VOID = 255
 TRAIN, UNSEEN = "train", "unseen-val"
 AREA = (0.03, 0.9)  # share of the photo
 MIN_CONFIDENCE = 0.9
@@ -82,12 +79,6 @@ def key(name: str) -> str:
     return canonical(name).replace("-", "").replace(" ", "")
 
 
-def read_table(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(file, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def read_photos(data: Path, wordnet: WordNet) -> list[Photo]:
     """All photos with a mask.
 
@@ -123,6 +114,12 @@ def read_mask(data: Path, file: str) -> np.ndarray:
     """(h, w) uint8: 0 outside, 1 the object, `VOID` uncertain."""
     with Image.open(data / "clip" / "masks" / f"{Path(file).stem}.png") as mask:
         return np.asarray(mask)
+
+
+def mask_of(data: Path, photo: Photo, index: int) -> np.ndarray:
+    """The mask of a photo, with the index of its class instead of 1."""
+    mask = read_mask(data, photo.file)
+    return np.where(mask == 1, np.uint8(index), mask)
 
 
 def flaw(data: Path, photo: Photo) -> str | None:
@@ -186,30 +183,6 @@ def into_sets(classes: Collection[ObjectClass], wordnet: WordNet) -> list[list[O
         else:
             sets.append([each])
     return [sorted(members, key=lambda each: each.name) for members in sets]
-
-
-def write_set(folder: Path, data: Path, classes: list[ObjectClass], lists: Iterable[str]) -> None:
-    """Write a data set as a plain folder, with links to the photos."""
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
-    stems = []
-    for index, each in enumerate(classes, start=1):
-        for photo in each.photos:
-            stem = Path(photo.file).stem
-            (folder / "images" / photo.file).symlink_to((data / "clip" / "images" / photo.file).resolve())
-            mask = read_mask(data, photo.file)
-            Image.fromarray(np.where(mask == 1, np.uint8(index), mask)).save(folder / "masks" / f"{stem}.png")
-            stems.append(stem)
-    names = [BACKGROUND, *(each.name for each in classes)]
-    write_json(folder / "dataset.json", {"classes": names, "ignore_index": VOID, "background_index": 0})
-    for name in lists:
-        (folder / f"{name}.txt").write_text("\n".join(sorted(stems)) + "\n", encoding="utf-8")
-    print(f"{folder}: {len(classes)} classes, {len(stems)} photos")
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def is_latin(lemma: str, wordnet: WordNet) -> bool:
@@ -292,11 +265,7 @@ def words_of_unseen(photos: Iterable[Photo], wordnet: WordNet) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--output", type=Path, default=Path("runs/objects"))
-    parser.add_argument("--per_label", type=int, default=10, metavar="N", help="photos of a class, the most confident first")
-    args = parser.parse_args()
+    args = options_of(__doc__, output=Path("runs/objects"), per_label=10)
     wordnet = WordNet()
     photos = read_photos(args.data, wordnet)
     unseen = [photo for photo in photos if photo.split == UNSEEN]
@@ -317,9 +286,12 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for folder in args.output.glob("objects-*"):
         shutil.rmtree(folder)
-    for number, classes in enumerate(into_sets(by_split[TRAIN], wordnet)):
-        write_set(args.output / f"objects-{number}", args.data, classes, [TRAIN])
-    write_set(args.output / "objects-val", args.data, by_split[UNSEEN], [TRAIN, "val"])
+    sets = {f"objects-{number}": classes for number, classes in enumerate(into_sets(by_split[TRAIN], wordnet))}
+    for name, classes in {**sets, "objects-val": by_split[UNSEEN]}.items():
+        photos_of = ((index, photo) for index, each in enumerate(classes, start=1) for photo in each.photos)
+        masks = ((photo.file, mask_of(args.data, photo, index)) for index, photo in photos_of)
+        lists = [TRAIN, "val"] if name == "objects-val" else [TRAIN]
+        write_set(args.output / name, args.data / "clip" / "images", masks, [each.name for each in classes], lists)
 
     reserved = words_of_unseen(unseen, wordnet) | unseen_keys | {key(photo.name) for photo in photos}
     words = {each.name: other_words(each, wordnet, reserved - {key(each.name)}) for each in by_split[TRAIN]}

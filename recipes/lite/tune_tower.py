@@ -5,7 +5,7 @@
 
 So far the image tower learned from image labels, which tell little about where things are. Here the late stages of the
 EfficientNet (`recipes/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three decoders' losses, so
-that all decoders share one tower. Two terms keep what the tower knows about other names: each decoder distils random concepts
+that all decoders share one tower. Two terms preserve the results for other names: each decoder distils random concepts
 from the tower before tuning, and plain similarity of the tower is distilled for the names of the step. Some views are mosaics
 of four views or have objects of other views pasted into them (`recipes/lite/mixing.py`).
 
@@ -34,6 +34,7 @@ from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip, save_clip_fo
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageTower
 from recipes.lite.mixing import mosaics, objects, paste
+from recipes.lite.steps import save_whole
 from recipes.lite.trunk import Trunk
 from train.checkpoints import metadata_of
 from train.config import TrainConfig, load_config
@@ -153,13 +154,6 @@ def load_state(file: Path, parameters: list[nn.Parameter], optimizer: torch.opti
     return state["step"]
 
 
-def save_state(file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write what `load_state` reads, and replace the file as a whole."""
-    content = {"step": step, "optimizer": optimizer.state_dict(), "parameters": [p.detach() for p in parameters]}
-    torch.save(content, file.with_suffix(".new"))
-    file.with_suffix(".new").replace(file)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,7 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
             logger.info("step %d/%d %s, %.2f s/step", done, steps, values, pace)
         if done == steps or (config.checkpointing_steps and done % config.checkpointing_steps == 0):
             require_finite_weights(parameters, done)
-            save_state(options.output / "state.pt", parameters, optimizer, done)
+            state = {"step": done, "optimizer": optimizer.state_dict(), "parameters": [p.detach() for p in parameters]}
+            save_whole(options.output / "state.pt", state)
             save(tuning, metadata, options.output)
     logger.info("finished: %s holds the tower and a checkpoint for each decoder", options.output)
 

@@ -164,8 +164,8 @@ def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Conc
     for entry in json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8")):
         leaves = {class_titles.index(title) for title in entry["classes"]}
         for name in entry["names"]:
-            known = joined.get(name, Concept(name, "", ()))
-            joined[name] = Concept(name, known.offset, tuple(sorted(leaves | set(known.leaves))), everyday=True)
+            earlier = joined.get(name, Concept(name, "", ()))
+            joined[name] = Concept(name, earlier.offset, tuple(sorted(leaves | set(earlier.leaves))), everyday=True)
     return list(joined.values())
 
 

@@ -12,27 +12,48 @@ from train.data.reader import IGNORE, SegmentationDataset
 logger = logging.getLogger(__name__)
 
 
-class _VocKit(SegmentationDataset):
+class _Benchmark(SegmentationDataset):
+    """Common part of the benchmarks.
+
+    Args:
+        folder: of the benchmark; the last folder of the first line of `tree`.
+        split: "train", "val", or another list of the benchmark.
+        every: use every n-th photo only.
+        name: in tables.
+
+    Raises:
+        DataError: a file or folder is missing; the message names the first one and the expected tree.
+    """
+
+    class_list: str
+
+    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
+        self.folder, self.split, self.name = Path(folder), split, name or self.layout
+        self.classes = load_classes(self.class_list)
+        self._keep(self._open(), every)
+
+    def _open(self) -> list[str]:
+        """Checks the folders, sets what the numbers of masks mean, and returns the stems of the split."""
+        raise NotImplementedError
+
+
+class _VocKit(_Benchmark):
     """Common part of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists, where 0 is background.
 
     Both benchmarks ignore background pixels (mmsegmentation's `reduce_zero_label`). So they are void like borders, and class k
     of a mask is index k - 1.
     """
 
-    class_list: str
     masks: tuple[str, ...]  # folders that may hold a mask, in order of preference
     lists: str  # folder of the lists
 
-    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
-        self.folder, self.split = Path(folder), split
-        self.name = name or self.layout
-        self.classes = load_classes(self.class_list)
+    def _open(self) -> list[str]:
         self._numbers_mean(first=1, ignored=(0, IGNORE))
         self._require(self.folder, self.folder / "JPEGImages")
         self._mask_folders = [self.folder / part for part in self.masks if (self.folder / part).is_dir()]
         if not self._mask_folders:
             raise self._missing(self.folder / self.masks[0])
-        self._keep(self._read_list(*self._list_files(self.folder / self.lists)), every)
+        return self._read_list(*self._list_files(self.folder / self.lists))
 
     def _list_files(self, folder: Path) -> list[Path]:
         return [folder / f"{self.split}.txt"]
@@ -50,15 +71,6 @@ class Voc2012(_VocKit):
 
     A photo with a mask in SegmentationClass keeps that one, as in mmsegmentation, whose training list is the official
     train.txt followed by SBD's aug.txt. Without any list of additional masks, "train" is the official train.txt alone.
-
-    Args:
-        folder: .../VOCdevkit/VOC2012.
-        split: "train" (with the additional masks), "val", or another list of ImageSets/Segmentation.
-        every: use every n-th photo only.
-        name: in tables.
-
-    Raises:
-        DataError: a file or folder is missing; the message names the first one and the expected tree.
     """
 
     layout = "voc"
@@ -85,15 +97,7 @@ class Voc2012(_VocKit):
 
 
 class PascalContext59(_VocKit):
-    """PASCAL Context: 59 classes of things and stuff on some 5,000 and 5,100 photos of VOC 2010.
-
-    Args:
-        folder: .../VOCdevkit/VOC2010.
-        split, every, name: see `Voc2012`.
-
-    Raises:
-        DataError: a file or folder is missing; the message names the first one and the expected tree.
-    """
+    """PASCAL Context: 59 classes of things and stuff on some 5,000 and 5,100 photos of VOC 2010."""
 
     layout = "pascal_context"
     title = "PASCAL Context (59 classes)"
@@ -108,18 +112,8 @@ class PascalContext59(_VocKit):
     lists = "ImageSets/SegmentationContext"
 
 
-class CocoStuff164k(SegmentationDataset):
-    """COCO-Stuff 164k: 171 classes of things and stuff on the 118,287 and 5,000 photos of COCO 2017.
-
-    Args:
-        folder: .../coco_stuff164k.
-        split: "train" or "val".
-        every: use every n-th photo only.
-        name: in tables.
-
-    Raises:
-        DataError: a file or folder is missing; the message names the first one and the expected tree.
-    """
+class CocoStuff164k(_Benchmark):
+    """COCO-Stuff 164k: 171 classes of things and stuff on the 118,287 and 5,000 photos of COCO 2017."""
 
     layout = "coco_stuff"
     title = "COCO-Stuff 164k"
@@ -130,18 +124,17 @@ class CocoStuff164k(SegmentationDataset):
     annotations/val2017/000000000139_labelTrainIds.png
   (the masks are made by mmsegmentation's tools/dataset_converters/coco_stuff164k.py)"""
 
-    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
-        self.folder, self.split = Path(folder), split
-        self.name = name or self.layout
-        self.classes = load_classes("coco_stuff171")
+    class_list = "coco_stuff171"
+
+    def _open(self) -> list[str]:
         self._numbers_mean()
-        images = self.folder / "images" / f"{split}2017"
-        self._require(self.folder, images, self.folder / "annotations" / f"{split}2017")
+        images = self.folder / "images" / f"{self.split}2017"
+        self._require(self.folder, images, self.folder / "annotations" / f"{self.split}2017")
         with os.scandir(images) as entries:
             stems = sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".jpg"))
         if not stems:
             raise self._missing(images, "holds no photos")
-        self._keep(stems, every)
+        return stems
 
     def photo_path(self, stem: str) -> Path:
         return self.folder / "images" / f"{self.split}2017" / f"{stem}.jpg"

@@ -74,7 +74,7 @@ def open_set(
     """
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
-        raise DataError(f"'{layout}' is no layout of data sets; known ones: {', '.join(LAYOUTS)}.")
+        raise DataError(f"'{layout}' is no layout of data sets; choose one of {', '.join(LAYOUTS)}.")
     if every < 1:
         raise DataError(f"Every {every}-th photo of {name} cannot be taken; give a number of at least 1.")
     layout = layout or _layout_of(root, name)

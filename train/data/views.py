@@ -36,28 +36,13 @@ def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def fresh_view(
-    dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """One random view: pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
-
-    The view is a function of `seed`.
-
-    Raises:
-        DataError: the photo or its mask cannot be used.
-    """
-    generator = np.random.default_rng(seed)
-    return random_view(*dataset.pair(photo), augmentation, generator, void=dataset.ignore_index)
-
-
 def readable_view(
-    dataset: SegmentationDataset,
-    photo: int,
-    augmentation: Augmentation,
-    seed: Sequence[int],
-    skipped: SkippedPhotos,
+    dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int], skipped: SkippedPhotos
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a photo or, if it cannot be read, of the next one in the list that can.
+    """A random view of a photo or, if it cannot be read, of the next one in the list that can; a function of `seed`.
+
+    Returns:
+        Pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
 
     Raises:
         DataError: no photo of the data set can be used.
@@ -65,7 +50,8 @@ def readable_view(
     for step in range(len(dataset)):
         index = (photo + step) % len(dataset)
         try:
-            return fresh_view(dataset, index, augmentation, seed)
+            pair, generator = dataset.pair(index), np.random.default_rng(seed)
+            return random_view(*pair, augmentation, generator, void=dataset.ignore_index)
         except DataError as error:
             skipped.add(dataset, index, error)
     raise DataError(f"None of the {len(dataset)} photos of {dataset.name} can be used. {skipped.summary()}")
@@ -110,9 +96,12 @@ class ViewCache:
     ) -> None:
         assert views > 0, "a cache holds at least one view of each photo"
         self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
+        sampling = asdict(augmentation)
+        if augmentation.padding is None:
+            del sampling["padding"]  # so that older caches keep their name
         key = {
             "photos": dataset.fingerprint(),
-            "augmentation": asdict(augmentation),
+            "augmentation": sampling,
             "seed": seed,
             "views": views,
             "towers": towers,
@@ -163,7 +152,9 @@ class ViewCache:
             first, started = self.done, time.monotonic()
             for start in range(first, len(self), batch):
                 stop = min(start + batch, len(self))
-                pixels, labels = zip(*(self._view(*divmod(index, self.views)) for index in range(start, stop)), strict=True)
+                pixels, labels = zip(
+                    *(self._view(*divmod(index, self.views)) for index in range(start, stop)), strict=True
+                )
                 tokens, features = encode(normalise(np.stack(pixels), mean, std))
                 self.patch_tokens[start:stop], self.features[start:stop] = tokens.bfloat16(), features.bfloat16()
                 self.labels[start:stop] = torch.from_numpy(np.stack(labels))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldvc.class_names import canonical, plain
 from train.data.reader import SegmentationDataset
 
-VOID = -1  # counts nowhere
+VOID = -1  # ignored
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
 HELD_OUT = -3  # of a held-out class whose name is known (transductive setting)
 

@@ -1,0 +1,122 @@
+"""What the steps of lite share: command line, tables, data sets, and a training for some minutes that resumes."""
+
+import argparse
+import csv
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+BACKGROUND = "none of these"
+VOID = 255
+
+
+def options_of(description: str, **further: Any) -> argparse.Namespace:
+    """The command line of a step: --data, --work, and further options by name, with defaults of their types."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"data": Path("data"), "work": Path("runs/lite_recipe"), **further}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
+    return parser.parse_args()
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(file, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write an indented JSON file."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_set(
+    folder: Path,
+    photos: Path,
+    masks: Iterable[tuple[str, np.ndarray]],
+    classes: Sequence[str],
+    lists: Iterable[str] = ("train",),
+) -> None:
+    """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos.
+
+    Args:
+        folder: is replaced.
+        photos: folder of the photos.
+        masks: (file of a photo, mask): 0 background, 1 + class, or `VOID`.
+        classes: names, without the background.
+        lists: of these splits, which all contain all photos.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    stems = []
+    for file, mask in masks:
+        stems.append(Path(file).stem)
+        (folder / "images" / file).symlink_to((photos / file).resolve())
+        Image.fromarray(mask).save(folder / "masks" / f"{stems[-1]}.png")
+    for name in lists:
+        (folder / f"{name}.txt").write_text("\n".join(sorted(stems)) + "\n", encoding="utf-8")
+    write_json(folder / "dataset.json", {"classes": [BACKGROUND, *classes], "ignore_index": VOID, "background_index": 0})
+    print(f"{folder}: {len(classes)} classes, {len(stems)} photos")
+
+
+def save_whole(file: Path, content: dict[str, Any]) -> None:
+    """Write a file of tensors such that an interruption leaves the old or the new one."""
+    torch.save(content, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+
+
+class Training:
+    """Trains a module with AdamW for some minutes and resumes from a file.
+
+    The learning rate rises for 100 steps and falls linearly with the time. Iteration yields the share of the time that has
+    passed; `learn` does a step.
+
+    Args:
+        file: the state. student: the module. groups: parameter groups of the optimiser.
+        rate: highest learning rate. minutes: of all runs together.
+    """
+
+    def __init__(self, file: Path, student: nn.Module, groups: list[dict], *, rate: float, minutes: float) -> None:
+        self.file, self.student, self.rate, self.budget = file, student, rate, minutes * 60
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+        self.elapsed, self.step = 0.0, 0
+        if file.exists():
+            saved = torch.load(file, weights_only=True)
+            student.load_state_dict(saved["student"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.elapsed, self.step = saved["elapsed"], saved["step"]
+
+    def __iter__(self) -> Iterator[float]:
+        start = time.time() - self.elapsed
+        while (passed := (time.time() - start) / self.budget) < 1:
+            self.elapsed = passed * self.budget
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * min(1.0, (self.step + 1) / 100) * max(0.01, 1 - passed)
+            yield passed
+        self.elapsed = self.budget
+        self.save()
+
+    def learn(self, loss: Tensor) -> None:
+        """One step of the optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+
+    def progress(self) -> str:
+        """For the log."""
+        return f"{self.elapsed:.0f} of {self.budget:.0f} s"
+
+    def save(self) -> None:
+        """Write the module as "student", the optimiser, the seconds and the steps so far."""
+        state = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_whole(self.file, {**state, "elapsed": self.elapsed, "step": self.step})
