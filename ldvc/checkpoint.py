@@ -11,7 +11,10 @@ instead hold one checkpoint for each decoder, in folders named after the decoder
      "seen_words": {name: [...]},                      other words that stood for these names in training
      "calibration": {"scale": 1.0, "bias": 0.0, "threshold": 0.5},   from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
+     "plain_clip": {"dense": "naclip", ...}            of the decoder "clip", see ldvc/plain_clip.py
      ...}
+
+A CLIP needs no checkpoint for the decoder "clip": `load_checkpoint` also opens an architecture of open_clip, or "full".
 """
 
 import json
@@ -30,8 +33,17 @@ from ldvc.calibration import Calibration
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, WeightsNotFoundError
 from ldvc.inference import require_inference
-from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
-from ldvc.modeling.model import LDVC
+from ldvc.modeling.clip import (
+    FULL_CLIP,
+    LITE_FOLDER,
+    WEIGHTS_VARIABLE,
+    FrozenClip,
+    build_clip,
+    default_weights,
+    is_architecture,
+)
+from ldvc.modeling.model import LDVC, PlainClip
+from ldvc.plain_clip import FULL_CLIP_SETTINGS, PlainClipSettings
 from ldvc.weights import hub_reachable, load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
@@ -78,23 +90,27 @@ def save_checkpoint(
 
 def load_checkpoint(
     source: str | Path, *, decoder: str | None = None, clip: FrozenClip | None = None, sibling: LDVC | None = None
-) -> tuple[LDVC, dict[str, Any]]:
+) -> tuple[PlainClip, dict[str, Any]]:
     """Build the model that a checkpoint describes, on the CPU and in evaluation mode.
 
     Args:
-        source: folder, Hub id ("owner/name") or "lite".
+        source: folder, Hub id ("owner/name") or "lite"; with decoder "clip" also an open_clip architecture, or "full", which
+            is the CLIP of the paper. The weights are OpenAI's, from the Hub or the file that `LDVC_CLIP_WEIGHTS` names.
         decoder: which decoder, if a folder holds several; None = "ldvc", or the first one. "clip" (plain similarity, which
             has no weights of its own) loads any decoder; use the model's `frozen_logits`.
         clip: a CLIP to use instead of the one that the checkpoint names.
         sibling: a loaded model, whose CLIP is shared if the checkpoint names the same one.
 
     Returns:
-        The model, and the metadata: everything in config.json except the model's configuration.
+        The model, and the metadata: everything in config.json except the model's configuration. For a CLIP of open_clip,
+        `plain_clip` is completed with `FULL_CLIP_SETTINGS`.
 
     Raises:
         WeightsNotFoundError: the source does not exist, or the Hub cannot be reached.
         CheckpointError: the source is no checkpoint of this project, or does not hold this decoder.
     """
+    if str(source) == "full" or is_architecture(str(source)):
+        return _load_plain_clip(FULL_CLIP if str(source) == "full" else str(source), decoder, clip)
     folder = _checkpoint_folder(_source_folder(source), decoder)
     config, metadata = read_config(folder)
     if decoder not in (None, "clip", config.decoder):
@@ -103,9 +119,22 @@ def load_checkpoint(
         config = replace(config, clip=_resolve_clip(config.clip, folder))
         same = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
         clip = sibling.clip if same else build_clip(config.clip, config.pretrained)
+    if is_architecture(config.clip):
+        metadata["plain_clip"] = FULL_CLIP_SETTINGS | (metadata.get("plain_clip") or {})
     model = LDVC(config, clip)
     model.load_trainable_state_dict(load_tensors(folder))
     return model.eval(), metadata
+
+
+def _load_plain_clip(architecture: str, decoder: str | None, clip: FrozenClip | None) -> tuple[PlainClip, dict[str, Any]]:
+    if decoder != "clip":
+        raise CheckpointError(
+            f"{architecture} alone has no decoder {decoder or DEFAULT_DECODER!r}, only 'clip': train one (docs/training.md) "
+            "and give its folder or Hub id, on the page as LDVC_FULL."
+        )
+    weights = "openai" if os.environ.get(WEIGHTS_VARIABLE) else default_weights(architecture)
+    config = ModelConfig(clip=architecture, pretrained=weights, visual_prompts=0, text_prompts=False, text_adapter=False)
+    return PlainClip(config, clip).eval(), {**DEFAULT_METADATA, "plain_clip": dict(FULL_CLIP_SETTINGS)}
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -128,6 +157,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         for key in ("calibration", "clip_calibration"):
             Calibration.from_metadata(metadata.get(key))
         require_inference(metadata["inference"])
+        if (inference := PlainClipSettings.from_metadata(metadata.get("plain_clip")).inference) is not None:
+            require_inference(inference)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}.") from error
     return config, metadata

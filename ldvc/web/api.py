@@ -15,10 +15,10 @@ import numpy as np
 
 from ldvc.class_names import class_lists
 from ldvc.embedding_space import Space
+from ldvc.export import KINDS, OverlayStyle
 from ldvc.result import Segmentation
-from ldvc.visualize import colours_for, fit_size, heat_map, overlay, resize_picture
+from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
 from ldvc.web import texts
-from ldvc.web.downloads import KINDS, OverlayStyle
 from ldvc.web.inputs import InputPanel, unchecked
 from ldvc.web.segmenter import LCSA_OFF, MAIN_DECODER, Segmenter, checked_background
 from ldvc.web.session import Answer, Problem, Session
@@ -58,6 +58,8 @@ class Api:
             answer = self.segmenter.segment(photo, names, company=bool(company), previous=session.answer)
         except Problem as problem:
             raise refusal(str(problem)) from problem
+        if answer.notice:
+            gr.Warning(answer.notice)
         session.answer = answer
         return session, answer, answer.background(background)
 
@@ -79,12 +81,9 @@ class Api:
         """
         session, answer, background = self.ask(session, photo, names, use_background, threshold)
         (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
-        size = fit_size(*result.size, long_side=PICTURE_SIDE)
-        labels, colours = result.labels_at(size), colours_for(result.names)
-        striped = [not seen for seen in result.seen]
-        painted = overlay(resize_picture(result.picture, size), labels, colours, striped=striped)
-        shares = result.area_shares(labels)
-        rows = zip(result.names, result.seen, shares, colours, strict=True)
+        colours = colours_for(result.names)
+        painted = compare_tab.Painted.of(result, long_side=PICTURE_SIDE)
+        rows = zip(result.names, result.seen, painted.shares, colours, strict=True)
         data = {
             "model": self.segmenter.model(answer).name,
             "decoder": result.decoder,
@@ -94,9 +93,9 @@ class Api:
             ],
             "alike": result.indistinguishable_words,
             "threshold": result.background,
-            "none_of_these": None if result.background is None else round(max(0.0, 1 - sum(shares)), 4),
+            "none_of_these": None if result.background is None else round(max(0.0, 1 - sum(painted.shares)), 4),
         }
-        return painted, (labels + 1).astype(np.uint8), data, session
+        return painted.overlay, (painted.labels + 1).astype(np.uint8), data, session
 
     def attention(
         self,
@@ -215,19 +214,18 @@ class Api:
         """
         session, answer, background = self.ask(session, photo, names, use_background, threshold)
         results = self.segmenter.results(answer, *compare_tab.DECODERS, background=background)
-        pictures = compare_tab.paint_all(results, colours_for(answer.names))
-        painted = [each for each in pictures if isinstance(each, compare_tab.Painted)]
+        painted = {decoder: each for decoder, each in compare_tab.paint_all(results).items() if each is not None}
         data = {
             "seen": dict(zip(answer.names, results[-1].seen, strict=True)),
             "decoders": {
-                each.decoder: {
+                decoder: {
                     "area": {name: round(share, 4) for name, share in zip(answer.names, each.shares, strict=True)},
-                    "differs_from_ldvc": round(float((each.labels != painted[-1].labels).mean()), 4),
+                    "differs_from_ldvc": round(float((each.labels != painted[MAIN_DECODER].labels).mean()), 4),
                 }
-                for each in painted
+                for decoder, each in painted.items()
             },
         }
-        return [(each.overlay, texts.DECODER_TITLES[each.decoder]) for each in painted], data, session
+        return [(each.overlay, texts.DECODER_TITLES[decoder]) for decoder, each in painted.items()], data, session
 
     def vocabulary(self, vocabulary: str) -> dict:
         """A ready list of class names, and whether the model saw masks of each in training.

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,13 +18,19 @@ from PIL import Image
 from ldvc.visualize import fit_size, grey_version, heat_gradient, heat_table, resize_picture
 from ldvc.web import texts
 
-HEAT = heat_table()
+# Palette of heat maps: 0 is transparent, then the scale.
+HEAT_PALETTE = np.concatenate([[[0, 0, 0]], heat_table()[np.linspace(0, 255, 255).round().astype(int)]]).astype(np.uint8)
 HEAT_STRENGTH = 0.8  # of the heat over the grey photo, as in `ldvc.visualize.heat_map`; the style sheet has it too
-GREY_SIDE = 420  # long side of the grey photo under heat maps
+GREY = {"long_side": 420, "grey": True, "quality": 75}  # options of `photo_uri` for the photo under heat maps
 MAP_SIDE = 112  # long side of a heat map before the browser enlarges it: four pixels for each patch of lite
 
 
 # ---- words
+
+
+def static(name: str) -> str:
+    """The text of a file in the folder static."""
+    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
 
 
 def section(title: str, help_text: str = "") -> str:
@@ -43,13 +50,13 @@ def details(summary: str, text: str) -> str:
 
 
 def problem(sentence: str) -> str:
-    """An error beside the field it concerns; screen readers read it at once."""
-    return f'<p class="ldvc-problem" role="alert">{escape(sentence)}</p>'
+    """An error beside the field it concerns, or nothing; screen readers read it at once."""
+    return sentence and f'<p class="ldvc-problem" role="alert">{escape(sentence)}</p>'
 
 
 def notice(sentence: str) -> str:
-    """A remark that is not an error."""
-    return f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
+    """A remark that is not an error, or nothing."""
+    return sentence and f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
 
 
 def empty(sentence: str) -> str:
@@ -105,11 +112,6 @@ def photo_uri(picture: np.ndarray, *, long_side: int, grey: bool = False, qualit
     return data_uri(Image.fromarray(picture), "jpeg", quality=quality)
 
 
-def grey_photo(picture: np.ndarray) -> str:
-    """The photo under heat maps, as data."""
-    return photo_uri(picture, long_side=GREY_SIDE, grey=True, quality=75)
-
-
 def heat_uri(values: np.ndarray, *, low: float = 0.0, high: float = 1.0, inside: np.ndarray | None = None) -> str:
     """Values (h, w) on the heat scale from `low` to `high` as a palette PNG of that size.
 
@@ -117,12 +119,11 @@ def heat_uri(values: np.ndarray, *, low: float = 0.0, high: float = 1.0, inside:
         inside: (h, w) booleans; elsewhere the picture is transparent.
     """
     index = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 254
-    index = index.round().astype(np.uint8) + 1  # 0 is transparent
+    index = index.round().astype(np.uint8) + 1
     if inside is not None:
         index = np.where(inside, index, 0).astype(np.uint8)
     picture = Image.fromarray(index).convert("P")
-    palette = HEAT[np.linspace(0, 255, 255).round().astype(int)]
-    picture.putpalette(np.concatenate([[[0, 0, 0]], palette]).astype(np.uint8).tobytes())
+    picture.putpalette(HEAT_PALETTE.tobytes())
     return data_uri(picture, "png", compress_level=3, **({} if inside is None else {"transparency": 0}))
 
 

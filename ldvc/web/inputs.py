@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,9 @@ from ldvc.web import html, texts
 from ldvc.web.models import MAIN_DECODER
 from ldvc.web.segmenter import Segmenter, read_photo
 from ldvc.web.session import Answer, Problem
-from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values
+from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values, message
 
 EXAMPLES_FOLDER = ASSETS / "examples"
-CHIPS_JS = (Path(__file__).parent / "static" / "chips.js").read_text(encoding="utf-8")
-EXAMPLES_JS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (!button) return;
-  props.value = Number(button.dataset.index);
-  trigger("choose");
-});
-"""
 OWN = "own"  # key of the visitor's own names among the class lists
 MANY_CHIPS = 12  # from here on, a line says how many there are
 THUMBNAIL_SIDE = 240
@@ -126,10 +118,14 @@ class InputPanel:
             elem_id="photo",
         )
         self.photo.preprocess = uploaded_file
-        photo_problem = gr.HTML(visible=False, elem_id="photo-problem")
+        photo_problem = message(elem_id="photo-problem")
         gr.HTML(html.caption(texts.EXAMPLES_LABEL))
         self.gallery = gr.HTML(
-            html_template=thumbnails(self.examples), js_on_load=EXAMPLES_JS, apply_default_css=False, elem_id="examples"
+            html_template=thumbnails(self.examples),
+            chosen=None,
+            js_on_load=html.static("examples.js"),
+            apply_default_css=False,
+            elem_id="examples",
         )
         with gr.Group(elem_classes="ldvc-names"):
             self.names = unchecked(
@@ -143,11 +139,16 @@ class InputPanel:
                 )
             )
             self.chips = gr.HTML(
-                [], html_template="${chips}", chips="", js_on_load=CHIPS_JS, apply_default_css=False, elem_id="chips"
+                [],
+                html_template="${chips}",
+                chips="",
+                js_on_load=html.static("chips.js"),
+                apply_default_css=False,
+                elem_id="chips",
             )
-        names_problem = gr.HTML(visible=False, elem_id="names-problem")
+        names_problem = message(elem_id="names-problem")
         self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
-        run_problem = gr.HTML(visible=False, elem_id="run-problem")
+        run_problem = message(elem_id="run-problem")
         with gr.Row(elem_classes="ldvc-choices"):
             lists = [(texts.OWN_NAMES, OWN), *((each.title, key) for key, each in class_lists().items())]
             self.vocabulary = gr.Dropdown(
@@ -157,9 +158,9 @@ class InputPanel:
             self.model = gr.Dropdown(
                 choices, value=choices[0], label=texts.MODEL_LABEL, min_width=90, scale=2, elem_id="model"
             )
-        model_problem = gr.HTML(visible=False, elem_id="model-problem")
+        model_problem = message(elem_id="model-problem")
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
-        self.stale = gr.HTML(visible=False, elem_id="stale", render=False)  # rendered above the answer
+        self.stale = message(elem_id="stale", render=False)  # rendered above the answer
         self.inputs = {self.photo, self.names, self.model}
         self.outputs = [self.names, self.stale, *self.problems.values()]
 
@@ -175,28 +176,25 @@ class InputPanel:
         if groups:
             remarks.append(texts.INDISTINGUISHABLE.format(names=", nor ".join(map(html.quoted, groups))))
         names = ", ".join(name.text for name in answer.asked)
-        changes = {**self.no_problems(), self.names: names, self.stale: gr.HTML("", visible=False)}
-        if remarks:
-            changes[self.problems["names"]] = gr.HTML(html.notice(" ".join(remarks)), visible=True)
-        return changes
+        remarks = {"names": html.notice(" ".join(remarks)), "model": html.notice(answer.notice)}
+        return {self.names: names, self.stale: "", **self.sentences(**remarks)}
 
-    def no_problems(self) -> Changes:
-        """Remove all sentences."""
-        return {component: gr.HTML("", visible=False) for component in self.problems.values()}
+    def sentences(self, **sentences: str) -> Changes:
+        """HTML of the sentences beside some fields; those beside all others are removed."""
+        return {component: sentences.get(field, "") for field, component in self.problems.items()}
 
     def refused(self, problem: Problem) -> Changes:
         """A sentence beside its field; all else stays as it is."""
-        place = self.problems.get(problem.field, self.problems["run"])
-        return {**self.no_problems(), place: gr.HTML(html.problem(str(problem)), visible=True)}
+        return self.sentences(**{problem.field: html.problem(str(problem))})
 
-    def outdated(self, values: Values) -> Any:
+    def outdated(self, values: Values) -> str:
         """Above the answer: a notice if it answers another question than the one in the column."""
         answer = values[self.session].answer
         same = answer is not None and (
             (values[self.photo], values[self.model], parsed(values[self.names]))
-            == (answer.photo, answer.model, answer.asked)
+            == (answer.photo, answer.chosen or answer.model, answer.asked)
         )
-        return gr.HTML(html.notice(texts.STALE), visible=answer is not None and not same)
+        return html.notice("" if answer is None or same else texts.STALE)
 
     def chips_for(self, names: str, model: str | None) -> Any:
         """A chip for each class: seen or unseen by the model."""
@@ -212,19 +210,17 @@ class InputPanel:
 
         def choose_example(index: int) -> Changes:
             path, _, fitting = self.examples[index]
-            return {self.photo: path, self.names: fitting, self.vocabulary: OWN, **self.no_problems()}
+            chosen = gr.HTML(chosen=[index, secrets.token_hex(4)])  # the script sees every answer, also with the same index
+            return {self.gallery: chosen, self.photo: path, self.names: fitting, self.vocabulary: OWN, **self.sentences()}
 
         def change_photo(values: Values) -> Changes:
             """Says at once, not only when the button is pressed, that a file is no picture."""
-            sentence = ""
+            sentence, path = "", values[self.photo]
             try:
-                if values[self.photo]:
-                    read_photo(values[self.photo])
+                values[self.session].decoded = path and (path, read_photo(path))
             except Problem as problem:
                 sentence = html.problem(str(problem))
-            return {
-                self.problems["photo"]: gr.HTML(sentence, visible=bool(sentence)), self.stale: self.outdated(values),
-            }  # fmt: skip
+            return {self.problems["photo"]: sentence, self.stale: self.outdated(values)}
 
         def change_names(values: Values) -> Changes:
             answer = values[self.session].answer
@@ -232,7 +228,7 @@ class InputPanel:
                 self.chips: self.chips_for(values[self.names], values[self.model]), self.stale: self.outdated(values),
             }  # fmt: skip
             if answer is None or answer.asked != parsed(values[self.names]):  # the sentence is about other names
-                changes[self.problems["names"]] = gr.HTML("", visible=False)
+                changes[self.problems["names"]] = ""
             return changes
 
         def choose_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
@@ -252,14 +248,14 @@ class InputPanel:
             except Problem as problem:
                 notice = html.notice(str(problem))
             return {
-                self.problems["model"]: gr.HTML(notice, visible=bool(notice)),
+                self.problems["model"]: notice,
                 self.chips: self.chips_for(values[self.names], values[self.model]),
                 self.stale: self.outdated(values),
             }
 
         light = {"queue": False, **QUIET}
         last = {"trigger_mode": "always_last", **light}
-        panel = [self.photo, self.names, self.vocabulary, *self.problems.values()]
+        panel = [self.gallery, self.photo, self.names, self.vocabulary, *self.problems.values()]
         self.gallery.choose(choose_example, self.gallery, panel, **last)
         self.photo.change(change_photo, state, [self.problems["photo"], self.stale], **last)
         lists = [self.vocabulary, self.names, self.own_names]

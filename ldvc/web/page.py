@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ldvc.web import api, texts
+from ldvc.web import api, html, texts
 from ldvc.web.inputs import EXAMPLES_FOLDER, InputPanel
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
@@ -16,7 +16,7 @@ from ldvc.web.tabs import PRIVATE, QUIET, Changes, Shared, Tab, Values
 from ldvc.web.tabs.attention import AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
-from ldvc.web.tabs.segment import STATIC, SegmentTab, make_viewer
+from ldvc.web.tabs.segment import SegmentTab, make_viewer
 from ldvc.web.tabs.space import SpaceTab
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def launch_options() -> dict[str, Any]:
     """Arguments of `Blocks.launch` for this page."""
     return {
         "theme": theme(),
-        "css": (STATIC / "style.css").read_text(encoding="utf-8"),
+        "css": html.static("style.css"),
         "footer_links": ["api"],
         "state_session_capacity": MAX_SESSIONS,
         "allowed_paths": [str(EXAMPLES_FOLDER)],  # wherever the page was started from
@@ -84,6 +84,7 @@ def launch_options() -> dict[str, Any]:
         "show_error": False,
         "ssr_mode": False,
         "run_history": False,
+        "enable_monitoring": False,
     }
 
 
@@ -152,7 +153,9 @@ def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs:
                 model=values[panel.model],
                 company=values[shared.company],
                 previous=before,
+                decoded=session.decoded,
             )
+            session.decoded = None
             viewer = values[shared.viewer]
             background = answer.background(viewer["background"])
             if before is not None and before.model != answer.model and background is not None:
@@ -163,12 +166,13 @@ def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs:
             session.answer = answer
             opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
             for key in tabs.keys() - opened:
-                changes |= tabs[key].blank(values)
+                if before is None or key in before.drawn:  # the others are blank already
+                    changes |= tabs[key].blank(values)
             return {shared.session: session, **changes}
         except Exception as error:
             if isinstance(error, Problem):
                 return panel.refused(error)
-            if isinstance(error, gr.Error):  # a sentence of ZeroGPU's, about the visitor's quota
+            if isinstance(error, gr.Error):  # a sentence about ZeroGPU and the visitor's time
                 raise
             log.exception("a question could not be answered")
             return panel.refused(Problem("run", texts.UNEXPECTED))

@@ -15,15 +15,16 @@ import numpy as np
 from ldvc.class_names import ClassName, drop_none_words, parse_names
 from ldvc.errors import InvalidImageError, InvalidNamesError
 from ldvc.image_io import load_picture
-from ldvc.predictor import COMPANY, ImageState
+from ldvc.predictor import COMPANY, PREDICTOR_DECODERS, ImageState
 from ldvc.result import Segmentation
 from ldvc.web import texts
-from ldvc.web.gpu import on_gpu
-from ldvc.web.models import MAIN_DECODER, LoadedModel, ModelRegistry
+from ldvc.web.gpu import NoGpu, on_gpu
+from ldvc.web.models import LITE, MAIN_DECODER, LoadedModel, ModelRegistry
 from ldvc.web.session import OWN_THRESHOLD, Answer, Problem
 
 PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
 LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: the trained LDVC with LCSA left out, an intervention
+ALL_DECODERS = (*PREDICTOR_DECODERS, LCSA_OFF)
 
 
 class Segmenter:
@@ -31,8 +32,8 @@ class Segmenter:
 
     def __init__(self, registry: ModelRegistry) -> None:
         self.registry = registry
-        self._infer = on_gpu(functools.partial(infer, registry))
-        self._digest = on_gpu(functools.partial(weights_digest, registry))
+        self._infer = functools.partial(infer, registry)
+        self._infer_on_gpu = on_gpu(self._infer, gpu_seconds)
 
     def model(self, answer: Answer) -> LoadedModel:
         """The model that gave an answer."""
@@ -46,6 +47,7 @@ class Segmenter:
         model: str | None = None,
         company: bool = True,
         previous: Answer | None = None,
+        decoded: tuple[str, np.ndarray] | None = None,
     ) -> Answer:
         """Segment a photo by names with LDVC; other decoders are computed when they are asked for.
 
@@ -55,12 +57,15 @@ class Segmenter:
             model: key of the model choice; None = the main one.
             company: segment a single name together with `ldvc.predictor.COMPANY`.
             previous: an answer whose encoded photo is used again if model and photo are the same.
+            decoded: path and pixels of a photo that was read already.
+
+        A model that gets no GPU from ZeroGPU is replaced by lite, and the answer has a `notice` about it.
 
         Raises:
             Problem: the visitor can put it right.
         """
         key = model or self.registry.default
-        self.registry.get(key)
+        borrows_gpu = self.registry.get(key).borrows_gpu
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
         asked, classes = read_names(names)
@@ -69,7 +74,8 @@ class Segmenter:
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
         known = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
-        image = previous.image if known else read_photo(photo)
+        fresh = decoded[1] if decoded and decoded[0] == photo else None
+        image = previous.image if known else read_photo(photo) if fresh is None else fresh
         answer = Answer(
             model=key,
             photo=photo,
@@ -80,8 +86,13 @@ class Segmenter:
             names=[name.title for name in classes],
             company=company,
             none_named=asked != classes,
+            pictures=previous.pictures if known else {},
         )
-        self.results(answer, MAIN_DECODER)
+        try:
+            self.results(answer, *(ALL_DECODERS if borrows_gpu else (MAIN_DECODER,)))  # a GPU is borrowed once per question
+        except NoGpu as error:
+            answer = self.segment(photo, names, model=LITE, company=company, previous=previous, decoded=decoded)
+            answer.chosen, answer.notice = key, texts.NO_GPU.format(reason=error.reason)
         return answer
 
     def results(
@@ -98,11 +109,15 @@ class Segmenter:
         Args:
             background: threshold of "none of these" in 0..1, None = not allowed, `OWN_THRESHOLD` = each decoder's own.
             company: see `segment`; None = as the answer was asked. Matters for a single name only.
+
+        Raises:
+            NoGpu: the model computes with a GPU of ZeroGPU and gets none.
         """
         company = (answer.company if company is None else company) and len(answer.names) == 1
         missing = tuple(decoder for decoder in decoders if (decoder, company) not in answer.results)
         if missing:
-            answer.image, found = self._infer(answer.model, answer.image, answer.asked, missing, company)
+            compute = self._infer_on_gpu if self.model(answer).borrows_gpu else self._infer
+            answer.image, found = compute(answer.model, answer.image, answer.asked, missing, company)
             answer.results |= {(decoder, company): result for decoder, result in found.items()}
         results = []
         for decoder in decoders:
@@ -118,7 +133,7 @@ class Segmenter:
 
     def weights_digest(self, answer: Answer) -> str:
         """SHA-256 of the weights that gave an answer; see `Predictor.weights_digest`."""
-        return self._digest(answer.model)
+        return self.model(answer).main.weights_digest
 
 
 def infer(
@@ -144,9 +159,15 @@ def infer(
     return state, found
 
 
-def weights_digest(registry: ModelRegistry, model: str) -> str:
-    """SHA-256 of the main decoder's weights, which are on the GPU where one is lent."""
-    return registry.get(model).main.weights_digest
+def gpu_seconds(
+    model: str, image: ImageState | np.ndarray, names: Sequence[ClassName], decoders: Sequence[str], company: bool
+) -> int:
+    """How long `infer` may need a GPU that is lent: estimates for ViT-B/16 on the generous side, not measured on ZeroGPU.
+
+    A process starts, moves the weights to the GPU, encodes the photo unless that is done, and then the words.
+    """
+    words = sum(len(each.words) for each in names)
+    return math.ceil(10 + 2 * (not isinstance(image, ImageState)) + 0.05 * words)
 
 
 def read_photo(photo: str) -> np.ndarray:

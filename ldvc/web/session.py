@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ldvc.class_names import ClassName
 from ldvc.errors import LdvcError
 from ldvc.predictor import ImageState
@@ -33,8 +35,9 @@ class Answer:
         names: the titles of those that are classes; the same as `names` of every result.
         company: whether a single name was segmented together with `ldvc.predictor.COMPANY`.
         none_named: "background" or the like is among the names, and so "none of these" is allowed.
+        chosen, notice: if lite answered because the chosen model got no GPU: the key of that model, and a sentence.
         results: by decoder, with company or without.
-        pictures: the photo as data for HTML, by tab.
+        pictures: the photo as data for HTML, by the options of `html.photo_uri`; shared by answers about the same photo.
         drawn: by tab, the shared settings with which it was drawn last.
     """
 
@@ -47,8 +50,10 @@ class Answer:
     names: list[str]
     company: bool = True
     none_named: bool = False
+    chosen: str | None = None
+    notice: str = ""
     results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)
-    pictures: dict[str, str] = field(default_factory=dict)
+    pictures: dict[tuple, str] = field(default_factory=dict)
     drawn: dict[str, tuple] = field(default_factory=dict)
 
     def background(self, wanted: float | str | None) -> float | str | None:
@@ -63,7 +68,9 @@ class Session:
     Attributes:
         answer: to the last question; None before the first.
         open_tab: key of the tab that the visitor looks at.
+        decoded: path and pixels of an upload that no question was asked about yet.
     """
 
     answer: Answer | None = None
     open_tab: str = "segment"
+    decoded: tuple[str, np.ndarray] | None = None

@@ -37,6 +37,7 @@ FULL_MISSING = (
     "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here. Train one "
     "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Until then, choose lite."
 )
+NO_GPU = "Lite answered, because the chosen model got no GPU. {reason}"
 FULL_FAILED = "The full model could not be loaded."
 NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
 NO_FLAG = "Whether “none of these” is allowed is true or false, not “{value}”."

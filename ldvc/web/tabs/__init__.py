@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from ldvc.export import OverlayStyle
 from ldvc.result import Segmentation
 from ldvc.visualize import OPACITY
 from ldvc.web import html, texts
-from ldvc.web.downloads import OverlayStyle
-from ldvc.web.segmenter import Segmenter
+from ldvc.web.segmenter import MAIN_DECODER, Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer
 
 Values = dict[Any, Any]
@@ -80,7 +80,7 @@ class Tab:
         self.settings: list[Any] = []
         self.outputs: list[Any] = []
         self.pictures: list[Any] = []
-        self.empty = gr.HTML(html.empty(self.empty_text))
+        self.empty = message(html.empty(self.empty_text))
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The whole tab for an answer."""
@@ -88,7 +88,7 @@ class Tab:
 
     def blank(self, values: Values) -> Changes:
         """Instead of an older answer, until the tab is opened and drawn."""
-        return {self.empty: gr.HTML(html.empty(texts.DRAWING), visible=True), **dict.fromkeys(self.pictures, "")}
+        return {self.empty: html.empty(texts.DRAWING), **dict.fromkeys(self.pictures, "")}
 
     def show(self, answer: Answer, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
         """`draw`, or a function that draws a part, and remember that the tab shows this answer."""
@@ -109,6 +109,14 @@ class Tab:
         settings = self.shared.settings(values)
         return self.segmenter.results(answer, *decoders, background=settings.background, company=settings.company)
 
+    def photo(self, answer: Answer, **options: Any) -> str:
+        """The photo as data, made once for all questions about it; `options` as of `html.photo_uri`."""
+        key = tuple(options.items())
+        if key not in answer.pictures:
+            (result,) = self.segmenter.results(answer, MAIN_DECODER)
+            answer.pictures[key] = html.photo_uri(result.picture, **options)
+        return answer.pictures[key]
+
     def redraw(self, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
         """Draw the session's answer; again if a newer question is answered meanwhile, so that no older answer is shown."""
         session = values[self.shared.session]
@@ -117,7 +125,7 @@ class Tab:
             changes = self.show(answer, values, draw)
             if answer is session.answer:
                 return changes
-        return {self.empty: gr.HTML(html.empty(self.empty_text), visible=True)}
+        return {self.empty: html.empty(self.empty_text)}
 
     def open(self, values: Values) -> Changes:
         """The visitor opened the tab: draw it unless it shows the answer already."""
@@ -138,6 +146,11 @@ class Tab:
             trigger_mode="always_last",
             **QUIET,
         )
+
+
+def message(value: str = "", **options: Any) -> gr.HTML:
+    """A place for a sentence of `html.problem`, `html.notice` or `html.empty`. The style sheet hides it without one."""
+    return gr.HTML(value, elem_classes="ldvc-message", **options)
 
 
 def layer_and_head(prefix: str) -> tuple[gr.Radio, gr.Dropdown]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import gradio as gr
 import numpy as np
@@ -14,7 +15,7 @@ from ldvc.web import html, texts
 from ldvc.web.html import MAP_SIDE, escape, percent
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head
+from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head, message
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 SHOWN = 8  # names at a time, so that the table is drawn at once
@@ -92,7 +93,7 @@ class AttentionTab(Tab):
                 [], label="Names shown", info="Eight at a time.", multiselect=True, max_choices=SHOWN, visible=False,
                 elem_id="attention-names",
             )  # fmt: skip
-            self.note = gr.HTML(visible=False, elem_id="attention-note")
+            self.note = message(elem_id="attention-note")
             self.grid = gr.HTML(elem_id="attention-grid", apply_default_css=False)
             title, help_text = "Compare two decoders", "Drag the line, or move it with the arrow keys."
             gr.HTML(html.section(title, help_text), elem_classes="ldvc-later")
@@ -104,7 +105,6 @@ class AttentionTab(Tab):
             gr.HTML(html.details("What exactly is drawn", DETAILS), apply_default_css=False)
         self.settings = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
         self.pictures = [self.grid, self.slider]
-        self.parts = [self.note, self.left, self.right, *self.pictures]
         self.outputs = [self.empty, self.body, *self.settings, self.company, self.note, *self.pictures]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
@@ -115,41 +115,52 @@ class AttentionTab(Tab):
         layer, head = choices_for(main, *chosen_layer_and_head(main, values[self.layer], values[self.head]))
         shown = [names[index] for index in self.shown(names, values)]
         return {
-            self.empty: gr.HTML(visible=False),
+            self.empty: "",
             self.body: gr.Column(visible=True),
             self.layer: layer,
             self.head: head,
             self.names: gr.Dropdown(names, value=shown, multiselect=True, visible=len(names) > SHOWN),
             self.company: gr.Checkbox(visible=len(names) == 1),
             self.name: gr.Dropdown(names, value=names[self.chosen(names, values)]),
-            **self.draw_pictures(answer, values),
+            **self.draw_table(answer, values),
+            **self.draw_slider_and_sides(answer, values),
         }
 
-    def draw_pictures(self, answer: Answer, values: Values) -> Changes:
-        """Table and slider; what a model computed before is not computed again."""
+    def draw_table(self, answer: Answer, values: Values) -> Changes:
+        """The maps of the names shown."""
+        columns, names = self.columns(answer, values), answer.names
+        options = {"photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
+        return {
+            self.note: html.notice(ONE_NAME if len(names) == 1 and not columns[0].result.company else ""),
+            self.grid: attention_grid(columns, self.shown(names, values), **options),
+        }
+
+    def draw_slider(self, answer: Answer, values: Values) -> Changes:
+        """Two decoders' maps of one name, on the scale of the table."""
+        columns, names = self.columns(answer, values), answer.names
+        low, high = value_range(columns, self.shown(names, values), rescale=values[self.rescale])
+        there = {column.decoder: column for column in columns if column.maps is not None}
+        sides, index = [there[decoder] for decoder in self.sides(list(there), values)], self.chosen(names, values)
+        photo = self.photo(answer, **html.GREY)
+        return {self.slider: attention_slider(*sides, index, names[index], photo=photo, low=low, high=high)}
+
+    def draw_slider_and_sides(self, answer: Answer, values: Values) -> Changes:
+        """The slider, and the decoders that can be chosen under it."""
+        decoders = [column.decoder for column in self.columns(answer, values) if column.maps is not None]
+        choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in decoders]
+        left, right = self.sides(decoders, values)
+        return {
+            self.left: gr.Dropdown(choices, value=left),
+            self.right: gr.Dropdown(choices, value=right),
+            **self.draw_slider(answer, values),
+        }
+
+    def columns(self, answer: Answer, values: Values) -> list[Column]:
+        """Every decoder's maps at the chosen layer and head; what a model computed before is not computed again."""
         decoders = (*DECODERS, LCSA_OFF) if values[self.off] else DECODERS
         results = self.results(answer, values, *decoders)
         layer, head = chosen_layer_and_head(results[0], values[self.layer], values[self.head])
-        columns = [Column.of(decoder, result, layer, head) for decoder, result in zip(decoders, results, strict=True)]
-        names, main = answer.names, columns[0].result
-        photo = answer.pictures.setdefault(self.key, "") or html.grey_photo(main.picture)
-        answer.pictures[self.key] = photo
-        shown, index = self.shown(names, values), self.chosen(names, values)
-        low, high = value_range(columns, shown, rescale=values[self.rescale])
-        by_decoder = {column.decoder: column for column in columns if column.maps is not None}
-        left, right = self.sides(list(by_decoder), values)
-        note = html.notice(ONE_NAME) if len(names) == 1 and not main.company else ""
-        choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in by_decoder]
-        sides = (by_decoder[left], by_decoder[right])
-        return {
-            self.note: gr.HTML(note, visible=bool(note)),
-            self.left: gr.Dropdown(choices, value=left),
-            self.right: gr.Dropdown(choices, value=right),
-            self.grid: attention_grid(
-                columns, names, main.seen, colours_for(names), shown, photo=photo, rescale=values[self.rescale]
-            ),
-            self.slider: attention_slider(*sides, index, names[index], photo=photo, low=low, high=high),
-        }
+        return [Column.of(decoder, result, layer, head) for decoder, result in zip(decoders, results, strict=True)]
 
     def sides(self, decoders: list[str], values: Values) -> tuple[str, str]:
         """The decoders under the slider, of those that there are."""
@@ -169,15 +180,16 @@ class AttentionTab(Tab):
         return names.index(values[self.name]) if values[self.name] in names else 0
 
     def wire(self) -> None:
-        """Every widget draws the pictures anew."""
-        widgets = [each.input for each in (*self.settings, self.company) if each is not self.off]
-        self.on(widgets, self.draw_pictures, self.parts)
+        """The table is drawn before the slider: Gradio answers the events of a widget in the order of their declaration."""
+        both = [self.layer, self.head, self.names, self.rescale, self.company]
+        self.on([each.input for each in (*both, self.off)], self.draw_table, [self.note, self.grid])
+        self.on([each.input for each in (*both, self.name, self.left, self.right)], self.draw_slider, [self.slider])
 
         def switch(answer: Answer, values: Values) -> Changes:
             """The new column goes under the slider."""
-            return self.draw_pictures(answer, {**values, self.right: LCSA_OFF})
+            return self.draw_slider_and_sides(answer, {**values, self.right: LCSA_OFF})
 
-        self.on([self.off.input], switch, self.parts)
+        self.on([self.off.input], switch, [self.left, self.right, self.slider])
 
 
 @dataclass(frozen=True)
@@ -189,14 +201,12 @@ class Column:
         maps: (C, h, w) attention on the patch grid for all names, or None if there is no such decoder.
         result: where the maps are from.
         company: (h, w) attention to the words of `result.company` together, or None if there are none.
-        labels: the decoder's label map at the size of the drawn maps, -1 = none of these.
     """
 
     decoder: str
     maps: np.ndarray | None = None
     result: Segmentation | None = None
     company: np.ndarray | None = None
-    labels: np.ndarray | None = None
 
     @classmethod
     def of(cls, decoder: str, result: Segmentation | None, layer: int, head: int | None) -> Column:
@@ -205,20 +215,30 @@ class Column:
             return cls(decoder)
         maps = result.cross_attention(layer=layer, head=head)
         company = result.company_attention(layer=layer, head=head) if result.company else None
-        return cls(decoder, maps, result, company, result.labels_at(fit_size(*result.size, long_side=MAP_SIDE)))
+        return cls(decoder, maps, result, company)
 
     @property
     def is_intervention(self) -> bool:
         """Whether the decoder was not trained like this."""
         return self.decoder == LCSA_OFF
 
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """(C, height, width) maps at the size of the table's."""
+        return self.enlarged(self.maps, MAP_SIDE)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(height, width), the decoder's label map at that size, -1 = none of these."""
+        return self.result.labels_at(self.drawn.shape[1:])
+
     def enlarged(self, attention: np.ndarray, long_side: int) -> np.ndarray:
-        """A map (h, w) at a size of the photo, (height, width), padding cut off."""
+        """Maps (..., h, w) at a size of the photo, (..., height, width), padding cut off."""
         return self.result.attention_at(attention, fit_size(*self.result.size, long_side=long_side))
 
     def inside_outside(self, index: int) -> tuple[float | None, float | None]:
         """Mean attention to a name inside its mask and outside it; None where there is no such pixel."""
-        values, inside = self.enlarged(self.maps[index], MAP_SIDE), self.labels == index
+        values, inside = self.drawn[index], self.labels == index
         return tuple(float(values[part].mean()) if part.any() else None for part in (inside, ~inside))
 
 
@@ -232,35 +252,28 @@ def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: boo
     return (low, high) if high - low > 1e-6 else (0.0, 1.0)
 
 
-def attention_grid(
-    columns: Sequence[Column],
-    names: Sequence[str],
-    seen: Sequence[bool],
-    colours: Sequence[str],
-    shown: Sequence[int],
-    *,
-    photo: str,
-    rescale: bool,
-) -> str:
+def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: str, rescale: bool) -> str:
     """Rows are names, columns decoders, under one colour bar. A single name's company has a row of its own.
 
     Args:
-        names, seen, colours: of all names; `shown` are the indices of those to draw.
+        shown: indices of the names to draw.
         photo: data of the grey photo under every map.
         rescale: stretch the scale to the values shown, and say so.
     """
     scale = value_range(columns, shown, rescale=rescale)
+    main = next(column.result for column in columns if column.result is not None)
+    names, colours = main.names, colours_for(main.names)
     rows = ["<span></span>" + "".join(map(_column_head, columns))]
     for index in shown:
         cells = "".join(_cell(column, index, names[index], *scale) for column in columns)
-        rows.append(html.name_label(names[index], seen[index], colours[index]) + cells)
+        rows.append(html.name_label(names[index], main.seen[index], colours[index]) + cells)
     if any(column.company is not None for column in columns):
         rows.append(_company_row(columns, *scale))
     first, *others = rows
     table = f'<div class="ldvc-maps-row ldvc-maps-head">{first}</div>' + "".join(
         f'<div class="ldvc-maps-row">{row}</div>' for row in others
     )
-    height, width = next(column.result.size for column in columns if column.result is not None)
+    height, width = main.size
     return (
         f'<div class="ldvc-maps" style="--photo:url({photo});--aspect:{width}/{height};--columns:{len(columns)}">'
         f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, *scale)}{table}</div>"
@@ -280,7 +293,9 @@ def _mark(column: Column) -> str:
 def _company_row(columns: Sequence[Column], low: float, high: float) -> str:
     words = next(column.result.company for column in columns if column.company is not None)
     cells = "".join(
-        _missing(column) if column.company is None else _map(column, column.company, texts.COMPANY, "", low, high)
+        _missing(column)
+        if column.company is None
+        else _map(column, column.enlarged(column.company, MAP_SIDE), texts.COMPANY, "", low, high)
         for column in columns
     )
     return (
@@ -293,7 +308,7 @@ def _cell(column: Column, index: int, name: str, low: float, high: float) -> str
     if column.maps is None:
         return _missing(column)
     inside, outside = ("–" if share is None else percent(share) for share in column.inside_outside(index))
-    return _map(column, column.maps[index], name, SHARES.format(inside=inside, outside=outside), low, high)
+    return _map(column, column.drawn[index], name, SHARES.format(inside=inside, outside=outside), low, high)
 
 
 def _missing(column: Column) -> str:
@@ -301,8 +316,8 @@ def _missing(column: Column) -> str:
 
 
 def _map(column: Column, values: np.ndarray, name: str, caption: str, low: float, high: float) -> str:
-    """One map; the caption is HTML already."""
-    picture = html.heat_uri(column.enlarged(values, MAP_SIDE), low=low, high=high)
+    """One map, enlarged; the caption is HTML already."""
+    picture = html.heat_uri(values, low=low, high=high)
     title = texts.DECODER_TITLES[column.decoder] + (f" ({INTERVENTION})" if column.is_intervention else "")
     return (
         f'<figure class="ldvc-map{_mark(column)}"><div class="ldvc-heat"><img src="{picture}" '

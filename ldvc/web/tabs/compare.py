@@ -24,7 +24,7 @@ DECODERS = {
     "clip": "No decoder: cosine of patch and name in CLIP.",
     "zegclip": "Names are queries and move; patches stay.",
     "ldvc_without_lcsa": "Patches attend to the names and move, each on its own.",
-    "ldvc": "Patches attend to similar patches, then to the names, and move.",
+    "ldvc": "Patches attend to similar patches, then names, and move.",
 }
 OWN_THRESHOLDS = "Each decoder has its own threshold of “none of these”."
 DIFFERS = "Another name than LDVC with LCSA on {share} of the photo."
@@ -50,14 +50,12 @@ class CompareTab(Tab):
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The four pictures."""
-        results = self.results(answer, values, *DECODERS)
-        colours = colours_for(answer.names)
-        pictures = paint_all(results, colours)
+        pictures = paint_all(self.results(answer, values, *DECODERS))
         own = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
         return {
-            self.empty: gr.HTML(visible=False),
+            self.empty: "",
             self.body: gr.Column(visible=True),
-            self.view: compare_html(pictures, answer.names, results[-1].seen, colours, own_thresholds=own),
+            self.view: compare_html(pictures, own_thresholds=own),
         }
 
 
@@ -66,68 +64,50 @@ class Painted:
     """One decoder's answer.
 
     Attributes:
-        decoder: key of `texts.DECODER_TITLES`.
+        result: the segmentation.
         overlay: uint8 (height, width, 3).
         labels: (height, width), -1 = none of these.
         shares: of the area, for each name.
     """
 
-    decoder: str
+    result: Segmentation
     overlay: np.ndarray
     labels: np.ndarray
     shares: list[float]
 
     @classmethod
-    def of(cls, decoder: str, result: Segmentation, colours: Sequence[str], *, long_side: int = SIDE) -> Painted:
+    def of(cls, result: Segmentation, *, long_side: int = SIDE) -> Painted:
         """Paint a result."""
         size = fit_size(*result.size, long_side=long_side)
-        labels = result.labels_at(size)
-        striped = [not seen for seen in result.seen]
-        painted = overlay(resize_picture(result.picture, size), labels, colours, striped=striped)
-        return cls(decoder, painted, labels, result.area_shares(labels))
+        labels, striped = result.labels_at(size), [not seen for seen in result.seen]
+        painted = overlay(resize_picture(result.picture, size), labels, colours_for(result.names), striped=striped)
+        return cls(result, painted, labels, result.area_shares(labels))
 
 
-def paint_all(results: Sequence[Segmentation | None], colours: Sequence[str]) -> list[Painted | str]:
-    """Each decoder's answer, or its key where the checkpoint has no such decoder; `results` in the order of `DECODERS`."""
-    return [
-        decoder if result is None else Painted.of(decoder, result, colours)
-        for decoder, result in zip(DECODERS, results, strict=True)
-    ]
+def paint_all(results: Sequence[Segmentation | None]) -> dict[str, Painted | None]:
+    """Each decoder's answer, None where the checkpoint has no such decoder; `results` in the order of `DECODERS`."""
+    return {decoder: result and Painted.of(result) for decoder, result in zip(DECODERS, results, strict=True)}
 
 
-def compare_html(
-    pictures: Sequence[Painted | str],
-    names: Sequence[str],
-    seen: Sequence[bool],
-    colours: Sequence[str],
-    *,
-    own_thresholds: bool = False,
-) -> str:
-    """Four pictures with captions.
+def compare_html(pictures: dict[str, Painted | None], *, own_thresholds: bool = False) -> str:
+    """Pictures with captions.
 
     Args:
         pictures: see `paint_all`.
-        names, seen, colours: of all names.
         own_thresholds: say that "none of these" is at each decoder's own threshold.
     """
-    reference = next((each for each in pictures if isinstance(each, Painted) and each.decoder == "ldvc"), None)
-    figures = "".join(_figure(each, reference, names, seen, colours) for each in pictures)
+    figures = "".join(_figure(decoder, picture, pictures.get("ldvc")) for decoder, picture in pictures.items())
     note = f"{FOOTNOTE} {OWN_THRESHOLDS if own_thresholds else ''}".rstrip()
     return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{note}</p>'
 
 
-def _figure(
-    picture: Painted | str,
-    reference: Painted | None,
-    names: Sequence[str],
-    seen: Sequence[bool],
-    colours: Sequence[str],
-) -> str:
-    decoder = picture if isinstance(picture, str) else picture.decoder
-    head = f"<figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{DECODERS[decoder]}</small></figcaption>"
-    if isinstance(picture, str):
+def _figure(decoder: str, picture: Painted | None, reference: Painted | None) -> str:
+    title = texts.DECODER_TITLES[decoder]
+    head = f"<figcaption><b>{title}</b><small>{DECODERS[decoder]}</small></figcaption>"
+    if picture is None:
         missing = f'<div class="ldvc-map-missing"><span>{texts.DECODER_MISSING}</span></div>'
         return f'<figure class="ldvc-compared">{head}{missing}</figure>'
+    names, seen, colours = picture.result.names, picture.result.seen, colours_for(picture.result.names)
     order = [i for i in np.argsort(-np.array(picture.shares), kind="stable") if picture.shares[i] > 0]
     chips = "".join(_chip(names[i], seen[i], colours[i], picture.shares[i]) for i in order[:NAMES])
     if len(order) > NAMES:
@@ -141,8 +121,7 @@ def _figure(
         differs = f'<p class="ldvc-differs">{DIFFERS.format(share=percent(share))}</p>'
     source = html.photo_uri(picture.overlay, long_side=SIDE, quality=80)
     return (
-        f'<figure class="ldvc-compared">{head}'
-        f'<img src="{source}" alt="{escape(f"{texts.DECODER_TITLES[decoder]}: {shares}")}">'
+        f'<figure class="ldvc-compared">{head}<img src="{source}" alt="{escape(f"{title}: {shares}")}">'
         f'<ul class="ldvc-chips">{chips}</ul>{differs}</figure>'
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -52,8 +50,7 @@ class RoutingTab(Tab):
                 self.layer, self.head = layer_and_head("routing")
                 self.row = gr.Number(label="Row", precision=0, elem_id="routing-row", min_width=90)
                 self.column = gr.Number(label="Column", precision=0, elem_id="routing-column", min_width=90)
-            script = (Path(__file__).resolve().parents[1] / "static" / "routing.js").read_text(encoding="utf-8")
-            options = {"elem_id": "routing-view", "apply_default_css": False, "js_on_load": script}
+            options = {"elem_id": "routing-view", "apply_default_css": False, "js_on_load": html.static("routing.js")}
             self.view = gr.HTML(None, html_template="${route}", route="", **options)
         self.settings = [self.layer, self.head, self.row, self.column, self.view]
         self.pictures = [self.view]
@@ -63,10 +60,10 @@ class RoutingTab(Tab):
         """Widgets with the choices that the answer has, and the picture."""
         (result,) = self.results(answer, values, "ldvc")
         if not result.has_routing:
-            return {self.empty: gr.HTML(html.empty(MISSING), visible=True), self.body: gr.Column(visible=False)}
+            return {self.empty: html.empty(MISSING), self.body: gr.Column(visible=False)}
         layer, head = choices_for(result, *chosen_layer_and_head(result, values[self.layer], values[self.head]))
         return {
-            self.empty: gr.HTML(visible=False),
+            self.empty: "",
             self.body: gr.Column(visible=True),
             self.layer: layer,
             self.head: head,
@@ -91,13 +88,11 @@ class RoutingTab(Tab):
     def route(self, answer: Answer, values: Values) -> tuple[RoutedPatch, str]:
         """The chosen patch and its HTML."""
         (result,) = self.results(answer, values, "ldvc")
-        photo = answer.pictures.get(self.key) or html.photo_uri(result.picture, long_side=PHOTO_SIDE, quality=72)
-        answer.pictures[self.key] = photo
+        photo = self.photo(answer, long_side=PHOTO_SIDE, quality=72)
         row, column = values[self.view] or (result.grid[0] // 2, result.grid[1] // 2)
         layer, head = chosen_layer_and_head(result, values[self.layer], values[self.head])
         patch = RoutedPatch.of(result, row, column, layer=layer, head=head)
-        names = result.names
-        return patch, route_html(patch, names, result.seen, colours_for(names), photo=photo, layer=layer, head=head)
+        return patch, route_html(patch, result, photo=photo, layer=layer, head=head)
 
     def wire(self) -> None:
         """Clicks, keys and widgets draw the picture anew."""
@@ -201,25 +196,16 @@ class RoutedPatch:
         )
 
 
-def route_html(
-    patch: RoutedPatch,
-    names: Sequence[str],
-    seen: Sequence[bool],
-    colours: Sequence[str],
-    *,
-    photo: str,
-    layer: int,
-    head: int | None,
-) -> str:
+def route_html(patch: RoutedPatch, result: Segmentation, *, photo: str, layer: int, head: int | None) -> str:
     """The photo to click on, and the three steps beside it.
 
     Args:
-        names, seen, colours: of all names.
+        result: where the patch is from.
         photo: as data.
         layer, head: of the patch's attention; head None = mean of all.
     """
     head_name = f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
-    listed = steps(patch, names, seen, colours, layer=layer, head=head_name)
+    listed = steps(patch, result, layer=layer, head=head_name)
     return f'<div class="ldvc-route" style="--photo:url({photo})">{photo_panel(patch)}{listed}</div>'
 
 
@@ -297,10 +283,9 @@ def _rect(box: Box, kind: str) -> str:
     return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
 
 
-def steps(
-    patch: RoutedPatch, names: Sequence[str], seen: Sequence[bool], colours: Sequence[str], *, layer: int, head: str
-) -> str:
+def steps(patch: RoutedPatch, result: Segmentation, *, layer: int, head: str) -> str:
     """The three steps beside the photo: route, attend to regions, attend to names."""
+    names, seen, colours = result.names, result.seen, colours_for(result.names)
     verdict = (
         f'<p class="ldvc-verdict">Row {patch.row + 1}, column {patch.column + 1} is '
         f"{name_label(names[patch.label], seen[patch.label], colours[patch.label], tag='span')}"

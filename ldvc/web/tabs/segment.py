@@ -16,17 +16,17 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ldvc.export import Identity, OverlayStyle, make_file
 from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size
 from ldvc.web import html, texts
-from ldvc.web.downloads import Identity, OverlayStyle, make_file
 from ldvc.web.segmenter import MAIN_DECODER, Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import PRIVATE, VIEWER_DEFAULT, Changes, Shared, Tab, Values
+from ldvc.web.tabs import PRIVATE, VIEWER_DEFAULT, Changes, Shared, Tab, Values, message
 
 log = logging.getLogger(__name__)
 
-STATIC = Path(__file__).resolve().parents[1] / "static"
+FAST = {"compress_level": 1, "compress_type": 3}  # Z_RLE of zlib: as fast as the default strategy, and smaller
 VIEW_SIDE = 1024  # long side of the painted photo in the browser; downloads have the photo's own size
 MAPS_SHOWN = 60  # class maps drawn at once; of longer lists, those that cover most
 
@@ -60,8 +60,8 @@ def make_viewer() -> gr.HTML:
     """The painted photo. Its value is what the visitor set, see `VIEWER_DEFAULT`; `answer` is what it paints."""
     return gr.HTML(
         VIEWER_DEFAULT,
-        html_template=(STATIC / "viewer.html").read_text(encoding="utf-8"),
-        js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
+        html_template=html.static("viewer.html"),
+        js_on_load=html.static("viewer.js"),
         apply_default_css=False,
         elem_id="overlay",
         answer=None,
@@ -85,7 +85,7 @@ class SegmentTab(Tab):
                     for kind, label in DOWNLOADS.items()
                 }
             self.file = gr.DownloadButton(visible="hidden", elem_id="download-file")
-            self.problem = gr.HTML(visible=False, elem_id="download-problem")
+            self.problem = message(elem_id="download-problem")
         with gr.Column(visible=False, elem_classes="ldvc-later") as self.maps_part:
             gr.HTML(html.section(MAPS_TITLE, MAPS_HELP))
             self.maps = gr.HTML(elem_id="class-maps")
@@ -96,18 +96,17 @@ class SegmentTab(Tab):
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Viewer and maps."""
         (result,) = self.results(answer, values, MAIN_DECODER)
-        if self.key not in answer.pictures:
-            answer.pictures[self.key] = html.photo_uri(result.picture, long_side=VIEW_SIDE, quality=88)
+        photo = self.photo(answer, long_side=VIEW_SIDE, quality=80)
         own = self.segmenter.threshold(answer)
         style = values[self.viewer]
         style = {**style, "alone": style["alone"] if style["alone"] in result.names else None}
         return {
-            self.empty: gr.HTML(visible=False),
-            self.viewer: gr.HTML(style, answer=viewer_data(result, photo=answer.pictures[self.key], own_threshold=own)),
+            self.empty: "",
+            self.viewer: gr.HTML(style, answer=viewer_data(result, photo=photo, own_threshold=own)),
             self.downloads: gr.Column(visible=True),
             self.maps_part: gr.Column(visible=True),
-            self.maps: class_maps(result),
-            self.problem: gr.HTML(visible=False),
+            self.maps: class_maps(result, photo=self.photo(answer, **html.GREY)),
+            self.problem: "",
         }
 
     def blank(self, values: Values) -> Changes:
@@ -142,11 +141,11 @@ class SegmentTab(Tab):
                 try:
                     background = self.shared.settings(values).background
                     path = self.write(kind, answer, background, self.shared.style(values))
-                    return [path, gr.HTML(visible=False)]
+                    return [path, ""]
                 except Exception:
                     log.exception("a download failed")
                     sentence = texts.UNEXPECTED
-            return [gr.skip(), gr.HTML(html.problem(sentence), visible=True)]
+            return [gr.skip(), html.problem(sentence)]
 
         return make
 
@@ -185,8 +184,8 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
     rows = zip(result.names, titles(result), result.seen, colours_for(result.names), strict=True)
     return {
         "photo": photo,
-        "labels": html.data_uri(Image.fromarray(best.astype(np.uint8)), "png", compress_level=1),
-        "scores": html.data_uri(Image.fromarray(scores.astype(np.uint8)), "png", compress_level=1),
+        "labels": html.data_uri(Image.fromarray(best.astype(np.uint8)), "png", **FAST),
+        "scores": html.data_uri(Image.fromarray(scores.astype(np.uint8)), "png", **FAST),
         "width": size[1],
         "height": size[0],
         "classes": [
@@ -200,16 +199,17 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
     }
 
 
-def class_maps(result: Segmentation) -> str:
-    """One heat map per class: its score at every pixel, on the scale from 0 to 1."""
+def class_maps(result: Segmentation, *, photo: str) -> str:
+    """One heat map per class over the grey photo: its score at every pixel, on the scale from 0 to 1."""
     size = fit_size(*result.size, long_side=html.MAP_SIDE)
-    order, maps = list(range(len(result.names))), result.scores_at(size)
+    words, maps = titles(result), result.scores_at(size)
+    order = list(range(len(words)))
     if len(order) > MAPS_SHOWN:
         shares = result.area_shares(result.labels_at(size))
         order = sorted(sorted(order, key=lambda index: -shares[index])[:MAPS_SHOWN])
     figures = []
     for index in order:
-        scores, name = maps[index], html.escape(titles(result)[index])
+        scores, name = maps[index], html.escape(words[index])
         kind = texts.SEEN if result.seen[index] else texts.UNSEEN
         figures.append(
             f'<figure class="ldvc-map"><div class="ldvc-heat"><img src="{html.heat_uri(scores)}" '
@@ -217,8 +217,8 @@ def class_maps(result: Segmentation) -> str:
             f'<figcaption><b>{name}</b> <span class="ldvc-tag ldvc-{kind}">{kind}</span> up to {scores.max():.2f}'
             "</figcaption></figure>"
         )
-    left_out = len(result.names) - len(order)
-    note = f'<p class="ldvc-footnote">{MAPS_LEFT_OUT.format(shown=len(order))}</p>' if left_out else ""
+    left_out = MAPS_LEFT_OUT.format(shown=len(order)) if len(order) < len(words) else ""
+    note = left_out and f'<p class="ldvc-footnote">{left_out}</p>'
     height, width = result.size
-    style = f"--photo:url({html.grey_photo(result.picture)});--aspect:{width}/{height}"
+    style = f"--photo:url({photo});--aspect:{width}/{height}"
     return f'<div class="ldvc-classmaps" style="{style}">{"".join(figures)}</div>{note}'

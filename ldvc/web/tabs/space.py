@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -15,7 +14,7 @@ from ldvc.web import html, texts
 from ldvc.web.html import escape, number, percent
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import Changes, Shared, Tab, Values
+from ldvc.web.tabs import Changes, Shared, Tab, Values, message
 
 DECODERS = ("ldvc", "zegclip")
 WIDTH = 480.0  # of a plot, in its own units; letters are made for it
@@ -56,9 +55,8 @@ class SpaceTab(Tab):
         super().__init__(segmenter, shared)
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
             gr.HTML(html.section("Which moved, the patches or the names?", HELP))
-            self.note = gr.HTML(visible=False, elem_id="space-note")
-            script = (Path(__file__).resolve().parents[1] / "static" / "space.js").read_text(encoding="utf-8")
-            self.view = gr.HTML(elem_id="space-view", apply_default_css=False, js_on_load=script)
+            self.note = message(elem_id="space-note")
+            self.view = gr.HTML(elem_id="space-view", apply_default_css=False, js_on_load=html.static("space.js"))
             gr.HTML(html.details("How this was measured", DETAILS), apply_default_css=False)
         self.pictures = [self.view]
         self.outputs = [self.empty, self.body, self.note, self.view]
@@ -70,9 +68,9 @@ class SpaceTab(Tab):
         missing = [decoder for decoder, result in results.items() if result is None]
         note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {texts.DECODER_MISSING}" for decoder in missing)
         return {
-            self.empty: gr.HTML(visible=False),
+            self.empty: "",
             self.body: gr.Column(visible=True),
-            self.note: gr.HTML(html.notice(note), visible=bool(note)),
+            self.note: html.notice(note),
             self.view: space_html(space, words, answer.names, colours_for(answer.names)),
         }
 

@@ -1,0 +1,132 @@
+"""Label maps as annotations of data sets: COCO (RLE or polygons) and YOLO segmentation (polygons).
+
+A polygon is one ring of points. A part of a class that has holes is written as its outer ring, from which a cut of no width
+leads to each hole and back, so that a program that fills the ring leaves the holes out. Rings are simplified: no point of the
+outline moves by more than about `TOLERANCE` pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from contourpy import FillType, contour_generator
+from matplotlib.path import Path as Outline
+from pycocotools import mask as rle
+
+TOLERANCE = 0.5  # pixels
+COCO_KINDS = ("rle", "polygons")
+
+
+def polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """The outlines of a mask: one closed ring for each part.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        (n, 2) arrays of x, y in pixels; (0, 0) is the upper left corner of the picture. The last point is not the first again.
+    """
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    if not len(rows):
+        return []
+    top, left = rows[0], columns[0]
+    inner = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.float32), 1)
+    parts, offsets = contour_generator(z=inner, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    shift = np.array([left - 0.5, top - 0.5])  # of the padding, and from the centre of a pixel to its corner
+    found = []
+    for points, ends in zip(parts, offsets, strict=True):
+        outer, *holes = (simplified(points[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True))
+        found.append(joined(outer, holes) + shift)
+    return found
+
+
+def simplified(ring: np.ndarray) -> np.ndarray:
+    """A closed ring (n, 2), first point repeated at the end, with fewer points and without the repetition."""
+    outline = Outline(ring)
+    outline.should_simplify, outline.simplify_threshold = True, TOLERANCE
+    points = outline.cleaned(simplify=True).vertices[:-1]  # the last one marks the end
+    points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
+    return points if len(points) >= 3 else ring[:-1]
+
+
+def joined(outer: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
+    """One ring (n, 2) of an outer ring and holes, joined by cuts between their closest points."""
+    ring = outer
+    for hole in sorted(holes, key=lambda each: each[:, 0].min()):
+        distances = ((ring[:, None] - hole[None]) ** 2).sum(axis=2)
+        here, there = np.unravel_index(distances.argmin(), distances.shape)
+        around = np.concatenate([hole[there:], hole[: there + 1]])
+        ring = np.concatenate([ring[: here + 1], around, ring[here:]])
+    return ring
+
+
+def coco_annotations(labels: np.ndarray, classes: int, kind: str = "rle") -> Iterator[dict[str, Any]]:
+    """One annotation for each class of a photo that has pixels, without "id" and "image_id".
+
+    Args:
+        labels: int (H, W), index of a class or -1.
+        classes: how many there are; class i is category i + 1.
+        kind: of `COCO_KINDS`. RLE is exact; polygons are within `TOLERANCE`. Area and box are exact in both.
+    """
+    for index in range(classes):
+        mask = labels == index
+        if not mask.any():
+            continue
+        encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+        if kind == "polygons":
+            shape: Any = [ring.round(2).ravel().tolist() for ring in polygons(mask)]
+        else:
+            shape = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
+        yield {
+            "category_id": index + 1,
+            "segmentation": shape,
+            "area": int(rle.area(encoded)),
+            "bbox": rle.toBbox(encoded).tolist(),  # x, y, width, height
+            "iscrowd": 0,
+        }
+
+
+def coco(
+    photos: Sequence[tuple[dict[str, Any], Sequence[dict[str, Any]]]],
+    *,
+    names: Sequence[str],
+    seen: Sequence[bool],
+    info: dict[str, Any],
+) -> dict[str, Any]:
+    """A COCO file of some photos.
+
+    Args:
+        photos: of each, {"file_name", "width", "height"} and its `coco_annotations`.
+        names: of the classes; `seen`: whether the model was trained on masks of it, an extra field of each category.
+        info: free fields about the file.
+    """
+    images, annotations = [], []
+    for number, (image, found) in enumerate(photos, start=1):
+        images.append({"id": number, **image})
+        for each in found:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **each})
+    categories = [
+        {"id": index, "name": name, "supercategory": "", "seen": trained}
+        for index, (name, trained) in enumerate(zip(names, seen, strict=True), start=1)
+    ]
+    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def yolo_labels(labels: np.ndarray, classes: int) -> str:
+    """A label file of YOLO segmentation: a line "class x y x y ..." for each part, in shares of the width and the height."""
+    size = np.array([labels.shape[1], labels.shape[0]])
+    lines = []
+    for index in range(classes):
+        for ring in polygons(labels == index):
+            points = " ".join(f"{value:.6f}" for value in (ring / size).ravel())
+            lines.append(f"{index} {points}\n")
+    return "".join(lines)
+
+
+def yolo_data(names: Sequence[str]) -> str:
+    """The file data.yaml of a YOLO data set, with the photos in the folder `images` beside `labels`."""
+    listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
+    return f"# Put the photos into the folder images; their labels are in the folder labels.\ntrain: images\nval: images\nnames:\n{listed}"
