@@ -61,16 +61,16 @@ def predictor_of(model: LDVC, inference: dict[str, int], **calibration: float) -
 
 @torch.no_grad()
 def slow_maps(
-    model: LDVC, image: Image.Image, names: list[str], inference: dict[str, int]
+    model: LDVC, image: Image.Image, names: list[str], inference: dict[str, int], threshold: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and the last layer's attention (C, H, W) of a photo at its own size, upsampled by PyTorch. Scores of windows are
-    averaged."""
+    """Scores (mean of the windows) and the last layer's attention (C, H, W) of a photo at its own size, upsampled by PyTorch."""
     input_size, windows, pixels = cut_windows(image, inference=inference, patch=16)
     assert input_size == (image.height, image.width)
     total, count = torch.zeros(len(names), *input_size), torch.zeros(input_size)
     for window, piece in zip(windows, pixels, strict=True):
         output = model(normalise(piece, model.clip)[None], names, return_attention=True)
-        attention = output.cross_attention[-1].mean(dim=1).softmax(dim=1)
+        odds = output.cross_attention[-1].mean(dim=1).exp()
+        attention = odds / (odds.sum(dim=1, keepdim=True) + threshold / (1 - threshold))  # with "none of these"
         maps = torch.cat([output.mask_logits, attention])
         full = F.interpolate(maps, scale_factor=16, mode="bilinear", align_corners=False)
         full = full[..., : window.height, : window.width]
@@ -109,7 +109,7 @@ def test_numbers_equal_a_slow_evaluation(
                 for number in range(5):
                     counts[way][truth, number] += ((mask == truth + 1) & (guess == number)).sum()
         asked = Question.about(photo, 5).names
-        scores, attention = slow_maps(model, image, [names[number] for number in asked], inference)
+        scores, attention = slow_maps(model, image, [names[number] for number in asked], inference, threshold)
         labels = torch.tensor(asked)[scores.argmax(0)].where(scores.amax(0) >= threshold, torch.tensor(-1))
         valid = mask != 255
         pixels, right = pixels + int(valid.sum()), right + int((labels == mask - 1)[valid].sum())

@@ -185,7 +185,7 @@ def mask_loss(
 def attention_loss(
     mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, processes: Processes = ONE_PROCESS
 ) -> Tensor:
-    """Cross-entropy of the attention that is shown, the softmax over names of the mask logits; in nats per pixel.
+    """Cross-entropy of the attention to names, the softmax over names of the mask logits; in nats per pixel.
 
         -log A_y                          where the pixel carries the name y
         -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss

@@ -39,8 +39,9 @@ class DecoderOutput:
         patch_features: (B, N, d), as they enter the last cross-attention, before its norm.
         class_embeddings: (B, C, d), as they enter the last cross-attention.
         cross_attention: for each layer the scores before the softmax (B, heads, C, h, w), float32, or None if not asked for.
-            The displayed attention is their softmax over the C classes for every decoder, although `zegclip` itself applies
-            the softmax over patches. Those of the last layer include the bias of the masks: their mean over heads is `mask_logits`.
+            The displayed attention is a softmax over classes for every decoder (see `Segmentation.cross_attention`), although
+            `zegclip` itself applies the softmax over patches. Those of the last layer include the bias of the masks: their mean
+            over heads is `mask_logits`.
         routing: for each layer with LCSA, or None if not asked for or without LCSA.
         patch_features_before, class_embeddings_before: the inputs of the decoder; references, not copies.
     """
