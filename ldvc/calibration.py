@@ -36,9 +36,16 @@ class Calibration:
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> Calibration:
-        """From the metadata of a checkpoint; absent values take their defaults."""
+        """From the metadata of a checkpoint; absent values take their defaults.
+
+        Raises:
+            ValueError, TypeError: a value cannot be used.
+        """
         content = dict(content or {})
-        return cls(**{key: float(content[key]) for key in ("scale", "bias", "threshold") if key in content})
+        values = {key: float(content[key]) for key in ("scale", "bias", "threshold") if key in content}
+        if not all(map(math.isfinite, values.values())) or values.get("scale", 1.0) <= 0:
+            raise ValueError(f"the calibration needs a scale above 0 and finite numbers, not {content}")
+        return cls(**values)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Calibrated logits of any shape; their sigmoid is the score."""

@@ -17,7 +17,6 @@ instead hold one checkpoint for each decoder, in folders named after the decoder
 A CLIP needs no checkpoint for the decoder "clip": `load_checkpoint` also opens an architecture of open_clip, or "full".
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -33,18 +32,11 @@ from ldvc.calibration import Calibration
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, WeightsNotFoundError
 from ldvc.inference import require_inference
-from ldvc.modeling.clip import (
-    FULL_CLIP,
-    LITE_FOLDER,
-    WEIGHTS_VARIABLE,
-    FrozenClip,
-    build_clip,
-    default_weights,
-    is_architecture,
-)
+from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
+from ldvc.modeling.clip_weights import FULL_CLIP, WEIGHTS_VARIABLE, default_weights, is_architecture, weights_here
 from ldvc.modeling.model import LDVC, PlainClip
 from ldvc.plain_clip import FULL_CLIP_SETTINGS, PlainClipSettings
-from ldvc.weights import hub_reachable, load_tensors, save_tensors
+from ldvc.weights import hub_reachable, load_tensors, read_json, replaced_files, save_tensors, write_json
 
 CONFIG_FILE = "config.json"
 DEFAULT_DECODER = "ldvc"
@@ -53,6 +45,7 @@ DEFAULT_METADATA: dict[str, Any] = {
     "calibration": {"scale": 1.0, "bias": 0.0},
     "inference": {"long_side": 448},
 }
+HUB_FILES = ["*.safetensors", "*.json", "*.md"]  # no pickles, no code
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
@@ -68,7 +61,7 @@ def save_checkpoint(
 
     Args:
         model: its trainable part is stored.
-        folder: created if it does not exist; an existing checkpoint is replaced.
+        folder: created if it does not exist; an existing checkpoint is replaced, in the end.
         metadata: "seen_names", "seen_words", "calibration", "inference" and any other values for `config.json`.
         clip: name of the CLIP in the configuration, such as "../clip"; None = that of the model's configuration. The path of
             a folder becomes relative to `folder`, so that both can be moved together.
@@ -76,15 +69,18 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written; an existing checkpoint stays.
     """
     folder = Path(folder)
     metadata = dict(metadata or {})
     assert "model" not in metadata, "the model's configuration is written from the model itself"
     config = replace(model.config, clip=_relative_clip(model.config.clip, folder) if clip is None else clip)
     content = {"model": config.to_dict(), **DEFAULT_METADATA, **metadata}
-    save_tensors(model.trainable_state_dict(), folder, dtype=dtype)
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    with replaced_files(folder) as new:
+        save_tensors(model.trainable_state_dict(), new, dtype=dtype)
+        write_json(new / CONFIG_FILE, content)
     return folder
 
 
@@ -109,32 +105,64 @@ def load_checkpoint(
         WeightsNotFoundError: the source does not exist, or the Hub cannot be reached.
         CheckpointError: the source is no checkpoint of this project, or does not hold this decoder.
     """
-    if str(source) == "full" or is_architecture(str(source)):
-        return _load_plain_clip(FULL_CLIP if str(source) == "full" else str(source), decoder, clip)
-    folder = _checkpoint_folder(_source_folder(source), decoder)
+    if is_plain_clip(str(source)):
+        return _load_plain_clip(str(source), decoder, clip)
+    root = _source_folder(source)
+    folder = _checkpoint_folder(root, decoder)
     config, metadata = read_config(folder)
     if decoder not in (None, "clip", config.decoder):
         raise CheckpointError(f"{folder} holds the decoder {config.decoder!r}, not {decoder!r}; ask for {config.decoder!r}.")
     if clip is None:
+        if root != Path(source).expanduser() and str(source) != "lite":
+            _require_inside(config, folder, root)
         config = replace(config, clip=_resolve_clip(config.clip, folder))
         same = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
         clip = sibling.clip if same else build_clip(config.clip, config.pretrained)
     if is_architecture(config.clip):
         metadata["plain_clip"] = FULL_CLIP_SETTINGS | (metadata.get("plain_clip") or {})
-    model = LDVC(config, clip)
-    model.load_trainable_state_dict(load_tensors(folder))
+    tensors = load_tensors(folder)
+    try:
+        model = LDVC(config, clip)
+        model.load_trainable_state_dict(tensors)
+    except (AssertionError, CheckpointError) as error:  # an assertion: the numbers of config.json do not fit the CLIP
+        raise CheckpointError(f"{folder} cannot be used: {error}") from error
     return model.eval(), metadata
 
 
-def _load_plain_clip(architecture: str, decoder: str | None, clip: FrozenClip | None) -> tuple[PlainClip, dict[str, Any]]:
+def is_plain_clip(source: str) -> bool:
+    """Whether a source is a CLIP without decoders: "full" or an architecture of open_clip."""
+    return source == "full" or is_architecture(source)
+
+
+def clip_to_download(source: str) -> tuple[str, str] | None:
+    """Architecture and tag of the weights that `load_checkpoint` would download for the CLIP of a source, or None.
+
+    Raises:
+        WeightsNotFoundError, CheckpointError: the source cannot be found or used.
+    """
+    if is_plain_clip(source):
+        config = _plain_config(source)
+    else:
+        config, _ = read_config(_checkpoint_folder(_source_folder(source), None))
+    if not is_architecture(config.clip) or config.pretrained is None or os.environ.get(WEIGHTS_VARIABLE):
+        return None
+    return None if weights_here(config.clip, config.pretrained) else (config.clip, config.pretrained)
+
+
+def _plain_config(source: str) -> ModelConfig:
+    architecture = FULL_CLIP if source == "full" else source
+    weights = "openai" if os.environ.get(WEIGHTS_VARIABLE) else default_weights(architecture)
+    return ModelConfig(clip=architecture, pretrained=weights, visual_prompts=0, text_prompts=False, text_adapter=False)
+
+
+def _load_plain_clip(source: str, decoder: str | None, clip: FrozenClip | None) -> tuple[PlainClip, dict[str, Any]]:
     if decoder != "clip":
+        architecture = FULL_CLIP if source == "full" else source
         raise CheckpointError(
             f"{architecture} alone has no decoder {decoder or DEFAULT_DECODER!r}, only 'clip': train one (docs/training.md) "
             "and give its folder or Hub id, on the page as LDVC_FULL."
         )
-    weights = "openai" if os.environ.get(WEIGHTS_VARIABLE) else default_weights(architecture)
-    config = ModelConfig(clip=architecture, pretrained=weights, visual_prompts=0, text_prompts=False, text_adapter=False)
-    return PlainClip(config, clip).eval(), {**DEFAULT_METADATA, "plain_clip": dict(FULL_CLIP_SETTINGS)}
+    return PlainClip(_plain_config(source), clip).eval(), {**DEFAULT_METADATA, "plain_clip": dict(FULL_CLIP_SETTINGS)}
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -144,12 +172,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         CheckpointError: config.json is missing, damaged or not of this project.
     """
     path = Path(folder) / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); copy the whole checkpoint folder again."
-        ) from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} does not describe a model of this project: it has no 'model'.")
     try:
@@ -157,11 +180,19 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         for key in ("calibration", "clip_calibration"):
             Calibration.from_metadata(metadata.get(key))
         require_inference(metadata["inference"])
+        _require_names(metadata["seen_names"] or [], metadata.get("seen_words") or {})
         if (inference := PlainClipSettings.from_metadata(metadata.get("plain_clip")).inference) is not None:
             require_inference(inference)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}.") from error
     return config, metadata
+
+
+def _require_names(seen: Any, words: Any) -> None:
+    """Check the lists of learned names; raises ValueError with the reason."""
+    lists = [seen, *(words.values() if isinstance(words, dict) else [None])]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ValueError("'seen_names' must be a list of names, and 'seen_words' a list of words for each of them")
 
 
 def _source_folder(source: str | Path) -> Path:
@@ -178,7 +209,7 @@ def _source_folder(source: str | Path) -> Path:
     if not _HUB_ID.match(str(source)):
         raise WeightsNotFoundError(f"There is no folder {source}; give a folder, a Hub id (owner/name) or 'lite'.")
     try:
-        return Path(snapshot_download(str(source), local_files_only=not hub_reachable()))
+        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES, local_files_only=not hub_reachable()))
     except LocalEntryNotFoundError as error:
         raise WeightsNotFoundError(
             f"{source} is not a folder here, and the Hub cannot be reached for it: connect to the network once, give a "
@@ -194,8 +225,8 @@ def _describes_model(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(path)
+    except CheckpointError:
         return True  # damaged: `read_config` raises the error
     return not isinstance(content, dict) or "model" in content
 
@@ -213,6 +244,21 @@ def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:
     if decoder not in there:
         raise CheckpointError(f"{folder} does not hold the decoder {decoder!r}; it has {', '.join(there)}.")
     return folder / decoder
+
+
+def _require_inside(config: ModelConfig, folder: Path, root: Path) -> None:
+    """Checks that a checkpoint from the Hub names no files of this machine.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    clip = (folder / Path(config.clip).expanduser()).resolve()
+    outside = config.clip.startswith((".", "/", "~")) and not clip.is_relative_to(root.resolve())
+    if outside or (config.pretrained and Path(config.pretrained).expanduser().exists()):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} names a file outside the repository as CLIP ({config.clip}, {config.pretrained}); "
+            "download the repository and give its folder, if you trust it."
+        )
 
 
 def _relative_clip(clip: str, folder: Path) -> str:

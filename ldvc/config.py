@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ldvc.errors import CheckpointError
@@ -73,7 +73,7 @@ class ModelConfig:
     template: str | Annotated[tuple[str, ...], Field(min_length=1)] = "a photo of a {}."
     """Sentence around a class name, whose words before {} are the context that text prompts replace. Without text prompts
     also several sentences, whose normalised embeddings are averaged."""
-    visual_prompts: NonNegativeInt = 10
+    visual_prompts: Annotated[int, Field(ge=0, le=1024)] = 10
     """Number M of learnable tokens at every layer of the image tower; 0 = none."""
     visual_prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout on projected visual prompts in training."""
@@ -81,15 +81,15 @@ class ModelConfig:
     """Learn the context tokens of the template at every layer of the text tower."""
     text_adapter: bool = True
     """Make class embeddings depend on the picture."""
-    decoder_layers: PositiveInt = 3
+    decoder_layers: Annotated[int, Field(gt=0, le=24)] = 3
     """Number L of decoder blocks."""
-    decoder_heads: PositiveInt = 8
+    decoder_heads: Annotated[int, Field(gt=0, le=256)] = 8
     """Attention heads of the decoder; must divide the joint width."""
-    ffn_ratio: PositiveInt = 4
+    ffn_ratio: Annotated[int, Field(gt=0, le=16)] = 4
     """Hidden width of the feed-forward networks over the joint width."""
-    regions: PositiveInt = 8
+    regions: Annotated[int, Field(gt=0, le=64)] = 8
     """S: LCSA splits the grid into at most S x S regions."""
-    topk: PositiveInt = 4
+    topk: Annotated[int, Field(gt=0, le=4096)] = 4
     """k: number of regions that each region attends to in LCSA."""
     local_conv: bool = True
     """Depthwise convolution on the values of LCSA."""
@@ -150,6 +150,12 @@ class ModelConfig:
             raise CheckpointError(
                 "This checkpoint is of an older version of this project, which built its decoders in another way; "
                 "train it again with this version."
+            )
+        unknown = sorted(set(values) - {each.name for each in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"The checkpoint has the setting '{unknown[0]}', which this version of the project does not know: it is of a "
+                "newer version; update the project, or correct the name."
             )
         try:
             return cls(**values)

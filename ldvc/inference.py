@@ -24,6 +24,7 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
 ROUNDING = 1e-4  # a logit that is lower by more than this is still lower after interpolation in float32
+LARGEST = {"long_side": 8192, "short_side": 8192, "window": 8192, "stride": 8192, "enlarge": 64}  # settings, and their limits
 SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
 
 
@@ -47,8 +48,10 @@ def require_inference(inference: Any) -> None:
     if ("window" in inference) != ("stride" in inference):
         raise ValueError("'inference' must name 'window' and 'stride' together")
     for key, value in inference.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(f"'{key}' of 'inference' must be a positive number, not {value!r}")
+        if key not in LARGEST:
+            raise ValueError(f"'inference' has no setting {key!r}, only {', '.join(LARGEST)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST[key]:
+            raise ValueError(f"'{key}' of 'inference' must be a positive number up to {LARGEST[key]}, not {value!r}")
     if inference.get("stride", 0) > inference.get("window", 0):
         raise ValueError(
             f"a stride of {inference['stride']} leaves gaps between windows of {inference['window']} pixels; "

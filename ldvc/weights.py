@@ -3,20 +3,28 @@
 A folder of weights holds `model.safetensors`, or, if that is too large, shards in Hugging Face's format:
 `model-00001-of-00003.safetensors` and so on, with `model.safetensors.index.json`, which maps tensors to files. A tensor that is
 larger than one shard (a token embedding) is split by rows and stored as `name::0`, `name::1`, ...; `load_tensors` concatenates
-the pieces.
+the pieces. Files that Python's pickle wrote (.bin, .pt, .pth, .ckpt) are not read: opening one can run any code.
+
+The parent folder may hold `SHA256SUMS`, as `sha256sum */*.safetensors` prints it; files that it names are checked against it.
 """
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import socket
+import struct
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,8 +32,57 @@ from ldvc.errors import CheckpointError, WeightsNotFoundError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CHECKSUMS = "SHA256SUMS"
+NEW_FOLDER = ".new"  # of files that are not complete yet
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_SHARD_BYTES = 9_500_000  # code hosts and the Hub want large-file storage from 10 MB on
-_PIECE = re.compile(r"^(?P<name>.+)::(?P<index>\d+)$")
+MAX_JSON_BYTES = 50_000_000
+_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+_SHARD = re.compile(r"^model-\d{5}-of-\d{5}\.safetensors$")
+_PIECE = re.compile(r"^(?P<name>.+)::(?P<index>\d{1,9})$")
+
+
+@contextmanager
+def replaced_files(folder: str | Path) -> Iterator[Path]:
+    """A new folder inside `folder`, whose files move into `folder` at the end.
+
+    Before that, nothing in `folder` changes: if the disk is full, the old files stay. Old weights (the files of the old index,
+    and what is named like a shard) that are not written again are deleted in the end; any other file stays.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    new = folder / NEW_FOLDER
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        new.mkdir(parents=True)
+        try:
+            yield new
+            # a configuration or index last: before it is there, the old one describes the folder
+            written = sorted((path.name for path in new.iterdir()), key=lambda name: (name.endswith(".json"), name))
+            shards = {path.name for path in folder.iterdir() if _SHARD.match(path.name)}
+            old = {SINGLE_FILE, INDEX_FILE, *_listed_shards(folder), *shards} - set(written)
+            for name in written:
+                os.replace(new / name, folder / name)
+            for name in old:
+                (folder / name).unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{folder} cannot be written ({reason}); free some space or choose another folder, and try again. The files that "
+            "were there are unchanged."
+        ) from error
+
+
+def _listed_shards(folder: Path) -> set[str]:
+    """Names of the shards in an index that lie in its folder; empty without a readable index."""
+    try:
+        return set(_read_index(folder / INDEX_FILE)) if (folder / INDEX_FILE).is_file() else set()
+    except CheckpointError:
+        return set()
 
 
 def save_tensors(
@@ -35,7 +92,7 @@ def save_tensors(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
-    """Write tensors to a folder, in several files if one would be too large; existing weights are replaced.
+    """Write tensors to a folder, in several files if one would be too large; existing weights are replaced in the end.
 
     Args:
         tensors: by name.
@@ -46,12 +103,10 @@ def save_tensors(
 
     Returns:
         The files with tensors.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("model*.safetensors"), folder / INDEX_FILE]:
-        old.unlink(missing_ok=True)
 
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written; the old weights stay.
+    """
     pieces: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         assert _PIECE.match(name) is None, f"tensor name {name!r} looks like a piece of a split tensor"
@@ -76,19 +131,18 @@ def save_tensors(
         shards[-1][name] = piece
         filled += piece.nbytes
 
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE_FILE, metadata={"format": "pt"})
-        return [folder / SINGLE_FILE]
-    files, weight_map = [], {}
-    for i, shard in enumerate(shards, start=1):
-        path = folder / f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
-        files.append(path)
-        weight_map |= dict.fromkeys(shard, path.name)
-    total_size = sum(piece.nbytes for piece in pieces.values())
-    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return files
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [SINGLE_FILE]
+    with replaced_files(folder) as new:
+        for name, shard in zip(names, shards, strict=True):
+            save_file(shard, new / name, metadata={"format": "pt"})
+            with safe_open(new / name, framework="pt") as file:
+                assert set(file.keys()) == set(shard), f"{name} lacks tensors"
+        if len(shards) > 1:
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            total_size = sum(piece.nbytes for piece in pieces.values())
+            write_json(new / INDEX_FILE, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+    return [Path(folder) / name for name in names]
 
 
 def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
@@ -99,33 +153,51 @@ def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float3
         dtype: floating-point tensors are converted to it; None = as stored.
 
     Raises:
-        WeightsNotFoundError: a file is missing.
-        CheckpointError: a file is damaged.
+        WeightsNotFoundError: a file is missing, or there are only pickles.
+        CheckpointError: a file is damaged, is not the one of `SHA256SUMS`, or holds NaN or infinite numbers.
     """
     folder = Path(folder)
     if (folder / SINGLE_FILE).is_file():
-        files = [folder / SINGLE_FILE]
+        shards: dict[str, set[str] | None] = {SINGLE_FILE: None}
     elif (folder / INDEX_FILE).is_file():
-        try:
-            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            path = folder / INDEX_FILE
-            raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.") from error
+        shards = dict(_read_index(folder / INDEX_FILE))
     else:
-        raise WeightsNotFoundError(
-            f"There are no weights in {folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there."
-        )
+        raise WeightsNotFoundError(f"There are no weights in {folder}: {no_safetensors(folder)}")
 
-    stored: dict[str, Tensor] = {}
-    for path in files:
-        if not path.is_file():
-            raise WeightsNotFoundError(f"Weights are incomplete: {path} is missing; copy or download the folder again.")
+    checksums = _read_checksums(folder)
+    with ThreadPoolExecutor() as pool:  # of a digest and a conversion, each takes a core
+        digests = {name: pool.submit(_digest, folder / name) for name in shards if name in checksums}
+        stored: dict[str, Tensor] = {}
+        problem = None
         try:
-            stored |= load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"Weights are damaged: {path} cannot be read ({error}); fetch it again.") from error
+            for name, expected in shards.items():
+                tensors = read_safetensors(folder / name)
+                if expected is not None and set(tensors) != expected:
+                    raise CheckpointError(
+                        f"Weights are damaged: {folder / name} does not hold the tensors that {INDEX_FILE} lists for it; "
+                        "fetch the folder again."
+                    )
+                stored |= tensors
+        except CheckpointError as error:
+            problem = error
+        for name, digest in digests.items():
+            if digest.result() != checksums[name]:
+                raise CheckpointError(
+                    f"Weights are damaged: {folder / name} has the SHA-256 {digest.result()}, not {checksums[name]} as in "
+                    f"{CHECKSUMS}; fetch it again."
+                ) from problem
+        if problem is not None:
+            raise problem
 
+    tensors = _joined(stored, folder)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    require_finite(tensors, folder)
+    return tensors
+
+
+def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Tensors with the pieces of split ones put together."""
     tensors: dict[str, Tensor] = {}
     split: dict[str, dict[int, Tensor]] = {}
     for name, tensor in stored.items():
@@ -135,10 +207,151 @@ def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float3
         else:
             tensors[name] = tensor
     for name, parts in split.items():
-        tensors[name] = torch.cat([parts[i] for i in sorted(parts)])
-    if dtype is None:
-        return tensors
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        if sorted(parts) != list(range(len(parts))) or len({part.shape[1:] for part in parts.values()}) > 1:
+            raise CheckpointError(f"Weights are damaged: pieces of {name} in {folder} are missing; fetch the folder again.")
+        tensors[name] = torch.cat([parts[i] for i in range(len(parts))])
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, as stored.
+
+    Raises:
+        WeightsNotFoundError: there is no such file.
+        CheckpointError: it is damaged.
+    """
+    if not path.is_file():
+        raise WeightsNotFoundError(f"Weights are incomplete: {path} is missing; copy or download the folder again.")
+    try:
+        _check_header(path)
+        return load_file(path)
+    except Exception as error:  # SafetensorError, OSError, and what PyTorch raises for impossible shapes
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"Weights are damaged: {path} cannot be read ({reason}); fetch it again.") from error
+
+
+def _check_header(path: Path) -> None:
+    """Checks what safetensors accepts although no checkpoint has it: names that occur twice and rare number types.
+
+    safetensors itself refuses offsets that overlap or lie outside the file, and sizes that do not fit them.
+    """
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= size <= min(MAX_JSON_BYTES, path.stat().st_size - 8):
+            raise ValueError("its header has an impossible length")
+        header = _parse(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    header.pop("__metadata__", None)
+    if not {entry["dtype"] for entry in header.values()} <= _TYPES:
+        raise ValueError("its header has an unknown type of numbers")
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Checks that no floating-point tensor holds NaN or infinite numbers.
+
+    Raises:
+        CheckpointError: one does.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise CheckpointError(
+                f"The weights in {source} cannot be used: {name} holds NaN or infinite numbers; take an earlier checkpoint, or "
+                "train again with a lower learning rate."
+            )
+
+
+def no_safetensors(folder: Path) -> str:
+    """Why a folder without safetensors cannot be loaded: there are only pickles, or nothing."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle, which can run any code when it is opened; ask for the same weights as {SINGLE_FILE}, "
+            "or convert them with safetensors where you trust them."
+        )
+    return f"neither {SINGLE_FILE} nor {INDEX_FILE} is there; copy or download the whole folder."
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
+    """Shard -> names of its tensors.
+
+    Raises:
+        CheckpointError: the file is no index, or names files outside its folder.
+    """
+    content = read_json(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.")
+    shards: dict[str, set[str]] = {}
+    for tensor, name in sorted(weight_map.items()):
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{path} names {name!r}, which is no safetensors file beside it; fetch the folder again.")
+        shards.setdefault(name, set()).add(tensor)
+    return shards
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or larger than `MAX_JSON_BYTES`.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        return _parse(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read ({reason}); copy or download the whole folder again.") from error
+
+
+def _parse(content: bytes) -> Any:
+    """JSON whose objects have no key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("a name occurs twice in it")
+        return values
+
+    return json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 (hex) of a file; "" if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """File of a folder -> SHA-256, from `SHA256SUMS` in the parent folder; empty without one."""
+    path = folder.resolve().parent / CHECKSUMS
+    if not path.is_file():
+        return {}
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    places = {line[1].strip().lstrip("*"): line[0] for line in lines if len(line) == 2}
+    prefix = f"{folder.resolve().name}/"
+    return {name.removeprefix(prefix): digest for name, digest in places.items() if name.startswith(prefix)}
+
+
+def write_checksums(folder: Path) -> Path:
+    """Write `SHA256SUMS` of the weights in the folders inside a folder, as `sha256sum */*.safetensors` prints it."""
+    files = sorted(folder.glob("*/*.safetensors"))
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    return folder / CHECKSUMS
 
 
 def hub_reachable(*, timeout: float = 3.0) -> bool:

@@ -62,6 +62,28 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if "validation" not in entry]
 
 
+def same_end(left: Path, right: Path) -> None:
+    """Two finished runs agree in weights, optimiser state and loss curve, bit by bit."""
+    import torch
+    from safetensors.torch import load_file
+
+    from train.checkpoints import checkpoints_of
+
+    first, second = (checkpoints_of(folder)[-1] for folder in (left, right))
+    assert first.name == second.name
+    for file in ("trainable.safetensors", "../model.safetensors"):
+        one, two = load_file(first / file), load_file(second / file)
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), file
+    one, two = (torch.load(path / "optimizer.bin", weights_only=True) for path in (first, second))
+    assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
+    assert all(
+        torch.equal(one["state"][index][key], two["state"][index][key])
+        for index in one["state"]
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    )
+    assert history(left) == history(right)
+
+
 def _work(function: Callable, arguments: tuple, rank: int, count: int, port: int) -> None:
     import torch
 

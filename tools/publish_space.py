@@ -34,6 +34,7 @@ PATTERNS = [
     *SINGLE_FILES,
     *(f"ldvc/*.{kind}" for kind in ("py", "html", "css", "js", "json", "txt")),
     *(f"assets/*.{kind}" for kind in ("jpg", "png", "json", "md", "safetensors")),
+    "assets/lite/SHA256SUMS",
 ]
 IGNORED = ["*/.*", "*/__pycache__/*"]
 REPLACED = ("ldvc/", "assets/")  # what is no longer in these folders is deleted on the Space

@@ -34,6 +34,7 @@ from train.data import Vocabulary
 
 WEIGHTS = "trainable.safetensors"
 STATE = "step.json"
+CONFIG = "train.json"
 LOCK = ".training"
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -119,18 +120,43 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
         folder: the run's output folder.
         state: "step" and other plain values that `read_state` returns.
         limit: how many checkpoints stay; older ones are deleted when this one is complete.
+
+    Raises:
+        CheckpointError: the disk is full; the earlier checkpoints stay.
     """
     target = folder / f"checkpoint-{state['step']}"
-    accelerator.save_state(str(target))
-    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(target))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            temporary = target / f"{STATE}.new"
+            temporary.write_text(json.dumps(state))
+            fsync_folder(target)
+            os.replace(temporary, target / STATE)
+            fsync_folder(target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # libraries have their own for a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        before = checkpoints_of(folder)
+        kept = f"{before[-1].name} is complete" if before else "there is no earlier one"
+        raise CheckpointError(
+            f"{target} cannot be written ({reason}); {kept}. Free some space and continue with --resume_from_checkpoint latest."
+        ) from error
     if accelerator.is_main_process:
-        temporary = target / f"{STATE}.new"
-        temporary.write_text(json.dumps(state))
-        fsync_folder(target)
-        os.replace(temporary, target / STATE)
-        fsync_folder(target)
         clean_up(folder, limit)
     accelerator.wait_for_everyone()
+
+
+def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Loads what `write_checkpoint` saved.
+
+    Raises:
+        CheckpointError: a file is damaged or missing.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # unpickling raises any type
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{checkpoint} cannot be read ({reason}); resume from another checkpoint.") from error
 
 
 def clean_up(folder: Path, limit: int) -> None:
@@ -192,6 +218,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes the configuration of a run into its folder, whole or not at all."""
+    temporary = folder / f"{CONFIG}.new"
+    temporary.write_text(json.dumps(config.to_dict(), indent=2))
+    os.replace(temporary, folder / CONFIG)
+
+
 def changes_since(checkpoint: Path, config: TrainConfig) -> str:
     """Fields of the configuration that differ from the run that wrote the checkpoint; "" if none does.
 
@@ -199,10 +232,11 @@ def changes_since(checkpoint: Path, config: TrainConfig) -> str:
         checkpoint: the configuration of its run, `train.json`, lies beside its folder.
         config: of the run that resumes.
     """
-    path = checkpoint.resolve().parent / "train.json"
-    if not path.is_file():
+    try:
+        before = dict(json.loads((checkpoint.resolve().parent / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError):  # moved without it, or damaged: nothing to compare with
         return ""
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+    now = json.loads(json.dumps(config.to_dict()))
     before |= before.pop("model", {})
     now |= now.pop("model")
     changed = [key for key in now if key in before and before[key] != now[key] and key != "output_dir"]

@@ -63,6 +63,7 @@ from ldvc.modeling.model import LDVC
 from ldvc.predictor import DEFAULT_INFERENCE, PLAIN_CLIP, Predictor
 from train.data import LAYOUTS, open_sets
 from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
+from train.folders import make_writable
 from train.metrics import harmonic_mean, mean_iou
 from train.tables import current_commit, markdown, prepare_output, quoted_benchmark, write_json, write_tables
 from train.words import read_renamed, rename_classes
@@ -344,6 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
             require_local(source)
         if options.output:
             prepare_output(options.output)
+        if options.cache_dir:
+            make_writable(options.cache_dir, "--cache_dir")
         state = PartialState(cpu=not torch.cuda.is_available())
         results: list[dict[str, Any]] = []
         beside: dict[str, Any] | None = None  # metadata of the first checkpoint

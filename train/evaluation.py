@@ -128,7 +128,7 @@ class Photos:
         if statistics != (clip.mean, clip.std):
             facts.append(statistics)
         key = json.dumps([*facts, weights_digest(clip.visual)])
-        name = f"patch-tokens-{dataset.name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        name = f"patch-tokens-{dataset.file_name}-{dataset.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = Path(self.cache_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from ldvc.errors import LdvcError
 from train.config import TrainConfig
 
-NOT_UPLOADED = ["checkpoint-*/**", "*.new", "lock", ".training", "output.txt"]
+NOT_UPLOADED = ["checkpoint-*/**", "*.new", ".new/**", "lock", ".training", "output.txt"]
 _CARD = """---
 library_name: ldvc
 pipeline_tag: image-segmentation

@@ -18,6 +18,7 @@ import yaml
 
 from ldvc.class_names import canonical, load_split
 from ldvc.errors import LdvcError
+from train.data.reader import file_name
 from train.figures import confusion_figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,4 +255,4 @@ def write_tables(results: Sequence[Mapping[str, Any]], output: str) -> None:
         for name, facts in result["sets"].items():
             names = [row["name"] for row in facts["classes"]]
             figure = confusion_figure(np.array(facts["confusion"]), names, facts["unseen"])
-            figure.savefig(f"{output}-{which}-{name}.png")
+            figure.savefig(f"{output}-{which}-{file_name(name)}.png")

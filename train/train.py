@@ -14,7 +14,7 @@ and `checkpoint-N` folders to resume from.
 from __future__ import annotations
 
 import argparse
-import json
+import errno
 import logging
 import os
 import sys
@@ -40,10 +40,12 @@ from train.checkpoints import (
     clean_up,
     export,
     find_checkpoint,
+    load_state,
     read_state,
     register_trainable_only,
     run_lock,
     write_checkpoint,
+    write_config,
 )
 from train.config import ConfigError, TrainConfig, load_config
 from train.data import (
@@ -57,9 +59,11 @@ from train.data import (
     WordSampler,
     build_caches,
     dropout_seed,
+    inspect_masks,
     open_sets,
     weights_digest,
 )
+from train.folders import make_writable
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_distillation_names
 from train.processes import build_accelerator, message_of, shared_loss
 from train.progress import Progress, check_tracker, require_finite_weights
@@ -107,6 +111,8 @@ def _train(
             clean_up(folder, config.checkpoints_total_limit)
     checkpoint = find_checkpoint(folder, resume)
     state = read_state(checkpoint) if checkpoint else {}
+    if config.views_per_photo:
+        make_writable(config.cache_dir, "--cache_dir")
     repository = hub.open_repository(config) if config.push_to_hub and main else ""
     set_seed(config.seed)
 
@@ -115,6 +121,7 @@ def _train(
     skipped = SkippedPhotos(folder / "skipped.txt")
     if main and not checkpoint:
         skipped.forget()  # the list of an earlier run in this folder
+    notes = inspect_masks(datasets)
     vocabulary = build_vocabulary(config, datasets)
     validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = build_model(config, checkpoint).to(accelerator.device)
@@ -161,14 +168,16 @@ def _train(
     register_trainable_only(accelerator, model)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        load_state(accelerator, checkpoint)
     changes = changes_since(checkpoint, config) if checkpoint else ""  # before train.json is replaced
     if main:
-        (folder / "train.json").write_text(json.dumps(config.to_dict(), indent=2))
+        write_config(folder, config)
     progress = Progress(accelerator, config, photos_per_step=photos_per_step, state=state)
     parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
     progress.log(f"{model.config.decoder}: learnable parameters: {parts}")
     progress.log("photos: " + ", ".join(f"{dataset.name} {len(dataset):,}" for dataset in datasets))
+    for note in notes:
+        progress.log(f"warning: {note}")
     progress.log(
         f"{len(vocabulary)} names to learn, {len(distillation_names)} names for distillation; a step has {photos_per_step} "
         f"photos: {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} x {config.train_batch_size} x "
@@ -238,7 +247,7 @@ def build_vocabulary(config: TrainConfig, datasets: Sequence[SegmentationDataset
         held_out_as_background=config.held_out_as_negative,
         other_words=read_other_words(config.other_words) if config.other_words else None,
     )
-    if vocabulary.unseen.all():  # also if there are no names at all
+    if vocabulary.unseen.all() or not vocabulary.spellings:  # also if there are no names at all, or no mask shows one
         raise ConfigError(
             f"No class with masks is left: the split '{config.unseen}' holds out every class of {', '.join(config.sets)}; "
             "add another data set, name another split, or train with all classes (--set unseen=none)."
@@ -349,6 +358,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # one line for each file of each checkpoint otherwise
     path, changes = options.pop("config"), options.pop("set")
+    if asked := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # of accelerate launch; --set and --mixed_precision count more
+        logging.info("mixed precision of accelerate launch: %s", asked)
+        changes = [f"mixed_precision={asked}", *changes]
     resume, prepare_only = options.pop("resume_from_checkpoint"), options.pop("prepare_cache")
     try:
         config = load_config(path, changes, **options)
@@ -359,6 +371,13 @@ def main(arguments: list[str] | None = None) -> None:
     except LdvcError as error:
         # every process finds the same mistake; one prints it
         sys.exit(f"error: {message_of(error)}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        sys.exit(
+            f"error: {error.filename or 'a file'} cannot be written ({error.strerror}); free some space and continue with the "
+            "same command and --resume_from_checkpoint latest"
+        )
     except KeyboardInterrupt:
         sys.exit("interrupted; continue with the same command and --resume_from_checkpoint latest")
 

@@ -8,26 +8,24 @@ A folder of this project holds `config.json`::
 
 and weights in the format of `ldvc.weights`: half precision on disk, float32 in memory. A CLIP that differs from another one
 in some tensors holds only these; its `config.json` is `{"base": "../other"}`, a path relative to its folder.
+
+Files of weights under other names are found and read by `ldvc.modeling.clip_weights`.
 """
 
-import json
-import logging
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from ldvc.bundled import ASSETS
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
-from ldvc.weights import MAX_SHARD_BYTES, hub_reachable, load_tensors, save_tensors
+from ldvc.modeling.clip_weights import find_pretrained, is_architecture, read_weights, weight_file
+from ldvc.weights import MAX_SHARD_BYTES, load_tensors, read_json, replaced_files, save_tensors, write_json
 
 LITE_FOLDER = ASSETS / "lite"
 
@@ -36,10 +34,7 @@ LITE_FOLDER = ASSETS / "lite"
 # cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
 NEUTRAL_COSINE = 0.25
 
-FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
-WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
-
-WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+MAX_LAYERS = 200  # of a tower; more would take long to build before its sizes can be compared
 
 
 class TextParts(NamedTuple):
@@ -134,10 +129,11 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
             f"The lite model is not at {folder}; fetch the whole project, with its assets folder."
         )
     if (folder / "open_clip_config.json").is_file():
-        config = _read_json(folder / "open_clip_config.json")
-        model = _build_architecture(config["model_cfg"])
-        _load_file(model, _weight_file(folder))
-        preprocess = config.get("preprocess_cfg", {})
+        config = _read_config(folder / "open_clip_config.json")
+        state = read_weights(weight_file(folder))
+        model = _build_fitting(config.get("model_cfg"), state, source=folder)
+        _load_state(model, state, source=folder)
+        preprocess = config.get("preprocess_cfg") or {}
         return _freeze(model, config["model_cfg"], mean=preprocess.get("mean"), std=preprocess.get("std"))
     if not is_architecture(clip):
         raise WeightsNotFoundError(
@@ -146,10 +142,10 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
         )
 
     architecture = open_clip.get_model_config(clip)
-    weights, preprocess = _find_pretrained(clip, pretrained) if pretrained is not None else (None, {})
+    weights, preprocess = find_pretrained(clip, pretrained) if pretrained is not None else (None, {})
     model = _build_architecture(architecture)
     if weights is not None:
-        _load_file(model, weights)
+        _load_state(model, read_weights(weights), source=weights)
     return _freeze(model, architecture, mean=preprocess.get("mean"), std=preprocess.get("std"))
 
 
@@ -175,10 +171,10 @@ def save_clip_folder(
     else:
         missing = {"architecture", "patch_embed", "mean", "std"} - set(config)
         assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
-    files = save_tensors(state, folder, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
-    text = json.dumps(dict(config), indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return files
+    with replaced_files(folder) as new:
+        files = save_tensors(state, new, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
+        write_json(new / "config.json", dict(config))
+    return [folder / file.name for file in files]
 
 
 def _stored(tensor: Tensor) -> Tensor:
@@ -188,34 +184,70 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def _build_from_folder(folder: Path) -> FrozenClip:
-    config, state = _read_json(folder / "config.json"), load_tensors(folder)
+    config = _read_config(folder / "config.json")
     if "base" in config:
         base = (folder / str(config["base"])).resolve()
         if not (base / "config.json").is_file():
             raise WeightsNotFoundError(f"The CLIP in {folder} needs the one at {base}, which is missing; copy both folders.")
-        config, state = _read_json(base / "config.json"), load_tensors(base) | state
+        config, state = _read_config(base / "config.json"), load_tensors(base) | load_tensors(folder)
+    else:
+        state = load_tensors(folder)
     if "architecture" not in config:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a CLIP: it has no 'architecture'.")
-    model = _build_architecture(config["architecture"])
-    if config.get("patch_embed") is not None:
+    stem = config.get("patch_embed")
+    model = _build_fitting(config["architecture"], state, source=folder, other_stem=stem is not None)
+    if stem is not None:
         # imported here, because timm is slow to import and a plain ViT does not need it
+        import timm
+
         from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 
+        if not isinstance(stem, dict) or not timm.is_model(str(stem.get("backbone", "tf_efficientnet_lite2"))):
+            raise CheckpointError(f"{folder / 'config.json'} names no patch embedding of timm: {stem}.")
         vision = config["architecture"]["vision_cfg"]
-        model.visual.conv1 = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **config["patch_embed"])
+        try:
+            model.visual.conv1 = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **stem)
+        except (AssertionError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} holds a patch_embed that cannot be built: {error}.") from error
     _load_state(model, state, source=folder)
     return _freeze(model, config["architecture"], mean=config.get("mean"), std=config.get("std"))
 
 
-def _build_architecture(architecture: Mapping[str, Any]) -> CLIP | CustomTextCLIP:
+def _build_fitting(
+    architecture: Any, state: Mapping[str, Tensor], *, source: Path, other_stem: bool = False
+) -> CLIP | CustomTextCLIP:
+    """An architecture that has the tensors of `state`. It is built without memory first, so that absurd sizes cost nothing.
+
+    Args:
+        other_stem: `visual.conv1` will be replaced and is not compared.
+    """
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in _build_architecture(architecture).state_dict().items()}
+    for name, shape in shapes.items():
+        if (name not in state or state[name].shape != shape) and not (other_stem and name.startswith("visual.conv1.")):
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise CheckpointError(
+                f"The weights in {source} do not fit the architecture: {name} must have the shape {tuple(shape)}, not {found}; "
+                "use the configuration that was saved with them."
+            )
+    return _build_architecture(architecture)
+
+
+def _build_architecture(architecture: Any) -> CLIP | CustomTextCLIP:
     """An open_clip model with random weights from its configuration dictionary."""
-    arguments = {key: value for key, value in architecture.items() if key != "custom_text"}
-    vision, text = arguments.get("vision_cfg", {}), arguments.get("text_cfg", {})
-    if vision.get("timm_model_name") or text.get("hf_model_name") or "multimodal_cfg" in arguments:
+    parts = [architecture.get(part) for part in ("vision_cfg", "text_cfg")] if isinstance(architecture, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError("The CLIP configuration is not one of open_clip: it needs 'vision_cfg' and 'text_cfg'.")
+    vision, text = parts
+    if vision.get("timm_model_name") or text.get("hf_model_name") or "multimodal_cfg" in architecture:
         raise LdvcError("This CLIP is not one of open_clip's own ViTs; use one such as 'ViT-B-16-quickgelu'.")
+    layers = [part.get("layers", 12) for part in parts]
+    if any(type(count) is int and count > MAX_LAYERS for count in layers):
+        raise CheckpointError(f"The CLIP configuration asks for {max(layers)} layers; at most {MAX_LAYERS} are possible.")
+    arguments = {key: value for key, value in architecture.items() if key != "custom_text"}
     try:
         return (CustomTextCLIP if architecture.get("custom_text") else CLIP)(**arguments)
-    except TypeError as error:
+    except Exception as error:  # open_clip raises many types for sizes that do not fit each other
         raise CheckpointError(
             f"The CLIP configuration is not one of open_clip {open_clip.__version__}: {error}."
         ) from error
@@ -230,133 +262,32 @@ def _freeze(
         raise LdvcError(
             "This CLIP has another tokenizer; use one with CLIP's tokenizer, such as 'ViT-B-16-quickgelu'."
         )
-    return FrozenClip(
-        model,
-        open_clip.SimpleTokenizer(context_length=length, **(text.get("tokenizer_kwargs") or {})),
-        mean=mean or open_clip.OPENAI_DATASET_MEAN,
-        std=std or open_clip.OPENAI_DATASET_STD,
-    )
-
-
-def is_architecture(clip: str) -> bool:
-    """Whether `clip` is one of open_clip's names."""
-    return clip in open_clip.list_models()
-
-
-def default_weights(clip: str) -> str:
-    """Tag of the weights of an architecture: OpenAI's if there are such, otherwise the first in open_clip's list.
-
-    Raises:
-        WeightsNotFoundError: open_clip lists none that were trained with the activation of this architecture.
-    """
-    quick = open_clip.get_model_config(clip).get("quick_gelu", False)
-    for tag in sorted(open_clip.list_pretrained_tags_by_model(clip), key=lambda tag: tag != "openai"):
-        if open_clip.get_pretrained_cfg(clip, tag).get("quick_gelu", False) == quick:
-            return tag
-    raise WeightsNotFoundError(
-        f"open_clip has no weights of {clip}; take another architecture, or give a local file by {WEIGHTS_VARIABLE}."
-    )
-
-
-def weights_here(clip: str, pretrained: str) -> bool:
-    """Whether weights of an architecture need no download."""
+    options = text.get("tokenizer_kwargs") or {}
+    mean, std = mean or open_clip.OPENAI_DATASET_MEAN, std or open_clip.OPENAI_DATASET_STD
     try:
-        return _local_weights(clip, pretrained)[0] is not None
-    except LdvcError:
-        return False
-
-
-def _find_pretrained(clip: str, pretrained: str) -> tuple[Path, Mapping[str, Any]]:
-    """File of weights and preprocessing for a tag, a file or a folder; downloads only if the Hub can be reached."""
-    found, tag = _local_weights(clip, pretrained)
-    if found is not None:
-        return found, tag
-    error: Exception | None = None
-    if hub_reachable():
-        try:
-            return Path(open_clip.download_pretrained(tag)), tag
-        except Exception as problem:  # open_clip and the Hub's client raise many types
-            error = problem
-            logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
-    raise WeightsNotFoundError(
-        f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the network "
-        "once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
-    ) from error
-
-
-def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str, Any]]:
-    """File of weights on this machine, or None, and what open_clip says about them."""
-    path = Path(pretrained).expanduser()
-    named = os.environ.get(WEIGHTS_VARIABLE)
-    if pretrained == "openai" and named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            raise WeightsNotFoundError(f"There is no file {named}, which {WEIGHTS_VARIABLE} names; correct it or unset it.")
-    if path.is_file():
-        return path, {}
-    if path.is_dir():
-        return _weight_file(path), {}
-    tag = open_clip.get_pretrained_cfg(clip, pretrained)
-    if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(clip)) or "none"
-        raise WeightsNotFoundError(
-            f"{pretrained!r} is neither a file nor a folder nor a known set of weights for {clip} (known: {known})."
-        )
-    if tag.get("quick_gelu", False) != open_clip.get_model_config(clip).get("quick_gelu", False):
-        other = clip.removesuffix("-quickgelu") if clip.endswith("-quickgelu") else f"{clip}-quickgelu"
+        three = len(mean) == len(std) == 3 and all(abs(value) < 100 for value in mean) and all(0 < value < 100 for value in std)
+    except TypeError:
+        three = False
+    if not three or "bpe_path" in options:
         raise CheckpointError(
-            f"The weights {pretrained!r} were trained with another activation than that of {clip}: ask for {other!r}."
+            f"The CLIP configuration needs three numbers each as mean and std, and no 'bpe_path', not {mean}, {std}, {options}."
         )
-    repository, _, filename = tag.get("hf_hub", "").rpartition("/")
-    for name in [filename] if filename else WEIGHT_FILES:
-        cached = try_to_load_from_cache(repository, name) if repository else None
-        if isinstance(cached, str):
-            return Path(cached), tag
-    old_cache = Path.home() / ".cache" / "clip" / tag.get("url", "").rpartition("/")[2]
-    return (old_cache if old_cache.is_file() else None), tag
-
-
-def _weight_file(folder: Path) -> Path:
-    """The one file of weights in a folder."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".pth", ".bin"))
-    if len(found) == 1:
-        return found[0]
-    raise WeightsNotFoundError(
-        f"{folder} holds {'several files' if found else 'no file'} of weights; give the path of one (.safetensors, .pt)."
-    )
-
-
-def _load_file(model: nn.Module, path: Path) -> None:
-    """Load a file of weights in any published format, including OpenAI's TorchScript archives."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch and open_clip warn about TorchScript
-            try:
-                state = open_clip.factory.load_state_dict(str(path))
-            except RuntimeError:  # the TorchScript archives of OpenAI have no plain tensors
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as CLIP weights ({error}).") from error
-    for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI stores these numbers with the weights
-        state.pop(name, None)
-    _load_state(model, {name: tensor.float() for name, tensor in state.items()}, source=path)
+    return FrozenClip(model, open_clip.SimpleTokenizer(context_length=length, **options), mean=mean, std=std)
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"The weights in {source} do not fit the architecture: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"The weights in {source} do not fit the architecture: {reason}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from error
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} does not describe a CLIP: it holds no object.")
+    return config
 
 
 def _check_supported(model: nn.Module) -> None:

@@ -3,7 +3,8 @@
     python -m recipes.lite.publish --release runs/lite_recipe/objects_release --output assets/lite
 
 Paths of towers are relative to the folder, so that it can be moved. Of the tuned tower only the tensors that differ from
-`assets/lite/clip` are stored.
+`assets/lite/clip` are stored. `SHA256SUMS` lists the checksums, against which the weights are checked when they are loaded; for
+weights that came here in another way: `cd assets/lite && sha256sum */*.safetensors > SHA256SUMS`.
 """
 
 from pathlib import Path
@@ -13,17 +14,20 @@ import torch
 from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import DECODERS
 from ldvc.modeling.clip import build_clip, save_clip_folder
+from ldvc.weights import CHECKSUMS, write_checksums
 from recipes.lite.steps import options_of
 
 
 def main() -> None:
     args = options_of(__doc__, release=Path("runs/lite_recipe/objects_release"), output=Path("assets/lite"))
+    (args.output / CHECKSUMS).unlink(missing_ok=True)  # of the weights that are replaced now
     tower = build_clip(str(args.release / "clip"))
     save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})
     for decoder in DECODERS:
         model, metadata = load_checkpoint(args.release / decoder)
         folder = save_checkpoint(model, args.output / decoder, metadata=metadata, clip="../clip_tuned", dtype=torch.float16)
         load_checkpoint(folder)
+    write_checksums(args.output)
     total = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: {total / 1e6:.1f} MB")
 

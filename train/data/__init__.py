@@ -1,6 +1,7 @@
 """Photos with masks, augmentation and sampling."""
 
 from train.data.folder import FolderDataset
+from train.data.inspection import inspect_masks
 from train.data.layouts import LAYOUTS, open_set, open_sets
 from train.data.reader import SegmentationDataset
 from train.data.sampling import NameSampler, SampleSchedule, TrainingViews, WordSampler, dropout_seed
@@ -26,6 +27,7 @@ __all__ = [
     "WordSampler",
     "build_caches",
     "dropout_seed",
+    "inspect_masks",
     "normalise",
     "open_set",
     "open_sets",

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ldvc.class_names import load_classes
+from train.data.numbers import is_usable
 from train.data.reader import IGNORE, SegmentationDataset
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,10 @@ class _VocKit(_Benchmark):
 
     def mask_path(self, stem: str) -> Path:
         paths = [folder / f"{stem}.png" for folder in self._mask_folders]
-        return next((path for path in paths if path.is_file()), paths[-1])
+        there = [path for path in paths if path.is_file()]
+        if len(there) > 1:  # one of them may have been painted for people
+            return next((path for path in there if is_usable(path)), there[0])
+        return there[0] if there else paths[-1]
 
 
 class Voc2012(_VocKit):

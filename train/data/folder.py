@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ldvc.class_names import plain
+from ldvc.errors import DataError
 from ldvc.pasted_names import words_of
 from train.data.reader import SegmentationDataset
 
@@ -17,8 +19,9 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 class FolderDataset(SegmentationDataset):
     """One split of a plain folder.
 
-    Photos have any of the suffixes .jpg, .jpeg, .png and .webp, in small or capital letters. They are read as the page reads
-    uploads: upright, transparency over white. A class whose index is `ignore_index` ("unlabelled") is void and no class.
+    Photos have any of the suffixes .jpg, .jpeg, .png and .webp, masks .png, in small or capital letters. Photos are read as the
+    page reads uploads: upright, transparency over white. A class whose index is `ignore_index` ("unlabelled") is void and no
+    class.
 
     Args:
         folder: the data set's folder.
@@ -54,9 +57,13 @@ class FolderDataset(SegmentationDataset):
                 raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
         except ValueError as error:
             raise self._missing(description, f"cannot be used ({error})") from None
-        stems = self._read_list(self.folder / f"{split}.txt")
-        self._require(self.folder / "images", self.folder / "masks")
-        self._keep(stems, every)
+        self._require(self.folder / f"{split}.txt", self.folder / "images", self.folder / "masks")
+        self._twice: dict[str, tuple[Path, Path]] = {}  # stem -> two files of that stem in one folder
+        self._keep(self._read_list(self.folder / f"{split}.txt"), every)
+        for stem in self.stems:
+            if stem in self._twice:
+                one, other = self._twice[stem]
+                raise DataError(f"{one} and {other.name} have one name apart from the suffix; rename or remove one of them.")
 
     def _describe(self, classes: Any, ignore_index: Any, background_index: Any) -> None:
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
@@ -64,6 +71,9 @@ class FolderDataset(SegmentationDataset):
         for name in classes:
             if [plain(word) for word in words_of(name)] != [plain(name)]:
                 raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars, quotes or list marks")
+        repeated = [name for name, count in Counter(map(plain, classes)).items() if count > 1]
+        if repeated:
+            raise ValueError(f"'classes' names '{repeated[0]}' more than once; each class needs a name of its own")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
         ignore_index = 255 if ignore_index is None else ignore_index
@@ -77,13 +87,26 @@ class FolderDataset(SegmentationDataset):
         self._numbers_mean(ignored=[ignore_index])
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
+    def _photos(self) -> dict[str, Path]:
         """Stem -> photo."""
-        files = sorted((self.folder / "images").iterdir())
-        return {file.stem: file for file in files if file.suffix.lower() in _SUFFIXES}
+        return self._by_stem("images", _SUFFIXES)
+
+    @cached_property
+    def _masks(self) -> dict[str, Path]:
+        """Stem -> mask."""
+        return self._by_stem("masks", (".png",))
+
+    def _by_stem(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for file in sorted((self.folder / folder).iterdir()):
+            if file.suffix.lower() in suffixes:
+                if file.stem in found:
+                    self._twice.setdefault(file.stem, (found[file.stem], file))
+                found[file.stem] = file
+        return found
 
     def photo_path(self, stem: str) -> Path:
-        return self._files.get(stem, self.folder / "images" / f"{stem}.jpg")
+        return self._photos.get(stem, self.folder / "images" / f"{stem}.jpg")
 
     def mask_path(self, stem: str) -> Path:
-        return self.folder / "masks" / f"{stem}.png"
+        return self._masks.get(stem, self.folder / "masks" / f"{stem}.png")

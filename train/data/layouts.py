@@ -72,11 +72,17 @@ def open_set(
     Raises:
         DataError: there is no such set, or its files do not have the layout.
     """
-    root = Path(root)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"'{layout}' is no layout of data sets; choose one of {', '.join(LAYOUTS)}.")
     if every < 1:
         raise DataError(f"Every {every}-th photo of {name} cannot be taken; give a number of at least 1.")
+    try:
+        return _open(Path(root), name, split, layout, every)
+    except OSError as error:
+        raise DataError(f"The data set {name} cannot be read: {error.filename}: {error.strerror}.") from None
+
+
+def _open(root: Path, name: str, split: str, layout: str | None, every: int) -> SegmentationDataset:
     layout = layout or _layout_of(root, name)
     if layout == "folder" and not (root / name).is_dir():
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"

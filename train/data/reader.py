@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ldvc.errors import DataError
-from ldvc.image_io import to_rgb
+from ldvc.image_colours import to_rgb
+from train.data.numbers import read_numbers
+
+logger = logging.getLogger(__name__)
 
 IGNORE = 255
 _BAD = -1
+_ORIENTATION = 0x0112  # of EXIF; 5 to 8 swap width and height
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_FIRST_FILE = re.compile(r"^(.+?\.(?:jpe?g|png|webp))(?:\s*[,;]\s*|\s+)\S.*$", re.IGNORECASE)  # of a line with two files
 
 
 class SegmentationDataset(ABC):
@@ -29,6 +37,7 @@ class SegmentationDataset(ABC):
         background_index: mask index of "none of the classes", or None.
         ignore_index: mask index of void.
         exhaustive: False = a photo may show classes that its mask does not (for example, where each photo has one label).
+        shown: mask indices of the classes that a mask shows, if the masks were looked at (`train.data.inspection`), or None.
         own_words: whether the class names are the data set's own.
         stems: file stems of the split, in the order of the official list.
         layout, title, tree: (of the class) key in a configuration; name for people; the expected files.
@@ -46,6 +55,7 @@ class SegmentationDataset(ABC):
     background_index: int | None = None
     ignore_index: int = IGNORE
     exhaustive: bool = True
+    shown: frozenset[int] | None = None
     own_words: bool = True
     stems: list[str]
 
@@ -59,6 +69,11 @@ class SegmentationDataset(ABC):
 
     def __len__(self) -> int:
         return len(self.stems)
+
+    @property
+    def file_name(self) -> str:
+        """The name as a part of file names: a set may be named by a path, such as "group/mine" or "mine/"."""
+        return file_name(self.name)
 
     def image(self, index: int) -> Image.Image:
         """The photo as RGB.
@@ -81,13 +96,14 @@ class SegmentationDataset(ABC):
         """
         path = self.mask_path(self.stems[index])
         try:
-            with Image.open(path) as file:
-                mode, raw = file.mode, np.array(file)
+            raw = read_numbers(path)
         except Exception as error:  # as above
-            raise DataError(f"The mask {path} cannot be read: {_reason(error)}") from None
-        if mode not in ("L", "P"):
-            raise DataError(f"The mask {path} is not an 8-bit picture of class indices but of Pillow's mode {mode}.")
-        mask = self._table[raw]
+            raise DataError(f"The mask {path} cannot be read: {_reason(error)}.") from None
+        if raw.dtype == np.uint8:
+            mask = self._table[raw]
+        else:
+            inside = (raw >= 0) & (raw < len(self._table))
+            mask = np.where(inside, self._table[np.where(inside, raw, 0)], _BAD)
         if (mask == _BAD).any():
             raise DataError(
                 f"The mask {path} holds the index {raw[mask == _BAD][0]}, but {self.name} has {len(self.classes)} classes."
@@ -101,12 +117,34 @@ class SegmentationDataset(ABC):
             DataError: one of them is missing or broken, or they differ in size.
         """
         image, mask = self.image(index), self.mask(index)
-        if mask.shape != (image.height, image.width):
-            raise DataError(
-                f"The photo {self.photo_path(self.stems[index])} has {image.width} x {image.height} pixels, "
-                f"but its mask has {mask.shape[1]} x {mask.shape[0]}."
-            )
+        self.require_size(index, mask.shape, image.size)
         return image, mask
+
+    def require_size(self, index: int, shape: tuple[int, ...], size: tuple[int, int] | None = None) -> None:
+        """Checks that a mask has the size of its photo.
+
+        Args:
+            shape: (height, width) of the mask.
+            size: (width, height) of the photo; None = from its header.
+
+        Raises:
+            DataError: the sizes differ, or the photo cannot be read.
+        """
+        photo = self.photo_path(self.stems[index])
+        try:
+            turn = 1
+            if size is None or size != (shape[1], shape[0]):
+                with Image.open(photo) as file:
+                    turn = _orientation(file) if self.as_uploaded else 1
+                    size = file.size if turn < 5 else file.size[::-1]
+        except Exception as error:  # as above
+            raise DataError(f"The photo {photo} cannot be read: {_reason(error)}.") from None
+        if size != (shape[1], shape[0]):
+            why = ""
+            if turn >= 5 and size == (shape[0], shape[1]):
+                why = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
+            sizes = f"has {size[0]} x {size[1]} pixels, but its mask has {shape[1]} x {shape[0]}"
+            raise DataError(f"The photo {photo} {sizes}{why}.")
 
     def fingerprint(self, *, masks: bool = True) -> str:
         """SHA-256 (hex) of all stems, file sizes and modification times, by which a cache of computed values is named.
@@ -159,12 +197,32 @@ class SegmentationDataset(ABC):
             raise self._missing(file, f"cannot be read ({error})") from None
 
     def _read_list(self, *files: Path) -> list[str]:
-        """File stems from list files. A line is a stem, or paths of photo and mask (as in DeepLab's train_aug.txt)."""
+        """File stems from list files.
+
+        A line is a stem or a path, with or without suffix, alone or before a second column (as in DeepLab's train_aug.txt). A
+        line that names an existing photo is one name. Empty lines and lines that begin with # are passed over.
+        """
         lines = [line.strip() for file in files for line in self._text(file).splitlines()]
-        stems = [_stem(line.split()[0] if "/" in line else line) for line in lines if line]
+        stems = [stem for line in lines if line and (stem := self._stem_of(line))]
         if not stems:
             raise self._missing(files[0], "lists no photos")
+        repeated = len(stems) - len(set(stems))
+        if repeated:
+            logger.warning("%s names %d photos more than once; each line counts", files[0], repeated)
         return stems
+
+    def _stem_of(self, line: str) -> str:
+        """The stem that a line of a list names; "" for a comment."""
+        pair = _FIRST_FILE.match(line)
+        first = re.split(r"[\s,;]+", line)[0]
+        candidates = [line, *([pair[1]] if pair else []), first]
+        for candidate in candidates:
+            stem = _stem(candidate.strip("\"'"))
+            if stem and self.photo_path(stem).is_file():
+                return stem
+        if line.startswith("#"):
+            return ""
+        return _stem(first if "/" in line or "\\" in line else line)
 
     def _keep(self, stems: Sequence[str], every: int) -> None:
         """Keeps every n-th stem. Raises DataError if no photo or no mask is at its expected path: then the layout is wrong."""
@@ -174,10 +232,24 @@ class SegmentationDataset(ABC):
                 raise self._missing(path_of(self.stems[0]))
 
 
+def file_name(name: str) -> str:
+    """A data set's name as a part of file names: "group/mine" -> "group-mine"."""
+    return "-".join(part for part in PurePath(name).parts if part != "/")
+
+
 def _stem(path: str) -> str:
-    name = path.rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if name.lower().endswith((".jpg", ".jpeg", ".png")) else name
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if name.lower().endswith(_PICTURES) else name
+
+
+def _orientation(file: Image.Image) -> int:
+    """Orientation in the EXIF block of a photo; 1 without a block that can be read."""
+    try:
+        turn = file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged block
+        return 1
+    return turn if turn in range(1, 9) else 1
 
 
 def _reason(error: Exception) -> str:
-    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error).rstrip(".")

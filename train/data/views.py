@@ -108,7 +108,7 @@ class ViewCache:
             "format": 2,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = Path(folder) / f"{dataset.name}-{dataset.split}-{digest}"
+        self.folder = Path(folder) / f"{dataset.file_name}-{dataset.split}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.skipped = SkippedPhotos(self.folder / "skipped.txt")
         side = augmentation.crop // augmentation.stride
@@ -120,8 +120,17 @@ class ViewCache:
         return len(self.dataset) * self.views
 
     def _map(self, file: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        count = len(self) * int(np.prod(shape))
-        return torch.from_file(str(self.folder / file), shared=True, size=count, dtype=dtype).view(len(self), *shape)
+        count, path = len(self) * int(np.prod(shape)), self.folder / file
+        size = count * dtype.itemsize
+        try:  # all of it now: a write into mapped memory that finds the disk full would kill the process
+            with open(path, "ab") as handle:
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(handle.fileno(), 0, size)
+        except OSError as error:
+            raise DataError(
+                f"{path} of {size / 1e6:,.0f} MB cannot be written ({error.strerror}); free space or give another --cache_dir."
+            ) from None
+        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(len(self), *shape)
 
     @property
     def done(self) -> int:

@@ -35,8 +35,8 @@ class Vocabulary:
             `names` or means a held-out class.
         words: all words that the text tower reads: `texts`, then `other_words` in the same order.
         shared: (words,) bool; words that stand for several names ("animal" for each kind of animal).
-        seen_words: name -> its other words, where it has some.
-        spellings: every spelling that the data sets use for the names with masks, for "seen" flags.
+        seen_words: name that a mask shows -> its other words, where it has some.
+        spellings: every spelling that the data sets use for the names that a mask shows, for "seen" flags.
         unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
         annotated: (sets, names) bool; whether a data set annotates a name (or would, if it were not held out).
         partially_annotated: (sets, names) bool; annotated names that a photo may show although its mask does not: those of
@@ -64,11 +64,13 @@ class Vocabulary:
         unseen: dict[str, str] = {}
         used: dict[str, None] = {}
         for dataset in datasets:
-            for spelling in dataset.names():
+            for index in dataset.class_indices():
+                spelling = dataset.classes[index]
                 name = canonical(spelling)
                 if name not in held_out:
                     seen.setdefault(name, plain(spelling))
-                    used[name] = used[plain(spelling)] = None
+                    if dataset.shown is None or index in dataset.shown:
+                        used[name] = used[plain(spelling)] = None
                 elif transductive:
                     unseen.setdefault(name, plain(spelling))
         self.names, self.texts = [*seen, *unseen], [*seen.values(), *unseen.values()]
@@ -77,7 +79,8 @@ class Vocabulary:
         self.words = [*self.texts, *(word for words in self.other_words for word in words)]
         counts = Counter(self.words)
         self.shared = torch.tensor([counts[word] > 1 for word in self.words], dtype=torch.bool)
-        self.seen_words = {name: words for name, words in zip(self.names, self.other_words, strict=True) if words}
+        pairs = zip(self.names, self.other_words, strict=True)
+        self.seen_words = {name: words for name, words in pairs if words and name in used}
         self.spellings = list(used)
         self.unseen = torch.tensor([name in unseen for name in self.names], dtype=torch.bool)
         index_of = {name: index for index, name in enumerate(self.names)}

@@ -1,0 +1,177 @@
+"""Files of CLIP weights: where they are on this machine or on the Hub, and how they are read.
+
+Folders and the Hub's repositories of this project give safetensors and JSON only. A file that Python's pickle wrote is read if
+its own path is given, or as the published weights of an architecture: with `weights_only=True`, or as OpenAI's TorchScript.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor
+from tqdm import tqdm
+
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.weights import hub_reachable, no_safetensors, read_safetensors, require_finite
+
+FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
+WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
+WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors")
+PUBLISHED_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+
+
+def is_architecture(clip: str) -> bool:
+    """Whether `clip` is one of open_clip's names."""
+    return clip in open_clip.list_models()
+
+
+def default_weights(clip: str) -> str:
+    """Tag of the weights of an architecture: OpenAI's if there are such, otherwise the first in open_clip's list.
+
+    Raises:
+        WeightsNotFoundError: open_clip lists none that were trained with the activation of this architecture.
+    """
+    quick = open_clip.get_model_config(clip).get("quick_gelu", False)
+    for tag in sorted(open_clip.list_pretrained_tags_by_model(clip), key=lambda tag: tag != "openai"):
+        if open_clip.get_pretrained_cfg(clip, tag).get("quick_gelu", False) == quick:
+            return tag
+    raise WeightsNotFoundError(
+        f"open_clip has no weights of {clip}; take another architecture, or give a local file by {WEIGHTS_VARIABLE}."
+    )
+
+
+def weights_here(clip: str, pretrained: str) -> bool:
+    """Whether weights of an architecture need no download."""
+    try:
+        return _local_weights(clip, pretrained)[0] is not None
+    except LdvcError:
+        return False
+
+
+def fetch_weights(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None) -> Path:
+    """The file of weights of an architecture; it is downloaded if it is not on this machine.
+
+    Args:
+        clip, pretrained: see `build_clip`.
+        tqdm_class: progress bar of the download; None = the one of the Hub's client.
+
+    Raises:
+        WeightsNotFoundError: the weights cannot be found or downloaded.
+    """
+    return find_pretrained(clip, pretrained, tqdm_class)[0]
+
+
+def find_pretrained(
+    clip: str, pretrained: str, tqdm_class: type[tqdm] | None = None
+) -> tuple[Path, Mapping[str, Any]]:
+    """File of weights and preprocessing for a tag, a file or a folder; downloads only if the Hub can be reached."""
+    found, tag = _local_weights(clip, pretrained)
+    if found is not None:
+        return found, tag
+    error: Exception | None = None
+    if hub_reachable():
+        try:
+            return _download(tag, tqdm_class), tag
+        except Exception as problem:  # open_clip and the Hub's client raise many types
+            error = problem
+            logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
+    raise WeightsNotFoundError(
+        f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the network "
+        "once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
+    ) from error
+
+
+def _download(tag: Mapping[str, Any], tqdm_class: type[tqdm] | None) -> Path:
+    """Download what open_clip lists for a tag."""
+    repository, _, filename = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        return Path(open_clip.download_pretrained(tag))
+    try:
+        return Path(hf_hub_download(repository, filename or PUBLISHED_FILES[0], tqdm_class=tqdm_class))
+    except EntryNotFoundError:
+        if filename:
+            raise
+        return Path(hf_hub_download(repository, PUBLISHED_FILES[1], tqdm_class=tqdm_class))
+
+
+def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str, Any]]:
+    """File of weights on this machine, or None, and what open_clip says about them."""
+    path = Path(pretrained).expanduser()
+    named = os.environ.get(WEIGHTS_VARIABLE)
+    if pretrained == "openai" and named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise WeightsNotFoundError(f"There is no file {named}, which {WEIGHTS_VARIABLE} names; correct it or unset it.")
+    if path.is_file():
+        return path, {}
+    if path.is_dir():
+        return weight_file(path), {}
+    tag = open_clip.get_pretrained_cfg(clip, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(clip)) or "none"
+        raise WeightsNotFoundError(
+            f"{pretrained!r} is neither a file nor a folder nor a known set of weights for {clip} (known: {known})."
+        )
+    if tag.get("quick_gelu", False) != open_clip.get_model_config(clip).get("quick_gelu", False):
+        other = clip.removesuffix("-quickgelu") if clip.endswith("-quickgelu") else f"{clip}-quickgelu"
+        raise CheckpointError(
+            f"The weights {pretrained!r} were trained with another activation than that of {clip}: ask for {other!r}."
+        )
+    repository, _, filename = tag.get("hf_hub", "").rpartition("/")
+    for name in [filename] if filename else PUBLISHED_FILES:
+        cached = try_to_load_from_cache(repository, name) if repository else None
+        if isinstance(cached, str):
+            return Path(cached), tag
+    old_cache = Path.home() / ".cache" / "clip" / tag.get("url", "").rpartition("/")[2]
+    return (old_cache if old_cache.is_file() else None), tag
+
+
+def weight_file(folder: Path) -> Path:
+    """The one file of weights in a folder, as safetensors."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) > 1:
+        raise WeightsNotFoundError(f"{folder} holds several files of weights; give the path of one.")
+    if not found:
+        raise WeightsNotFoundError(f"{folder} holds no file of weights that can be used: {no_safetensors(folder)}")
+    return found[0]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in any published format, in float32.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        state = read_safetensors(path)
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch warns about TorchScript
+                try:
+                    state = torch.load(path, map_location="cpu", weights_only=True)
+                except RuntimeError:  # the archives of OpenAI have no plain tensors
+                    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            state = state.get("state_dict", state)  # of a training checkpoint
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+            for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI stores these numbers with the weights
+                state.pop(name, None)
+            assert all(isinstance(tensor, Tensor) for tensor in state.values()), "it holds other things than tensors"
+        except Exception as error:  # PyTorch raises many types
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path} cannot be read as CLIP weights ({reason}); give a safetensors file, or fetch it again."
+            ) from error
+    state = {name: tensor.float() for name, tensor in state.items()}
+    require_finite(state, path)
+    return state

@@ -1,0 +1,347 @@
+"""Checkpoints that are damaged, made to do harm, or written while the disk is full: one sentence that names file and remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import resource
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldvc.bundled import ASSETS
+from ldvc.checkpoint import load_checkpoint, read_config, save_checkpoint
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.modeling.clip import build_clip
+from ldvc.web.models import ModelRegistry
+from ldvc.web.session import Problem
+from ldvc.weights import CHECKSUMS, PICKLES, load_tensors, save_tensors, write_checksums
+from tests.full_disk import full_disk
+
+ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+TWICE = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+HEADERS: dict[str, tuple[Any, int | None]] = {  # header, and its length if that is a lie
+    "huge shape": ({"a": {**ENTRY, "shape": [2**40]}}, None),
+    "overflowing shape": ({"a": {**ENTRY, "shape": [2**63, 2**63]}}, None),
+    "empty but huge": ({"a": {**ENTRY, "shape": [0, 2**63], "data_offsets": [0, 0]}, "b": ENTRY}, None),
+    "negative size": ({"a": {**ENTRY, "shape": [-4]}}, None),
+    "overlap": ({"a": ENTRY, "b": ENTRY}, None),
+    "outside the file": ({"a": {**ENTRY, "data_offsets": [8, 24]}}, None),
+    "offsets in reverse": ({"a": {**ENTRY, "data_offsets": [16, 0]}}, None),
+    "unknown type": ({"a": {**ENTRY, "dtype": "X9"}}, None),
+    "type that no checkpoint has": ({"a": {**ENTRY, "dtype": "C64", "shape": [2]}}, None),
+    "type that is a list": ({"a": {**ENTRY, "dtype": ["F32"]}}, None),
+    "a name twice": (TWICE, None),
+    "deep": (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, None),
+    "no object": ([1], None),
+    "no text": (b"\xff\xfe\xff", None),
+    "length of 2^60": ({"a": ENTRY}, 2**60),
+    "length of 2^64 - 1": ({"a": ENTRY}, 2**64 - 1),
+    "length of 0": ({"a": ENTRY}, 0),
+}
+
+
+def write_raw(path: Path, header: Any, length: int | None = None) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(16))
+
+
+def require_sentence(error: BaseException, *parts: str) -> None:
+    """The message is one line that names all parts and says what to do."""
+    text = str(error)
+    assert "\n" not in text and "Traceback" not in text and len(text) < 800, text
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_hostile_headers(kind: str, tmp_path: Path) -> None:
+    write_raw(tmp_path / "model.safetensors", *HEADERS[kind])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(tmp_path)
+    require_sentence(caught.value, str(tmp_path / "model.safetensors"), "fetch it again")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("cut", [0, 5, 8, 40, -1])
+def test_truncated_files(cut: int, tmp_path: Path) -> None:
+    (file,) = save_tensors({"a": torch.randn(30, 10)}, tmp_path)
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(tmp_path)
+    require_sentence(caught.value, str(file), "fetch it again")
+
+
+OUTSIDE = ["../up.safetensors", "/etc/passwd", "sub/x.safetensors", "..\\x.safetensors", "x.bin", 3, None]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_names_files_beside_it_only(name: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for place in (tmp_path / "up.safetensors", folder / "x.bin"):
+        save_file({"a": torch.zeros(2)}, place)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(folder)
+    require_sentence(caught.value, "model.safetensors.index.json", repr(name), "fetch the folder again")
+    save_tensors({"b": torch.zeros(2)}, folder)  # replaces the weights, and deletes nothing outside
+    assert (tmp_path / "up.safetensors").is_file() and (folder / "x.bin").is_file()
+
+
+def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
+    save_tensors({"a": torch.randn(100, 10), "b": torch.randn(100, 10)}, tmp_path, max_shard_bytes=4000)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"weight_map": content["weight_map"] | {"c": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors does not hold the tensors"):
+        load_tensors(tmp_path)
+    index.write_text(json.dumps({"weight_map": content["weight_map"] | {"c": "model-00009-of-00009.safetensors"}}))
+    with pytest.raises(WeightsNotFoundError, match="model-00009-of-00009.safetensors is missing; copy or download"):
+        load_tensors(tmp_path)
+    (tmp_path / "pieces").mkdir()
+    save_file({"a::0": torch.zeros(2), "a::2": torch.zeros(2)}, tmp_path / "pieces" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="pieces of a in .* are missing"):
+        load_tensors(tmp_path / "pieces")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    weights = torch.zeros(4, 5, dtype=dtype)
+    weights[2, 3] = value
+    save_file({"fine": torch.zeros(2), "decoder.bad": weights}, tmp_path / "model.safetensors")
+    for options in ({}, {"dtype": None}):
+        with pytest.raises(CheckpointError) as caught:
+            load_tensors(tmp_path, **options)
+        require_sentence(caught.value, str(tmp_path), "decoder.bad", "NaN", "earlier checkpoint")
+
+
+# ---- pickles
+
+
+class Harm:
+    """Its pickle makes a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("suffix", PICKLES)
+def test_pickles_are_refused_and_not_opened(suffix: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint / "ldvc", tmp_path / "ldvc"))
+    (folder / "model.safetensors").unlink()
+    harm = folder / f"pytorch_model{suffix}"
+    harm.write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
+    shutil.copytree(tiny_checkpoint / "clip", tmp_path / "clip")
+    with pytest.raises(WeightsNotFoundError) as caught:
+        load_checkpoint(folder)
+    require_sentence(caught.value, str(folder), harm.name, "is a pickle, which can run any code", "model.safetensors")
+    with pytest.raises(WeightsNotFoundError) as caught:  # of a folder of CLIP weights
+        build_clip("ViT-B-32-quickgelu", str(folder))
+    require_sentence(caught.value, harm.name, "is a pickle")
+    with pytest.raises(CheckpointError) as caught:  # its own path: opened without running its code
+        build_clip("ViT-B-32-quickgelu", str(harm))
+    require_sentence(caught.value, str(harm), "safetensors")
+    assert not (tmp_path / "harmed").exists()
+    pickle.loads(harm.read_bytes())  # so it would have done harm
+    assert (tmp_path / "harmed").exists()
+
+
+def test_only_safetensors_and_json_come_from_the_hub(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(repository: str, **options: Any) -> str:
+        asked.update(options, repository=repository)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("ldvc.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("ldvc.checkpoint.hub_reachable", lambda: True)
+    shutil.copytree(tiny_checkpoint, tmp_path / "snapshot")
+    load_checkpoint("ann/ldvc")
+    assert asked["repository"] == "ann/ldvc" and asked["allow_patterns"] == ["*.safetensors", "*.json", "*.md"]
+    file = tmp_path / "snapshot" / "ldvc" / "config.json"
+    content = json.loads(file.read_text())
+    shutil.copytree(tiny_checkpoint / "clip", tmp_path / "clip")
+    weights = tmp_path / "weights.pt"
+    torch.save({}, weights)
+    for change in ({"clip": "../../clip"}, {"clip": str(tmp_path / "clip")}, {"clip": "ViT-B-32", "pretrained": str(weights)}):
+        file.write_text(json.dumps(content | {"model": content["model"] | change}))
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint("ann/ldvc")
+        require_sentence(caught.value, str(file), "outside the repository", "give its folder")
+
+
+# ---- configurations
+
+
+def change_json(file: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+CONFIGURATIONS: dict[str, tuple[Callable[[dict], None], str]] = {
+    "newer version": (lambda c: c["model"].update(mixture=3), "'mixture', .* newer version; update the project"),
+    "absurd depth": (lambda c: c["model"].update(decoder_layers=10**9), "decoder_layers must be less than"),
+    "absurd prompts": (lambda c: c["model"].update(visual_prompts=10**9), "visual_prompts must be less than"),
+    "absurd width": (lambda c: c["model"].update(ffn_ratio=10**6), "ffn_ratio must be less than"),
+    "heads": (lambda c: c["model"].update(decoder_heads=7), "7 (heads do|does) not divide"),
+    "another size": (lambda c: c["model"].update(visual_prompts=5), "do not fit the configured model"),
+    "another decoder": (lambda c: c["model"].update(decoder="zegclip"), "do not fit the configured model"),
+}
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_configurations_of_another_model(kind: str, checkpoint: Path) -> None:
+    change, words = CONFIGURATIONS[kind]
+    change_json(checkpoint / "ldvc" / "config.json", change)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(checkpoint / "ldvc")
+    require_sentence(caught.value)
+
+
+NO_JSON = ["[" * 100_000, '{"model": {}, "model": {}}', '{"model": {"topk": ' + "9" * 5000 + "}}", "\ufeff{}"]
+
+
+@pytest.mark.parametrize("content", NO_JSON, ids=["deep", "twice", "digits", "mark"])
+def test_configurations_that_are_no_json(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_config(tmp_path)
+    require_sentence(caught.value, str(tmp_path / "config.json"), "copy or download")
+
+
+CLIPS: dict[str, tuple[Callable[[dict], None], str]] = {
+    "layers": (lambda c: c["architecture"]["vision_cfg"].update(layers=10**9), "1000000000 layers"),
+    "width": (lambda c: c["architecture"]["vision_cfg"].update(width=2**20, head_width=2**10), "do not fit the architecture"),
+    "words": (lambda c: c["architecture"]["text_cfg"].update(vocab_size=10**10), "do not fit the architecture"),
+    "context": (lambda c: c["architecture"]["text_cfg"].update(context_length=10**5), "do not fit the architecture"),
+    "no towers": (lambda c: c.update(architecture=[1]), "needs 'vision_cfg' and 'text_cfg'"),
+    "no number": (lambda c: c["architecture"].update(embed_dim="wide"), "not one of open_clip"),
+    "a file of words": (lambda c: c["architecture"]["text_cfg"].update(tokenizer_kwargs={"bpe_path": "/x"}), "bpe_path"),
+    "a stem from the Hub": (lambda c: c.update(patch_embed={"backbone": "hf-hub:ann/model"}), "no patch embedding of timm"),
+    "a stem from a folder": (lambda c: c.update(patch_embed={"backbone": "local-dir:/tmp"}), "no patch embedding of timm"),
+    "mean": (lambda c: c.update(mean=[0.5]), "three numbers each"),
+    "deviation": (lambda c: c.update(std=[0.5, 0.0, 0.5]), "three numbers each"),
+    "text as mean": (lambda c: c.update(mean=["a", "b", "c"]), "three numbers each"),
+}
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_configurations_of_a_clip(kind: str, checkpoint: Path) -> None:
+    change, words = CLIPS[kind]
+    change_json(checkpoint / "clip" / "config.json", change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LdvcError, match=words) as caught:
+        build_clip(str(checkpoint / "clip"))
+    require_sentence(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+# ---- a full disk
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_weights_stay_when_the_disk_is_full(shards: int, tmp_path: Path) -> None:
+    old = {name: torch.randn(100, 10) for name in "abcd"}
+    save_tensors(old, tmp_path, max_shard_bytes=16_000 // shards)
+    (tmp_path / "model_ema.safetensors").write_bytes(b"of the user")
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk(9000), pytest.raises(CheckpointError) as caught:
+        save_tensors({"small": torch.zeros(2), "large": torch.randn(400, 10)}, tmp_path, max_shard_bytes=10_000)
+    require_sentence(caught.value, str(tmp_path), "free some space", "unchanged")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    save_tensors({"new": torch.ones(2)}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model_ema.safetensors"}
+    assert load_tensors(tmp_path)["new"].tolist() == [1, 1]
+
+
+def test_a_checkpoint_stays_when_the_disk_is_full(checkpoint: Path) -> None:
+    model, metadata = load_checkpoint(checkpoint / "ldvc")
+    files = {path.name: path.read_bytes() for path in (checkpoint / "ldvc").iterdir()}
+    weights = len(files["model.safetensors"])
+    metadata["seen_names"] = ["x" * 100] * (weights // 50)  # a configuration that is larger than the weights
+    for size in (1000, weights + 1000):
+        with full_disk(size), pytest.raises(CheckpointError, match="cannot be written"):
+            save_checkpoint(model, checkpoint / "ldvc", metadata=metadata)
+        assert {path.name: path.read_bytes() for path in (checkpoint / "ldvc").iterdir()} == files
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence() -> None:
+    with pytest.raises(CheckpointError, match=r"/proc/ldvc cannot be written .*choose another folder"):
+        save_tensors({"a": torch.zeros(2)}, "/proc/ldvc")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".new").mkdir()
+    (tmp_path / ".new" / "model-00007-of-00009.safetensors").write_bytes(b"half")
+    save_tensors({"a": torch.zeros(2)}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# ---- checksums
+
+
+def test_a_corrupt_shard_is_named_with_its_checksum(checkpoint: Path) -> None:
+    sums = write_checksums(checkpoint)
+    load_checkpoint(checkpoint)
+    file = checkpoint / "ldvc" / "model.safetensors"
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"{right}  ldvc/model.safetensors" in sums.read_text().splitlines()
+    whole = file.read_bytes()
+    for broken in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-100], b"version https://git-lfs.github.com/spec/v1\n"):
+        file.write_bytes(broken)
+        found = hashlib.sha256(broken).hexdigest()
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(checkpoint)
+        require_sentence(caught.value, str(file), right, found, "fetch it again")
+
+
+def test_checksums_of_the_bundled_weights_agree() -> None:
+    """After new weights: `cd assets/lite && sha256sum */*.safetensors > SHA256SUMS`."""
+    lite = ASSETS / "lite"
+    files = sorted(path.relative_to(lite).as_posix() for path in lite.glob("*/*.safetensors"))
+    lines = [line.split("  ") for line in (lite / CHECKSUMS).read_text().splitlines()]
+    assert [name for _, name in lines] == files
+    assert [digest for digest, _ in lines] == [hashlib.sha256((lite / name).read_bytes()).hexdigest() for name in files]
+    assert all(load_file(lite / name) for name in files)
+
+
+# ---- visitors
+
+
+FOREIGN = ["/etc", "../lite", "lite/../ldvc", "ann/ldvc", "ViT-B-16", "https://example.org/x", "~", ".", "full/../../x", "LITE"]
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_visitor_chooses_no_path_and_no_repository(
+    key: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = ModelRegistry(str(tiny_checkpoint))
+
+    def load(*_: object) -> None:
+        pytest.fail("a visitor's text was used as a source")
+
+    monkeypatch.setattr("ldvc.web.models.LoadedModel", load)
+    monkeypatch.setattr("ldvc.web.models.Download", load)
+    for ask in (registry.get, registry.download):
+        with pytest.raises(Problem, match="no such model; choose one of"):
+            ask(key)

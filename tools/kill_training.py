@@ -1,0 +1,94 @@
+"""Kills trainings at random moments and continues them: nothing may be lost.
+
+    python -m tools.kill_training --kills 30 --processes 1
+    python -m tools.kill_training --kills 30 --processes 2
+
+Every run trains a tiny model, gets SIGKILL after a random time, and is continued with `--resume_from_checkpoint latest`. A run
+that reaches its end must have the weights, the optimiser state and the loss curve of a run without interruption, bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.forked import make_workplace, run, same_end, train_here
+from tests.tiny import save_tiny_checkpoint
+from train.checkpoints import checkpoints_of
+
+STEPS = 40
+CHANGES = (f"max_train_steps={STEPS}", "checkpointing_steps=1", "decoder_heads=2")
+
+
+def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0) -> None:
+    """Kills runs until there were so many kills, and prints where each of them hit.
+
+    Args:
+        root: a workplace, see `tests.forked.make_workplace`.
+        seed: of the moments.
+
+    Raises:
+        AssertionError: a checkpoint was lost, or the end differs from that of a run without interruption.
+    """
+    moments = random.Random(seed)
+    assert run(quietly, root, "whole", CHANGES, processes=processes) == [0] * processes
+    started = time.monotonic()  # now the trainer is imported
+    assert run(quietly, root, "again", CHANGES, processes=processes) == [0] * processes
+    seconds = time.monotonic() - started
+    print(f"processes: {processes}; a run without interruption takes {seconds:.1f} s for {STEPS} steps", flush=True)
+    done, finished = 0, 0
+    while True:
+        name, last = f"killed{finished}", done == kills
+        before = newest(root / name)
+        moment = 600 if last else moments.uniform(0.1, seconds)
+        codes = run(quietly, root, name, CHANGES, "latest", processes=processes, seconds=moment)
+        if codes == [0] * processes:
+            same_end(root / "whole", root / name)
+            finished += 1
+            print(f"run {finished} reached its end, equal to the uninterrupted run", flush=True)
+            if last:
+                break
+            continue
+        assert not last, f"the run ended with {codes}"
+        done += 1
+        after = newest(root / name)
+        assert after >= before, f"a checkpoint is lost: {before} -> {after}"
+        print(f"kill {done} after {moment:.2f} s: started at step {before}, newest checkpoint {after}", flush=True)
+    print(f"{kills} kills, {finished} runs to the end: nothing lost, same weights, optimiser state and loss curve")
+
+
+def quietly(*arguments: Any) -> None:
+    """`train_here` without its lines on the screen."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        train_here(*arguments)
+
+
+def newest(folder: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without one."""
+    found = checkpoints_of(folder)
+    return int(found[-1].name.rpartition("-")[2]) if found else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        clip = save_tiny_checkpoint(Path(folder) / "tiny", decoders=()) / "clip"
+        root = make_workplace(Path(folder), clip)
+        kill_at_random(root, kills=options.kills, processes=options.processes, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
