@@ -1,71 +1,181 @@
-"""Reading pictures: any file, PIL image or array becomes an upright RGB array."""
+"""Reading pictures: any file, PIL image or array becomes an upright sRGB array; its cost is bounded before it is decoded."""
 
 from __future__ import annotations
 
+import functools
+import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import pi_heif
+from PIL import Image
 
 from ldvc.errors import InvalidImageError
+from ldvc.image_colours import to_rgb
 
 MAX_PIXELS = 100_000_000  # a picture of 100 megapixels takes 300 MB as an array
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")  # EPS would start Ghostscript
+# Peak memory of decoding in bytes per pixel, from `tools/picture_memory.py`. The usual 8 are the picture with
+# 4 bytes per pixel, and a copy.
+USUAL_BYTES = 8
+BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 13, "HEIF": 12, "JPEG2000": 20}
+MAX_SCANNED_PIXELS = 1_000_000_000  # pixels times passes of a progressive JPEG: 25 passes over 40 megapixels
+JPEG2000_PIXELS = 5_000_000  # larger ones are decoded at half their resolution, or less: 3 megapixels take a second
+PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+PNG_COLOURS = {b"tRNS", b"iCCP", b"eXIf"}
+DAMAGED = "The picture is damaged or incomplete; save it again and retry."
+EMPTY = "The picture is empty; choose one that is at least one pixel wide and high."
+TOO_LARGE = (
+    "The picture has {width} x {height} pixels, more than the {limit:.0f} million that are accepted of a {format} picture; "
+    "make it smaller, or save it as a JPEG, and try again."
+)
+UNREADABLE = "This file is not a picture that can be read; save it as JPEG, PNG, WebP or HEIC and try again."
 
 Source = Image.Image | np.ndarray | str | Path
 
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
-def load_picture(source: Source, *, max_side: int | None = None) -> np.ndarray:
-    """Read any picture as upright 8-bit RGB.
 
-    EXIF orientation is applied, transparent pixels are blended with white, only the first frame of an animation is read, and
-    pictures with 16 or 32 bits per channel are stretched from their darkest to their brightest value.
+def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read any picture as upright 8-bit sRGB.
+
+    EXIF orientation is applied, colour profiles are converted to sRGB, transparent pixels are blended with white, only the
+    first frame of an animation is read, and pictures with 16 or 32 bits per channel are stretched between robust bounds.
 
     Args:
         source: a PIL image, a path, or a uint8 array of shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W).
         max_side: shrink the picture so that no side is longer; None = keep the size.
+        max_pixels: see `check_picture`.
 
     Returns:
         uint8 array (H, W, 3), at least 1 x 1.
 
     Raises:
-        InvalidImageError: it is not a picture, or it is damaged, empty or larger than `MAX_PIXELS`.
+        InvalidImageError: it is not a picture, or it is damaged, empty or too large.
     """
+    try:
+        # No variable holds the decoded picture, so that it is freed as soon as its colours are converted.
+        return np.asarray(to_rgb(_as_image(source, max_pixels, reduce=max_side is not None), max_side))
+    except InvalidImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files, even TypeError
+        raise InvalidImageError(DAMAGED) from error
+
+
+def check_picture(path: str | Path, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
+    """Read the header of a picture, and decode nothing.
+
+    Args:
+        path: of the file.
+        max_side: as for `load_picture`; if it is given, the decoders of JPEG and JPEG 2000 reduce larger pictures.
+        max_pixels: of a picture that takes 8 bytes per pixel while it is decoded; see `BYTES_PER_PIXEL` for other formats.
+
+    Raises:
+        InvalidImageError: it is not a picture, or it is empty or too large.
+    """
+    _open(Path(path), max_pixels, reduce=max_side is not None).close()
+
+
+def _as_image(source: Source, max_pixels: int, reduce: bool) -> Image.Image:
     if isinstance(source, (str, Path)):
-        source = _open(Path(source))
-    elif isinstance(source, np.ndarray):
+        return _open(Path(source), max_pixels, reduce)
+    if isinstance(source, np.ndarray):
         source = _from_array(source)
-    elif not isinstance(source, Image.Image):
+    if not isinstance(source, Image.Image):
         raise InvalidImageError(
             f"Give a PIL image, a path or a uint8 array of shape (H, W, 3), not a {type(source).__name__}."
         )
-    width, height = source.size
-    if width < 1 or height < 1:
-        raise InvalidImageError("The picture is empty; choose one that is at least one pixel wide and high.")
-    if width * height > MAX_PIXELS:
-        raise InvalidImageError(
-            f"The picture has {width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million that are "
-            "accepted; make it smaller and try again."
-        )
-    try:
-        picture = to_rgb(source)
-    except Exception as error:  # Pillow's decoders raise many types on damaged files, even TypeError
-        raise InvalidImageError("The picture is damaged or incomplete; save it again and retry.") from error
-    if max_side is not None and max(picture.size) > max_side:
-        scale = max_side / max(picture.size)
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(picture)
+    _check_size(source, source.width * source.height * USUAL_BYTES, max_pixels)
+    return source
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, max_pixels: int, reduce: bool) -> Image.Image:
     if not path.is_file():
         raise InvalidImageError(f"There is no picture at {path}.")
     try:
-        return Image.open(path)
+        image = _open_png(path) or Image.open(path, formats=FORMATS)
+        cost = functools.partial(_decoding_bytes, image, _buffer_bytes(image))
     except Image.DecompressionBombError as error:
         raise InvalidImageError("The picture has too many pixels; make it smaller and try again.") from error
+    except InvalidImageError:
+        raise
     except Exception as error:  # decoders raise many types
-        raise InvalidImageError("This file is not a picture that can be read; use JPEG, PNG, WebP or GIF.") from error
+        raise InvalidImageError(UNREADABLE) from error
+    scale = 1
+    if reduce and image.format == "JPEG2000":
+        while scale < 32 and image.width * image.height > JPEG2000_PIXELS * scale**2:
+            scale *= 2
+        image.reduce = scale.bit_length() - 1
+    elif reduce and image.format in ("JPEG", "MPO"):
+        while scale < 8 and cost(scale) > max_pixels * USUAL_BYTES:
+            scale *= 2
+    _check_size(image, cost(scale), max_pixels)
+    if image.format in ("JPEG", "MPO") and scale > 1:
+        image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+    return image
+
+
+def _open_png(path: Path) -> Image.Image | None:
+    """A PNG without the chunks that its pixels do not need: Pillow refuses files for what is in them. None for other files."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return None
+    data, error = memoryview(path.read_bytes()), None
+    for kept in (PNG_PIXELS | PNG_COLOURS, PNG_PIXELS):
+        parts, at = [data[:8]], 8
+        while at < len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            name = bytes(data[at + 4 : at + 8])
+            if name in kept:
+                parts.append(data[at:end])
+            if name == b"IDAT":
+                kept = kept - {b"tRNS", b"iCCP"}  # out of place now
+            at = end
+        try:
+            return Image.open(io.BytesIO(b"".join(parts)), formats=["PNG"])
+        except Image.DecompressionBombError:
+            raise
+        except Exception as caught:  # a profile too large, a checksum that is wrong
+            error = caught
+    raise error
+
+
+def _decoding_bytes(image: Image.Image, buffer: float, scale: int = 1) -> float:
+    """Peak memory of decoding a file, if the decoder divides each side by `scale`."""
+    return buffer + image.width * image.height * BYTES_PER_PIXEL.get(image.format, USUAL_BYTES) / scale**2
+
+
+def _buffer_bytes(image: Image.Image) -> float:
+    """Memory that the decoder needs besides the picture: coefficients of a JPEG in several passes, strips of a TIFF.
+
+    Raises:
+        InvalidImageError: the file would keep the decoder busy for many seconds.
+    """
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        scan = image.fp.read()
+        scans = 1 + scan[: scan.find(b"\xff\xd9") % (len(scan) + 1)].count(b"\xff\xda")
+        if scans * pixels > MAX_SCANNED_PIXELS and scans > 4:  # 4: one for each channel
+            raise InvalidImageError("The picture is stored in too many passes; save it again as a usual JPEG and retry.")
+        if scans == 1:
+            return 0
+        samplings = [across * down for _, across, down, _ in image.layer]
+        return 2 * pixels * sum(samplings) / max(samplings)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        part = tags.get(322, image.width) * tags.get(323, min(tags.get(278, image.height), image.height))
+        return max(0, part * sum(tags.get(258, (1,))) / 8 - 4 * pixels)
+    return 0
+
+
+def _check_size(image: Image.Image, cost: float, max_pixels: int) -> None:
+    if image.width < 1 or image.height < 1:
+        raise InvalidImageError(EMPTY)
+    if cost > max_pixels * USUAL_BYTES:
+        limit = max_pixels * USUAL_BYTES / cost * image.width * image.height / 1_000_000
+        raise InvalidImageError(
+            TOO_LARGE.format(width=image.width, height=image.height, limit=limit, format=image.format or "decoded")
+        )
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -74,28 +184,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
             f"A picture given as an array must be uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}."
         )
     if array.size == 0:
-        raise InvalidImageError("The picture is empty; choose one that is at least one pixel wide and high.")
+        raise InvalidImageError(EMPTY)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB picture, see `load_picture`. Errors of Pillow on damaged files are not caught."""
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    image.load()
-    if image.getexif().get(0x0112, 1) != 1:  # 0x0112 = orientation, 1 = upright
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 255:  # 8-bit values in a wider type
-            low, high = 0.0, 255.0
-        values = (values - low) * (255.0 / max(high - low, 1e-12))
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from ldvc.bundled import ASSETS
 from ldvc.class_names import ClassName, SeenNames, class_lists, parse_names, plain
 from ldvc.errors import InvalidNamesError
 from ldvc.web import html, texts
-from ldvc.web.models import MAIN_DECODER
-from ldvc.web.segmenter import Segmenter, read_photo
+from ldvc.web.photos import accept_photos
+from ldvc.web.segmenter import Segmenter, check_photo
 from ldvc.web.session import Answer, Problem
 from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values, message
 
@@ -25,11 +25,7 @@ EXAMPLES_FOLDER = ASSETS / "examples"
 OWN = "own"  # key of the visitor's own names among the class lists
 MANY_CHIPS = 12  # from here on, a line says how many there are
 THUMBNAIL_SIDE = 240
-
-
-def uploaded_file(payload: Any) -> str | None:
-    """The path of what was uploaded, unopened: Gradio's own preprocessing fails before our code if the file is no picture."""
-    return None if payload is None or not payload.path else str(payload.path)
+PROGRESS_SECONDS = 0.5  # between two looks at a download
 
 
 def unchecked(component: Any) -> Any:
@@ -117,7 +113,7 @@ class InputPanel:
             buttons=["fullscreen"],
             elem_id="photo",
         )
-        self.photo.preprocess = uploaded_file
+        accept_photos(self.photo)
         photo_problem = message(elem_id="photo-problem")
         gr.HTML(html.caption(texts.EXAMPLES_LABEL))
         self.gallery = gr.HTML(
@@ -158,6 +154,8 @@ class InputPanel:
             self.model = gr.Dropdown(
                 choices, value=choices[0], label=texts.MODEL_LABEL, min_width=90, scale=2, elem_id="model"
             )
+        if segmenter.registry.needs_download():
+            gr.HTML(f'<p class="ldvc-footnote">{texts.FULL_DOWNLOAD}</p>', elem_id="model-download")
         model_problem = message(elem_id="model-problem")
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
         self.stale = message(elem_id="stale", render=False)  # rendered above the answer
@@ -171,7 +169,7 @@ class InputPanel:
         if none_words:
             remark = texts.NONE_NAMED if len(none_words) == 1 else texts.NONE_NAMED_MANY
             remarks.append(remark.format(names=html.quoted(none_words)))
-        (result,) = self.segmenter.results(answer, MAIN_DECODER)
+        (result,) = self.segmenter.results(answer, answer.decoder)
         groups = result.indistinguishable_words
         if groups:
             remarks.append(texts.INDISTINGUISHABLE.format(names=", nor ".join(map(html.quoted, groups))))
@@ -198,10 +196,7 @@ class InputPanel:
 
     def chips_for(self, names: str, model: str | None) -> Any:
         """A chip for each class: seen or unseen by the model."""
-        try:
-            seen = self.segmenter.registry.get(model).main.seen_names
-        except Problem:  # shown beside the choice of model
-            seen = self.segmenter.registry.get(None).main.seen_names
+        seen = self.segmenter.registry.present(model).main.seen_names
         return gr.HTML(chips=chips(parsed(names), seen))
 
     def wire(self) -> None:
@@ -214,10 +209,11 @@ class InputPanel:
             return {self.gallery: chosen, self.photo: path, self.names: fitting, self.vocabulary: OWN, **self.sentences()}
 
         def change_photo(values: Values) -> Changes:
-            """Says at once, not only when the button is pressed, that a file is no picture."""
+            """Says at once, not only when the button is pressed, that a file is no picture. Decodes nothing."""
             sentence, path = "", values[self.photo]
             try:
-                values[self.session].decoded = path and (path, read_photo(path))
+                if path:
+                    check_photo(path)
             except Problem as problem:
                 sentence = html.problem(str(problem))
             return {self.problems["photo"]: sentence, self.stale: self.outdated(values)}
@@ -241,13 +237,22 @@ class InputPanel:
             listed = [name.text for name in parsed(names)]
             return ", ".join(name for name in listed if name not in removed) if listed else names, OWN
 
-        def choose_model(values: Values) -> Changes:
-            notice = ""
+        def choose_model(values: Values) -> Iterator[Changes]:
+            """Loads the model; while its weights are downloaded, shows how far that is, until the next choice."""
+            registry, key, session = self.segmenter.registry, values[self.model], values[self.session]
+            session.choice, notice = (choice := object()), ""
             try:
-                self.segmenter.registry.get(values[self.model])
+                while (download := registry.download(key)) is not None:
+                    yield {self.problems["model"]: html.progress(download.sentence, download.share)}
+                    download.wait(PROGRESS_SECONDS)
+                    if session.choice is not choice:
+                        return
+                if not registry.is_loaded(key):
+                    yield {self.problems["model"]: html.notice(texts.LOADING.format(model=key))}
+                    registry.get(key).prepare()
             except Problem as problem:
                 notice = html.notice(str(problem))
-            return {
+            yield {
                 self.problems["model"]: notice,
                 self.chips: self.chips_for(values[self.names], values[self.model]),
                 self.stale: self.outdated(values),
@@ -264,4 +269,5 @@ class InputPanel:
         self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **light)  # a changed list is the visitor's own
         self.chips.remove(remove, [self.names, self.chips], [self.names, self.vocabulary], **last)
         places = [self.problems["model"], self.chips, self.stale]
-        self.model.input(choose_model, state, places, show_progress="minimal", **PRIVATE)
+        options = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden"}
+        self.model.input(choose_model, state, places, **options, **PRIVATE)

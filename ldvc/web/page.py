@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from ldvc.errors import LdvcError
 from ldvc.web import api, html, texts
 from ldvc.web.inputs import EXAMPLES_FOLDER, InputPanel
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
-from ldvc.web.session import OWN_THRESHOLD, Problem, Session
+from ldvc.web.session import OWN_THRESHOLD, Problem, Session, Visits
+from ldvc.web.surface import Page, Surface
 from ldvc.web.tabs import PRIVATE, QUIET, Changes, Shared, Tab, Values
 from ldvc.web.tabs.attention import AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
@@ -23,7 +27,9 @@ log = logging.getLogger(__name__)
 
 TABS: tuple[type[Tab], ...] = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
 SESSION_SECONDS = 3 * 3600  # a photo is forgotten so long after the visitor's last question
-MAX_SESSIONS = 100  # each keeps a photo, its features and answers: 20 to 100 MB, of the 16 GB of a free Space
+MAX_SESSIONS = 200  # with the values of their widgets, about 1 MB each; `Visits` bounds the memory of their answers
+ANSWERS_GB = 1.5  # of all visitors, unless the environment variable LDVC_ANSWERS_GB says otherwise
+QUEUE_SIZE = 60  # events that wait, about half a minute on two cores; others are answered that the server is busy
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -85,6 +91,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(Surface, folders=[EXAMPLES_FOLDER])]},
     }
 
 
@@ -96,12 +103,29 @@ def header() -> str:
     )
 
 
+def answers_limit() -> int:
+    """Bytes for the answers of all visitors.
+
+    Raises:
+        LdvcError: LDVC_ANSWERS_GB is no positive number.
+    """
+    text = os.environ.get("LDVC_ANSWERS_GB") or ANSWERS_GB
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < float("inf"):
+        raise LdvcError(f"LDVC_ANSWERS_GB is a number of gigabytes, such as 1.5, not “{text}”.")
+    return int(gigabytes * 1e9)
+
+
 def build_page(registry: ModelRegistry) -> gr.Blocks:
     """Declare the page."""
     segmenter = Segmenter(registry)
     title = f"{texts.TITLE}: segment a photo by any names"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, SESSION_SECONDS + 3600)) as page:
-        session = gr.State(Session(), time_to_live=SESSION_SECONDS)
+    visits = Visits(answers_limit())
+    with Page(visits, title=title, analytics_enabled=False, delete_cache=(600, SESSION_SECONDS + 600)) as page:
+        session = page.session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         shared = Shared(session, make_viewer(), make_company())
         gr.HTML(header())
         with gr.Row(equal_height=False, elem_classes="ldvc-columns"):
@@ -127,10 +151,10 @@ def build_page(registry: ModelRegistry) -> gr.Blocks:
         panel.wire()
         for tab in tabs.values():
             tab.wire()
+            tab.wire_downloads({"js": LOCK}, unlock_after)
         wire_question(segmenter, shared, panel, tabs)
-        tabs["segment"].wire_downloads({"js": LOCK}, unlock_after)
         api.declare(segmenter, panel, session, tabs["segment"])
-    return page
+    return page.queue(max_size=QUEUE_SIZE)
 
 
 def unlock_after(event: Any) -> None:
@@ -153,9 +177,7 @@ def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs:
                 model=values[panel.model],
                 company=values[shared.company],
                 previous=before,
-                decoded=session.decoded,
             )
-            session.decoded = None
             viewer = values[shared.viewer]
             background = answer.background(viewer["background"])
             if before is not None and before.model != answer.model and background is not None:

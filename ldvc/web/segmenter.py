@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import numpy as np
 
 from ldvc.class_names import ClassName, drop_none_words, parse_names
 from ldvc.errors import InvalidImageError, InvalidNamesError
-from ldvc.image_io import load_picture
+from ldvc.image_io import check_picture, load_picture
 from ldvc.predictor import COMPANY, PREDICTOR_DECODERS, ImageState
 from ldvc.result import Segmentation
 from ldvc.web import texts
@@ -22,9 +26,12 @@ from ldvc.web.gpu import NoGpu, on_gpu
 from ldvc.web.models import LITE, MAIN_DECODER, LoadedModel, ModelRegistry
 from ldvc.web.session import OWN_THRESHOLD, Answer, Problem
 
+PHOTO_PIXELS = 40_000_000  # see `load_picture`: decoding a photo takes 320 MB at most
 PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
 LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: the trained LDVC with LCSA left out, an intervention
 ALL_DECODERS = (*PREDICTOR_DECODERS, LCSA_OFF)
+_DECODING = threading.Lock()
+_RETURN_MEMORY = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc
 
 
 class Segmenter:
@@ -47,9 +54,8 @@ class Segmenter:
         model: str | None = None,
         company: bool = True,
         previous: Answer | None = None,
-        decoded: tuple[str, np.ndarray] | None = None,
     ) -> Answer:
-        """Segment a photo by names with LDVC; other decoders are computed when they are asked for.
+        """Segment a photo by names with the model's main decoder; others are computed when they are asked for.
 
         Args:
             photo: path of the uploaded file.
@@ -57,7 +63,6 @@ class Segmenter:
             model: key of the model choice; None = the main one.
             company: segment a single name together with `ldvc.predictor.COMPANY`.
             previous: an answer whose encoded photo is used again if model and photo are the same.
-            decoded: path and pixels of a photo that was read already.
 
         A model that gets no GPU from ZeroGPU is replaced by lite, and the answer has a `notice` about it.
 
@@ -65,7 +70,7 @@ class Segmenter:
             Problem: the visitor can put it right.
         """
         key = model or self.registry.default
-        borrows_gpu = self.registry.get(key).borrows_gpu
+        loaded = self.registry.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
         asked, classes = read_names(names)
@@ -74,10 +79,10 @@ class Segmenter:
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
         known = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
-        fresh = decoded[1] if decoded and decoded[0] == photo else None
-        image = previous.image if known else read_photo(photo) if fresh is None else fresh
+        image = previous.image if known else read_photo(photo)
         answer = Answer(
             model=key,
+            decoder=loaded.decoder,
             photo=photo,
             photo_name=Path(photo).name,
             fingerprint=fingerprint,
@@ -89,9 +94,10 @@ class Segmenter:
             pictures=previous.pictures if known else {},
         )
         try:
-            self.results(answer, *(ALL_DECODERS if borrows_gpu else (MAIN_DECODER,)))  # a GPU is borrowed once per question
+            # A GPU is borrowed once per question.
+            self.results(answer, *(ALL_DECODERS if loaded.borrows_gpu else (loaded.decoder,)))
         except NoGpu as error:
-            answer = self.segment(photo, names, model=LITE, company=company, previous=previous, decoded=decoded)
+            answer = self.segment(photo, names, model=LITE, company=company, previous=previous)
             answer.chosen, answer.notice = key, texts.NO_GPU.format(reason=error.reason)
         return answer
 
@@ -121,19 +127,29 @@ class Segmenter:
             answer.results |= {(decoder, company): result for decoder, result in found.items()}
         results = []
         for decoder in decoders:
-            result = copy.copy(answer.results[decoder, company])  # so that events with other thresholds do not meet in it
+            result = copy.copy(answer.results.get((decoder, company)))  # so that events with other thresholds do not meet in it
             if result is not None:
                 result.background = self.threshold(answer, decoder) if background == OWN_THRESHOLD else background
             results.append(result)
         return results
 
-    def threshold(self, answer: Answer, decoder: str = MAIN_DECODER) -> float:
-        """The own threshold of a decoder of the checkpoint."""
-        return self.model(answer).predictor(MAIN_DECODER if decoder == LCSA_OFF else decoder).calibration.threshold
+    def threshold(self, answer: Answer, decoder: str | None = None) -> float:
+        """The own threshold of a decoder of the checkpoint; None = of the one that answers."""
+        return self.model(answer).predictor(trained(decoder or answer.decoder)).calibration.threshold
+
+    def missing(self, answer: Answer, *decoders: str) -> dict[str, str]:
+        """Of the decoders whose results are None: a sentence each that says how to get them."""
+        results = zip(decoders, self.results(answer, *decoders), strict=True)
+        return {decoder: self.model(answer).missing(trained(decoder)) for decoder, result in results if result is None}
 
     def weights_digest(self, answer: Answer) -> str:
         """SHA-256 of the weights that gave an answer; see `Predictor.weights_digest`."""
         return self.model(answer).main.weights_digest
+
+
+def trained(decoder: str) -> str:
+    """The decoder of `PREDICTOR_DECODERS` behind one of `ALL_DECODERS`."""
+    return MAIN_DECODER if decoder == LCSA_OFF else decoder
 
 
 def infer(
@@ -148,14 +164,21 @@ def infer(
 
     Args:
         image: an encoded photo, or its pixels.
+
+    Returns:
+        The state of the photo, and a result by decoder, None if the checkpoint does not have it. A decoder that could not be
+        fetched is left out.
     """
     loaded = registry.get(model)
     state = image if isinstance(image, ImageState) else loaded.main.encode_image(image)
     found: dict[str, Segmentation | None] = {}
     for decoder in decoders:
-        predictor = loaded.predictor(MAIN_DECODER if decoder == LCSA_OFF else decoder)
+        predictor = loaded.predictor(trained(decoder))
         options = {"company": COMPANY if company else (), "skip_lcsa": decoder == LCSA_OFF}
-        found[decoder] = predictor and predictor.segment([name.text for name in names], image=state, features=True, **options)
+        if predictor is not None:
+            found[decoder] = predictor.segment([name.text for name in names], image=state, features=True, **options)
+        elif loaded.lacks(trained(decoder)):
+            found[decoder] = None
     return state, found
 
 
@@ -164,20 +187,43 @@ def gpu_seconds(
 ) -> int:
     """How long `infer` may need a GPU that is lent: estimates for ViT-B/16 on the generous side, not measured on ZeroGPU.
 
-    A process starts, moves the weights to the GPU, encodes the photo unless that is done, and then the words.
+    A process starts, moves the weights to the GPU, encodes the photo unless that is done, and then the words; plain CLIP also
+    encodes those for “none of these”.
     """
     words = sum(len(each.words) for each in names)
-    return math.ceil(10 + 2 * (not isinstance(image, ImageState)) + 0.05 * words)
+    return math.ceil(12 + 2 * (not isinstance(image, ImageState)) + 0.05 * words)
+
+
+def check_photo(photo: str) -> None:
+    """Read the header of an uploaded file.
+
+    Raises:
+        Problem: it is no picture that can be read, or it is too large.
+    """
+    with _picture_problems(), _DECODING:  # a PNG is in memory as a file meanwhile
+        check_picture(photo, max_side=PHOTO_SIDE, max_pixels=PHOTO_PIXELS)
 
 
 def read_photo(photo: str) -> np.ndarray:
     """(H, W, 3) uint8 pixels of an uploaded file, at most `PHOTO_SIDE` long.
 
+    Photos are decoded one after the other, and the memory goes back to the system: the peak is that of one photo.
+
     Raises:
-        Problem: it is no picture that can be read.
+        Problem: it is no picture that can be read, or it is too large.
     """
+    with _picture_problems(), _DECODING:
+        try:
+            return load_picture(photo, max_side=PHOTO_SIDE, max_pixels=PHOTO_PIXELS)
+        finally:
+            if _RETURN_MEMORY is not None:
+                _RETURN_MEMORY(0)
+
+
+@contextlib.contextmanager
+def _picture_problems() -> Iterator[None]:
     try:
-        return load_picture(photo, max_side=PHOTO_SIDE)
+        yield
     except InvalidImageError as error:
         raise Problem("photo", str(error)) from error
     except OSError as error:

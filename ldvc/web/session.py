@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
 from ldvc.class_names import ClassName
 from ldvc.errors import LdvcError
@@ -28,6 +31,7 @@ class Answer:
 
     Attributes:
         model: key of the model choice.
+        decoder: the one of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`.
         photo, photo_name: path of the uploaded file, and its name.
         fingerprint: SHA-256 of the file.
         image: the encoded photo: new names do not encode it again.
@@ -42,6 +46,7 @@ class Answer:
     """
 
     model: str
+    decoder: str
     photo: str
     photo_name: str
     fingerprint: str
@@ -61,16 +66,82 @@ class Answer:
         return OWN_THRESHOLD if self.none_named and wanted is None else wanted
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """One visitor's state, never shared.
 
     Attributes:
         answer: to the last question; None before the first.
+        expired: whether there was an answer and it is forgotten.
         open_tab: key of the tab that the visitor looks at.
-        decoded: path and pixels of an upload that no question was asked about yet.
+        choice: a mark of the last event that chose a model; older ones, which may wait for a download, end.
     """
 
     answer: Answer | None = None
     open_tab: str = "segment"
-    decoded: tuple[str, np.ndarray] | None = None
+    choice: object = None
+    expired: bool = False
+
+    def forget(self) -> None:
+        """Remove the answer; the next question starts anew."""
+        self.expired = self.expired or self.answer is not None
+        self.answer = None
+
+
+class Visits:
+    """Bounds the memory of all answers: the visitor whose last event is the oldest is forgotten first.
+
+    Args:
+        limit: bytes that all answers may take together. The newest one is kept even if it is larger.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._sizes: WeakKeyDictionary[Session, int] = WeakKeyDictionary()  # the oldest first
+
+    @property
+    def total(self) -> int:
+        """Bytes of all answers, each measured at the last event of its visitor."""
+        return sum(self._sizes.values())
+
+    def keep(self, session: Session) -> None:
+        """Measure a visitor's answer after an event; forget others, the oldest first, until the limit holds."""
+        self._sizes.pop(session, None)
+        if session.answer is None:
+            return
+        session.expired = False
+        self._sizes[session] = size_of(session.answer)
+        while len(self._sizes) > 1 and self.total > self.limit:
+            self.forget(next(iter(self._sizes)))
+
+    def forget(self, session: Session) -> None:
+        """Forget the answer of one visitor."""
+        self._sizes.pop(session, None)
+        session.forget()
+
+
+def size_of(answer: Answer) -> int:
+    """Bytes of the arrays, tensors and texts of an answer, each counted once."""
+    total, todo, known = 0, [answer], set()
+    while todo:
+        each: Any = todo.pop()
+        if isinstance(each, torch.Tensor):
+            storage = each.untyped_storage()
+            identity, size = ("tensor", storage.data_ptr()), storage.nbytes()
+        elif isinstance(each, np.ndarray):
+            while isinstance(each.base, np.ndarray):
+                each = each.base
+            identity, size = id(each), each.nbytes
+        else:
+            identity, size = id(each), len(each) if isinstance(each, str | bytes) else 0
+        if identity in known:
+            continue
+        known.add(identity)
+        total += size
+        if isinstance(each, dict):
+            todo += list(each.values())
+        elif isinstance(each, list | tuple):
+            todo += each
+        elif type(each).__module__.startswith("ldvc."):
+            todo += list(vars(each).values())
+    return total

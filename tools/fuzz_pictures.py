@@ -1,0 +1,298 @@
+"""Damaged and hostile pictures against the page's reading of photos.
+
+    python tools/fuzz_pictures.py --count 2000 --seed 0
+
+Each file must end in a picture or a sentence within 5 seconds. One that does not is kept in the folder --keep, and the exit
+status is 1. Case i of a seed is always the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import ctypes
+import faulthandler
+import gc
+import io
+import random
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ldvc.web.segmenter import read_photo
+from ldvc.web.session import Problem
+
+SECONDS = 5.0
+SIZE = (96, 64)
+HEIC = Path(__file__).resolve().parents[1] / "tests" / "small.heic"  # Pillow writes no HEIC
+# Where formats have width and height: after these bytes and so many more, as these numbers.
+SIZE_FIELDS = (
+    (b"IHDR", 0, ">II"),
+    (b"GIF89a", 0, "<HH"),
+    (b"(\0\0\0", 0, "<II"),  # BMP
+    (b"\xff\xc0", 3, ">HH"),  # JPEG
+    (b"\xff\xc2", 3, ">HH"),
+    (b"ispe", 4, ">II"),  # AVIF and HEIC
+    (b"ihdr", 0, ">II"),  # JPEG 2000
+    (b"\xff\x51", 4, ">II"),
+    (b"ANMF", 10, "<HH"),  # WebP
+    (b"VP8X", 8, "<HH"),
+)
+EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+# ---- valid files ------------------------------------------------------------------------------------------------------
+
+
+def photo(size: tuple[int, int] = SIZE) -> Image.Image:
+    """A smooth picture with some noise."""
+    width, height = size
+    across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, down, 128
+    pixels[::7, ::5] ^= 31
+    return Image.fromarray(pixels)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The bytes of a file."""
+    file = io.BytesIO()
+    image.copy().save(file, kind, **options)  # a copy, because Pillow keeps settings of encoders in the image
+    return file.getvalue()
+
+
+def frames() -> dict:
+    """Options for a file with a second frame."""
+    return {"save_all": True, "append_images": [photo().transpose(Image.Transpose.ROTATE_180)]}
+
+
+def valid_files() -> dict[str, bytes]:
+    """A file of every format and most of their modes, with profiles, orientations, transparency and animations."""
+    image = photo()
+    deep = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 200)
+    real = Image.fromarray(np.asarray(image)[..., 0].astype(np.float32) / 255)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    extras = {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "exif": turned.tobytes()}
+    files = {
+        "jpeg": saved(image, "JPEG", **extras),
+        "jpeg progressive": saved(image, "JPEG", progressive=True, subsampling=0),
+        "jpeg cmyk": saved(image.convert("CMYK"), "JPEG"),
+        "jpeg grey": saved(image.convert("L"), "JPEG"),
+        "mpo": saved(image, "MPO", **frames()),
+        "gif": saved(image.convert("P"), "GIF", transparency=3),
+        "gif animation": saved(image, "GIF", **frames()),
+        "webp": saved(image, "WEBP", **extras),
+        "webp lossless": saved(image.convert("RGBA"), "WEBP", lossless=True),
+        "webp animation": saved(image, "WEBP", **frames()),
+        "avif": saved(image, "AVIF", **extras),
+        "heic": HEIC.read_bytes(),
+        "bmp": saved(image, "BMP"),
+        "ppm": saved(image, "PPM"),
+        "jpeg 2000": saved(image, "JPEG2000"),
+        "png animation": saved(image, "PNG", **frames()),
+        "png extras": saved(image, "PNG", **extras),
+        "png deep": saved(deep, "PNG"),
+        "tiff float": saved(real, "TIFF"),
+        "tiff deep": saved(deep, "TIFF", compression="tiff_lzw"),
+        "tiff jpeg": saved(image, "TIFF", compression="jpeg"),
+        "tiff frames": saved(image, "TIFF", compression="tiff_adobe_deflate", **frames()),
+        "tiff cmyk": saved(image.convert("CMYK"), "TIFF"),
+        "tiff lab": saved(image.convert("LAB"), "TIFF"),
+    }
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        files[f"png {mode}"] = saved(image.convert(mode), "PNG")
+    return files
+
+
+# ---- mutations --------------------------------------------------------------------------------------------------------
+
+
+def truncated(data: bytearray, chance: random.Random) -> bytes:
+    return bytes(data[: chance.randrange(len(data))])
+
+
+def flipped(data: bytearray, chance: random.Random) -> bytes:
+    for _ in range(chance.choice((1, 3, 10, 100))):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    return bytes(data)
+
+
+def absurd_header(data: bytearray, chance: random.Random) -> bytes:
+    """Extreme numbers among the first bytes: sizes, offsets, counts."""
+    for _ in range(chance.choice((1, 2, 4))):
+        kind = chance.choice(("<H", ">H", "<I", ">I"))
+        value = chance.choice(EXTREMES) & (0xFFFF if kind[1] == "H" else 0xFFFFFFFF)
+        at = chance.randrange(max(1, min(len(data), 300) - 4))
+        data[at : at + struct.calcsize(kind)] = struct.pack(kind, value)
+    return with_checksums(bytes(data))
+
+
+def absurd_size(data: bytearray, chance: random.Random) -> bytes:
+    """Another width and height where the format has them, from one pixel to the largest that can be written."""
+    mark, skip, kind = chance.choice([each for each in SIZE_FIELDS if each[0] in data] or [SIZE_FIELDS[0]])
+    at = data.find(mark) + len(mark) + skip
+    most = 2 ** (8 * struct.calcsize(kind) // 2) - 1
+    sides = (0, 1, SIZE[0], 1000, 6000, 10_000, 30_000, 65_535, 2**31, most)
+    data[at : at + struct.calcsize(kind)] = struct.pack(kind, *(min(chance.choice(sides), most) for _ in range(2)))
+    return with_checksums(bytes(data))
+
+
+def cut_and_pasted(data: bytearray, chance: random.Random) -> bytes:
+    """A piece is removed, repeated, moved or replaced by noise."""
+    start = chance.randrange(len(data))
+    piece = data[start : start + chance.choice((1, 8, 64, 1000))]
+    kind = chance.randrange(4)
+    if kind == 0:
+        del data[start : start + len(piece)]
+    elif kind == 1:
+        data[start:start] = piece * chance.choice((1, 2, 50))
+    elif kind == 2:
+        at = chance.randrange(len(data))
+        data[at : at + len(piece)] = piece
+    else:
+        data[start : start + len(piece)] = chance.randbytes(len(piece))
+    return bytes(data)
+
+
+def decorated(data: bytearray, chance: random.Random) -> bytes:
+    """Broken profiles, EXIF data and texts in a valid file; in a PNG as chunks, else by saving it again."""
+    junk = chance.randbytes(chance.choice((0, 4, 200, 20_000)))
+    orientation = Image.Exif()
+    orientation[0x0112] = chance.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535))
+    exif = chance.choice((junk, b"Exif\0\0" + junk, orientation.tobytes(), orientation.tobytes()[: chance.randrange(1, 30)]))
+    if data.startswith(b"\x89PNG"):
+        text = b"key\0\0" + zlib.compress(bytes(chance.choice((10, 3_000_000))))
+        chunks = {b"tEXt": junk, b"zTXt": text, b"eXIf": exif, b"tRNS": junk, b"gAMA": junk}
+        chunks[b"iCCP"] = b"p\0\0" + zlib.compress(junk)
+        name = chance.choice(list(chunks))
+        return bytes(data[:33]) + png_chunk(name, chunks[name]) * chance.choice((1, 3)) + bytes(data[33:])
+    kind = chance.choice(("JPEG", "WEBP", "TIFF", "AVIF") if exif == orientation.tobytes() else ("JPEG", "WEBP"))
+    return saved(photo((chance.choice((1, 7, 96)), chance.choice((1, 5, 64)))), kind, icc_profile=junk, exif=exif)
+
+
+def odd_size(data: bytearray, chance: random.Random) -> bytes:
+    """Valid files of one pixel, of one row or column, and with one value."""
+    size = chance.choice(((1, 1), (1, 3000), (3000, 1), (2, 20_000), (20_000, 2)))
+    mode = chance.choice(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "I"))
+    kinds = {"CMYK": ("JPEG", "TIFF"), "F": ("TIFF",), "I": ("TIFF", "PNG"), "I;16": ("TIFF", "PNG")}
+    image = Image.new(mode, size) if mode in kinds else photo(size).convert(mode)
+    if mode == "F":
+        image = Image.fromarray(np.full(size[::-1], chance.choice((np.nan, np.inf, -np.inf, 3e38, -1.0)), np.float32))
+    return saved(image, chance.choice(kinds.get(mode, ("PNG",))))
+
+
+MUTATIONS = (truncated, flipped, flipped, absurd_header, absurd_size, cut_and_pasted, decorated, odd_size)
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose header has the right checksum again, so that its values are believed; other files as they are."""
+    return data[:8] + png_chunk(b"IHDR", data[16:29]) + data[33:] if data.startswith(b"\x89PNG") else data
+
+
+def cases(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """(format and mutation, file)."""
+    files = valid_files()
+    for index in range(count):
+        chance = random.Random(f"{seed} {index}")
+        name, mutate = chance.choice(list(files)), chance.choice(MUTATIONS)
+        yield f"{name}, {mutate.__name__}", mutate(bytearray(files[name]), chance)
+
+
+# ---- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Summary:
+    """What became of the files.
+
+    Attributes:
+        outcomes: how many were read or refused, by the sentence.
+        failures: (case, what went wrong) of those that ended otherwise.
+        slowest: (seconds, case).
+        memory: resident MB after a tenth of the files, and at the end.
+    """
+
+    outcomes: collections.Counter = field(default_factory=collections.Counter)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+    memory: tuple[float, float] = (0.0, 0.0)
+
+
+def fuzz(count: int, seed: int, keep: Path) -> Summary:
+    """Read `count` damaged files; the one that is read, and those that fail, lie in the folder `keep`."""
+    summary = Summary()
+    keep.mkdir(parents=True, exist_ok=True)
+    current, warm = keep / "current", 0.0
+    for index, (case, data) in enumerate(cases(count, seed)):
+        current.write_bytes(data)  # stays there if the process crashes
+        start, failure = time.perf_counter(), ""
+        try:
+            picture = read_photo(str(current))
+            outcome = "picture"
+            if picture.dtype != np.uint8 or picture.ndim != 3 or not 1 <= max(picture.shape) <= 1600:
+                failure = f"a picture of shape {picture.shape}"
+        except Problem as problem:
+            outcome = str(problem)
+            if "more than the" in outcome:
+                outcome = "The picture has W x H pixels, more than ..."
+        except BaseException as error:
+            outcome = failure = repr(error)
+        seconds = time.perf_counter() - start
+        summary.slowest = max(summary.slowest, (seconds, f"case {index}: {case}"))
+        summary.outcomes[outcome] += 1
+        if failure or seconds > SECONDS:
+            summary.failures.append((f"case {index}: {case}", failure or f"{seconds:.1f} s"))
+            (keep / f"case-{seed}-{index}").write_bytes(data)
+        if index == count // 10:
+            warm = resident()
+    current.unlink(missing_ok=True)
+    summary.memory = warm, resident()
+    return summary
+
+
+def resident(field: str = "VmRSS", process: int | str = "self") -> float:
+    """Memory of a process in MB: resident now, or at most ("VmHWM")."""
+    if sys.platform != "linux":
+        return 0.0
+    if process == "self":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+    (line,) = (each for each in Path(f"/proc/{process}/status").read_text().splitlines() if each.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000, help="number of files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "ldvc-fuzz", help="folder of failures")
+    options = parser.parse_args()
+    faulthandler.enable()
+    summary = fuzz(options.count, options.seed, options.keep)
+    print(f"{options.count} files, seed {options.seed}")
+    for outcome, count in summary.outcomes.most_common():
+        print(f"  {count:5}  {outcome}")
+    print(f"slowest: {summary.slowest[0]:.2f} s, {summary.slowest[1]}")
+    print("memory after a tenth of the files and at the end: {:.0f} MB, {:.0f} MB".format(*summary.memory))
+    for case, failure in summary.failures:
+        print(f"FAILED {case}: {failure}")
+    sys.exit(1 if summary.failures else 0)
+
+
+if __name__ == "__main__":
+    main()

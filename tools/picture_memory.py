@@ -1,0 +1,136 @@
+"""Peak memory of the largest photos that the page takes, one alone and eight at once (Linux).
+
+    python tools/picture_memory.py
+
+First for reading alone, in this process; then for whole questions to a server with the bundled model.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ldvc.web.segmenter import read_photo
+from ldvc.web.session import Problem
+from tools.fuzz_pictures import photo, resident
+from tools.remote import ROOT, Visitor, serve
+
+EXAMPLE = ROOT / "assets" / "examples" / "dog.jpg"
+
+
+def peak(work: Callable[[], object], process: int | str = "self") -> tuple[float, float]:
+    """(MB at most above what was resident before, MB that remain) of a call."""
+    before = resident(process=process)
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # the maximum starts again
+    work()
+    highest = resident("VmHWM", process)
+    return highest - before, resident(process=process) - before
+
+
+def at_once(work: Callable[[Path], object], paths: Sequence[Path]) -> None:
+    """Call a function for several files at the same moment, and wait for all."""
+    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
+    """Functions that write the largest pictures that are accepted, and one that is refused; by their description."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    side = 6300  # 39.7 megapixels
+
+    def base(mode: str) -> Image.Image:
+        return photo((side, side)).convert(mode)
+
+    def deep(factor: float, kind: type) -> Image.Image:
+        return Image.fromarray((np.asarray(base("L")) * factor).astype(kind))
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    zipped = {"compression": "tiff_adobe_deflate"}
+    plans: list[tuple[str, Callable[[], Image.Image], str, dict]] = [
+        ("PNG RGB turned, profile", lambda: base("RGB"), "PNG", {"compress_level": 1, "icc_profile": profile, "exif": turned}),
+        ("PNG RGBA", lambda: base("RGBA"), "PNG", {"compress_level": 1}),
+        ("PNG palette, transparent", lambda: base("P"), "PNG", {"compress_level": 1, "transparency": 3}),
+        ("PNG 16 bits", lambda: deep(200, np.uint16), "PNG", {"compress_level": 1}),
+        ("JPEG", lambda: base("RGB"), "JPEG", {}),
+        ("JPEG 100 megapixels", lambda: photo((10_000, 10_000)), "JPEG", {}),
+        ("JPEG progressive 4:4:4", lambda: base("RGB"), "JPEG", {"progressive": True, "subsampling": 0}),
+        ("JPEG CMYK", lambda: base("CMYK"), "JPEG", {}),
+        ("TIFF float", lambda: deep(1 / 255, np.float32), "TIFF", zipped),
+        ("TIFF RGBA", lambda: base("RGBA"), "TIFF", zipped),
+        ("GIF", lambda: base("P"), "GIF", {}),
+        ("BMP, 12 megapixels", lambda: photo((4000, 3000)), "BMP", {}),
+        ("WebP, 20 megapixels", lambda: photo((4470, 4470)), "WEBP", {"method": 0}),
+        ("AVIF, 24 megapixels", lambda: photo((4900, 4900)), "AVIF", {"speed": 10}),
+        ("JPEG 2000, 12 megapixels", lambda: photo((4000, 3000)), "JPEG2000", {}),
+        ("PNG RGBA 98 megapixels", lambda: Image.new("RGBA", (9900, 9900)), "PNG", {"compress_level": 1}),
+    ]
+
+    def write(description: str, make: Callable[[], Image.Image], kind: str, options: dict) -> Path:
+        path = folder / description.replace(" ", "-")
+        make().save(path, kind, **options)
+        return path
+
+    return {plan[0]: functools.partial(write, *plan) for plan in plans}
+
+
+def read_or_refuse(path: Path) -> str:
+    try:
+        height, width, _ = read_photo(str(path)).shape
+        return f"{width} x {height}"
+    except Problem as problem:
+        return str(problem)
+
+
+def main() -> None:
+    """See the module."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {description: write() for description, write in large_files(Path(folder)).items()}
+        for path in files.values():
+            read_or_refuse(path)  # loads the codecs
+        print(f"idle {resident():.0f} MB; peak above it and what remains, in MB:")
+        for description, path in files.items():
+            results: list[str] = []
+            start = time.perf_counter()
+            highest, left = peak(lambda path=path, results=results: results.append(read_or_refuse(path)))
+            seconds = time.perf_counter() - start
+            print(f"  {description:26} {highest:4.0f} {left:5.1f}  {seconds:4.1f} s  {results[0]}", flush=True)
+        first = list(files.values())[:8]
+        highest, left = peak(lambda: at_once(read_or_refuse, first))
+        print(f"  the first eight at once    {highest:4.0f} {left:5.1f}")
+        with serve(Path(folder)) as server:
+            process = server.process.pid
+
+            def ask(path: Path) -> None:
+                visitor = Visitor(server.address)
+                visitor.set("photo", visitor.upload(path))
+                visitor.set("names", "dog, grass, sky")
+                visitor.trigger("photo", "change")
+                visitor.trigger("run", "click")
+                visitor.close()
+
+            for _ in range(3):
+                at_once(ask, [EXAMPLE] * 8)  # allocates what the model needs
+            idle = resident(process=process)
+            print(f"server, idle after 24 questions: {idle:.0f} MB; peak above it and what remains, in MB:")
+            for description, path in list(files.items())[:8]:
+                highest, left = peak(functools.partial(ask, path), process)
+                print(f"  {description:26} {highest:4.0f} {left:5.1f}", flush=True)
+            highest, left = peak(lambda: at_once(ask, first), process)
+            print(f"  all eight at once          {highest:4.0f} {left:5.1f}")
+
+
+if __name__ == "__main__":
+    main()
