@@ -48,7 +48,8 @@ DEFAULT_INFERENCE = {"long_side": 448}
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
 SAME_EMBEDDING = 0.99999  # cosine; it is lower for "dog" and "dogs", the most similar words of the lite model
 
-# The softmax over one name is 1 everywhere. A single name is therefore compared with stuff that most photos show.
+# In layers before the last, the softmax over one name is 1 everywhere. A single name therefore shares its attention with stuff
+# that most photos show.
 COMPANY = ("wall", "floor", "grass", "sky", "tree", "water", "road")
 
 

@@ -191,7 +191,7 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
 
     page.locator("#model input").click()
     page.get_by_role("option", name="full").click()
-    assert "LDVC_FULL" in page.locator("#model-problem [role=status]").inner_text()
+    assert "LDVC_CLIP_WEIGHTS" in page.locator("#model-problem [role=status]").inner_text()
 
 
 def test_of_two_quick_clicks_on_examples_the_last_counts(visitor: Visitor) -> None:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from ldvc.class_names import parse_names
 from ldvc.config import ModelConfig
-from ldvc.modeling.clip import WEIGHT_FILES
+from ldvc.modeling.clip_weights import WEIGHT_FILES
 from ldvc.predictor import ImageState
 from ldvc.web.segmenter import gpu_seconds
 from tests.tiny import save_tiny_checkpoint

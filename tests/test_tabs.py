@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
+from pypdf import PdfReader
 
 from ldvc.export import KINDS
 from ldvc.predictor import COMPANY, Predictor
@@ -22,7 +24,7 @@ from ldvc.web.tabs import VIEWER_DEFAULT, Shared, Tab
 from ldvc.web.tabs.attention import COMPANY_HELP, INTERVENTION, ONE_NAME, RESCALED, SHOWN, AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
-from ldvc.web.tabs.segment import FORGOTTEN, SegmentTab, make_viewer
+from ldvc.web.tabs.segment import SegmentTab, make_viewer
 from ldvc.web.tabs.space import SpaceTab
 from tests.tiny import save_tiny_checkpoint
 
@@ -49,7 +51,7 @@ def build(segmenter: Segmenter) -> tuple[dict[type, Any], list[Any]]:
         tabs = {kind: kind(segmenter, shared) for kind in KINDS_OF_TABS}
         for tab in tabs.values():
             tab.wire()
-        tabs[SegmentTab].wire_downloads({}, lambda event: None)
+            tab.wire_downloads({}, lambda event: None)
     return tabs, list(page.fns.values())
 
 
@@ -128,7 +130,7 @@ def test_no_tab_shows_an_answer_to_an_older_question(
 def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answer) -> None:
     tabs, events = build(segmenter)
     tab = tabs[SegmentTab]
-    makers = [each.fn for each in events if each.fn is not None and tab.file in each.outputs]
+    makers = [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]
     assert len(makers) == len(KINDS)
     viewer = {"background": 1.0, "alone": "zebra"}
     made = [make(values(tab, Session(answer), **viewer))[0] for make in makers]
@@ -137,7 +139,29 @@ def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answ
     assert not np.asarray(Image.open(files["mask.png"])).any(), "nothing reaches the threshold 1"
     for make in makers:
         _, problem = make(values(tab))
-        assert html.problem(FORGOTTEN) == problem
+        assert html.problem(texts.EXPIRED) == problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(AttentionTab, "switched off"), (SpaceTab, "before the decoder"), (CompareTab, "plain CLIP")]
+)
+def test_figures_of_a_tab(kind: type, words: str, segmenter: Segmenter, answer: Answer) -> None:
+    tabs, events = build(segmenter)
+    tab = tabs[kind]
+    makers = [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]
+    options = {"layer": 0, "head": 1, "off": True} if kind is AttentionTab else {}
+    files = {}
+    for make in makers:
+        path, problem = make(values(tab, Session(answer), **options))
+        assert not problem
+        files[Path(path).name] = Path(path).read_bytes()
+        assert make(values(tab))[1] == html.problem(texts.EXPIRED)
+    suffixes = ["pdf", "svg", "png", *(["npz"] if kind is AttentionTab else [])]
+    assert list(files) == [f"photo-{tab.key}.{suffix}" for suffix in suffixes]
+    (page,) = PdfReader(io.BytesIO(files[f"photo-{tab.key}.pdf"])).pages
+    assert "ZegCLIP" in page.extract_text() and words in page.extract_text()
+    if kind is AttentionTab:
+        assert {"ldvc/attention", "ldvc_lcsa_off/attention"} <= set(np.load(io.BytesIO(files["photo-attention.npz"])))
 
 
 # ---- attention --------------------------------------------------------------------------------------------------------
@@ -196,8 +220,9 @@ def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
     answer, tabs = segmenter.segment(photo, "dog, cat"), build(segmenter)[0]
     drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
     assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 2 * 2
-    assert texts.DECODER_MISSING in value(drawn[SpaceTab][tabs[SpaceTab].note])
-    assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_MISSING) == 2
+    assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_HOW) == 2
+    for kind in (AttentionTab, SpaceTab):
+        assert value(drawn[kind][tabs[kind].note]).count(texts.DECODER_HOW) == 1
 
 
 # ---- programs ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,11 @@ It has all parts and loads fast. Tests use it if the quality of the segmentation
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import open_clip
+import pytest
 import torch
 
 from ldvc.checkpoint import save_checkpoint
@@ -44,3 +47,23 @@ def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, 
         model = LDVC(config, clip)
         save_checkpoint(model, folder / decoder, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
     return folder
+
+
+def name_tiny_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Register the tiny CLIP with open_clip, in place of the full one. `LDVC_CLIP_WEIGHTS` names a file of its weights.
+
+    Returns:
+        Its name as an architecture.
+    """
+    from open_clip.model import CLIP
+
+    name = "ViT-tiny-in-place-of-full"
+    architecture = {key: value for key, value in ARCHITECTURE.items() if not key.startswith("init")}
+    (folder / f"{name}.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(folder / f"{name}.json")
+    torch.manual_seed(0)
+    torch.save(CLIP(**architecture).state_dict(), folder / "weights.pt")
+    monkeypatch.setenv("LDVC_CLIP_WEIGHTS", str(folder / "weights.pt"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr("ldvc.checkpoint.FULL_CLIP", name)
+    return name

@@ -14,11 +14,20 @@ import gradio as gr
 import numpy as np
 
 from ldvc.class_names import class_lists
-from ldvc.embedding_space import Space
 from ldvc.export import KINDS, OverlayStyle
-from ldvc.result import Segmentation
+from ldvc.predictor import PLAIN_CLIP
 from ldvc.visualize import colours_for, fit_size, heat_map, resize_picture
 from ldvc.web import texts
+from ldvc.web.api_data import (
+    differing_share,
+    layer_and_head,
+    names_of,
+    patch_data,
+    place,
+    refusal,
+    rounded,
+    space_data,
+)
 from ldvc.web.inputs import InputPanel, unchecked
 from ldvc.web.segmenter import LCSA_OFF, MAIN_DECODER, Segmenter, checked_background
 from ldvc.web.session import Answer, Problem, Session
@@ -50,12 +59,14 @@ class Api:
         use_background: Any = True,
         threshold: Any = None,
         company: Any = True,
+        model: Any = None,
     ) -> tuple[Session, Answer, float | str | None]:
         """The session, its answer and the threshold; a problem becomes an error with the same sentence."""
         session = session or Session()
         try:
             background = checked_background(use_background, threshold)
-            answer = self.segmenter.segment(photo, names, company=bool(company), previous=session.answer)
+            model = str(model).strip() if model else None
+            answer = self.segmenter.segment(photo, names, model=model, company=bool(company), previous=session.answer)
         except Problem as problem:
             raise refusal(str(problem)) from problem
         if answer.notice:
@@ -69,18 +80,20 @@ class Api:
         names: str,
         use_background: bool = True,
         threshold: float | None = None,
+        model: str | None = None,
         session: Session | None = None,
     ) -> tuple:
         """Segment a photo by class names.
 
         Names are separated by commas, or a list; "sofa | couch" are two words for one class; "background", "other" and the
         like are no classes and allow none of these. With use_background, pixels whose best name has a score below the
-        threshold (0 to 1; without one, the checkpoint's own) are none of these. Returns the photo painted by class, a label
+        threshold (0 to 1; without one, the checkpoint's own) are none of these. model is "lite" or "full"; nothing = the one
+        that the page opens with. Returns the photo painted by class, a label
         map (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area
         shares, colours, and groups of words that the model cannot tell apart ("alike").
         """
-        session, answer, background = self.ask(session, photo, names, use_background, threshold)
-        (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
+        session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
+        (result,) = self.segmenter.results(answer, answer.decoder, background=background)
         colours = colours_for(result.names)
         painted = compare_tab.Painted.of(result, long_side=PICTURE_SIDE)
         rows = zip(result.names, result.seen, painted.shares, colours, strict=True)
@@ -105,6 +118,9 @@ class Api:
         layer: float | None = 0,
         head: float | None = 0,
         use_company: bool = True,
+        row: float | None = 0,
+        column: float | None = 0,
+        model: str | None = None,
         session: Session | None = None,
     ) -> tuple:
         """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
@@ -115,16 +131,18 @@ class Api:
         and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
         intervention): "attention", the softmax over the names of every patch, row by row; "inside" and "outside", its
         mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words and the
-        attention that goes to all of them together.
+        attention that goes to all of them together. Of a decoder that is missing, "missing" says how to get it. Where plain
+        CLIP is read densely, as of "full", "patch" has the attention of one patch to all patches in the last block of CLIP,
+        row by row; row and column count from 1, 0 is the middle. model as of /segment.
         """
-        session, answer, background = self.ask(session, photo, names, company=use_company)
+        session, answer, background = self.ask(session, photo, names, company=use_company, model=model)
         title = next((each for each in answer.names if each.casefold() == (name or "").strip().casefold()), None)
         if title is None:
             raise refusal(f"“{name}” is not among the names; ask about one of them.")
         decoders = (*attention_tab.DECODERS, LCSA_OFF)
         results = self.segmenter.results(answer, *decoders, background=background)
-        main, index = results[0], answer.names.index(title)
-        at, which = layer_and_head(main, layer, head)
+        (main,), index = self.segmenter.results(answer, answer.decoder), answer.names.index(title)
+        at, which = layer_and_head(main, layer, head) if any(results) else (-1, None)
         columns = [
             attention_tab.Column.of(decoder, result, at, which) for decoder, result in zip(decoders, results, strict=True)
         ]
@@ -137,11 +155,12 @@ class Api:
         shares = {decoder: column.inside_outside(index) for decoder, column in there.items()}
         data = {
             "name": title,
-            **names_of(at, which),
+            **(names_of(at, which) if any(results) else {}),
             "grid": {"rows": main.grid[0], "columns": main.grid[1]},
             "attention": {decoder: rounded(column.maps[index]) for decoder, column in there.items()},
             "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
             "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
+            "missing": self.segmenter.missing(answer, *decoders),
             "company": {
                 "words": main.company,
                 "attention": {
@@ -149,6 +168,10 @@ class Api:
                 },
             },
         }
+        if self.segmenter.model(answer).has_dense_clip:
+            (result,) = self.segmenter.results(answer, PLAIN_CLIP)
+            row, column = place(result, row, column)
+            data["patch"] = {"row": row + 1, "column": column + 1, "attention": rounded(result.patch_attention(row, column), 5)}
         return *maps, data, session
 
     def routing(
@@ -159,6 +182,7 @@ class Api:
         column: float | None = 0,
         layer: float | None = 0,
         head: float | None = 0,
+        model: str | None = None,
         session: Session | None = None,
     ) -> tuple:
         """Where local-consensus self-attention (LCSA) routed one patch of the photo, and to what the patch attended there.
@@ -168,32 +192,31 @@ class Api:
         its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
         share of the token attention that falls into it), the affinity of all regions row by row, the token attention
         of all patches row by row (0 outside those regions), and the patch's softmax over the names. A single name shares
-        it with the words of "company".
+        it with the words of "company". model as of /segment.
         """
-        session, answer, background = self.ask(session, photo, names)
+        session, answer, background = self.ask(session, photo, names, model=model)
         (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
-        if not result.has_routing:
-            raise refusal(routing_tab.MISSING)
+        if result is None or not result.has_routing:
+            raise refusal(self.segmenter.missing(answer, MAIN_DECODER).get(MAIN_DECODER, routing_tab.MISSING))
         at, which = layer_and_head(result, layer, head)
-        rows, columns = result.grid
-        row, column = whole(row, "row") or rows // 2 + 1, whole(column, "column") or columns // 2 + 1
-        if not (1 <= row <= rows and 1 <= column <= columns):
-            raise refusal(
-                f"There is no patch in row {row}, column {column}; the photo has {rows} rows and {columns} columns."
-            )
-        patch = routing_tab.RoutedPatch.of(result, row - 1, column - 1, layer=at, head=which)
+        patch = routing_tab.RoutedPatch.of(result, *place(result, row, column), layer=at, head=which)
         return {**patch_data(patch, result.names), **names_of(at, which)}, session
 
-    def space(self, photo: str | None, names: str, session: Session | None = None) -> tuple:
+    def space(
+        self, photo: str | None, names: str, model: str | None = None, session: Session | None = None
+    ) -> tuple:
         """Which of the two a decoder moved, patches or class names: for LDVC and for ZegCLIP's decoder.
 
         Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
         the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
         classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
-        the points of the class names (with the drift of each) and of the patches (with the class that each got).
+        the points of the class names (with the drift of each) and of the patches (with the class that each got). model as
+        of /segment.
         """
-        session, answer, _ = self.ask(session, photo, names)
+        session, answer, _ = self.ask(session, photo, names, model=model)
         results = self.segmenter.results(answer, *space_tab.DECODERS)
+        if not any(results):
+            raise refusal(self.segmenter.missing(answer, MAIN_DECODER)[MAIN_DECODER])
         space, words = space_tab.space_of(dict(zip(space_tab.DECODERS, results, strict=True)))
         return space_data(space, words, answer.names), session
 
@@ -203,27 +226,29 @@ class Api:
         names: str,
         use_background: bool = True,
         threshold: float | None = None,
+        model: str | None = None,
         session: Session | None = None,
     ) -> tuple:
         """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
 
         With use_background, pixels where no name's score reaches the threshold (without one, each decoder's own) are
-        none of these. Returns the painted photos, captioned, and the data: for each of the four the area share of every
-        name and the share of the photo on which it differs from LDVC with LCSA; and which names are seen. What the
-        checkpoint does not have is left out.
+        none of these. model as of /segment. Returns the painted photos, captioned, and the data: for each of the four the
+        area share of every name and the share of the photo on which it differs from LDVC with LCSA; and which names are
+        seen. Of a decoder that is missing, "missing" says how to get it.
         """
-        session, answer, background = self.ask(session, photo, names, use_background, threshold)
+        session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
         results = self.segmenter.results(answer, *compare_tab.DECODERS, background=background)
         painted = {decoder: each for decoder, each in compare_tab.paint_all(results).items() if each is not None}
         data = {
-            "seen": dict(zip(answer.names, results[-1].seen, strict=True)),
+            "seen": dict(zip(answer.names, painted[answer.decoder].result.seen, strict=True)),
             "decoders": {
                 decoder: {
                     "area": {name: round(share, 4) for name, share in zip(answer.names, each.shares, strict=True)},
-                    "differs_from_ldvc": round(float((each.labels != painted[MAIN_DECODER].labels).mean()), 4),
+                    "differs_from_ldvc": differing_share(each, painted.get(MAIN_DECODER)),
                 }
                 for decoder, each in painted.items()
             },
+            "missing": self.segmenter.missing(answer, *compare_tab.DECODERS),
         }
         return [(each.overlay, texts.DECODER_TITLES[decoder]) for decoder, each in painted.items()], data, session
 
@@ -249,17 +274,19 @@ class Api:
         use_background: bool = True,
         threshold: float | None = None,
         kind: str = "overlay",
+        model: str | None = None,
         session: Session | None = None,
     ) -> tuple[str, Session]:
         """A file of the segmentation; question as of /segment.
 
         kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
-        with a black-and-white PNG for each class and classes.json) or "data" (JSON: names, seen or unseen, scores, areas,
-        threshold, and which model answered, with the SHA-256 of its weights).
+        with a black-and-white PNG for each class and classes.json), "data" (JSON: names, seen or unseen, scores, areas,
+        threshold, and which model answered, with the SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class)
+        or "yolo" (ZIP: labels of YOLO segmentation, a polygon for each part of a class, and data.yaml).
         """
         if kind not in KINDS:
             raise refusal(f"There is no file of the kind “{kind}”; choose one of {', '.join(KINDS)}.")
-        session, answer, background = self.ask(session, photo, names, use_background, threshold)
+        session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
         return self.write(kind, answer, background, OverlayStyle()), session
 
 
@@ -275,6 +302,7 @@ def declare(segmenter: Segmenter, panel: InputPanel, session: gr.State, segment_
         row = unchecked(gr.Number(0, precision=0, label="Row of the patch from 1; 0 = middle"))
         column = unchecked(gr.Number(0, precision=0, label="Column of the patch from 1; 0 = middle"))
         company = gr.Checkbox(True, label="Company for a single name")
+        model = unchecked(gr.Textbox(label="Model"))
         kind = gr.Textbox("overlay", label="Kind of file")
         vocabulary = gr.Textbox(label="Vocabulary")
         painted, labels = gr.Image(label="Overlay", format="png"), gr.Image(label="Label map", format="png")
@@ -288,104 +316,10 @@ def declare(segmenter: Segmenter, panel: InputPanel, session: gr.State, segment_
     def endpoint(function: Callable, inputs: list[Any], outputs: list[Any]) -> None:
         call.click(function, inputs, outputs, api_name=function.__name__, show_progress="hidden")
 
-    endpoint(api.segment, [*asked, *background, session], [painted, labels, data, session])
-    endpoint(api.attention, [*asked, name, layer, head, company, session], [*maps, data, session])
-    endpoint(api.routing, [*asked, row, column, layer, head, session], [data, session])
-    endpoint(api.space, [*asked, session], [data, session])
-    endpoint(api.compare, [*asked, *background, session], [gallery, data, session])
+    endpoint(api.segment, [*asked, *background, model, session], [painted, labels, data, session])
+    endpoint(api.attention, [*asked, name, layer, head, company, row, column, model, session], [*maps, data, session])
+    endpoint(api.routing, [*asked, row, column, layer, head, model, session], [data, session])
+    endpoint(api.space, [*asked, model, session], [data, session])
+    endpoint(api.compare, [*asked, *background, model, session], [gallery, data, session])
     endpoint(api.vocabulary, [vocabulary], [data])
-    endpoint(api.download, [*asked, *background, kind, session], [file, session])
-
-
-def refusal(sentence: str) -> gr.Error:
-    """An error that a program receives as one sentence."""
-    return gr.Error(sentence, print_exception=False)
-
-
-def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
-    """Layers and heads are counted from 1; 0 is the last layer and the mean of all heads.
-
-    Returns:
-        (index of the layer, index of the head or None).
-
-    Raises:
-        gr.Error: there is no such layer or head.
-    """
-    layers, heads = result.attention_shape
-    layer, head = whole(layer, "layer"), whole(head, "head")
-    if not 0 <= layer <= layers:
-        raise refusal(f"There is no layer {layer}; ask for 1 to {layers}, or 0 for the last.")
-    if not 0 <= head <= heads:
-        raise refusal(f"There is no head {head}; ask for 1 to {heads}, or 0 for the mean of all.")
-    return (layer or layers) - 1, head - 1 if head else None
-
-
-def names_of(layer: int, head: int | None) -> dict[str, Any]:
-    """Layer and head as programs count them."""
-    return {"layer": layer + 1, "head": "mean" if head is None else head + 1}
-
-
-def whole(value: Any, name: str) -> int:
-    """A whole number that a program gave, None counting as 0.
-
-    Raises:
-        gr.Error: it is none.
-    """
-    try:
-        number = float(value or 0)
-        if number == int(number):
-            return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise refusal(f"{name} is a whole number, not “{value}”.")
-
-
-def rounded(values: np.ndarray, digits: int = 4) -> list:
-    """An array as nested lists that are short to send."""
-    return values.round(digits).tolist()
-
-
-def patch_data(patch: routing_tab.RoutedPatch, names: list[str]) -> dict[str, Any]:
-    """A patch as numbers; see the endpoint."""
-    regions = zip(patch.boxes, patch.routing.affinity, patch.inside, strict=True)
-    return {
-        "patch": {"row": patch.row + 1, "column": patch.column + 1},
-        "grid": {"rows": patch.grid[0], "columns": patch.grid[1]},
-        "class": {"name": names[patch.label], "score": round(patch.score, 4)},
-        "own_region": [round(side, 4) for side in patch.own_box],
-        "regions": [
-            {"box": [round(side, 4) for side in box], "affinity": round(float(affinity), 4), "attention": round(share, 4)}
-            for box, affinity, share in regions
-        ],
-        "affinities": rounded(patch.routing.all_affinities.reshape(patch.routing.region_grid)),
-        "token_attention": rounded(patch.attention, 5),
-        "softmax": dict(zip(names, rounded(patch.shares), strict=True)),
-        "company": patch.company,
-    }
-
-
-def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
-    """The plane and the decoders as numbers; see the endpoint."""
-    decoders = {}
-    for decoder, part in space.decoders.items():
-        moved = part.movement
-        decoders[decoder] = {
-            "drift": part.drift,
-            "similarity": part.similarity,
-            "names": [
-                {
-                    "name": word,
-                    "class": names[moved.class_of_embedding[index]],
-                    "before": rounded(part.embeddings_before[index]),
-                    "after": rounded(part.embeddings_after[index]),
-                    "drift": float(moved.embedding_drift[index]),
-                }
-                for index, word in enumerate(words)
-            ],
-            "patches": {
-                "class": [names[label] for label in moved.class_of_patch],
-                "before": rounded(part.patches_before),
-                "after": rounded(part.patches_after),
-            },
-        }
-    return {"explained_variance": list(space.plane.explained), "decoders": decoders}
+    endpoint(api.download, [*asked, *background, kind, model, session], [file, session])

@@ -59,6 +59,12 @@ def notice(sentence: str) -> str:
     return sentence and f'<p class="ldvc-notice" role="status">{escape(sentence)}</p>'
 
 
+def progress(sentence: str, share: float) -> str:
+    """How far something is that takes its time: a sentence and a bar."""
+    bar = f'<progress value="{share:.3f}" aria-label="{escape(sentence)}"></progress>'
+    return f'<p class="ldvc-notice">{escape(sentence)}{bar}</p>'
+
+
 def empty(sentence: str) -> str:
     """The place of a result before there is one, and how to get it."""
     return f'<p class="ldvc-empty">{escape(sentence)}</p>'

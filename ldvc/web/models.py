@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ldvc.bundled import ASSETS
+from ldvc.checkpoint import clip_to_download, is_plain_clip
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
-from ldvc.predictor import PREDICTOR_DECODERS, Predictor
+from ldvc.modeling.clip_weights import fetch_weights
+from ldvc.predictor import PLAIN_CLIP, PREDICTOR_DECODERS, Predictor
 from ldvc.web import texts
 from ldvc.web.gpu import gpu_is_lent
 from ldvc.web.session import Problem
+from ldvc.weights import hub_reachable
 
 log = logging.getLogger(__name__)
 
 MAIN_DECODER = "ldvc"
 LITE = "lite"
+FULL_BYTES = 599_000_000  # of ViT-B/16: 149.6 million numbers of 4 bytes; the Hub says the exact size when the download starts
 
 
 class LoadedModel:
-    """The decoders of one checkpoint.
+    """The decoders of one checkpoint, or a CLIP without decoders.
 
     Attributes:
         name: the last part of the source: visitors see no folders.
+        decoder: the one that answers questions: LDVC, or plain CLIP where there is no decoder.
+        main: its predictor.
         borrows_gpu: whether it computes with a GPU of ZeroGPU. Lite does not: it is fast on a CPU, and a visitor has only a few
             minutes of GPU a day.
     """
@@ -35,23 +43,102 @@ class LoadedModel:
         self.borrows_gpu = gpu_is_lent() and source != LITE
         self._lock = threading.Lock()
         device = "cpu" if gpu_is_lent() and not self.borrows_gpu else None
-        self.main = Predictor.from_pretrained(source, decoder=MAIN_DECODER, device=device)
-        self._predictors: dict[str, Predictor | None] = {MAIN_DECODER: self.main}
+        self.decoder = PLAIN_CLIP if is_plain_clip(source) else MAIN_DECODER
+        self.main = Predictor.from_pretrained(source, decoder=self.decoder, device=device)
+        self._predictors: dict[str, Predictor | None] = {self.decoder: self.main}
+
+    @property
+    def has_dense_clip(self) -> bool:
+        """Whether plain CLIP reads the last block of its image tower in another way, see `ldvc.modeling.dense`."""
+        return self.main.plain_clip.dense != "plain"
 
     def predictor(self, decoder: str) -> Predictor | None:
-        """The predictor with a decoder, or None if the checkpoint has no such decoder."""
+        """The predictor with a decoder, or None if the checkpoint has no such decoder or it cannot be fetched now."""
         if decoder not in self._predictors:  # without the lock: a forked process may inherit it locked
             with self._lock:
                 if decoder not in self._predictors:
                     try:
                         self._predictors[decoder] = self.main.sibling(decoder)
-                    except (CheckpointError, WeightsNotFoundError):
+                    except CheckpointError:
                         self._predictors[decoder] = None
+                    except WeightsNotFoundError as error:  # such as a failed download: the next question tries again
+                        log.warning("%s of %s: %s", decoder, self.name, error)
+                        return None
         return self._predictors[decoder]
+
+    def prepare(self) -> None:
+        """Encode the words for "none of these" of dense CLIP, which takes a processor long once; then they are on disk."""
+        if self.has_dense_clip and not self.borrows_gpu:
+            self.predictor(PLAIN_CLIP).encode_names(self.main.plain_clip.stuff)
+
+    def lacks(self, decoder: str) -> bool:
+        """Whether the checkpoint has no such decoder; not if it only could not be fetched."""
+        return decoder in self._predictors and self._predictors[decoder] is None
+
+    def missing(self, decoder: str) -> str:
+        """Of a decoder without a predictor: why it is not there and how to get it, in one sentence."""
+        if self.decoder == PLAIN_CLIP:
+            return texts.NO_DECODER
+        return texts.DECODER_HOW if self.lacks(decoder) else texts.DECODER_FAILED
 
     def decoders(self) -> list[str]:
         """The decoders that the checkpoint has, in the order of `PREDICTOR_DECODERS`."""
         return [decoder for decoder in PREDICTOR_DECODERS if self.predictor(decoder) is not None]
+
+
+class Download:
+    """Weights of a CLIP on their way from the Hub, in a thread.
+
+    Args:
+        clip, weights: architecture and tag, see `ldvc.modeling.clip.build_clip`.
+
+    Attributes:
+        done, total: bytes; 0 while the Hub has not answered.
+    """
+
+    def __init__(self, clip: str, weights: str) -> None:
+        self.done = self.total = 0
+        self._error: LdvcError | None = None
+        self._thread = threading.Thread(target=self._run, args=(clip, weights), daemon=True)
+        self._thread.start()
+
+    def _run(self, clip: str, weights: str) -> None:
+        download = self
+
+        class Counter(tqdm):
+            """Counts bytes and prints nothing."""
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **{**options, "disable": True})
+                download.done, download.total = options.get("initial") or 0, options.get("total") or 0
+
+            def update(self, n: float | None = 1) -> None:
+                download.done += int(n or 0)
+
+        try:
+            fetch_weights(clip, weights, tqdm_class=Counter)
+        except LdvcError as error:
+            self._error = error
+
+    @property
+    def sentence(self) -> str:
+        """How far it is."""
+        return texts.FULL_DOWNLOADING.format(done=self.done // 10**6, total=(self.total or FULL_BYTES) // 10**6)
+
+    @property
+    def share(self) -> float:
+        """What has arrived, of 1."""
+        return min(1.0, self.done / (self.total or FULL_BYTES))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end; whether it is reached."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def take_error(self) -> LdvcError | None:
+        """The reason of a failure, once: then it was told, and another download may start."""
+        error, self._error = self._error, None
+        return error
 
 
 class ModelRegistry:
@@ -59,7 +146,7 @@ class ModelRegistry:
 
     Args:
         main: the model that the page opens with, or its source; `FULL` = the full model, with lite as the other choice.
-        full: source of a decoder checkpoint for the full CLIP; None: then choosing it says what to do.
+        full: source of a decoder checkpoint for the full CLIP; None = the CLIP without decoders.
 
     Raises:
         LdvcError: the main model cannot be loaded.
@@ -70,13 +157,14 @@ class ModelRegistry:
     def __init__(self, main: str | LoadedModel = LITE, full: str | None = None) -> None:
         self._lock = threading.Lock()  # of loading a model; one that is loaded is returned without it
         self._loaded: dict[str, LoadedModel] = {}
-        self._full = full
+        self._full = full or self.FULL
+        self._download: Download | None = None
         self.default = self.FULL
         if main != self.FULL:
             first = main if isinstance(main, LoadedModel) else LoadedModel(main)
             self.default = first.name
             self._loaded[first.name] = first
-        self.get(self.default)
+        self._load(self.default)
 
     @classmethod
     def from_environment(cls) -> ModelRegistry:
@@ -97,7 +185,7 @@ class ModelRegistry:
         """
         for key in [*self.choices, LITE] if gpu_is_lent() else [self.default]:
             try:
-                model = self.get(key)
+                model = self._load(key)
             except Problem as problem:
                 log.warning("%s is not offered: %s", key, problem)
                 continue
@@ -118,16 +206,61 @@ class ModelRegistry:
         """The model of a choice; None is the main one. Lite is there under any choice.
 
         Raises:
-            Problem: it is not here; the sentence says what to do.
+            Problem: it is not here; the sentence says what to do. Weights that are missing are downloaded meanwhile.
         """
         key = key or self.default
-        if key in self._loaded:
-            return self._loaded[key]
+        download = self.download(key)
+        if download is not None:
+            raise Problem("model", f"{download.sentence} {texts.FULL_WAIT}")
+        return self._load(key)
+
+    def is_loaded(self, key: str) -> bool:
+        """Whether `get` returns the model at once."""
+        return key in self._loaded
+
+    def present(self, key: str | None) -> LoadedModel:
+        """The model of a choice if it is loaded, otherwise the main one."""
+        return self._loaded.get(key or self.default, self._loaded[self.default])
+
+    def download(self, key: str) -> Download | None:
+        """The download that a choice has to wait for; it starts now unless it is under way.
+
+        Raises:
+            Problem: there is no such choice, or the download is not possible or has failed. The next call tries again.
+        """
+        if key in self._loaded or (clip := self._missing_clip(key)) is None:
+            return None
+        with self._lock:
+            if self._download is not None and not self._download.wait(0):
+                return self._download
+            if self._download is not None and (error := self._download.take_error()):
+                raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
+            if not hub_reachable():
+                raise Problem("model", texts.FULL_OFFLINE)
+            self._download = Download(*clip)
+            return self._download
+
+    def needs_download(self) -> bool:
+        """Whether the full model, without decoders, would have to be downloaded now."""
+        return self.FULL not in self._loaded and is_plain_clip(self._full) and self._missing_clip(self.FULL) is not None
+
+    def _missing_clip(self, key: str) -> tuple[str, str] | None:
+        source = self._source(key)
+        try:
+            return clip_to_download(source)
+        except LdvcError as error:
+            raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
+
+    def _source(self, key: str) -> str:
         if key not in (self.FULL, LITE):
             raise Problem("model", texts.NO_SUCH_MODEL.format(names=", ".join(self.choices)))
-        source = LITE if key == LITE else self._full
-        if source is None:
-            raise Problem("model", texts.FULL_MISSING)
+        return LITE if key == LITE else self._full
+
+    def _load(self, key: str) -> LoadedModel:
+        """`get`, but missing weights are waited for."""
+        if key in self._loaded:
+            return self._loaded[key]
+        source = self._source(key)
         with self._lock:
             if key not in self._loaded:
                 try:

@@ -33,18 +33,34 @@ NO_PHOTO = "Choose a photo first, or use one of the examples."
 NONE_NAMED = "{names} is no class: it allows “none of these”."
 NONE_NAMED_MANY = "{names} are no classes: they allow “none of these”."
 NO_SUCH_MODEL = "There is no such model; choose one of {names}."
-FULL_MISSING = (
-    "The full model needs OpenAI’s ViT-B/16 weights and a decoder checkpoint trained for them, and none is here. Train one "
-    "(README, “The full model”) and start the page with LDVC_FULL=<its folder or Hub id>. Until then, choose lite."
+FULL_DOWNLOAD = (
+    "“full” is OpenAI’s CLIP. Choosing it for the first time downloads 599 MB: one minute at 100 Mbit/s, eight at 10."
+)
+LOADING = "“{model}” is being loaded. The first time takes up to a minute."
+FULL_DOWNLOADING = "“full” is being downloaded: {done} of {total} MB."
+FULL_WAIT = "Ask again when it is here, or choose lite until then."
+FULL_OFFLINE = (
+    "“full” needs OpenAI’s ViT-B/16 weights (599 MB), and the Hugging Face Hub cannot be reached: connect to the network and "
+    "choose it again, or start the page with LDVC_CLIP_WEIGHTS=<file of the weights>. Until then, choose lite."
 )
 NO_GPU = "Lite answered, because the chosen model got no GPU. {reason}"
-FULL_FAILED = "The full model could not be loaded."
+FULL_FAILED = "The full model could not be loaded; choose it again to try again."
 NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
 NO_FLAG = "Whether “none of these” is allowed is true or false, not “{value}”."
 NO_NAMES = "Class names are a text, or a list of texts, not {value}."
 UNEXPECTED = (
     "An unexpected error occurred. Your input is unchanged. Please try again; if the error persists, try another photo."
 )
+
+EXPIRED = (
+    "Your session has expired: the page no longer keeps your answer. "
+    "Press Segment; if that does not help, choose the photo again."
+)
+BUSY = "The server is busy; please try again in a moment."
+NOTHING_HERE = "There is nothing at this address."
+NO_SPACE = "The server cannot store files at the moment; please try again later."
+BAD_REQUEST = "The request could not be read; “Use via API” on the page shows what each endpoint takes."
+TOO_FEW_INPUTS = "The request has {count} inputs, and {wanted} are needed; “Use via API” on the page shows them."
 
 # ---- shared by tabs
 
@@ -59,7 +75,12 @@ DECODER_TITLES = {
     "ldvc": "LDVC with LCSA",
     "ldvc_lcsa_off": "LCSA switched off",
 }
-DECODER_MISSING = "This checkpoint has no such decoder."
+DECODER_MISSING = "There is no such decoder here."
+DECODER_HOW = "This checkpoint has no such decoder: train it (docs/training.md) and put its folder beside the others."
+DECODER_FAILED = "This decoder could not be fetched; press Segment to try again."
+NO_DECODER = (
+    "CLIP alone has no decoder: train one (docs/training.md), and start the page with LDVC_FULL=<its folder or Hub id>."
+)
 LAYER = "Layer"
 HEAD = "Head"
 MEAN = "mean"

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ldvc.export import OverlayStyle
+from ldvc.export import OverlayStyle, photo_stem
 from ldvc.result import Segmentation
 from ldvc.visualize import OPACITY
 from ldvc.web import html, texts
-from ldvc.web.segmenter import MAIN_DECODER, Segmenter
+from ldvc.web.downloads import Downloads
+from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer
 
 Values = dict[Any, Any]
@@ -71,6 +72,7 @@ class Tab:
         settings: widgets whose values `draw` reads, beside those of `shared`.
         outputs: the components that `draw` may change.
         pictures: those that show the answer; the first one shows progress.
+        files: buttons that make files, or None.
     """
 
     key = title = empty_text = ""
@@ -80,6 +82,7 @@ class Tab:
         self.settings: list[Any] = []
         self.outputs: list[Any] = []
         self.pictures: list[Any] = []
+        self.files: Downloads | None = None
         self.empty = message(html.empty(self.empty_text))
 
     def draw(self, answer: Answer, values: Values) -> Changes:
@@ -99,6 +102,24 @@ class Tab:
     def wire(self) -> None:
         """Declare the tab's own events."""
 
+    def wire_downloads(self, options: dict[str, Any], after: Callable[[Any], None]) -> None:
+        """Declare the events of `files`; arguments as of `Downloads.wire`."""
+        if self.files is not None:
+            self.files.wire(self.shared.session, self.inputs, options, after)
+
+    def figure_buttons(self, **more: str) -> Downloads:
+        """Buttons for the figure of `draw_file` in all formats, and for `more` kinds of files by label."""
+        labels = {kind: f"Figure ({kind.upper()})" for kind in ("pdf", "svg", "png")}
+        return Downloads(f"{self.key}-file", {**labels, **more}, self.make_file)
+
+    def make_file(self, kind: str, answer: Answer, values: Values) -> tuple[str, bytes]:
+        """Name and content of a file of one of the buttons."""
+        return f"{photo_stem(answer.photo_name)}-{self.key}.{kind}", self.draw_file(kind, answer, values)
+
+    def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
+        """The content of such a file."""
+        raise NotImplementedError
+
     @property
     def inputs(self) -> set[Any]:
         """Inputs of the events that draw."""
@@ -113,7 +134,7 @@ class Tab:
         """The photo as data, made once for all questions about it; `options` as of `html.photo_uri`."""
         key = tuple(options.items())
         if key not in answer.pictures:
-            (result,) = self.segmenter.results(answer, MAIN_DECODER)
+            (result,) = self.segmenter.results(answer, answer.decoder)
             answer.pictures[key] = html.photo_uri(result.picture, **options)
         return answer.pictures[key]
 
@@ -125,7 +146,7 @@ class Tab:
             changes = self.show(answer, values, draw)
             if answer is session.answer:
                 return changes
-        return {self.empty: html.empty(self.empty_text)}
+        return {self.empty: html.empty(texts.EXPIRED if session.expired else self.empty_text)}
 
     def open(self, values: Values) -> Changes:
         """The visitor opened the tab: draw it unless it shows the answer already."""

@@ -1,4 +1,7 @@
-"""The Attention tab (the paper's Figures 1 and 5): which share of each patch's attention goes to which name."""
+"""The Attention tab (the paper's Figures 1 and 5): which share of each patch's attention goes to which name.
+
+Where plain CLIP is read densely, also to which patches a patch attends, see `ldvc.web.tabs.patch`.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,31 @@ from functools import cached_property
 import gradio as gr
 import numpy as np
 
+from ldvc.arrays import npz
+from ldvc.figures import attention_figure, figure_bytes
+from ldvc.predictor import PLAIN_CLIP
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for, fit_size
 from ldvc.web import html, texts
 from ldvc.web.html import MAP_SIDE, escape, percent
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head, message
+from ldvc.web.tabs import (
+    Changes,
+    Shared,
+    Tab,
+    Values,
+    choices_for,
+    chosen_layer_and_head,
+    layer_and_head,
+    message,
+    patch,
+)
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 SHOWN = 8  # names at a time, so that the table is drawn at once
 SLIDER_SIDE = 224
+PATCH_PHOTO = {"long_side": 720, "quality": 72}  # options of `photo_uri`, as on the Routing tab
 
 HELP = (
     "Every patch spreads its attention over the class names; the shares add up to 1. The masks are read from the scores behind "
@@ -36,6 +53,7 @@ FIXED_SCALE = "Share of attention, one fixed scale from 0 to 1 for all maps"
 RESCALED = "Share of attention, rescaled to the lowest and highest value shown: not 0 to 1"
 ONE_NAME = "With one name and no company, attention is 1 everywhere. Add company or a second name to see where it goes."
 SHARES = "inside its mask {inside}, outside {outside}"
+TO_NAMES = "Attention to the names:"
 COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
 DETAILS = (
     "<p><b>The maps.</b> Drawn is the softmax over the names of the scores q·k / √d<sub>head</sub> of the chosen layer, of one "
@@ -51,13 +69,8 @@ DETAILS = (
     "other layers do by themselves, not what training without LCSA would have given.</p>"
     "<p>Synonyms of one name share a map: their shares are added.</p>"
 )
+COMPARE = "Compare two decoders"
 SLIDER_LABEL = "Position of the line between the two maps, in percent from the left"
-# gr.ImageSlider cannot be moved with the keyboard; a range input can. The position is kept on the element, which stays.
-SLIDER_JS = """
-element.addEventListener("input", (event) => {
-  if (event.target.type === "range") element.style.setProperty("--at", `${event.target.value}%`);
-});
-"""
 
 
 def make_company() -> gr.Checkbox:
@@ -95,28 +108,58 @@ class AttentionTab(Tab):
             )  # fmt: skip
             self.note = message(elem_id="attention-note")
             self.grid = gr.HTML(elem_id="attention-grid", apply_default_css=False)
-            title, help_text = "Compare two decoders", "Drag the line, or move it with the arrow keys."
-            gr.HTML(html.section(title, help_text), elem_classes="ldvc-later")
+            self.files = self.figure_buttons(npz="Arrays (NPZ)")
+            gr.HTML(html.section(COMPARE, "Drag the line, or move it with the arrow keys."), elem_classes="ldvc-later")
             with gr.Row(elem_classes="ldvc-controls"):
                 self.name = gr.Dropdown([], label="Attention to", elem_id="slider-name", min_width=120)
                 self.left = gr.Dropdown([], label="Left", elem_id="slider-left", min_width=120)
                 self.right = gr.Dropdown([], label="Right", elem_id="slider-right", min_width=120)
-            self.slider = gr.HTML(elem_id="attention-slider", apply_default_css=False, js_on_load=SLIDER_JS)
+            self.slider = gr.HTML(elem_id="attention-slider", apply_default_css=False, js_on_load=html.static("slider.js"))
             gr.HTML(html.details("What exactly is drawn", DETAILS), apply_default_css=False)
-        self.settings = [self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right]
-        self.pictures = [self.grid, self.slider]
-        self.outputs = [self.empty, self.body, *self.settings, self.company, self.note, *self.pictures]
+        with gr.Column(visible=False, elem_classes="ldvc-tab") as self.patch_body:
+            gr.HTML(html.section(patch.TITLE, patch.HELP), elem_classes="ldvc-later")
+            options = {"elem_id": "attention-patch", "apply_default_css": False, "js_on_load": html.static("routing.js")}
+            self.patch = gr.HTML(None, html_template="${route}", route="", **options)
+        self.missing = message(elem_id="attention-missing")
+        self.settings = [
+            self.layer, self.head, self.names, self.rescale, self.off, self.name, self.left, self.right, self.patch,
+        ]  # fmt: skip
+        self.pictures = [self.grid, self.slider, self.missing, self.files.problem]
+        self.outputs = [self.empty, self.body, *self.settings, self.company, self.note, *self.pictures, self.patch_body]
+
+    def blank(self, values: Values) -> Changes:
+        """The patch that was chosen stays chosen."""
+        return {**super().blank(values), self.patch: gr.HTML(route="")}
 
     def draw(self, answer: Answer, values: Values) -> Changes:
+        """Attention to names, if there is a decoder, and of a patch, if CLIP is read densely."""
+        dense, decodes = self.segmenter.model(answer).has_dense_clip, answer.decoder != PLAIN_CLIP
+        changes = {
+            self.empty: "",
+            self.files.problem: "",
+            self.body: gr.Column(visible=decodes),
+            self.patch_body: gr.Column(visible=dense),
+            self.missing: "" if decodes else html.notice(f"{TO_NAMES} {texts.NO_DECODER}"),
+        }
+        changes |= self.draw_names(answer, values) if decodes else {}
+        return changes | (self.draw_patch(answer, values) if dense else {})
+
+    def draw_patch(self, answer: Answer, values: Values) -> Changes:
+        """The attention of the patch that was chosen last, or of the middle of the photo."""
+        (result,) = self.results(answer, values, PLAIN_CLIP)
+        chosen = values[self.patch] or [side // 2 for side in result.grid]
+        row, column = (min(max(int(place), 0), side - 1) for place, side in zip(chosen, result.grid, strict=True))
+        photo, reading = self.photo(answer, **PATCH_PHOTO), self.segmenter.model(answer).main.plain_clip.dense
+        return {self.patch: gr.HTML(route=patch.patch_html(result, row, column, photo=photo, reading=reading))}
+
+    def draw_names(self, answer: Answer, values: Values) -> Changes:
         """Widgets with the choices that the answer has, and the pictures."""
-        (main,) = self.results(answer, values, "ldvc")
+        (main,) = self.results(answer, values, answer.decoder)
         names, alone = answer.names, self.shared.settings(values).alone
         values = {**values, self.name: alone if alone in names else values[self.name]}
         layer, head = choices_for(main, *chosen_layer_and_head(main, values[self.layer], values[self.head]))
         shown = [names[index] for index in self.shown(names, values)]
         return {
-            self.empty: "",
-            self.body: gr.Column(visible=True),
             self.layer: layer,
             self.head: head,
             self.names: gr.Dropdown(names, value=shown, multiselect=True, visible=len(names) > SHOWN),
@@ -130,8 +173,10 @@ class AttentionTab(Tab):
         """The maps of the names shown."""
         columns, names = self.columns(answer, values), answer.names
         options = {"photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
+        alone = [ONE_NAME] if len(names) == 1 and not columns[0].result.company else []
+        how = self.segmenter.missing(answer, *DECODERS).values()
         return {
-            self.note: html.notice(ONE_NAME if len(names) == 1 and not columns[0].result.company else ""),
+            self.note: html.notice(" ".join(dict.fromkeys([*alone, *how]))),
             self.grid: attention_grid(columns, self.shown(names, values), **options),
         }
 
@@ -154,6 +199,15 @@ class AttentionTab(Tab):
             self.right: gr.Dropdown(choices, value=right),
             **self.draw_slider(answer, values),
         }
+
+    def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
+        """The table as a figure, or all arrays of its decoders."""
+        results = {column.decoder: column.result for column in self.columns(answer, values)}
+        if kind == "npz":
+            return npz(results)
+        layer, head = chosen_layer_and_head(results[answer.decoder], values[self.layer], values[self.head])
+        shown = self.shown(answer.names, values)
+        return figure_bytes(attention_figure(results, layer=layer, head=head, shown=shown), kind)
 
     def columns(self, answer: Answer, values: Values) -> list[Column]:
         """Every decoder's maps at the chosen layer and head; what a model computed before is not computed again."""
@@ -190,6 +244,7 @@ class AttentionTab(Tab):
             return self.draw_slider_and_sides(answer, {**values, self.right: LCSA_OFF})
 
         self.on([self.off.input], switch, [self.left, self.right, self.slider])
+        self.on([self.patch.input], self.draw_patch, [self.patch])
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
 
+from ldvc.figures import compare_figure, figure_bytes
 from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, colours_for, fit_size, overlay, resize_picture
 from ldvc.web import html, texts
@@ -45,18 +46,26 @@ class CompareTab(Tab):
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
             gr.HTML(html.section("One photo, four decoders", HELP))
             self.view = gr.HTML(elem_id="compare-view", apply_default_css=False)
+            self.files = self.figure_buttons()
         self.pictures = [self.view]
-        self.outputs = [self.empty, self.body, self.view]
+        self.outputs = [self.empty, self.body, self.view, self.files.problem]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The four pictures."""
         pictures = paint_all(self.results(answer, values, *DECODERS))
+        missing = self.segmenter.missing(answer, *DECODERS)
         own = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
         return {
             self.empty: "",
+            self.files.problem: "",
             self.body: gr.Column(visible=True),
-            self.view: compare_html(pictures, own_thresholds=own),
+            self.view: compare_html(pictures, missing, own_thresholds=own),
         }
+
+    def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
+        """The four pictures as a figure."""
+        results = self.results(answer, values, *DECODERS)
+        return figure_bytes(compare_figure(dict(zip(DECODERS, results, strict=True))), kind)
 
 
 @dataclass(frozen=True)
@@ -89,23 +98,27 @@ def paint_all(results: Sequence[Segmentation | None]) -> dict[str, Painted | Non
     return {decoder: result and Painted.of(result) for decoder, result in zip(DECODERS, results, strict=True)}
 
 
-def compare_html(pictures: dict[str, Painted | None], *, own_thresholds: bool = False) -> str:
+def compare_html(
+    pictures: dict[str, Painted | None], missing: Mapping[str, str] | None = None, *, own_thresholds: bool = False
+) -> str:
     """Pictures with captions.
 
     Args:
         pictures: see `paint_all`.
+        missing: see `Segmenter.missing`.
         own_thresholds: say that "none of these" is at each decoder's own threshold.
     """
-    figures = "".join(_figure(decoder, picture, pictures.get("ldvc")) for decoder, picture in pictures.items())
+    sentences = {**dict.fromkeys(pictures, texts.DECODER_MISSING), **(missing or {})}
+    figures = "".join(_figure(*each, pictures.get("ldvc"), sentences[each[0]]) for each in pictures.items())
     note = f"{FOOTNOTE} {OWN_THRESHOLDS if own_thresholds else ''}".rstrip()
     return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{note}</p>'
 
 
-def _figure(decoder: str, picture: Painted | None, reference: Painted | None) -> str:
+def _figure(decoder: str, picture: Painted | None, reference: Painted | None, missing: str) -> str:
     title = texts.DECODER_TITLES[decoder]
     head = f"<figcaption><b>{title}</b><small>{DECODERS[decoder]}</small></figcaption>"
     if picture is None:
-        missing = f'<div class="ldvc-map-missing"><span>{texts.DECODER_MISSING}</span></div>'
+        missing = f'<div class="ldvc-map-missing"><span>{escape(missing)}</span></div>'
         return f'<figure class="ldvc-compared">{head}{missing}</figure>'
     names, seen, colours = picture.result.names, picture.result.seen, colours_for(picture.result.names)
     order = [i for i in np.argsort(-np.array(picture.shares), kind="stable") if picture.shares[i] > 0]

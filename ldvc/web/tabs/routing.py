@@ -26,6 +26,7 @@ PHOTO_LABEL = (
     "ends of the row."
 )
 MISSING = "This checkpoint has no LCSA, so there is no routing to show."
+NEEDS_LCSA = "Routing is a part of LDVC’s decoder."
 STEPS = ("Route", "Attend to regions", "Attend to names")
 STEP_HELP = (
     "The patch’s region (dashed) compares its mean query with the mean key of every region. The {k} with the highest "
@@ -59,8 +60,9 @@ class RoutingTab(Tab):
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Widgets with the choices that the answer has, and the picture."""
         (result,) = self.results(answer, values, "ldvc")
-        if not result.has_routing:
-            return {self.empty: html.empty(MISSING), self.body: gr.Column(visible=False)}
+        if result is None or not result.has_routing:
+            sentence = MISSING if result is not None else f"{NEEDS_LCSA} {self.segmenter.missing(answer, 'ldvc')['ldvc']}"
+            return {self.empty: html.empty(sentence), self.body: gr.Column(visible=False)}
         layer, head = choices_for(result, *chosen_layer_and_head(result, values[self.layer], values[self.head]))
         return {
             self.empty: "",

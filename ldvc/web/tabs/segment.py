@@ -6,10 +6,6 @@ other tabs and downloads read.
 
 from __future__ import annotations
 
-import logging
-import secrets
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,11 +16,10 @@ from ldvc.export import Identity, OverlayStyle, make_file
 from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size
 from ldvc.web import html, texts
-from ldvc.web.segmenter import MAIN_DECODER, Segmenter
+from ldvc.web.downloads import Downloads
+from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import PRIVATE, VIEWER_DEFAULT, Changes, Shared, Tab, Values, message
-
-log = logging.getLogger(__name__)
+from ldvc.web.tabs import VIEWER_DEFAULT, Changes, Shared, Tab, Values
 
 FAST = {"compress_level": 1, "compress_type": 3}  # Z_RLE of zlib: as fast as the default strategy, and smaller
 VIEW_SIDE = 1024  # long side of the painted photo in the browser; downloads have the photo's own size
@@ -39,21 +34,15 @@ DOWNLOADS = {
     "mask": "Mask (indexed PNG)",
     "masks": "Mask per class (ZIP)",
     "data": "Data (JSON)",
+    "coco": "COCO (JSON)",
+    "yolo": "YOLO (ZIP)",
 }
-FORGOTTEN = "The page does not keep your photo any longer. Press Segment; if that does not help, choose the photo again."
 MAPS_TITLE = "One map per class"
 MAPS_LEFT_OUT = "The {shown} classes that cover most of the photo are shown."
 MAPS_HELP = (
     "How sure the model is that a pixel belongs to the class. Each name has a score of its own; they need not add up to 1."
 )
 SCALE = "One fixed scale from 0 to 1 for all maps"
-
-SAVE = """(file) => {
-  const link = document.createElement("a");
-  link.href = file.url;
-  link.download = file.orig_name;
-  link.click();
-}"""
 
 
 def make_viewer() -> gr.HTML:
@@ -77,25 +66,19 @@ class SegmentTab(Tab):
     def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
         super().__init__(segmenter, shared)
         self.viewer = shared.viewer.render()
-        with gr.Column(visible=False, elem_classes="ldvc-downloads") as self.downloads:
+        with gr.Column(visible=False, elem_classes="ldvc-downloads") as self.downloads_part:
             gr.HTML(html.caption(DOWNLOADS_TITLE))
-            with gr.Row(elem_classes="ldvc-buttons"):
-                self.buttons = {
-                    kind: gr.Button(label, size="sm", min_width=110, elem_id=f"download-{kind}")
-                    for kind, label in DOWNLOADS.items()
-                }
-            self.file = gr.DownloadButton(visible="hidden", elem_id="download-file")
-            self.problem = message(elem_id="download-problem")
+            self.files = Downloads("download", DOWNLOADS, self.make)
         with gr.Column(visible=False, elem_classes="ldvc-later") as self.maps_part:
             gr.HTML(html.section(MAPS_TITLE, MAPS_HELP))
             self.maps = gr.HTML(elem_id="class-maps")
             gr.HTML(html.scale_bar(SCALE))
         self.pictures = [self.viewer, self.maps]
-        self.outputs = [self.empty, self.viewer, self.downloads, self.maps_part, self.maps, self.problem]
+        self.outputs = [self.empty, self.viewer, self.downloads_part, self.maps_part, self.maps, self.files.problem]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Viewer and maps."""
-        (result,) = self.results(answer, values, MAIN_DECODER)
+        (result,) = self.results(answer, values, answer.decoder)
         photo = self.photo(answer, long_side=VIEW_SIDE, quality=80)
         own = self.segmenter.threshold(answer)
         style = values[self.viewer]
@@ -103,61 +86,31 @@ class SegmentTab(Tab):
         return {
             self.empty: "",
             self.viewer: gr.HTML(style, answer=viewer_data(result, photo=photo, own_threshold=own)),
-            self.downloads: gr.Column(visible=True),
+            self.downloads_part: gr.Column(visible=True),
             self.maps_part: gr.Column(visible=True),
             self.maps: class_maps(result, photo=self.photo(answer, **html.GREY)),
-            self.problem: "",
+            self.files.problem: "",
         }
 
     def blank(self, values: Values) -> Changes:
         """The viewer keeps what the visitor set."""
         return {**super().blank(values), self.viewer: gr.HTML(values[self.viewer], answer=None)}
 
-    def wire_downloads(self, options: dict[str, Any], after: Callable[[Any], None]) -> None:
-        """Declare the events of the buttons.
-
-        Args:
-            options: of the events.
-            after: declares what follows when a file is made.
-        """
-        for kind, button in self.buttons.items():
-            made = button.click(
-                self._maker(kind),
-                self.inputs,
-                [self.file, self.problem],
-                show_progress="minimal",
-                show_progress_on=button,
-                **options,
-                **PRIVATE,
-            )
-            made.success(None, self.file, None, js=SAVE, **PRIVATE)
-            after(made)
-
-    def _maker(self, kind: str) -> Callable[[Values], list[Any]]:
-        def make(values: Values) -> list[Any]:
-            answer = values[self.shared.session].answer
-            sentence = FORGOTTEN
-            if answer is not None:
-                try:
-                    background = self.shared.settings(values).background
-                    path = self.write(kind, answer, background, self.shared.style(values))
-                    return [path, ""]
-                except Exception:
-                    log.exception("a download failed")
-                    sentence = texts.UNEXPECTED
-            return [gr.skip(), html.problem(sentence)]
-
-        return make
+    def make(self, kind: str, answer: Answer, values: Values) -> tuple[str, bytes]:
+        """Name and content of a file of a kind in `KINDS`, as the visitor sees the answer."""
+        return self.content(kind, answer, self.shared.settings(values).background, self.shared.style(values))
 
     def write(self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle) -> str:
-        """Path of a new file of a kind in `KINDS`, in a folder of its own where Gradio keeps its files for a while."""
-        (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
+        """Path of a new file of a kind in `KINDS`."""
+        return self.files.write(*self.content(kind, answer, background, style))
+
+    def content(
+        self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle
+    ) -> tuple[str, bytes]:
+        """Name and content of a file of a kind in `KINDS`."""
+        (result,) = self.segmenter.results(answer, answer.decoder, background=background)
         identity = Identity(self.segmenter.model(answer).name, self.segmenter.weights_digest(answer))
-        name, content = make_file(kind, result, style=style, identity=identity, photo=answer.photo_name)
-        folder = Path(self.file.GRADIO_CACHE) / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(content)
-        return str(folder / name)
+        return make_file(kind, result, style=style, identity=identity, photo=answer.photo_name)
 
 
 def titles(result: Segmentation) -> list[str]:

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 
 from ldvc.embedding_space import DecoderSpace, Space, movement_of, shared_space
+from ldvc.figures import figure_bytes, space_figure
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for
 from ldvc.web import html, texts
@@ -29,6 +30,7 @@ HELP = (
     "Dots are patches, diamonds are class names. LDVC keeps the names and moves the patches; ZegCLIP keeps the patches and "
     "moves the names. Drag from before to after."
 )
+NEEDS_DECODER = "This shows what a decoder moves."
 MOVED = {"patches": "the patches moved", "names": "the names moved"}
 TABLE = ("", "names moved by", "patches moved by", "patch and its class: before → after")
 DETAILS = (
@@ -57,28 +59,39 @@ class SpaceTab(Tab):
             gr.HTML(html.section("Which moved, the patches or the names?", HELP))
             self.note = message(elem_id="space-note")
             self.view = gr.HTML(elem_id="space-view", apply_default_css=False, js_on_load=html.static("space.js"))
+            self.files = self.figure_buttons()
             gr.HTML(html.details("How this was measured", DETAILS), apply_default_css=False)
         self.pictures = [self.view]
-        self.outputs = [self.empty, self.body, self.note, self.view]
+        self.outputs = [self.empty, self.body, self.note, self.view, self.files.problem]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Both plots."""
         results = dict(zip(DECODERS, self.results(answer, values, *DECODERS), strict=True))
+        missing = self.segmenter.missing(answer, *DECODERS)
+        if len(missing) == len(DECODERS):
+            sentence = f"{NEEDS_DECODER} {missing['ldvc']}"
+            return {self.empty: html.empty(sentence), self.body: gr.Column(visible=False)}
         space, words = space_of(results)
-        missing = [decoder for decoder, result in results.items() if result is None]
-        note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {texts.DECODER_MISSING}" for decoder in missing)
+        note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {sentence}" for decoder, sentence in missing.items())
         return {
             self.empty: "",
+            self.files.problem: "",
             self.body: gr.Column(visible=True),
             self.note: html.notice(note),
             self.view: space_html(space, words, answer.names, colours_for(answer.names)),
         }
 
+    def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
+        """Both plots as a figure, before and after."""
+        results = dict(zip(DECODERS, self.results(answer, values, *DECODERS), strict=True))
+        first = next(result for result in results.values() if result is not None)
+        return figure_bytes(space_figure(space_of(results)[0], first), kind)
+
 
 def space_of(results: dict[str, Segmentation | None]) -> tuple[Space, list[str]]:
     """The plane of the decoders that there are, and the word of each class embedding."""
     there = {decoder: result for decoder, result in results.items() if result is not None}
-    words = [word for group in there["ldvc"].synonyms for word in group]
+    words = [word for group in next(iter(there.values())).synonyms for word in group]
     return shared_space({decoder: movement_of(result) for decoder, result in there.items()}), words
 
 

@@ -1,0 +1,125 @@
+"""Numbers for programs: what the endpoints of `ldvc.web.api` check and return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ldvc.embedding_space import Space
+from ldvc.result import Segmentation
+from ldvc.web.tabs.compare import Painted
+from ldvc.web.tabs.routing import RoutedPatch
+
+
+def refusal(sentence: str) -> gr.Error:
+    """An error that a program receives as one sentence."""
+    return gr.Error(sentence, print_exception=False)
+
+
+def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
+    """Layers and heads are counted from 1; 0 is the last layer and the mean of all heads.
+
+    Returns:
+        (index of the layer, index of the head or None).
+
+    Raises:
+        gr.Error: there is no such layer or head.
+    """
+    layers, heads = result.attention_shape
+    layer, head = whole(layer, "layer"), whole(head, "head")
+    if not 0 <= layer <= layers:
+        raise refusal(f"There is no layer {layer}; ask for 1 to {layers}, or 0 for the last.")
+    if not 0 <= head <= heads:
+        raise refusal(f"There is no head {head}; ask for 1 to {heads}, or 0 for the mean of all.")
+    return (layer or layers) - 1, head - 1 if head else None
+
+
+def place(result: Segmentation, row: float | None, column: float | None) -> tuple[int, int]:
+    """(row, column) of a patch from numbers that count from 1; 0 is the middle.
+
+    Raises:
+        gr.Error: there is no such patch.
+    """
+    rows, columns = result.grid
+    row, column = whole(row, "row") or rows // 2 + 1, whole(column, "column") or columns // 2 + 1
+    if not (1 <= row <= rows and 1 <= column <= columns):
+        raise refusal(f"There is no patch in row {row}, column {column}; the photo has {rows} rows and {columns} columns.")
+    return row - 1, column - 1
+
+
+def differing_share(one: Painted, other: Painted | None) -> float | None:
+    """Share of the photo on which two label maps differ."""
+    return None if other is None else round(float((one.labels != other.labels).mean()), 4)
+
+
+def names_of(layer: int, head: int | None) -> dict[str, Any]:
+    """Layer and head as programs count them."""
+    return {"layer": layer + 1, "head": "mean" if head is None else head + 1}
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number that a program gave, None counting as 0.
+
+    Raises:
+        gr.Error: it is none.
+    """
+    try:
+        number = float(value or 0)
+        if number == int(number):
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise refusal(f"{name} is a whole number, not “{value}”.")
+
+
+def rounded(values: np.ndarray, digits: int = 4) -> list:
+    """An array as nested lists that are short to send."""
+    return values.round(digits).tolist()
+
+
+def patch_data(patch: RoutedPatch, names: list[str]) -> dict[str, Any]:
+    """A patch as numbers; see the endpoint."""
+    regions = zip(patch.boxes, patch.routing.affinity, patch.inside, strict=True)
+    return {
+        "patch": {"row": patch.row + 1, "column": patch.column + 1},
+        "grid": {"rows": patch.grid[0], "columns": patch.grid[1]},
+        "class": {"name": names[patch.label], "score": round(patch.score, 4)},
+        "own_region": [round(side, 4) for side in patch.own_box],
+        "regions": [
+            {"box": [round(side, 4) for side in box], "affinity": round(float(affinity), 4), "attention": round(share, 4)}
+            for box, affinity, share in regions
+        ],
+        "affinities": rounded(patch.routing.all_affinities.reshape(patch.routing.region_grid)),
+        "token_attention": rounded(patch.attention, 5),
+        "softmax": dict(zip(names, rounded(patch.shares), strict=True)),
+        "company": patch.company,
+    }
+
+
+def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
+    """The plane and the decoders as numbers; see the endpoint."""
+    decoders = {}
+    for decoder, part in space.decoders.items():
+        moved = part.movement
+        decoders[decoder] = {
+            "drift": part.drift,
+            "similarity": part.similarity,
+            "names": [
+                {
+                    "name": word,
+                    "class": names[moved.class_of_embedding[index]],
+                    "before": rounded(part.embeddings_before[index]),
+                    "after": rounded(part.embeddings_after[index]),
+                    "drift": float(moved.embedding_drift[index]),
+                }
+                for index, word in enumerate(words)
+            ],
+            "patches": {
+                "class": [names[label] for label in moved.class_of_patch],
+                "before": rounded(part.patches_before),
+                "after": rounded(part.patches_after),
+            },
+        }
+    return {"explained_variance": list(space.plane.explained), "decoders": decoders}
