@@ -63,7 +63,7 @@ def predictor_of(model: LDVC, inference: dict[str, int], **calibration: float) -
 def slow_maps(
     model: LDVC, image: Image.Image, names: list[str], inference: dict[str, int], threshold: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (mean of the windows) and the last layer's attention (C, H, W) of a photo at its own size, upsampled by PyTorch."""
+    """Scores (mean of the windows) and the last layer's attention (C, H, W) at the photo's size, upsampled by PyTorch."""
     input_size, windows, pixels = cut_windows(image, inference=inference, patch=16)
     assert input_size == (image.height, image.width)
     total, count = torch.zeros(len(names), *input_size), torch.zeros(input_size)

@@ -187,18 +187,19 @@ def test_attention_follows_its_widgets(tabs: dict, answer: Answer) -> None:
 def test_many_names_are_chosen_from(tabs: dict, segmenter: Segmenter, photo: str) -> None:
     tab = tabs[AttentionTab]
     answer = segmenter.segment(photo, ", ".join(f"thing {i}" for i in range(20)))
-    assert tab.draw(answer, values(tab))[tab.grid].count("<figure") == 3 * SHOWN
+    assert tab.draw(answer, values(tab))[tab.grid].count("<figure") == 3 * (SHOWN + 1)
     changes = tab.draw(answer, values(tab, names=["thing 19", "thing 3", "gone"]))
-    assert value(changes[tab.names]) == ["thing 3", "thing 19"] and changes[tab.grid].count("<figure") == 3 * 2
+    assert value(changes[tab.names]) == ["thing 3", "thing 19"] and changes[tab.grid].count("<figure") == 3 * 3
 
 
 def test_company_of_a_single_name(tabs: dict, segmenter: Segmenter, photo: str) -> None:
     tab, answer = tabs[AttentionTab], segmenter.segment(photo, "dog")
     changes = tab.draw(answer, values(tab))
     assert changes[tab.company].visible and not value(changes[tab.note])
-    assert COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 2 * 3
-    changes = tab.draw(answer, values(tab, company=False))
-    assert COMPANY_HELP not in changes[tab.grid] and ONE_NAME in value(changes[tab.note])
+    assert COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 3 * 3
+    for layer in (0, 1):  # the last is 1
+        changes = tab.draw(answer, values(tab, company=False, layer=layer))
+        assert COMPANY_HELP not in changes[tab.grid] and (ONE_NAME in value(changes[tab.note])) == (layer == 0)
     assert not tab.draw(segmenter.segment(photo, "dog, cat"), values(tab))[tab.company].visible
 
 
@@ -219,7 +220,7 @@ def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
     segmenter = Segmenter(ModelRegistry(str(save_tiny_checkpoint(tmp_path, decoders=("ldvc",)))))
     answer, tabs = segmenter.segment(photo, "dog, cat"), build(segmenter)[0]
     drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
-    assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 2 * 2
+    assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 3 * 2
     assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_HOW) == 2
     for kind in (AttentionTab, SpaceTab):
         assert value(drawn[kind][tabs[kind].note]).count(texts.DECODER_HOW) == 1
@@ -247,10 +248,11 @@ def test_numbers_for_programs(api: Api, photo: str) -> None:
     data, session = api.routing(photo, names, 1, 2)
     assert data["company"] == [] and data["patch"] == {"row": 1, "column": 2}
     assert np.sum(data["token_attention"]) == pytest.approx(1, abs=5e-3)
-    assert sum(data["softmax"].values()) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == session.answer.names
+    shares = [*data["softmax"].values(), data["none_of_these"]]
+    assert sum(shares) == pytest.approx(1, abs=1e-3) and list(data["softmax"]) == session.answer.names
     assert max(np.ravel(data["affinities"])) == pytest.approx(data["regions"][0]["affinity"], abs=1e-3)
     image = session.answer.image
-    numbers, after = api.space(photo, names, session)
+    numbers, after = api.space(photo, names, session=session)
     assert after is session and session.answer.image is image, "the photo is not encoded again"
     ldvc, zegclip = numbers["decoders"]["ldvc"], numbers["decoders"]["zegclip"]
     assert ldvc["drift"]["classes"] == 0 == zegclip["drift"]["patches"]
@@ -278,8 +280,8 @@ def test_company_for_programs(api: Api, photo: str) -> None:
     for use_company in (True, False, True):
         *_, data, session = api.attention(photo, "dog", "dog", use_company=use_company, session=session)
         assert data["company"]["words"] == (list(COMPANY) if use_company else [])
-        both = np.array(data["attention"]["ldvc"]) + data["company"]["attention"].get("ldvc", 0)
-        assert np.allclose(both, 1, atol=1e-3)
+        company, none = data["company"]["attention"].get("ldvc", 0), data["none_of_these"]["ldvc"]
+        assert np.allclose(np.array(data["attention"]["ldvc"]) + company + none, 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("ask", ["segment", "compare", "download"])

@@ -194,12 +194,13 @@ def test_company_has_a_row(predictor: Predictor) -> None:
     result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL))
     result.background = None
     columns = [Column.of("ldvc", result, layer=-1, head=0), Column("zegclip")]
-    assert np.allclose(columns[0].company + columns[0].maps[0], 1, atol=1e-6)
+    assert np.allclose(columns[0].company + columns[0].none + columns[0].maps[0], 1, atol=1e-6)
     assert columns[0].inside_outside(0)[1] is None, "a single name without a threshold covers the photo"
     page = Page(attention_grid(columns, [0], photo="data:", rescale=False))
     assert f"{texts.COMPANY}: wall, {EVIL} {attention.COMPANY_HELP}" in page.text
     heats = page.all("img")
-    assert len(heats) == 2 and texts.COMPANY in heats[1]["alt"] and len(page.all("figure", "ldvc-map-missing")) == 2
+    assert [texts.NONE_OF_THESE in heat["alt"] for heat in heats] == [False, False, True]
+    assert len(page.all("figure", "ldvc-map-missing")) == 3
     expected = heat_table()[(columns[0].enlarged(columns[0].company, 112) * 255).round().astype(int)]
     assert np.abs(pixels(heats[1]["src"]) - expected).max() <= 4  # one of 255 steps
     patch = RoutedPatch.of(result, 0, 0, layer=-1, head=0)
@@ -233,7 +234,7 @@ def test_every_patch_of_an_odd_grid(results: dict) -> None:
             assert patch.own_box == pytest.approx(
                 (left, top, min(left + along, width) - left, min(top + down, height) - top)
             )
-            assert sum(patch.inside) == pytest.approx(1, abs=1e-5) and patch.shares.sum() == pytest.approx(1, abs=1e-5)
+            assert [sum(patch.inside), patch.shares.sum() + patch.none] == pytest.approx([1, 1], abs=1e-5)
             assert patch.inside == pytest.approx(
                 [
                     patch.routing.token_attention.mean(axis=0)[

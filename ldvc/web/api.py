@@ -129,11 +129,12 @@ class Api:
         shares the attention with a few words for stuff, unless use_company is false. Returns three heat maps over the
         photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint has no such decoder)
         and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
-        intervention): "attention", the softmax over the names of every patch, row by row; "inside" and "outside", its
-        mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words and the
-        attention that goes to all of them together. Of a decoder that is missing, "missing" says how to get it. Where plain
-        CLIP is read densely, as of "full", "patch" has the attention of one patch to all patches in the last block of CLIP,
-        row by row; row and column count from 1, 0 is the middle. model as of /segment.
+        intervention): "attention", the share of each patch's attention that goes to the name, row by row; "inside" and
+        "outside", its mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words
+        and the attention that goes to all of them together, "none_of_these" what goes there in the last layer. Of a decoder
+        that is missing, "missing" says how to get it. Where plain CLIP is read densely, as of "full", "patch" has the
+        attention of one patch to all patches in the last block of CLIP, row by row; row and column count from 1, 0 is the
+        middle. model as of /segment.
         """
         session, answer, background = self.ask(session, photo, names, company=use_company, model=model)
         title = next((each for each in answer.names if each.casefold() == (name or "").strip().casefold()), None)
@@ -161,6 +162,7 @@ class Api:
             "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
             "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
             "missing": self.segmenter.missing(answer, *decoders),
+            "none_of_these": {decoder: rounded(column.none) for decoder, column in there.items() if column.none is not None},
             "company": {
                 "words": main.company,
                 "attention": {
@@ -191,8 +193,8 @@ class Api:
         is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
         its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
         share of the token attention that falls into it), the affinity of all regions row by row, the token attention
-        of all patches row by row (0 outside those regions), and the patch's softmax over the names. A single name shares
-        it with the words of "company". model as of /segment.
+        of all patches row by row (0 outside those regions), and the patch's attention to the names. A single name shares
+        it with the words of "company", in the last layer also with "none_of_these". model as of /segment.
         """
         session, answer, background = self.ask(session, photo, names, model=model)
         (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)

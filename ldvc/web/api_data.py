@@ -95,6 +95,7 @@ def patch_data(patch: RoutedPatch, names: list[str]) -> dict[str, Any]:
         "token_attention": rounded(patch.attention, 5),
         "softmax": dict(zip(names, rounded(patch.shares), strict=True)),
         "company": patch.company,
+        "none_of_these": round(patch.none, 4),
     }
 
 

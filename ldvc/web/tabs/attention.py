@@ -39,8 +39,8 @@ SLIDER_SIDE = 224
 PATCH_PHOTO = {"long_side": 720, "quality": 72}  # options of `photo_uri`, as on the Routing tab
 
 HELP = (
-    "Every patch spreads its attention over the class names; the shares add up to 1. The masks are read from the scores behind "
-    "the last layer’s map. Rows: names. Columns: three decoders."
+    "Every patch spreads its attention over the class names and, in the last layer, “none of these”. The shares add up to 1. "
+    "The masks are read from the scores behind the last layer’s map. Rows: names. Columns: three decoders."
 )
 COLUMNS = {
     "ldvc": "patches attend to similar patches, then to names",
@@ -51,19 +51,19 @@ COLUMNS = {
 INTERVENTION = "intervention"
 FIXED_SCALE = "Share of attention, one fixed scale from 0 to 1 for all maps"
 RESCALED = "Share of attention, rescaled to the lowest and highest value shown: not 0 to 1"
-ONE_NAME = "With one name and no company, attention is 1 everywhere. Add company or a second name to see where it goes."
+ONE_NAME = "Before the last layer, the attention to a single name without company is 1 everywhere."
 SHARES = "inside its mask {inside}, outside {outside}"
 TO_NAMES = "Attention to the names:"
 COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
 DETAILS = (
     "<p><b>The maps.</b> Drawn is the softmax over the names of the scores q·k / √d<sub>head</sub> of the chosen layer, of one "
-    "head or of the mean score of all heads. For all three decoders the masks are read from the last layer’s mean scores.</p>"
+    "head or of the mean score of all heads. For all three decoders the masks are read from the last layer’s mean scores. So "
+    "“none of these” takes part in the last layer, with the score of the threshold: a patch attends most to its label.</p>"
     "<p><b>What differs.</b> In LDVC patches are the queries and names the keys. In ZegCLIP’s decoder names are the queries "
     "and patches the keys; its own softmax, in the layers before the last, runs over the patches.</p>"
     "<p><b>Inside and outside.</b> The mean of a map over the pixels to which its own decoder gives that name, “none of "
     "these” included, and over all others.</p>"
-    "<p><b>Company.</b> The softmax over one name is 1 everywhere. So a single name is segmented together with a few words for "
-    "stuff, whose shares are added into one map.</p>"
+    "<p><b>Company.</b> A single name is segmented with a few words for stuff; their shares are added into one map.</p>"
     "<p><b>Without LCSA</b> is a decoder of its own, trained without the sub-layer: the paper’s ablation. "
     "<b>LCSA switched off</b> is the trained LDVC with the sub-layer left out at inference: an intervention. It shows what the "
     "other layers do by themselves, not what training without LCSA would have given.</p>"
@@ -173,7 +173,7 @@ class AttentionTab(Tab):
         """The maps of the names shown."""
         columns, names = self.columns(answer, values), answer.names
         options = {"photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
-        alone = [ONE_NAME] if len(names) == 1 and not columns[0].result.company else []
+        alone = [ONE_NAME] if len(names) == 1 and columns[0].company is columns[0].none is None else []
         how = self.segmenter.missing(answer, *DECODERS).values()
         return {
             self.note: html.notice(" ".join(dict.fromkeys([*alone, *how]))),
@@ -256,12 +256,14 @@ class Column:
         maps: (C, h, w) attention on the patch grid for all names, or None if there is no such decoder.
         result: where the maps are from.
         company: (h, w) attention to the words of `result.company` together, or None if there are none.
+        none: (h, w) attention to "none of these", or None before the last layer.
     """
 
     decoder: str
     maps: np.ndarray | None = None
     result: Segmentation | None = None
     company: np.ndarray | None = None
+    none: np.ndarray | None = None
 
     @classmethod
     def of(cls, decoder: str, result: Segmentation | None, layer: int, head: int | None) -> Column:
@@ -270,7 +272,8 @@ class Column:
             return cls(decoder)
         maps = result.cross_attention(layer=layer, head=head)
         company = result.company_attention(layer=layer, head=head) if result.company else None
-        return cls(decoder, maps, result, company)
+        none = result.none_attention(layer=layer, head=head)
+        return cls(decoder, maps, result, company, none if none.any() else None)
 
     @property
     def is_intervention(self) -> bool:
@@ -300,7 +303,7 @@ class Column:
 def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: bool) -> tuple[float, float]:
     """(0, 1), or the lowest and highest value of what is shown when rescaled, unless they are the same."""
     values = [column.maps[list(shown)] for column in columns if column.maps is not None]
-    values += [column.company for column in columns if column.company is not None]
+    values += [shares for column in columns for shares in (column.company, column.none) if shares is not None]
     if not rescale or not values:
         return 0.0, 1.0
     low, high = float(min(each.min() for each in values)), float(max(each.max() for each in values))
@@ -308,7 +311,7 @@ def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: boo
 
 
 def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: str, rescale: bool) -> str:
-    """Rows are names, columns decoders, under one colour bar. A single name's company has a row of its own.
+    """Rows are names, then a single name's company and "none of these"; columns are decoders; above is one colour bar.
 
     Args:
         shown: indices of the names to draw.
@@ -322,9 +325,9 @@ def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: st
     for index in shown:
         cells = "".join(_cell(column, index, names[index], *scale) for column in columns)
         rows.append(html.name_label(names[index], main.seen[index], colours[index]) + cells)
-    if any(column.company is not None for column in columns):
-        rows.append(_company_row(columns, *scale))
-    first, *others = rows
+    help_text = f'{escape(", ".join(main.company))} <small>{COMPANY_HELP}</small>'
+    rows += _row([(column, column.company) for column in columns], texts.COMPANY, f": {help_text}", *scale)
+    first, *others = [*rows, *_row([(column, column.none) for column in columns], texts.NONE_OF_THESE, "", *scale)]
     table = f'<div class="ldvc-maps-row ldvc-maps-head">{first}</div>' + "".join(
         f'<div class="ldvc-maps-row">{row}</div>' for row in others
     )
@@ -345,18 +348,15 @@ def _mark(column: Column) -> str:
     return " ldvc-is-intervention" if column.is_intervention else ""
 
 
-def _company_row(columns: Sequence[Column], low: float, high: float) -> str:
-    words = next(column.result.company for column in columns if column.company is not None)
+def _row(shares: Sequence[tuple[Column, np.ndarray | None]], title: str, more: str, low: float, high: float) -> list[str]:
+    """The row of what shares the attention with the names; `more` is HTML. No row where no column has it."""
+    if all(values is None for _, values in shares):
+        return []
     cells = "".join(
-        _missing(column)
-        if column.company is None
-        else _map(column, column.enlarged(column.company, MAP_SIDE), texts.COMPANY, "", low, high)
-        for column in columns
+        _missing(column) if values is None else _map(column, column.enlarged(values, MAP_SIDE), title, "", low, high)
+        for column, values in shares
     )
-    return (
-        f'<div class="ldvc-label ldvc-company"><span><b>{texts.COMPANY}:</b> {escape(", ".join(words))} '
-        f"<small>{COMPANY_HELP}</small></span></div>{cells}"
-    )
+    return [f'<div class="ldvc-label ldvc-company"><span><b>{title}</b>{more}</span></div>{cells}']
 
 
 def _cell(column: Column, index: int, name: str, low: float, high: float) -> str:

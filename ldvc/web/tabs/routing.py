@@ -124,7 +124,8 @@ class RoutedPatch:
         routing: regions, affinities, token attention.
         attention: (h, w) token attention on the grid of `routing`, of one head or the mean of all.
         inside: for each chosen region the share of attention that falls into it; they add up to 1.
-        shares: (C,) softmax over the names; with company they add up to less than 1.
+        shares: (C,) attention to the names; with company and "none of these" they add up to less than 1.
+        none: attention to "none of these"; 0 before the last layer.
         company: words that share the attention with a single name.
         label, score: index of the name that the patch got, and its score, 0..1.
     """
@@ -138,6 +139,7 @@ class RoutedPatch:
     attention: np.ndarray
     inside: list[float]
     shares: np.ndarray
+    none: float
     company: list[str]
     label: int
     score: float
@@ -161,6 +163,7 @@ class RoutedPatch:
             attention=attention,
             inside=[float(attention[top:bottom, left:right].sum()) for top, left, bottom, right in boxes],
             shares=result.cross_attention(layer=layer, head=head)[:, row, column],
+            none=float(result.none_attention(layer=layer, head=head)[row, column]),
             company=result.company,
             label=label,
             score=float(result.patch_scores(row, column)[label]),
@@ -314,10 +317,11 @@ def steps(patch: RoutedPatch, result: Segmentation, *, layer: int, head: str) ->
     if len(names) > len(order):
         rest = number(float(patch.shares.sum() - patch.shares[order].sum()))
         bars += f'<li class="ldvc-subdued">and {len(names) - len(order)} more names: {rest} together</li>'
-    if patch.company:
-        share = float(1 - patch.shares.sum())
+    others = [(texts.COMPANY, ", ".join(patch.company), float(1 - patch.shares.sum()) - patch.none)] if patch.company else []
+    others += [(texts.NONE_OF_THESE, "", patch.none)] if patch.none else []
+    for title, words, share in others:
         bars += (
-            f'<li class="ldvc-subdued" title="{escape(", ".join(patch.company))}"><span>{texts.COMPANY}</span>'
+            f'<li class="ldvc-subdued" title="{escape(words)}"><span>{title}</span>'
             f'{html.bar(share, NONE_COLOUR)}<span class="ldvc-number">{number(share)}</span></li>'
         )
     scale = html.scale_bar(f"Share of token attention, {head}", 0, float(patch.attention.max()), strength=1)
