@@ -129,4 +129,5 @@ def yolo_labels(labels: np.ndarray, classes: int) -> str:
 def yolo_data(names: Sequence[str]) -> str:
     """The file data.yaml of a YOLO data set, with the photos in the folder `images` beside `labels`."""
     listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
-    return f"# Put the photos into the folder images; their labels are in the folder labels.\ntrain: images\nval: images\nnames:\n{listed}"
+    note = "# Put the photos into the folder images beside the folder labels; a photo and its labels have one name.\n"
+    return f"{note}train: images\nval: images\nnames:\n{listed}"

@@ -1,4 +1,4 @@
-"""Files to download: the overlay, the masks, and what they mean. Pure functions of a result."""
+"""Files of a segmentation: the overlay, the masks, what they mean, and annotations. Pure functions of a result."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ import numpy as np
 from PIL import Image
 
 from ldvc import __version__
+from ldvc.annotations import coco, coco_annotations, yolo_data, yolo_labels
 from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, OPACITY, colours_for, fit_size, overlay, rgb
 
 SCORES_SIDE = 384
-KINDS = {"overlay": "overlay.png", "mask": "mask.png", "masks": "masks.zip", "data": "segmentation.json"}
+KINDS = {
+    "overlay": "overlay.png",
+    "mask": "mask.png",
+    "masks": "masks.zip",
+    "data": "segmentation.json",
+    "coco": "coco.json",
+    "yolo": "yolo.zip",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,11 @@ def safe_name(text: str, *, default: str = "class") -> str:
     return re.sub(r"[^\w-]+", "_", text).strip("_-")[:40].rstrip("_-") or default
 
 
+def photo_stem(photo: str) -> str:
+    """A photo's file name without suffix, as the start of other file names."""
+    return safe_name(re.sub(r"\.[^.]*$", "", photo), default="photo")
+
+
 def make_file(
     kind: str, result: Segmentation, *, style: OverlayStyle, identity: Identity, photo: str = "photo"
 ) -> tuple[str, bytes]:
@@ -54,12 +67,14 @@ def make_file(
         result: the segmentation, with its threshold.
         photo: the photo's file name; only its stem is used.
     """
-    stem = safe_name(re.sub(r"\.[^.]*$", "", photo), default="photo")
+    stem = photo_stem(photo)
     makers = {
         "overlay": lambda: overlay_png(result, style),
         "mask": lambda: mask_png(result),
         "masks": lambda: masks_zip(result, identity, photo),
         "data": lambda: as_json(description(result, identity, photo)),
+        "coco": lambda: coco_json(result, identity, photo),
+        "yolo": lambda: yolo_zip(result, stem),
     }
     return f"{stem}-{KINDS[kind]}", makers[kind]()
 
@@ -101,6 +116,33 @@ def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
     return buffer.getvalue()
 
 
+def coco_json(result: Segmentation, identity: Identity, photo: str) -> bytes:
+    """A COCO file of one photo with the masks as RLE."""
+    image = {"file_name": photo, "width": result.size[1], "height": result.size[0]}
+    found = list(coco_annotations(result.labels, len(result.names)))
+    content = coco([(image, found)], names=result.names, seen=result.seen, info=model_info(result, identity))
+    return as_json(content)
+
+
+def yolo_zip(result: Segmentation, stem: str) -> bytes:
+    """A YOLO data set of one photo, without the photo: labels/STEM.txt and data.yaml."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"labels/{stem}.txt", yolo_labels(result.labels, len(result.names)))
+        archive.writestr("data.yaml", yolo_data(result.names))
+    return buffer.getvalue()
+
+
+def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
+    """Which model made a result."""
+    return {
+        "checkpoint": identity.checkpoint,
+        "decoder": result.decoder,
+        "weights_sha256": identity.weights,
+        "software": f"ldvc {__version__}",
+    }
+
+
 def description(result: Segmentation, identity: Identity, photo: str) -> dict[str, Any]:
     """What the masks mean, and which model made them.
 
@@ -139,12 +181,7 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
         "classes": classes,
         "threshold": result.background,
         "none_of_these": {"index": 0, "area": round(float(none.mean()), 6), "pixels": int(none.sum())},
-        "model": {
-            "checkpoint": identity.checkpoint,
-            "decoder": result.decoder,
-            "weights_sha256": identity.weights,
-            "software": f"ldvc {__version__}",
-        },
+        "model": model_info(result, identity),
     }
 
 

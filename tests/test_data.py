@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ldvc.errors import DataError
+from tests.full_disk import full_disk
 from tests.tiny_data import make_set, make_sets
 from train.data import (
     BACKGROUND,
@@ -194,6 +196,12 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
         _, labels = random_view(*pair, caches[0].augmentation, generator, void=datasets[place].ignore_index)
         assert torch.equal(drawn[number]["labels"], torch.from_numpy(vocabulary.tables[place][labels]))
     assert met == {0, 1}, "all stored views are used"
+
+
+def test_stored_views_that_do_not_fit_the_disk_are_a_sentence(root: Path, tmp_path: Path) -> None:
+    """Before anything is computed, and not as a signal in the middle."""
+    with full_disk(200), pytest.raises(DataError, match=r"bf16 of 0 MB cannot be written .* give another --cache_dir"):
+        _caches(root, tmp_path / "cache")
 
 
 def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ldvc import __main__ as command_line
 from train import benchmark, config, evaluate, experiment, prepare, train
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
@@ -19,16 +20,17 @@ PARSERS = {
     "experiment.py": experiment,
     "benchmark.py": benchmark,
     "prepare.py": prepare,
+    "ldvc": command_line,
 }
 
 
 def commands() -> list[tuple[str, str]]:
-    """(document, command) of every line of a shell block that calls a program of `train/`."""
+    """(document, command) of every line of a shell block that calls a program of `train/` or `python -m ldvc`."""
     found = []
     for document in DOCUMENTS:
         for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if re.search(r"\btrain/(train|evaluate|experiment|benchmark|prepare)\.py", line):
+                if re.search(r"\btrain/(train|evaluate|experiment|benchmark|prepare)\.py|-m ldvc\b", line):
                     found.append((document.name, line))
     return found
 
@@ -45,6 +47,14 @@ def test_the_lock_file_holds_every_package() -> None:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], *project["optional-dependencies"]["dev"]]
     names = {re.split(r"[<>=\[]", each)[0].lower().replace("_", "-") for each in wanted} - {"ldvc"}
     assert names <= locked, names - locked
+
+
+def test_the_licence_of_every_package_is_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    names = {re.split(r"[<>=\[]", each)[0] for each in wanted} - {"ldvc"}
+    assert not [name for name in names if f" {name}: " not in listed]
 
 
 @pytest.mark.parametrize(("document", "command"), commands())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from ldvc.errors import CheckpointError
 from ldvc.weights import load_tensors
-from tests.forked import history, make_workplace, run, train_here
+from tests.forked import history, make_workplace, run, same_end, train_here
+from tests.tiny_run import config_of, make_root
+from tools.kill_training import kill_at_random
 from train.checkpoints import checkpoints_of, find_checkpoint, read_state
 from train.config import ConfigError
+from train.train import train
 
 KILLED = -signal.SIGKILL
 
@@ -23,23 +27,6 @@ KILLED = -signal.SIGKILL
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
     return make_workplace(tmp_path_factory.mktemp("resume"), tiny_clip_folder)
-
-
-def same_end(left: Path, right: Path) -> None:
-    """Two finished runs agree in weights, optimiser state and loss curve, bit by bit."""
-    first, second = (checkpoints_of(folder)[-1] for folder in (left, right))
-    assert first.name == second.name
-    for file in ("trainable.safetensors", "../model.safetensors"):
-        one, two = load_file(first / file), load_file(second / file)
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), file
-    one, two = (torch.load(path / "optimizer.bin", weights_only=True) for path in (first, second))
-    assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
-    assert all(
-        torch.equal(one["state"][index][key], two["state"][index][key])
-        for index in one["state"]
-        for key in ("step", "exp_avg", "exp_avg_sq")
-    )
-    assert history(left) == history(right)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +47,12 @@ def test_killed_and_resumed_equals_uninterrupted(root: Path, processes: int, cha
     log = (root / f"{name}-cut" / "log.txt").read_text()
     assert "resumed from" in log and "note:" not in log
     same_end(root / f"{name}-whole", root / f"{name}-cut")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets and configuration of runs in this process."""
+    return make_root(tmp_path_factory.mktemp("settings"))
 
 
 # The function whose n-th call is killed while the second checkpoint is written, and the step that a resumed run starts from.
@@ -92,6 +85,56 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(root: Path, whole: P
     assert f"resumed from {root / name / f'checkpoint-{left}'} at step {left}" in (root / name / "log.txt").read_text()
     same_end(whole, root / name)
     assert [path.name for path in (root / name).glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path, tiny_clip_folder: Path, processes: int) -> None:
+    """`python -m tools.kill_training --kills 30` does it for longer; docs/trust.md has its output."""
+    kill_at_random(make_workplace(tmp_path, tiny_clip_folder), kills=2, processes=processes, seed=processes)
+
+
+FULL = {
+    "weights": ("train.checkpoints.save_file", OSError(errno.ENOSPC, "No space left on device")),
+    "optimiser": ("accelerate.checkpointing.save", RuntimeError("PytorchStreamWriter: file write failed")),
+    "step": ("train.checkpoints.fsync_folder", OSError(errno.ENOSPC, "No space left on device")),
+}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    settings: Path, tiny_clip_folder: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, error = FULL[what]
+    config = config_of(settings, tiny_clip_folder, f"full-{what}", "checkpointing_steps=2", "max_train_steps=4")
+    train(config_of(settings, tiny_clip_folder, f"full-{what}", "checkpointing_steps=2", "max_train_steps=2"))
+    before = {path.name: path.read_bytes() for path in (Path(config.output_dir) / "checkpoint-2").iterdir()}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as disk:
+        disk.setattr(function, refuse)
+        words = r"checkpoint-4 cannot be written \(.*(No space|write failed).*\); checkpoint-2 is complete\. Free some space"
+        with pytest.raises(CheckpointError, match=words):
+            train(config, resume="latest")
+    assert {path.name: path.read_bytes() for path in (Path(config.output_dir) / "checkpoint-2").iterdir()} == before
+    assert checkpoints_of(train(config, resume="latest"))[-1].name == "checkpoint-4"
+
+
+def test_a_damaged_train_json_does_not_stop_a_resumed_run(settings: Path, tiny_clip_folder: Path) -> None:
+    folder = train(config_of(settings, tiny_clip_folder, "half", "max_train_steps=1"))
+    (folder / "train.json").write_text('{"model": {"cl')
+    train(config_of(settings, tiny_clip_folder, "half", "max_train_steps=2"), resume="latest")
+    assert json.loads((folder / "train.json").read_text())["max_train_steps"] == 2
+    assert {path.name for path in folder.glob("*.new")} == set()
+
+
+def test_a_damaged_optimiser_state_is_a_sentence(settings: Path, tiny_clip_folder: Path) -> None:
+    config = config_of(settings, tiny_clip_folder, "damaged", "max_train_steps=1")
+    file = train(config) / "checkpoint-1" / "optimizer.bin"
+    os.truncate(file, 1000)
+    with pytest.raises(CheckpointError, match="checkpoint-1 cannot be read .*resume from another checkpoint"):
+        train(config, resume="latest")
 
 
 def test_only_what_learns_is_stored(whole: Path, tiny_clip_folder: Path) -> None:

@@ -1,0 +1,207 @@
+"""The command line.
+
+    python -m ldvc segment FOLDER --names "dog, grass" --output OUT       many photos: overlays, masks, JSON, COCO, YOLO, areas
+    python -m ldvc attention PHOTO --names "dog, grass" --output figure.pdf    what each patch attends to, under three decoders
+    python -m ldvc compare PHOTO --names "dog, grass" --output figure.pdf      the photo under four decoders
+    python -m ldvc space PHOTO --names "dog, grass" --output figure.pdf        patches and names before and after two decoders
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ldvc.annotations import COCO_KINDS
+from ldvc.arrays import npz
+from ldvc.batch import Batch, find_photos, run, write
+from ldvc.class_names import ClassName, class_lists, drop_none_words, parse_names
+from ldvc.embedding_space import movement_of, shared_space
+from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
+from ldvc.figures import COLUMN, FORMATS, attention_figure, compare_figure, figure_bytes, space_figure
+from ldvc.predictor import PREDICTOR_DECODERS, Predictor
+from ldvc.result import Segmentation
+
+DECODERS = {  # of each figure, from left to right
+    "attention": ("ldvc", "ldvc_without_lcsa", "zegclip"),
+    "compare": PREDICTOR_DECODERS[::-1],
+    "space": ("ldvc", "zegclip"),
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command."""
+    parser = argparse.ArgumentParser(prog="python -m ldvc", description="Segment photos by class names.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    lists = ", ".join(class_lists())
+    shared.add_argument("--names", required=True, help=f'"dog, grass, sofa | couch", or the name of a class list: {lists}')
+    shared.add_argument("--model", default="lite", help="lite, a checkpoint folder, or a repository on the Hugging Face Hub")
+    shared.add_argument(
+        "--threshold",
+        type=threshold,
+        default="default",
+        help='a lower score is none of these; 0 to 1, "none" = every pixel gets a name (default: of the checkpoint)',
+    )
+
+    segment = commands.add_parser("segment", parents=[shared], help="segment photos and write files for each")
+    segment.add_argument("photos", type=Path, nargs="+", help="files and folders")
+    segment.add_argument("--output", type=Path, required=True, help="folder of all files; an earlier run is continued")
+    segment.add_argument("--decoder", default="ldvc", choices=PREDICTOR_DECODERS)
+    segment.add_argument("--coco", nargs="?", const="rle", choices=COCO_KINDS, help="write coco.json (default: rle)")
+    segment.add_argument("--yolo", action="store_true", help="write labels of YOLO segmentation")
+    segment.add_argument("--jobs", type=positive, default=1, help="processes, each with one thread if there are several")
+
+    helps = {
+        "attention": "draw what each patch attends to, under three decoders",
+        "compare": "draw the photo as four decoders segment it",
+        "space": "draw patches and names before and after two decoders",
+    }
+    for command, text in helps.items():
+        figure = commands.add_parser(command, parents=[shared], help=text)
+        figure.add_argument("photo", type=Path)
+        figure.add_argument("--output", type=figure_path, required=True, help=f"file with the suffix {', '.join(FORMATS)}")
+        figure.add_argument("--width", type=float, default=COLUMN, help="in inches (default: 3.5, a column of two)")
+        figure.add_argument("--npz", type=Path, help="also write the arrays, documented in ldvc/arrays.py")
+        if command == "attention":
+            figure.add_argument("--layer", type=int, default=0, help="of the decoder, from 1; 0 = the last")
+            figure.add_argument("--head", type=int, default=0, help="from 1; 0 = mean of all")
+    return parser.parse_args(arguments)
+
+
+def figure_path(text: str) -> Path:
+    """A path whose suffix is one of `FORMATS`."""
+    path = Path(text)
+    if path.suffix.lower()[1:] not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text} must end with .{', .'.join(FORMATS)}")
+    return path
+
+
+def threshold(text: str) -> float | str | None:
+    """A number from 0 to 1, "default", or None for "none"."""
+    if text in ("none", "default"):
+        return None if text == "none" else text
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def question(options: argparse.Namespace) -> tuple[list[ClassName], float | str | None]:
+    """The classes, of a list's name or of names as people type them, and the threshold.
+
+    Raises:
+        InvalidNamesError: the names cannot be used.
+    """
+    ready = class_lists().get(options.names.strip())
+    classes, none_named = drop_none_words(parse_names(ready.classes if ready else options.names))
+    return classes, "default" if none_named and options.threshold is None else options.threshold
+
+
+def segment(options: argparse.Namespace) -> str:
+    """Segment many photos; returns a sentence about the result.
+
+    Raises:
+        LdvcError: no photo could be read, or the model cannot be loaded.
+    """
+    names, background = question(options)
+    batch = Batch(
+        output=options.output,
+        names=tuple(names),
+        model=options.model,
+        decoder=options.decoder,
+        background=background,
+        coco=options.coco,
+        yolo=options.yolo,
+    )
+    photos = find_photos(options.photos, options.output)
+    if not photos:
+        raise LdvcError(f"There are no photos in {', '.join(map(str, options.photos))}.")
+    done = run(batch, photos, jobs=options.jobs, progress=lambda each: tqdm(each, total=len(photos), unit="photo"))
+    skipped, resumed = sum(each.problem is not None for each in done), sum(each.resumed for each in done)
+    listed = f"{skipped} could not be read, see {options.output / 'skipped.txt'}"
+    if skipped == len(photos):
+        raise LdvcError(f"No photo was segmented: {listed}.")
+    sentence = f"{len(photos) - skipped} of {len(photos)} photos are in {options.output}"
+    if resumed:
+        sentence += f", {resumed} of them from an earlier run"
+    return f"{sentence}; {listed}." if skipped else f"{sentence}."
+
+
+def draw(options: argparse.Namespace) -> str:
+    """Draw a figure of a photo; returns a sentence about the files.
+
+    Raises:
+        LdvcError: the photo cannot be read, the model cannot be loaded, or the decoder has no such layer or head.
+    """
+    names, background = question(options)
+    main = Predictor.from_pretrained(options.model)
+    image, results = main.encode_image(options.photo), {}
+    for decoder in DECODERS[options.command]:
+        with suppress(CheckpointError, WeightsNotFoundError):  # a checkpoint need not have all decoders
+            results[decoder] = main.sibling(decoder).segment(names, image=image, background=background, features=True)
+    if options.command == "attention":
+        figure = attention_figure(results, **layer_and_head(results, options), width=options.width)
+    elif options.command == "compare":
+        figure = compare_figure(results, width=options.width)
+    else:
+        space = shared_space({decoder: movement_of(result) for decoder, result in results.items()})
+        figure = space_figure(space, results["ldvc"], width=options.width)
+    write(options.output, figure_bytes(figure, options.output.suffix.lower()[1:]))
+    if options.npz:
+        write(options.npz, npz(results))
+    return f"The figure is in {options.output}" + (f", the arrays are in {options.npz}." if options.npz else ".")
+
+
+def layer_and_head(results: dict[str, Segmentation], options: argparse.Namespace) -> dict[str, int | None]:
+    """Arguments of `attention_figure`.
+
+    Raises:
+        LdvcError: a decoder has no such layer or head.
+    """
+    layers, heads = map(min, zip(*(result.attention_shape for result in results.values()), strict=True))
+    if not (0 <= options.layer <= layers and 0 <= options.head <= heads):
+        raise LdvcError(
+            f"The decoders have {layers} layers and {heads} heads, counted from 1; 0 is the last layer or the mean of heads."
+        )
+    return {"layer": (options.layer or layers) - 1, "head": options.head - 1 if options.head else None}
+
+
+COMMANDS = {"segment": segment, "attention": draw, "compare": draw, "space": draw}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = parse(arguments)
+    try:
+        print(COMMANDS[options.command](options))
+    except LdvcError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"A file cannot be used: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("A process ended, perhaps for want of memory. Use fewer --jobs; finished photos are kept.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where this one ended.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

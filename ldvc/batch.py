@@ -1,0 +1,265 @@
+"""Segments many photos and writes files for each, and annotations for all.
+
+    OUT/overlay/NAME.png    the painted photo
+    OUT/mask/NAME.png       label map with a palette: 0 is none of these, i the class with "index" i
+    OUT/data/NAME.json      names, areas, scores, model, see `ldvc.export.description`; "settings" decide what is done again
+    OUT/areas.csv           a line for each photo and class
+    OUT/skipped.txt         photos that could not be read, with the reason; only if there are any
+    OUT/coco.json           on request
+    OUT/yolo/data.yaml, OUT/yolo/labels/NAME.txt    on request
+
+NAME is the path of the photo in the folder that was given, without its suffix. Each file is written beside its place and
+renamed, NAME.json last. A photo whose NAME.json has the same settings is not segmented again: an interrupted run goes on where
+it ended.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldvc import __version__
+from ldvc.annotations import coco, coco_annotations, yolo_data, yolo_labels
+from ldvc.class_names import ClassName
+from ldvc.errors import InvalidImageError
+from ldvc.export import Identity, OverlayStyle, as_json, description, mask_png, overlay_png
+from ldvc.image_io import FORMATS, load_picture
+from ldvc.predictor import Predictor
+
+AREA_COLUMNS = ("photo", "class", "seen", "pixels", "area", "score_highest", "score_mean")
+NONE_OF_THESE = "none of these"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo to segment: where it is, its `file_name` in the annotations, and the `name` of its files without suffix."""
+
+    path: Path
+    file_name: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a photo.
+
+    Attributes:
+        photo: the photo.
+        problem: why it could not be read, or None.
+        data: content of its JSON file.
+        annotations: for the COCO file; empty if there will be none.
+        resumed: whether an earlier run had segmented it.
+    """
+
+    photo: Photo
+    problem: str | None = None
+    data: dict[str, Any] | None = None
+    annotations: tuple[dict[str, Any], ...] = ()
+    resumed: bool = False
+
+
+def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
+    """The photos of some files and folders, in this order; those of a folder and its subfolders by path.
+
+    In folders, files count as photos by their suffix; hidden files and those under `output` do not count.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found, taken = [], set()
+    for source in sources:
+        paths = [source]
+        if source.is_dir():
+            inside = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
+            hidden = (path for path in inside if not path.name.startswith("."))
+            paths = [path for path in hidden if output.resolve() not in path.resolve().parents]
+        for path in paths:
+            relative = path.relative_to(source) if source.is_dir() else Path(path.name)
+            stem = name = relative.with_suffix("").as_posix()
+            count = 1
+            while name.casefold() in taken:  # two photos of one name, or names that some file systems do not tell apart
+                count += 1
+                name = f"{stem}_{count}"
+            taken.add(name.casefold())
+            found.append(Photo(path, relative.as_posix(), name))
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Settings of a run.
+
+    Attributes:
+        output: folder of all files.
+        names: the classes.
+        model, decoder: see `Predictor.from_pretrained`.
+        background: threshold, see `Predictor.segment`.
+        coco: None, or of `ldvc.annotations.COCO_KINDS`.
+        yolo: whether to write labels of YOLO segmentation.
+    """
+
+    output: Path
+    names: tuple[ClassName, ...]
+    model: str = "lite"
+    decoder: str = "ldvc"
+    background: float | str | None = "default"
+    coco: str | None = None
+    yolo: bool = False
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Loaded once in each process.
+
+        Raises:
+            CheckpointError, WeightsNotFoundError: it cannot be loaded.
+        """
+        return Predictor.from_pretrained(self.model, decoder=self.decoder)
+
+    def process(self, photo: Photo) -> Done:
+        """Segment a photo unless an earlier run did, and write its files."""
+        digest = self.predictor.weights_digest
+        try:
+            fingerprint = hashlib.sha256(photo.path.read_bytes()).hexdigest() if photo.path.is_file() else ""
+            settings = {
+                "photo_sha256": fingerprint,
+                "names": [each.text for each in self.names],
+                "decoder": self.decoder,
+                "threshold": self.background,
+                "weights_sha256": digest,
+                "software": __version__,
+            }
+            earlier = self._earlier(photo, settings)
+            picture = None if earlier else load_picture(photo.path)
+        except (InvalidImageError, OSError) as error:
+            return Done(photo, str(error))
+        data, labels = earlier or self._segment(photo, picture, settings)
+        if self.yolo:
+            write(self._path("yolo/labels", photo, "txt"), yolo_labels(labels, len(self.names)).encode())
+        annotations = coco_annotations(labels, len(self.names), self.coco) if self.coco else ()
+        return Done(photo, data=data, annotations=tuple(annotations), resumed=earlier is not None)
+
+    def _segment(self, photo: Photo, picture: np.ndarray, settings: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """The content of the JSON file and the label map."""
+        predictor = self.predictor
+        image = predictor.encode_image(picture)
+        result = predictor.segment(self.names, image=image, background=self.background, attention=False)
+        identity = Identity(Path(self.model).name, predictor.weights_digest)
+        data = {**description(result, identity, photo.file_name), "settings": settings}
+        write(self._path("overlay", photo, "png"), overlay_png(result, OverlayStyle()))
+        write(self._path("mask", photo, "png"), mask_png(result))
+        write(self._path("data", photo, "json"), as_json(data))
+        return data, result.labels
+
+    def _earlier(self, photo: Photo, settings: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray] | None:
+        """What an earlier run with the same settings wrote for the same photo, or None."""
+        try:
+            data = json.loads(self._path("data", photo, "json").read_text(encoding="utf-8"))
+            same = data["settings"] == settings and data["photo"] == photo.file_name
+            if not (same and self._path("overlay", photo, "png").is_file()):
+                return None
+            with Image.open(self._path("mask", photo, "png")) as mask:
+                return data, np.asarray(mask).astype(np.int64) - 1
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _path(self, kind: str, photo: Photo, suffix: str) -> Path:
+        return self.output / kind / f"{photo.name}.{suffix}"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that it is never there in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def run(
+    batch: Batch,
+    photos: Sequence[Photo],
+    *,
+    jobs: int = 1,
+    progress: Callable[[Iterator[Done]], Iterator[Done]] = iter,
+) -> list[Done]:
+    """Process all photos and write the files about all of them.
+
+    Args:
+        photos: of `find_photos`.
+        jobs: processes. With several, each computes with one thread; they share a GPU if there is one.
+        progress: wraps the iterator of finished photos, as tqdm does.
+
+    Raises:
+        CheckpointError, WeightsNotFoundError: the model cannot be loaded.
+        BrokenProcessPool: the system ended a process, mostly for want of memory.
+    """
+    if jobs == 1 or len(photos) < 2:
+        done = list(progress(map(batch.process, photos)))
+    else:
+        context = multiprocessing.get_context("spawn")  # a fork of a process with a GPU or threads fails
+        with ProcessPoolExecutor(min(jobs, len(photos)), context, initializer=_start_process, initargs=(batch,)) as pool:
+            try:
+                done = list(progress(pool.map(_process, photos)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finished = [each for each in done if each.problem is None]
+    write(batch.output / "areas.csv", areas_csv(finished))
+    if batch.coco and finished:
+        write(batch.output / "coco.json", coco_of(batch, finished))
+    if batch.yolo:
+        write(batch.output / "yolo" / "data.yaml", yolo_data([each.title for each in batch.names]).encode())
+    skipped = "".join(f"{each.photo.path}\t{each.problem}\n" for each in done if each.problem is not None)
+    if skipped:
+        write(batch.output / "skipped.txt", skipped.encode())
+    else:
+        (batch.output / "skipped.txt").unlink(missing_ok=True)
+    return done
+
+
+def areas_csv(finished: Sequence[Done]) -> bytes:
+    """A line for each photo and class, then one for none of these; areas are shares of the photo."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(AREA_COLUMNS)
+    for each in finished:
+        for row in each.data["classes"]:
+            score = row["score"]
+            line = (row["name"], row["seen"], row["pixels"], row["area"], score["highest"], score["mean"])
+            table.writerow((each.photo.file_name, *line))
+        rest = each.data["none_of_these"]
+        table.writerow((each.photo.file_name, NONE_OF_THESE, "", rest["pixels"], rest["area"], "", ""))
+    return text.getvalue().encode()
+
+
+def coco_of(batch: Batch, finished: Sequence[Done]) -> bytes:
+    """The COCO file of all photos."""
+    first = finished[0].data
+    photos = [({"file_name": each.photo.file_name, **each.data["size"]}, each.annotations) for each in finished]
+    classes = first["classes"]
+    names, seen = [row["name"] for row in classes], [row["seen"] for row in classes]
+    return json.dumps(coco(photos, names=names, seen=seen, info=first["model"]), ensure_ascii=False).encode()
+
+
+_batch: Batch | None = None  # of a process of `run`
+
+
+def _start_process(batch: Batch) -> None:
+    global _batch
+    torch.set_num_threads(1)
+    _batch = batch
+
+
+def _process(photo: Photo) -> Done:
+    return _batch.process(photo)

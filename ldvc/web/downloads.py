@@ -1,0 +1,89 @@
+"""Buttons that make a file of the answer, which the browser then saves."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ldvc.web import html, texts
+from ldvc.web.session import Answer
+
+log = logging.getLogger(__name__)
+
+SAVE = """(file) => {
+  const link = document.createElement("a");
+  link.href = file.url;
+  link.download = file.orig_name;
+  link.click();
+}"""
+
+
+class Downloads:
+    """A row of buttons, with a place for a sentence if a file cannot be made.
+
+    Args:
+        prefix: of the elements' ids: a button is "PREFIX-KIND".
+        labels: of the buttons, by kind of file.
+        make: the name and the content of a file of a kind, from the answer and the values of the tab's widgets.
+    """
+
+    def __init__(
+        self, prefix: str, labels: Mapping[str, str], make: Callable[[str, Answer, dict[Any, Any]], tuple[str, bytes]]
+    ) -> None:
+        self.make = make
+        with gr.Row(equal_height=True, elem_classes="ldvc-buttons"):
+            self.buttons = {
+                kind: gr.Button(label, size="sm", min_width=110, elem_id=f"{prefix}-{kind}") for kind, label in labels.items()
+            }
+        self.file = gr.DownloadButton(visible="hidden", elem_id=f"{prefix}-file")
+        self.problem = gr.HTML(elem_classes="ldvc-message", elem_id=f"{prefix}-problem")
+
+    def wire(self, session: gr.State, inputs: set[Any], options: dict[str, Any], after: Callable[[Any], None]) -> None:
+        """Declare the events.
+
+        Args:
+            session: of the visitor, one of `inputs`.
+            options: of the events.
+            after: declares what follows when a file is made.
+        """
+        for kind, button in self.buttons.items():
+            made = button.click(
+                self._maker(kind, session),
+                inputs,
+                [self.file, self.problem],
+                show_progress="minimal",
+                show_progress_on=button,
+                api_visibility="private",
+                **options,
+            )
+            made.success(None, self.file, None, js=SAVE, api_visibility="private")
+            after(made)
+
+    def _maker(self, kind: str, session: gr.State) -> Callable[[dict[Any, Any]], list[Any]]:
+        def make(values: dict[Any, Any]) -> list[Any]:
+            answer = values[session].answer
+            sentence = texts.EXPIRED
+            if answer is not None:
+                try:
+                    return [self.write(*self.make(kind, answer, values)), ""]
+                except OSError as error:  # the disk is full
+                    log.error("a download could not be written: %s", error.strerror)
+                    sentence = texts.NO_SPACE
+                except Exception:
+                    log.exception("a download failed")
+                    sentence = texts.UNEXPECTED
+            return [gr.skip(), html.problem(sentence)]
+
+        return make
+
+    def write(self, name: str, content: bytes) -> str:
+        """Path of a new file, in a folder of its own where Gradio keeps its files for a while."""
+        folder = Path(self.file.GRADIO_CACHE) / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+        return str(folder / name)
