@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,12 +202,11 @@ def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
     client.close()
 
 
-def test_program_of_the_readme(space: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Runs as it stands in the README, and leaves no endpoint of the page out."""
+def test_program_of_the_documents(space: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Runs as it is in docs/api.md, and leaves no endpoint of the page out."""
     import gradio_client
 
-    readme = (ROOT / "README.md").read_text("utf-8")
-    (program,) = [each for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in each]
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.DOTALL)
     client = gradio_client.Client(space.address, verbose=False)
     asked_for = []
     monkeypatch.setattr(gradio_client, "Client", lambda address: asked_for.append(address) or client)
@@ -224,7 +224,7 @@ def test_program_of_the_readme(space: Served, monkeypatch: pytest.MonkeyPatch, c
     for index, each in enumerate(found["data"]["classes"], start=1):
         assert each["area"] == pytest.approx((labels == index).mean(), abs=1e-3)
     assert [each["name"] for each in found["data"]["classes"]] == ["dog", "grass", "cat"]
-    assert json.loads(Path(found["file"]).read_text("utf-8"))  # the last kind: data
+    assert zipfile.ZipFile(found["file"]).namelist(), "the last kind: YOLO"
     shares = np.array(found["share"])
     assert shares.shape == (found["attention"]["grid"]["rows"], found["attention"]["grid"]["columns"])
     assert 0 <= shares.min() < shares.max() <= 1
