@@ -107,6 +107,7 @@ def test_d3_training_learns_with_the_mean_of_the_sentences(published: LDVC, tiny
 
     class Grass:
         name, classes, own_words, background_index, ignore_index, exhaustive = "x", ["grass", "sky"], True, None, 255, True
+        shown = None
 
         def class_indices(self) -> list[int]:
             return [0, 1]

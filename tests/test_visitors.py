@@ -180,6 +180,12 @@ def test_nothing_shared_holds_a_photo(registry: ModelRegistry, photos: dict[str,
 
 def test_sessions_forget(page: gr.Blocks, photos: dict[str, Path]) -> None:
     """What the server knows of a photo is in its visitor's session, and is gone with it."""
+
+    def alive() -> list[ImageState | Segmentation]:
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) in (ImageState, Segmentation)]
+
+    before = {id(each) for each in alive()}  # of other tests
     for name in photos:
         act(page.local_url, name, photos[name])
     sessions = page.app.state_holder.session_data
@@ -187,6 +193,5 @@ def test_sessions_forget(page: gr.Blocks, photos: dict[str, Path]) -> None:
     assert sum(isinstance(value, Session) and value.answer is not None for value in kept) >= len(photos)
     del kept
     sessions.clear()
-    gc.collect()
-    left = [each for each in gc.get_objects() if type(each) in (ImageState, Segmentation)]
+    left = [each for each in alive() if id(each) not in before]
     assert not left, f"{len(left)} photos or results are kept outside the sessions"
