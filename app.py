@@ -2,7 +2,10 @@
 
 Environment variables:
     LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"; "full" opens the page with that choice
-    LDVC_FULL            decoder checkpoint (folder or Hub id) for the choice "full"
+    LDVC_FULL            decoder checkpoint (folder or Hub id) for the choice "full"; without one it is CLIP alone
+    LDVC_CLIP_WEIGHTS    file with the weights of the full CLIP, instead of a download
+    LDVC_ANSWERS_GB      memory for the answers of all visitors in GB (1.5); the oldest are forgotten
+    GRADIO_TEMP_DIR      folder for uploaded photos and downloads, instead of a new one that is removed at the end
     GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
 """
 
@@ -11,22 +14,32 @@ import os
 import sys
 import threading
 
-# Before Gradio is imported: no telemetry, no search for newer versions.
+# Before Gradio is imported: no telemetry, no search for newer versions, and where it keeps files.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from ldvc.web import temporary
+
+os.environ[temporary.VARIABLE] = temporary.choose_folder()
 
 from ldvc.web.gpu import gpu_is_lent  # before anything that imports torch
 
 # isort: split
 from ldvc.errors import LdvcError
 from ldvc.web.models import ModelRegistry
-from ldvc.web.page import build_page, launch_options
+from ldvc.web.page import answers_limit, build_page, launch_options
 
 
 def main() -> None:
     """Load the model, build the page, serve it."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("httpx", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        temporary.check_folder()
+        answers_limit()
+    except LdvcError as error:
+        sys.exit(str(error))
     try:
         registry = ModelRegistry.from_environment()
     except LdvcError as error:

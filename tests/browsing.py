@@ -74,6 +74,7 @@ class Visitor:
         self.errors: list[str] = []
         self.page.on("request", self._note_request)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note_violation)
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         self.page.goto(url)
         self.page.get_by_role("button", name="Segment", exact=True).wait_for()
@@ -81,6 +82,10 @@ class Visitor:
     def _note_request(self, request) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
             self.foreign.append(request.url)
+
+    def _note_violation(self, message) -> None:
+        if "Content Security Policy" in message.text:
+            self.errors.append(message.text)
 
     def upload(self, path: Path) -> None:
         """Choose a file and wait until it has arrived."""

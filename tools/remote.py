@@ -131,14 +131,15 @@ class Visitor:
             "meta": {"_type": "gradio.FileData"},
         }
 
-    def trigger(self, elem_id: str, event: str) -> dict[str, Any]:
-        """Send an event of a component and wait for the answer.
+    def send(self, elem_id: str, event: str) -> dict[str, Any]:
+        """Send an event of a component, without waiting for the answer.
 
         Returns:
-            What the event changed, by the elem_id of the component, as sent.
+            Gradio's description of the event.
 
         Raises:
-            PageError: the page has no such event, or it failed.
+            PageError: the page has no such event.
+            httpx.HTTPStatusError: it was refused; status 503: the queue is full.
         """
         source = self._ids[elem_id]
         found = [each for each in self._dependencies if [source, event] in each["targets"] and each["backend_fn"]]
@@ -153,6 +154,18 @@ class Visitor:
             "session_hash": self._session,
         }
         self.http.post(f"{self._api}/queue/join", json=question).raise_for_status()
+        return dependency
+
+    def trigger(self, elem_id: str, event: str) -> dict[str, Any]:
+        """Send an event of a component and wait for the answer.
+
+        Returns:
+            What the event changed, by the elem_id of the component, as sent.
+
+        Raises:
+            PageError: the event failed, or see `send`.
+        """
+        dependency = self.send(elem_id, event)
         output = self._answer()
         names = {component: name for name, component in self._ids.items()}
         changes = {}
@@ -174,6 +187,14 @@ class Visitor:
                     return message["output"]["data"]
         raise PageError("The page closed the connection before it answered.")
 
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """The tab is open inside the block; when it is left, the server notices that the tab is closed."""
+        with self.http.stream("GET", f"{self._api}/heartbeat/{self._session}") as stream:
+            lines = stream.iter_lines()  # httpx closes the connection when nothing refers to it
+            next(lines)
+            yield
+
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self.http.close()

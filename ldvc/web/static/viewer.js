@@ -9,11 +9,11 @@ const context = canvas.getContext("2d", { willReadFrequently: true });
 const NONE = -1;
 const MANY = 12; // classes from which on the legend is sorted by area
 const DEFAULT = "default";
-let answer = null; // the answer that is painted; what is decoded from its pictures:
+let answer = null; // the answer that is painted; what is decoded from it:
 let photo, grey, best, scores; // per pixel: RGBA, luminance, the best class, its score in 0..255
 let label; // per pixel: the class that is painted, or NONE
 let hovered = null; // class under the pointer in the legend
-let count = 0; // of answers, so that the pictures of an older one are dropped
+let count = 0; // of answers, so that an older one is dropped
 
 const pixels = async (uri, width, height) => {
   const image = new Image();
@@ -23,7 +23,12 @@ const pixels = async (uri, width, height) => {
   sheet.drawImage(image, 0, 0, width, height);
   return sheet.getImageData(0, 0, width, height).data;
 };
-const channel = (data) => Uint8Array.from({ length: data.length / 4 }, (_, i) => data[4 * i]);
+// Class numbers are bytes, not a picture: some browsers change what is read from a canvas, against fingerprinting.
+const unpack = async (packed) => {
+  const compressed = Uint8Array.from(atob(packed), (each) => each.charCodeAt(0));
+  const stream = new Blob([compressed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+};
 const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 const percent = (share) => (share > 0 && share < 0.01 ? "<1\u202f%" : `${Math.round(share * 100)}\u202f%`);
 const limit = () => {
@@ -144,9 +149,9 @@ const take = async () => {
     answer = null;
     return;
   }
-  const found = await Promise.all([next.photo, next.labels, next.scores].map((uri) => pixels(uri, next.width, next.height)));
+  const found = await Promise.all([pixels(next.photo, next.width, next.height), unpack(next.labels), unpack(next.scores)]);
   if (mine !== count) return;
-  [answer, hovered, photo, best, scores] = [next, null, found[0], channel(found[1]), channel(found[2])];
+  [answer, hovered, photo, best, scores] = [next, null, ...found];
   grey = Float32Array.from(best, (_, i) => 0.299 * photo[4 * i] + 0.587 * photo[4 * i + 1] + 0.114 * photo[4 * i + 2]);
   [canvas.width, canvas.height] = [next.width, next.height];
   const lines = [...next.classes, { title: next.none, seen: null, colour: next.none_colour }].map(line);

@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from ldvc.export import Identity, OverlayStyle, make_file
 from ldvc.result import Segmentation
@@ -21,7 +20,6 @@ from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
 from ldvc.web.tabs import VIEWER_DEFAULT, Changes, Shared, Tab, Values
 
-FAST = {"compress_level": 1, "compress_type": 3}  # Z_RLE of zlib: as fast as the default strategy, and smaller
 VIEW_SIDE = 1024  # long side of the painted photo in the browser; downloads have the photo's own size
 MAPS_SHOWN = 60  # class maps drawn at once; of longer lists, those that cover most
 
@@ -126,7 +124,7 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
         own_threshold: of the checkpoint.
 
     Returns:
-        Of the pictures, "labels" has the best class of each pixel (0 for the first), whatever the threshold; "scores" its
+        "labels" has the best class of each pixel, row by row (0 for the first), whatever the threshold; "scores" its
         score in 0..255, rounded so that a score is below 255 times the own threshold exactly where it is below in float32.
     """
     size = fit_size(*result.size, long_side=VIEW_SIDE)
@@ -137,8 +135,8 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
     rows = zip(result.names, titles(result), result.seen, colours_for(result.names), strict=True)
     return {
         "photo": photo,
-        "labels": html.data_uri(Image.fromarray(best.astype(np.uint8)), "png", **FAST),
-        "scores": html.data_uri(Image.fromarray(scores.astype(np.uint8)), "png", **FAST),
+        "labels": html.packed(best),
+        "scores": html.packed(scores),
         "width": size[1],
         "height": size[0],
         "classes": [

@@ -1,0 +1,203 @@
+"""What the server shows to the internet: the routes that the page needs, headers for browsers, sentences for failures."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import gradio as gr
+
+from ldvc.web import temporary, texts
+from ldvc.web.api_data import refusal
+from ldvc.web.session import Visits
+
+log = logging.getLogger(__name__)
+
+ROUTES = re.compile(
+    r"/(|config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/\d+)?|(static|assets)/.+"
+    r"|gradio_api/(info/?|openapi\.json|app_id/?|startup-events|theme\.css|login_check/?|user/?|heartbeat/\w+|upload|upload_progress"
+    r"|queue/(join|data)|cancel|reset/?|(call|run|api)/.+))",
+    re.DOTALL,
+)
+FILES = "/gradio_api/file="
+UPLOAD = "/gradio_api/upload"
+MAX_SENTENCE = 500  # characters
+SENTENCES = {422: texts.BAD_REQUEST, 503: texts.BUSY}  # instead of Gradio's lists of what is wrong, and "Queue is full"
+MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+HUB = "https://huggingface.co https://*.hf.space"
+
+
+def content_security_policy() -> str:
+    """The policy of the page: everything comes from this server.
+
+    Gradio needs inline scripts and `eval` for the scripts of a page. A Space is embedded in pages of the Hugging Face Hub, and
+    Gradio asks the Hub whether the Space runs.
+    """
+    hub = f" {HUB}" if os.environ.get("SPACE_ID") else ""
+    return (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        f"img-src 'self' data: blob:{hub}; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+        f"connect-src 'self' data: blob:{hub}; object-src 'none'; base-uri 'self'; form-action 'self'; "
+        f"frame-ancestors 'self' {HUB}"
+    )
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error behind those that Gradio wraps around it."""
+    known = {error}
+    while (cause := error.__cause__ or error.__context__) is not None and cause not in known:
+        known.add(error := cause)
+    return error
+
+
+class Surface:
+    """ASGI middleware.
+
+    Args:
+        app: the server.
+        folders: whose files may be fetched, besides those of Gradio's temporary folder.
+    """
+
+    def __init__(self, app: Any, *, folders: Sequence[Path]) -> None:
+        self.app = app
+        self.folders = [folder.resolve() for folder in folders]
+        self.headers = [
+            (b"content-security-policy", content_security_policy().encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"same-origin"),
+        ]
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        started = replaced = full = False
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal started, replaced
+            if message["type"] == "http.response.start":
+                started = True
+                sentence = SENTENCES.get(message["status"]) if path.startswith("/gradio_api/") else None
+                if sentence:
+                    replaced = True
+                    await reply(message["status"], sentence)
+                else:
+                    await send({**message, "headers": [*message["headers"], *self.headers]})
+            elif not replaced:
+                await send(message)
+
+        async def reply(status: int, sentence: str) -> None:
+            body = json.dumps({"detail": sentence}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self.headers]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        if not (ROUTES.fullmatch(path) or (path.startswith(FILES) and self._may_be_fetched(path.removeprefix(FILES)))):
+            await reply(404, texts.NOTHING_HERE)
+            return
+        try:
+            if path == UPLOAD:
+                await anyio.to_thread.run_sync(temporary.remove_oldest)
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            log.error("%s of a request: %s", type(error).__name__, path.split("/")[1:3])
+            if started:
+                await answer({"type": "http.response.body", "body": b""})
+            elif isinstance(error, OSError):
+                full = True
+                await reply(507, texts.NO_SPACE)
+            else:
+                await reply(400, texts.BAD_REQUEST)
+        if full:  # close the file that was being written, so that it can be removed
+            await anyio.to_thread.run_sync(gc.collect)
+            await anyio.to_thread.run_sync(temporary.remove_oldest)
+
+    def _may_be_fetched(self, path: str) -> bool:
+        try:
+            real = Path(path).resolve()
+            return Path(path).is_absolute() and any(
+                real.is_relative_to(folder) for folder in (temporary.folder().resolve(), *self.folders)
+            )
+        except (OSError, ValueError, RuntimeError):  # such as a null byte, or a loop of links
+            return False
+
+
+class Page(gr.Blocks):
+    """`gr.Blocks` that measures a visitor's memory after each event, and answers failures with a sentence.
+
+    Args:
+        visits: the memory of all visitors.
+        options: of `gr.Blocks`.
+
+    Attributes:
+        session: the component with the visitor's `Session`.
+    """
+
+    session: gr.State
+
+    def __init__(self, visits: Visits, **options: Any) -> None:
+        super().__init__(**options)
+        self.visits = visits
+        self._returned = 0.0
+        self.unload(self.leave)
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
+        """Check what was sent and turn it into the values of the function."""
+        try:
+            return await super().preprocess_data(block_fn, inputs, *rest, **options)
+        except (gr.Error, OSError):
+            raise
+        except Exception as error:
+            if isinstance(first := first_error(error), OSError):
+                raise OSError(first.errno, first.strerror) from None
+            count, wanted = len(inputs), len(block_fn.inputs)
+            raise refusal(
+                texts.TOO_FEW_INPUTS.format(wanted=wanted, count=count) if count < wanted else texts.BAD_REQUEST
+            ) from error
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
+        """Answer an event."""
+        try:
+            return await super().process_api(block_fn, inputs, state, **options)
+        except gr.Error as error:
+            if len(str(error.message)) > MAX_SENTENCE:  # it quotes what was sent
+                error.message = f"{str(error.message)[:MAX_SENTENCE]}…"
+            raise
+        except Exception as error:
+            first = first_error(error)
+            if isinstance(first, OSError):
+                log.error("an event could not be answered: %s", first.strerror)
+                raise refusal(texts.NO_SPACE) from error
+            # Without the message, which may quote the visitor's data.
+            where = "".join(traceback.format_tb(first.__traceback__))
+            log.error("an event could not be answered: %s\n%s", type(first).__name__, where)
+            raise refusal(texts.UNEXPECTED) from error
+        finally:
+            if state is not None and self.session in block_fn.inputs:
+                self.visits.keep(state[self.session._id])
+                await self._return_memory()
+
+    async def _return_memory(self) -> None:
+        """Give memory that was freed back to the system, at most once a second; glibc would keep it for each thread."""
+        if MALLOC_TRIM is not None and time.monotonic() - self._returned > 1:
+            self._returned = time.monotonic()
+            await anyio.to_thread.run_sync(MALLOC_TRIM, 0)
+
+    def leave(self, request: gr.Request) -> None:
+        """The visitor closed the tab: forget the answer."""
+        state = self.app.state_holder.session_data.get(request.session_hash)
+        if state is not None:
+            self.visits.forget(state[self.session._id])

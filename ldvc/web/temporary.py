@@ -1,0 +1,91 @@
+"""The folder for uploaded photos and for downloads. Nothing of Gradio is imported here, because Gradio reads the folder's name
+when it is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ldvc.errors import LdvcError
+
+VARIABLE = "GRADIO_TEMP_DIR"
+MAX_BYTES = 2_000_000_000
+MAX_SECONDS = 4 * 3600  # uploads that were broken off; Gradio removes the others
+HOW = f"Set {VARIABLE} to a folder that you may write to, on a disk with free space."
+
+
+def choose_folder() -> str:
+    """The folder of `GRADIO_TEMP_DIR`, or else a new one of this process, which is removed at its end.
+
+    SIGTERM ends the process at once from now on: Python would wait for the answers that are being computed.
+
+    Returns:
+        Its path; "" if the system has no folder for temporary files.
+    """
+    named, own, owner = os.environ.get(VARIABLE), "", os.getpid()
+    if not named:
+        with contextlib.suppress(OSError):
+            own = tempfile.mkdtemp(prefix="ldvc-")
+
+    def remove() -> None:
+        if own and os.getpid() == owner:  # not in a forked process
+            shutil.rmtree(own, ignore_errors=True)
+
+    def end(*_: Any) -> None:
+        remove()
+        os._exit(0)
+
+    atexit.register(remove)
+    signal.signal(signal.SIGTERM, end)
+    return named or own
+
+
+def check_folder() -> None:
+    """Write a file to the folder.
+
+    Raises:
+        LdvcError: that is not possible.
+    """
+    try:
+        place = folder()
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"1")
+    except OSError as error:
+        named = os.environ.get(VARIABLE) or "of the system"
+        raise LdvcError(f"The folder for temporary files ({named}) cannot be written: {error.strerror}. {HOW}") from error
+
+
+def folder() -> Path:
+    """The folder that Gradio uses."""
+    return Path(os.environ.get(VARIABLE) or Path(tempfile.gettempdir()) / "gradio")
+
+
+def remove_oldest(limit: int = MAX_BYTES) -> None:
+    """Remove files of the folder that are older than `MAX_SECONDS`, and the oldest until the rest fits.
+
+    Args:
+        limit: bytes of all files together; half of what the disk has for them, if that is less.
+    """
+    files = []
+    for path in folder().rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            status = path.lstat()
+            if not path.is_dir():
+                files.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    with contextlib.suppress(OSError):
+        limit = min(limit, (total + shutil.disk_usage(folder()).free) // 2)
+    for moment, size, path in sorted(files):
+        if total <= limit and time.time() - moment <= MAX_SECONDS:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,239 @@
+"""Many visitors: memory and queue are bounded, and nobody gets another's answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import pytest
+
+from ldvc.errors import LdvcError
+from ldvc.predictor import PREDICTOR_DECODERS
+from ldvc.web import page as page_module
+from ldvc.web import temporary, texts
+from ldvc.web.models import ModelRegistry
+from ldvc.web.page import answers_limit, build_page, launch_options
+from ldvc.web.segmenter import Segmenter
+from ldvc.web.session import Session, Visits, size_of
+from tests.tiny import save_tiny_checkpoint
+from tools import load_test
+from tools.publish_space import ROOT
+from tools.remote import PageError, Visitor
+
+DOG = ROOT / "assets" / "examples" / "dog.jpg"
+PATIENCE = 60  # seconds until a test fails
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    return ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")))
+
+
+@pytest.fixture
+def serve(registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], gr.Blocks]]:
+    """Serves a page from this process; several, if it is called again."""
+    monkeypatch.setenv(temporary.VARIABLE, str(tmp_path / "gradio"))
+    pages = []
+
+    def start() -> gr.Blocks:
+        page = build_page(registry)
+        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        pages.append(page)
+        return page
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_answers_are_forgotten(registry: ModelRegistry) -> None:
+    segmenter = Segmenter(registry)
+    sessions = [Session(segmenter.segment(str(DOG), names)) for names in ("dog, cat", "dog, sky", "dog, grass")]
+    size = size_of(sessions[0].answer)
+    assert size >= sessions[0].answer.image.picture.nbytes
+    visits = Visits(int(2.5 * size))
+    for session in sessions[:2]:
+        visits.keep(session)
+    assert visits.total == pytest.approx(2 * size, rel=0.05)
+    visits.keep(sessions[0])  # now the other one is the oldest
+    visits.keep(sessions[2])
+    assert [session.answer is None for session in sessions] == [False, True, False] == [each.expired for each in sessions]
+
+    segmenter.results(sessions[2].answer, *PREDICTOR_DECODERS)
+    assert size_of(sessions[2].answer) > size, "what was computed later counts"
+    sessions[1].answer = segmenter.segment(str(DOG), "dog, sky")
+    small = Visits(1)
+    for session in sessions:
+        small.keep(session)
+        assert session.answer is not None and not session.expired, "the newest answer is kept, whatever its size"
+    del session, sessions
+    assert small.total == visits.total == 0, "a session that Gradio deleted counts no longer"
+
+
+def test_limit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answers_limit() == 1_500_000_000
+    monkeypatch.setenv("LDVC_ANSWERS_GB", "0.25")
+    assert answers_limit() == 250_000_000
+    for text in ("much", "0", "-1", "nan", "inf"):
+        monkeypatch.setenv("LDVC_ANSWERS_GB", text)
+        with pytest.raises(LdvcError, match=f"a number of gigabytes, such as 1.5, not “{text}”"):
+            answers_limit()
+
+
+def test_an_expired_session_is_told_in_a_sentence(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for one answer; the sentence names the way out, which works."""
+    monkeypatch.setenv("LDVC_ANSWERS_GB", "1e-9")
+    page = serve()
+    first, second = Visitor(page.local_url), Visitor(page.local_url)
+    answers = []
+    for visitor in (first, second, first):
+        if visitor.value("photo") is None:
+            visitor.set("photo", visitor.upload(DOG))
+            visitor.set("names", "dog, grass")
+        answers.append(visitor.trigger("run", "click")["overlay"])
+        other = second if visitor is first else first
+        if len(answers) > 1:
+            shown = other.trigger("tab-compare", "select")
+            assert any(texts.EXPIRED in str(change.get("value")) for change in shown.values())
+            assert texts.EXPIRED in other.trigger("download-data", "click")["download-problem"]["value"]
+            other.trigger("tab-segment", "select")
+    assert answers[2]["props"]["answer"] == answers[0]["props"]["answer"]
+    first.close(), second.close()
+
+
+def test_a_closed_tab_frees_its_session(serve: Callable) -> None:
+    page = serve()
+    visitor = Visitor(page.local_url)
+    with visitor.connected():
+        visitor.set("photo", visitor.upload(DOG))
+        visitor.set("names", "dog, grass")
+        visitor.trigger("run", "click")
+        assert page.visits.total > 0
+    until(lambda: page.visits.total == 0)
+    visitor.close()
+
+
+def test_temporary_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(temporary.VARIABLE, str(tmp_path))
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_bytes(bytes(100))
+        os.utime(tmp_path / name / "photo.jpg", (time.time() - 60 * age,) * 2)
+    temporary.remove_oldest(200)
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.jpg")) == ["middle", "new"]
+    os.utime(tmp_path / "middle" / "photo.jpg", (0, 0))
+    temporary.remove_oldest()
+    assert [path.parent.name for path in tmp_path.rglob("*.jpg")] == ["new"], "a file of 1970"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
+    temporary.remove_oldest()
+    assert not list(tmp_path.rglob("*.jpg")), "half of a full disk is kept free"
+
+
+# ---- queue ------------------------------------------------------------------------------------------------------------
+
+
+class Waiting:
+    """An event of an endpoint, seen as the queue's messages."""
+
+    def __init__(self, client: httpx.Client, name: str, session: str) -> None:
+        config = client.get("config").json()
+        (number,) = (each["id"] for each in config["dependencies"] if each["api_name"] == name)
+        question = {"data": [""], "fn_index": number, "session_hash": session}
+        self.joined = client.post("gradio_api/queue/join", json=question)
+        self.messages: list[dict] = []
+        self.client = httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False)
+        self.thread = threading.Thread(target=self._listen, args=(session,), daemon=True)
+        if self.joined.status_code == 200:
+            self.thread.start()
+
+    def _listen(self, session: str) -> None:
+        with self.client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as self.stream:
+            for line in self.stream.iter_lines():
+                if line.startswith("data:"):
+                    self.messages.append(json.loads(line[5:]))
+                if self.kinds()[-1:] == ["process_completed"]:
+                    return
+
+    def leave(self) -> None:
+        """Close the connection, as a closed tab does."""
+        self.stream.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def kinds(self) -> list[str]:
+        return [each["msg"] for each in self.messages]
+
+    def place(self) -> int | None:
+        places = [each["rank"] for each in self.messages if each["msg"] == "estimation"]
+        return places[-1] if places else None
+
+
+def test_the_queue(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits sees the place in the queue; beyond its size the answer comes at once; a place is freed by a closed tab."""
+    entered, go_on, real = threading.Event(), threading.Event(), page_module.api.class_lists
+
+    def slow() -> dict:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        return real()
+
+    monkeypatch.setattr("ldvc.web.api.class_lists", slow)
+    monkeypatch.setattr(page_module, "QUEUE_SIZE", 2)
+    page = serve()
+    with httpx.Client(base_url=page.local_url, timeout=PATIENCE, trust_env=False) as client:
+        try:
+            first = Waiting(client, "vocabulary", "a")
+            assert entered.wait(PATIENCE)
+            waiting = [Waiting(client, "vocabulary", session) for session in ("b", "c")]
+            until(lambda: [each.place() for each in waiting] == [0, 1])
+            refused = Waiting(client, "vocabulary", "d").joined
+            assert refused.status_code == 503 and refused.json() == {"detail": texts.BUSY}
+            waiting[1].leave()
+            until(lambda: Waiting(client, "vocabulary", "e").joined.status_code == 200)
+        finally:
+            go_on.set()
+        for each in (first, waiting[0]):
+            each.thread.join(PATIENCE)
+            assert each.kinds()[-1] == "process_completed" and each.messages[-1]["success"]
+
+
+# ---- all at once ------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_gets_another_answer(serve: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    page = serve()
+    arguments = Namespace(visitors=8, seconds=PATIENCE, requests=24)
+    assert load_test.run(page.local_url, tmp_path, None, tmp_path / "gradio", arguments)
+    assert "wrong 0, failed 0" in capsys.readouterr().out
+
+
+def test_a_mixed_up_answer_is_found(serve: Callable, tmp_path: Path) -> None:
+    page = serve()
+    guests = [load_test.Guest(page.local_url, number, tmp_path) for number in range(2)]
+    for guest in guests:
+        guest.expected = {names: guest.ask(names) for names in guest.names}
+    guests[0].visitor, guests[1].visitor = guests[1].visitor, guests[0].visitor
+    load = load_test.Load(guests, PATIENCE, 4)
+    for guest in guests:
+        load.visit(guest)
+    assert load.tally.wrong == len(load.tally.seconds) == 4 and not load.tally.failures
+    with pytest.raises(PageError, match="at least one class name"):
+        guests[0].ask(" ")

@@ -1,0 +1,276 @@
+"""What the server shows to the internet: headers, files, routes; wrong requests and failures end in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+
+from ldvc.errors import LdvcError
+from ldvc.web import temporary, texts
+from ldvc.web.models import ModelRegistry
+from ldvc.web.page import build_page, launch_options
+from ldvc.web.surface import content_security_policy
+from tests.tiny import save_tiny_checkpoint
+from tools.publish_space import ROOT
+from tools.remote import PageError, Visitor, serve
+
+DOG = ROOT / "assets" / "examples" / "dog.jpg"
+EVIL = "<img src=x onerror=alert(1)>"
+GOOD: dict[str, list[Any]] = {
+    "segment": ["photo", "dog, cat", True, None, None],
+    "attention": ["photo", "dog, cat", "dog", 0, 0, True, 0, 0, None],
+    "routing": ["photo", "dog, cat", 0, 0, 0, 0, None],
+    "space": ["photo", "dog, cat", None],
+    "compare": ["photo", "dog, cat", True, None, None],
+    "vocabulary": ["voc20"],
+    "download": ["photo", "dog, cat", True, None, "mask", None],
+}
+OWN = {"segment": range(5), "attention": (2, 3, 4), "routing": range(2, 6), "space": (2,), "compare": (3,), "vocabulary": (0,),
+       "download": (4,)}  # places of inputs that no other endpoint treats the same way  # fmt: skip
+WRONG = (5, 1e308, ["a", None], {"a": [1]}, "x" * 200_000, EVIL)
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
+    """The page, served by this process, with a folder of its own for temporary files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(temporary.VARIABLE, str(tmp_path_factory.mktemp("gradio")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        page = build_page(ModelRegistry(str(checkpoint)))
+        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        yield page
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def client(page: gr.Blocks) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=page.local_url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photo(client: httpx.Client) -> dict[str, Any]:
+    path = client.post("gradio_api/upload", files={"files": ("dog.jpg", DOG.read_bytes())}).json()[0]
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def call(client: httpx.Client, endpoint: str, data: Any) -> tuple[int, Any]:
+    """Status and JSON of an endpoint; an error is the sentence."""
+    answer = client.post(f"gradio_api/run/{endpoint}", json={"data": data})
+    content = answer.json()
+    return answer.status_code, content.get("error") or content.get("detail") or content
+
+
+def assert_sentence(text: Any) -> None:
+    assert isinstance(text, str) and 0 < len(text) < 600 and "Traceback" not in text
+    assert text.rstrip()[-1] in ".…" and text[0] not in "[{" and "Error" not in text
+
+
+# ---- requests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("endpoint", GOOD)
+def test_wrong_kinds_of_input_get_a_sentence(
+    client: httpx.Client, photo: dict[str, Any], endpoint: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
+) -> None:
+    good = [photo if each == "photo" else each for each in GOOD[endpoint]]
+    state = [None] * (endpoint != "vocabulary")  # the place of the session, which a client cannot fill
+    assert call(client, endpoint, [*good, *state])[0] == 200
+    refused = 0
+    for place in OWN[endpoint]:
+        for wrong in WRONG:
+            status, said = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :], *state])
+            refused += status != 200
+            assert status == 200 or assert_sentence(said) is None
+    assert refused >= len(OWN[endpoint]) * (len(WRONG) - 2)
+    for data in ([], good[:-1], [good], None, 5, "dog", {"photo": photo}):
+        status, said = call(client, endpoint, data)
+        assert status >= 400 or endpoint == "vocabulary", data
+        assert status == 200 or assert_sentence(said) is None
+    assert not any(record.exc_info for record in caplog.records) and "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"data": 5}', b'{"data": [], "fn_index": 99999, "session_hash": "a"}'])
+def test_broken_requests(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json() == {"detail": texts.BAD_REQUEST}
+
+
+@pytest.mark.parametrize("path", [str(DOG), "/etc/passwd", "/dev/zero", "../dog.jpg", "link"])
+def test_a_photo_is_what_was_uploaded(client: httpx.Client, photo: dict[str, Any], path: str) -> None:
+    """A path names a file of the server: only those that were uploaded may be used, also by those who leave out "meta"."""
+    if path == "link":
+        path = str(Path(photo["path"]).with_name("link.jpg"))
+        os.symlink(DOG, path)
+    for sent in ({"path": path}, {"path": path, "meta": photo["meta"]}, {"path": path, "url": "data:,"}):
+        status, said = call(client, "segment", [sent, "dog", True, None, None, None])
+        assert status >= 400
+        assert_sentence(said)
+
+
+def test_unexpected_errors_are_a_sentence_for_programs(
+    client: httpx.Client, photo: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator finds the reason in the log."""
+    monkeypatch.setattr("ldvc.web.api.names_of", lambda *_: 1 / 0)
+    assert call(client, "routing", [photo, *GOOD["routing"][1:], None])[1] == texts.UNEXPECTED
+    assert "ZeroDivisionError" in caplog.text and "in routing" in caplog.text and "division by zero" not in caplog.text
+
+
+# ---- routes, files, headers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "//etc/passwd", "/etc/%70asswd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "%252e%252e/passwd",
+        "app.py", "file:///etc/passwd", "http://127.0.0.1/", "https://huggingface.co/", "/proc/self/environ", "%00",
+        str(ROOT / "app.py"), f"{DOG.parent}/../../app.py", f"{DOG.parent}/%2e%2e/%2e%2e/app.py", "x" * 5000,
+    ],
+)  # fmt: skip
+def test_other_files_are_not_served(client: httpx.Client, path: str) -> None:
+    answer = client.get(f"gradio_api/file={path}")
+    assert answer.status_code == 404 and answer.json() == {"detail": texts.NOTHING_HERE}
+
+
+def test_files_that_are_served(client: httpx.Client, photo: dict[str, Any]) -> None:
+    """What was uploaded, and the examples; links lead nowhere else."""
+    assert client.get(f"gradio_api/file={photo['path']}").content == DOG.read_bytes()
+    assert client.get(f"gradio_api/file={DOG}").content == DOG.read_bytes()
+    link = Path(photo["path"]).with_name("outside.jpg")
+    link.symlink_to(ROOT / "app.py")
+    assert client.get(f"gradio_api/file={link}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["monitoring", "monitoring/summary", "monitoring/x", "gradio_api/proxy=http://127.0.0.1", "gradio_api/deep_link", "docs",
+     "openapi.json", "gradio_api/vibe-code", "gradio_api/dev/reload", "gradio_api/stream/a/b/c/playlist.m3u8", ".git/config",
+     "gradio_api/runs", "file=/etc/passwd", "gradio_api/file//etc/passwd", "static/../app.py", "custom_component/a/b/c/d"],
+)  # fmt: skip
+def test_routes_that_the_page_does_not_need(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_headers(client: httpx.Client, photo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ("", "config", "theme.css", "app.py", "gradio_api/info", f"gradio_api/file={photo['path']}")
+    found = [client.get(path) for path in paths]
+    for answer in [*found, client.post("gradio_api/queue/join", json={})]:
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "same-origin"
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == policy["base-uri"] == "'self'" and policy["object-src"] == "'none'"
+        assert policy["frame-ancestors"] == "'self' https://huggingface.co https://*.hf.space"
+        assert "x-frame-options" not in answer.headers and "http" not in policy["connect-src"] + policy["script-src"]
+    monkeypatch.setenv("SPACE_ID", "ann/ldvc")
+    assert "connect-src 'self' data: blob: https://huggingface.co" in content_security_policy()
+
+
+def test_names_and_file_names_are_text(page: gr.Blocks, tmp_path: Path) -> None:
+    """In the HTML of every tab; the viewer's names become text in the browser."""
+    (tmp_path / f"{EVIL}.jpg").write_bytes(DOG.read_bytes())
+    visitor = Visitor(page.local_url)
+    visitor.set("photo", visitor.upload(tmp_path / f"{EVIL}.jpg"))
+    visitor.set("names", f"dog, {EVIL}, cat | {EVIL}s")
+    shown = [visitor.trigger("run", "click"), visitor.trigger("names", "change")]
+    shown += [visitor.trigger(f"tab-{tab}", "select") for tab in ("attention", "routing", "space", "compare", "segment")]
+    pieces = [text for changes in shown for change in changes.values() for text in texts_of(change)]
+    html = [text for text in pieces if text.lstrip().startswith("<") and text != EVIL]
+    assert any("&lt;img src=x onerror=alert(1)&gt;" in text for text in html)
+    assert not any(EVIL in text for text in html if not text.startswith(EVIL))
+    made = visitor.trigger("download-data", "click")["download-file"]["value"]
+    assert "<" not in made["orig_name"] and "<" not in Path(made["path"]).name
+    visitor.close()
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts within JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(each)
+
+
+# ---- faults -----------------------------------------------------------------------------------------------------------
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise FULL
+
+
+async def fails_later(*_: Any, **__: Any) -> None:
+    raise FULL
+
+
+def test_disk_full(
+    page: gr.Blocks,
+    client: httpx.Client,
+    photo: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While a photo is uploaded or sent as data, and while a download is written, by the page or by an endpoint."""
+    visitor = Visitor(page.local_url)
+    visitor.set("photo", photo)
+    visitor.set("names", "dog")
+    visitor.trigger("run", "click")
+    with monkeypatch.context() as patch:
+        patch.setattr("gradio.routes.upload_fn", fails_later)
+        answer = client.post("gradio_api/upload", files={"files": ("dog.jpg", b"1")})
+        assert answer.status_code == 507 and answer.json() == {"detail": texts.NO_SPACE}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fails)
+        assert texts.NO_SPACE in visitor.trigger("download-mask", "click")["download-problem"]["value"]
+        assert call(client, "download", [photo, *GOOD["download"][1:], None])[1] == texts.NO_SPACE
+    with monkeypatch.context() as patch:
+        patch.setattr("gradio.processing_utils.save_pil_to_cache", fails)
+        assert call(client, "segment", [photo, *GOOD["segment"][1:], None])[1] == texts.NO_SPACE
+    with monkeypatch.context() as patch:
+        patch.setattr("ldvc.web.photos.save_base64_to_cache", fails)
+        sent = {"url": "data:image/png;base64,AAAA"}
+        assert call(client, "segment", [sent, *GOOD["segment"][1:], None])[1] == texts.NO_SPACE
+    assert not any(record.exc_info for record in caplog.records)
+    assert visitor.trigger("download-mask", "click")["download-problem"]["value"] == "", "it works again"
+    visitor.close()
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(temporary.VARIABLE, str(tmp_path / "file" / "folder"))
+    with pytest.raises(LdvcError, match=r"temporary files \(.*file/folder\) cannot be written: .*Set GRADIO_TEMP_DIR"):
+        temporary.check_folder()
+
+
+def test_sigterm_during_an_answer(checkpoint: Path, tmp_path: Path) -> None:
+    """The folder `gradio` of the system belongs to somebody else: the server has its own, and removes it when it ends."""
+    system = tmp_path / "tmp"
+    system.mkdir()
+    (system / "gradio").write_text("not a folder of ours")
+    environment = {key: value for key, value in os.environ.items() if key != temporary.VARIABLE}
+    environment |= {"LDVC_MODEL": str(checkpoint), "TMPDIR": str(system), "HF_HUB_OFFLINE": "1"}
+    with serve(tmp_path, environment={**environment, temporary.VARIABLE: ""}) as served:
+        visitor = Visitor(served.address)
+        visitor.set("photo", visitor.upload(DOG))
+        visitor.set("names", ", ".join(f"thing {number}" for number in range(200)))
+        assert len(list(system.glob("ldvc-*"))) == 1
+        visitor.send("run", "click")
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=10) == 0
+        with pytest.raises((PageError, httpx.TransportError)):
+            visitor.trigger("run", "click")
+        visitor.close()
+        assert [path.name for path in system.iterdir()] == ["gradio"] and "Traceback" not in served.log.read_text()
