@@ -229,7 +229,8 @@ def test_the_company_of_a_single_name_can_be_removed(asked: Visitor) -> None:
     page = asked.page
     asked.ask("dog")
     open_tab(asked, "Attention", "#attention-grid .ldvc-company")
-    others, words = page.locator("#attention-grid .ldvc-company"), page.locator("#attention-grid").get_by_text("Words that share")
+    others = page.locator("#attention-grid .ldvc-company")
+    words = page.locator("#attention-grid").get_by_text("Words that share")
     assert others.count() == 2 and "not part of the overlay" in words.inner_text()  # company and none of these
     page.locator("#attention-company input").uncheck()
     words.wait_for(state="detached")

@@ -185,7 +185,7 @@ def test_space_serves_its_first_page(space: Served) -> None:
     page = httpx.get(space.address, trust_env=False)
     assert page.status_code == 200 and "LDVC" in page.text
     for path in ("monitoring", "monitoring/summary"):
-        assert httpx.get(space.address + path, trust_env=False).status_code == 403
+        assert httpx.get(space.address + path, trust_env=False).status_code == 404, path
 
 
 def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
