@@ -32,7 +32,7 @@ STEP_HELP = (
     "The patch’s region (dashed) compares its mean query with the mean key of every region. The {k} with the highest "
     "affinity are chosen; the patch attends to no other.",
     "The patch attends to single patches inside those regions only. Shares add up to 100&#8239;%.",
-    "Then the patch attends to the class names. Softmax over the names, layer {layer}, {head}.",
+    "Then the patch attends to the class names. Shares of its attention in layer {layer}, {head}.",
 )
 OWN_MARK = '<span class="ldvc-own-mark">its own region</span>'
 
