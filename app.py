@@ -7,6 +7,7 @@ Environment variables:
     LDVC_ANSWERS_GB      memory for the answers of all visitors in GB (1.5); the oldest are forgotten
     GRADIO_TEMP_DIR      folder for uploaded photos and downloads, instead of a new one that is removed at the end
     GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
+    GRADIO_MCP_SERVER    "true" makes the endpoints tools of the Model Context Protocol (needs the extra "mcp")
 """
 
 import logging
@@ -38,6 +39,7 @@ def main() -> None:
     try:
         temporary.check_folder()
         answers_limit()
+        options = launch_options()
     except LdvcError as error:
         sys.exit(str(error))
     try:
@@ -48,7 +50,7 @@ def main() -> None:
         registry.warm()
     else:
         threading.Thread(target=registry.warm, daemon=True).start()
-    build_page(registry).launch(**launch_options())
+    build_page(registry).launch(**options)
 
 
 if __name__ == "__main__":

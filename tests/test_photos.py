@@ -74,6 +74,8 @@ def test_a_data_url_is_a_photo(page: gr.Blocks, photo: Any) -> None:
         ({"url": "https://example.org/dog.jpg"}, HOW_TO_SEND),
         ({"path": "https://example.org/dog.jpg", "meta": FILE}, HOW_TO_SEND),
         ({"path": "http://127.0.0.1/dog.jpg", "meta": FILE}, HOW_TO_SEND),
+        ({"path": "http://127.0.0.1/gradio_api/file=/etc/passwd", "meta": FILE}, HOW_TO_SEND),
+        ({"path": "http://127.0.0.1/gradio_api/file=http://127.0.0.1/dog.jpg", "meta": FILE}, HOW_TO_SEND),
         ({"path": {"dog": 1}, "meta": FILE}, HOW_TO_SEND),
         ({"url": 7}, HOW_TO_SEND),
         (7, HOW_TO_SEND),

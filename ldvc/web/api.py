@@ -1,8 +1,8 @@
 """What programs can ask: one function for each named endpoint (see "Use via API" on the page).
 
-Gradio documents an endpoint by the docstring, by the names of the function's parameters, and by the widgets that stand for
-them; those are hidden here. Each client has a session of its own: a client that asks again about the same photo does not wait
-for it to be encoded again.
+Gradio documents an endpoint by the docstring (one line for each argument), by the names of the function's parameters, and by
+the widgets that stand for them; those are hidden here. `ldvc.web.mcp` offers the same functions to agents. Each client has a
+session of its own: a client that asks again about the same photo does not wait for it to be encoded again.
 """
 
 from __future__ import annotations
@@ -85,12 +85,17 @@ class Api:
     ) -> tuple:
         """Segment a photo by class names.
 
-        Names are separated by commas, or a list; "sofa | couch" are two words for one class; "background", "other" and the
-        like are no classes and allow none of these. With use_background, pixels whose best name has a score below the
-        threshold (0 to 1; without one, the checkpoint's own) are none of these. model is "lite" or "full"; nothing = the one
-        that the page opens with. Returns the photo painted by class, a label
-        map (grey value 0 is none of these, i is class i of the data), and the data: names, seen or unseen in training, area
-        shares, colours, and groups of words that the model cannot tell apart ("alike").
+        Programs may send the names as a list, too; "background", "other" and the like are no classes and allow none of these.
+        Returns the photo painted by class, a label map (grey value 0 is none of these, i is class i of the data), and the
+        data: names, seen or unseen in training, area shares, colours, and groups of words that the model cannot tell apart
+        ("alike").
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            use_background: whether pixels whose best name has a low score are none of these.
+            threshold: scores below it are low, from 0 to 1; without one, the checkpoint's own.
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
         (result,) = self.segmenter.results(answer, answer.decoder, background=background)
@@ -125,16 +130,24 @@ class Api:
     ) -> tuple:
         """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
 
-        name is one of names. layer counts from 1, 0 is the last; head counts from 1, 0 is the mean of all. A single name
-        shares the attention with a few words for stuff, unless use_company is false. Returns three heat maps over the
-        photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the checkpoint has no such decoder)
-        and the data. For each of these decoders, and for LDVC with LCSA switched off in the same weights (an
-        intervention): "attention", the share of each patch's attention that goes to the name, row by row; "inside" and
-        "outside", its mean inside the name's mask of that decoder and outside (null: no such pixel). "company" has the words
-        and the attention that goes to all of them together, "none_of_these" what goes there in the last layer. Of a decoder
-        that is missing, "missing" says how to get it. Where plain CLIP is read densely, as of "full", "patch" has the
-        attention of one patch to all patches in the last block of CLIP, row by row; row and column count from 1, 0 is the
-        middle. model as of /segment.
+        Returns three heat maps over the photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the
+        checkpoint has no such decoder) and the data. For each of these decoders, and for LDVC with LCSA switched off in the
+        same weights (an intervention): "attention", the share of each patch's attention that goes to the name, row by row;
+        "inside" and "outside", its mean inside the name's mask of that decoder and outside (null: no such pixel). "company"
+        has the words and the attention that goes to all of them together, "none_of_these" what goes there in the last layer.
+        Of a decoder that is missing, "missing" says how to get it. Where plain CLIP is read densely, as of "full", "patch"
+        has the attention of one patch to all patches in the last block of CLIP, row by row.
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            name: one of the names.
+            layer: counts from 1; 0 is the last.
+            head: counts from 1; 0 is the mean of all.
+            use_company: whether a single name shares the attention with a few words for stuff.
+            row: row of the patch, counts from 1; 0 is the middle.
+            column: column of the patch, counts from 1; 0 is the middle.
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         session, answer, background = self.ask(session, photo, names, company=use_company, model=model)
         title = next((each for each in answer.names if each.casefold() == (name or "").strip().casefold()), None)
@@ -189,12 +202,20 @@ class Api:
     ) -> tuple:
         """Where local-consensus self-attention (LCSA) routed one patch of the photo, and to what the patch attended there.
 
-        row and column count patches from 1, 0 is the middle; layer counts from 1, 0 is the last; head counts from 1, 0
-        is the mean of all. Returns data: the patch and the grid, the class that it got and its score, the regions that
+        Returns data: the patch and the grid, the class that it got and its score, the regions that
         its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
         share of the token attention that falls into it), the affinity of all regions row by row, the token attention
         of all patches row by row (0 outside those regions), and the patch's attention to the names. A single name shares
-        it with the words of "company", in the last layer also with "none_of_these". model as of /segment.
+        it with the words of "company", in the last layer also with "none_of_these".
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            row: row of the patch, counts from 1; 0 is the middle.
+            column: column of the patch, counts from 1; 0 is the middle.
+            layer: counts from 1; 0 is the last.
+            head: counts from 1; 0 is the mean of all.
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         session, answer, background = self.ask(session, photo, names, model=model)
         (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
@@ -212,8 +233,12 @@ class Api:
         Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
         the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
         classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
-        the points of the class names (with the drift of each) and of the patches (with the class that each got). model as
-        of /segment.
+        the points of the class names (with the drift of each) and of the patches (with the class that each got).
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         session, answer, _ = self.ask(session, photo, names, model=model)
         results = self.segmenter.results(answer, *space_tab.DECODERS)
@@ -233,10 +258,16 @@ class Api:
     ) -> tuple:
         """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
 
-        With use_background, pixels where no name's score reaches the threshold (without one, each decoder's own) are
-        none of these. model as of /segment. Returns the painted photos, captioned, and the data: for each of the four the
-        area share of every name and the share of the photo on which it differs from LDVC with LCSA; and which names are
-        seen. Of a decoder that is missing, "missing" says how to get it.
+        Returns the painted photos, captioned, and the data: for each of the four the area share of every name and the share
+        of the photo on which it differs from LDVC with LCSA; and which names are seen. Of a decoder that is missing,
+        "missing" says how to get it.
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            use_background: whether pixels whose best name has a low score are none of these.
+            threshold: scores below it are low, from 0 to 1; without one, each decoder's own.
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
         results = self.segmenter.results(answer, *compare_tab.DECODERS, background=background)
@@ -257,8 +288,10 @@ class Api:
     def vocabulary(self, vocabulary: str) -> dict:
         """A ready list of class names, and whether the model saw masks of each in training.
 
-        Give the key of a list (household, voc20, coco80, context59, coco_stuff171), or nothing for the keys of all lists.
         Returns {"title", "source", "classes": [{"name", "seen"}]}, or {"vocabularies": {key: title}}.
+
+        Args:
+            vocabulary: household, voc20, coco80, context59 or coco_stuff171; "" for the keys and titles of all lists.
         """
         lists, key = class_lists(), (vocabulary or "").strip()
         if not key:
@@ -279,12 +312,20 @@ class Api:
         model: str | None = None,
         session: Session | None = None,
     ) -> tuple[str, Session]:
-        """A file of the segmentation; question as of /segment.
+        """A file of the segmentation.
 
-        kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
+        Its kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
         with a black-and-white PNG for each class and classes.json), "data" (JSON: names, seen or unseen, scores, areas,
         threshold, and which model answered, with the SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class)
         or "yolo" (ZIP: labels of YOLO segmentation, a polygon for each part of a class, and data.yaml).
+
+        Args:
+            photo: an uploaded file, or a data URL.
+            names: class names, separated by commas; "sofa | couch" are two words for one class.
+            use_background: whether pixels whose best name has a low score are none of these.
+            threshold: scores below it are low, from 0 to 1; without one, the checkpoint's own.
+            kind: "overlay", "mask", "masks", "data", "coco" or "yolo".
+            model: "lite" or "full"; without one, the one that the page opens with.
         """
         if kind not in KINDS:
             raise refusal(f"There is no file of the kind “{kind}”; choose one of {', '.join(KINDS)}.")

@@ -10,7 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ldvc.errors import LdvcError
-from ldvc.web import api, html, texts
+from ldvc.web import api, html, mcp, texts
 from ldvc.web.inputs import EXAMPLES_FOLDER, InputPanel
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
@@ -79,8 +79,14 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options() -> dict[str, Any]:
-    """Arguments of `Blocks.launch` for this page."""
+    """Arguments of `Blocks.launch` for this page.
+
+    Raises:
+        LdvcError: see `mcp.is_wanted`.
+    """
+    mcp_server = mcp.is_wanted()
     return {
+        "mcp_server": mcp_server,
         "theme": theme(),
         "css": html.static("style.css"),
         "footer_links": ["api"],
@@ -91,7 +97,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
-        "app_kwargs": {"middleware": [Middleware(Surface, folders=[EXAMPLES_FOLDER])]},
+        "app_kwargs": {"middleware": [Middleware(Surface, folders=[EXAMPLES_FOLDER], mcp=mcp_server)]},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -39,8 +40,11 @@ def accept_photos(component: gr.Image) -> None:
     """
 
     async def keep(path: str | Path | None) -> str | None:
-        if str(path).startswith(("http://", "https://")):  # Gradio would load what is there into memory, whatever its size
-            raise refusal("Photos are not fetched from the web. " + HOW_TO_SEND)
+        if str(path).startswith(("http://", "https://")):
+            uploaded = unquote(str(path).partition("/gradio_api/file=")[2])  # how tools of an agent name an uploaded file
+            if not uploaded:  # Gradio would load what is there into memory, whatever its size
+                raise refusal("Photos are not fetched from the web. " + HOW_TO_SEND)
+            return uploaded  # `path_of` refuses other files
         return await type(component).async_move_resource_to_block_cache(component, path)
 
     def path_of(payload: SentPhoto | None) -> str | None:

@@ -30,6 +30,7 @@ ROUTES = re.compile(
     r"|queue/(join|data)|cancel|reset/?|(call|run|api)/.+))",
     re.DOTALL,
 )
+MCP_ROUTES = re.compile(r"/gradio_api/mcp(/|/http/?|/schema)?")  # without the older transport, SSE
 FILES = "/gradio_api/file="
 UPLOAD = "/gradio_api/upload"
 MAX_SENTENCE = 500  # characters
@@ -67,10 +68,12 @@ class Surface:
     Args:
         app: the server.
         folders: whose files may be fetched, besides those of Gradio's temporary folder.
+        mcp: whether the endpoints are tools of the Model Context Protocol, too.
     """
 
-    def __init__(self, app: Any, *, folders: Sequence[Path]) -> None:
+    def __init__(self, app: Any, *, folders: Sequence[Path], mcp: bool = False) -> None:
         self.app = app
+        self.mcp = mcp
         self.folders = [folder.resolve() for folder in folders]
         self.headers = [
             (b"content-security-policy", content_security_policy().encode()),
@@ -105,7 +108,11 @@ class Surface:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-        if not (ROUTES.fullmatch(path) or (path.startswith(FILES) and self._may_be_fetched(path.removeprefix(FILES)))):
+        if not (
+            ROUTES.fullmatch(path)
+            or (self.mcp and MCP_ROUTES.fullmatch(path))
+            or (path.startswith(FILES) and self._may_be_fetched(path.removeprefix(FILES)))
+        ):
             await reply(404, texts.NOTHING_HERE)
             return
         try:
