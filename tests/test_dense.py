@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from ldvc import Predictor
 from ldvc.calibration import Calibration, SoftmaxCalibration
-from ldvc.checkpoint import read_config
 from ldvc.class_names import ClassName
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.inference import Window
@@ -398,13 +397,3 @@ def test_a_folder_is_read_plainly_by_default(tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(str(folder), decoder="clip", device="cpu")
     assert predictor.plain_clip == PlainClipSettings() and predictor.plain_clip.dense == "plain"
     assert isinstance(predictor.calibration, Calibration) and predictor.inference == {"long_side": 448}
-
-
-def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",)) / "ldvc"
-    content = json.loads((folder / "config.json").read_text())
-    wrong = [{"dense": "sclip"}, {"templates": 7}, {"threshold": 2}, {"inference": {"window": 3}}, {"colour": 1}, [1]]
-    for settings in wrong:
-        (folder / "config.json").write_text(json.dumps(content | {"plain_clip": settings}))
-        with pytest.raises(CheckpointError, match="settings that cannot be used"):
-            read_config(folder)

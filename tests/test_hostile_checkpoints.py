@@ -24,6 +24,7 @@ from ldvc.web.models import ModelRegistry
 from ldvc.web.session import Problem
 from ldvc.weights import CHECKSUMS, PICKLES, load_tensors, save_tensors, write_checksums
 from tests.full_disk import full_disk
+from tests.tiny import save_tiny_checkpoint
 
 ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 TWICE = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
@@ -345,3 +346,13 @@ def test_a_visitor_chooses_no_path_and_no_repository(
     for ask in (registry.get, registry.download):
         with pytest.raises(Problem, match="no such model; choose one of"):
             ask(key)
+
+
+def test_wrong_settings_of_plain_clip(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",)) / "ldvc"
+    content = json.loads((folder / "config.json").read_text())
+    wrong = [{"dense": "sclip"}, {"templates": 7}, {"threshold": 2}, {"inference": {"window": 3}}, {"colour": 1}, [1]]
+    for settings in wrong:
+        (folder / "config.json").write_text(json.dumps(content | {"plain_clip": settings}))
+        with pytest.raises(CheckpointError, match="settings that cannot be used"):
+            read_config(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,9 @@ def test_thresholds_for_programs(api: Api, photo: str, ask: str) -> None:
         endpoint(photo, "dog", True, 7)
     *_, session = endpoint(photo, "dog", True, 1.0)
     assert session.answer.names == ["dog"]
+
+
+def test_numbers_and_scale_bar() -> None:
+    assert [html.number(0.5), html.number(-12.049, 1), html.number(-0.001)] == ["0.50", "−12.0", "0.00"]
+    bar = html.scale_bar("Share", 0.031, 0.043)
+    assert re.findall(r">(0\.\d{3})<", bar) == ["0.031", "0.034", "0.037", "0.040", "0.043"] and 'aria-label="Share' in bar
