@@ -28,6 +28,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archives of the tests are tiny, but the plan is that of the real ones."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+
+
 def run(name: str, data: Path, *arguments: str) -> None:
     prepare.main([name, "--data", str(data), *arguments])
 
