@@ -1,32 +1,35 @@
-"""Reading, merging, augmenting and sampling."""
+"""Reading, merging, augmenting and sampling; photos that cannot be used."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ldvc.errors import DataError
 from tests.full_disk import full_disk
-from tests.tiny_data import make_set, make_sets
+from tests.tiny_data import make_set, make_sets, make_voc, names_in
 from train.data import (
     BACKGROUND,
     VOID,
     Augmentation,
-    FolderDataset,
     NameSampler,
     SampleSchedule,
+    SegmentationDataset,
+    SkippedPhotos,
     TrainingViews,
     ViewCache,
     Vocabulary,
     build_caches,
+    open_set,
     open_sets,
     random_view,
-    weights_digest,
 )
+from train.processes import message_of
 
 
 @pytest.fixture
@@ -46,6 +49,8 @@ def test_vocabulary_merges_names_and_holds_out(root: Path) -> None:
     assert meadow[:4].tolist() == [0, 1, 2, 3] and meadow[255] == VOID
     assert pets[:3].tolist() == [BACKGROUND, 3, VOID]  # dog is shared, the held-out cat is void
     assert vocabulary.present(torch.tensor([[0, VOID], [BACKGROUND, 3]])).tolist() == [True, False, False, True]
+    negative = Vocabulary(datasets, held_out=frozenset({"cat"}), held_out_as_background=True)
+    assert negative.tables[1][[0, 1, 2, 255]].tolist() == [BACKGROUND, 3, BACKGROUND, VOID]
 
 
 def test_a_view_without_chance_is_the_photo() -> None:
@@ -94,48 +99,35 @@ def test_schedule_is_a_function_of_the_sample_index() -> None:
     assert [SampleSchedule([5, 3], [1, 1], seed=2)[number] for number in range(20)] != samples[:20]
 
 
-def test_names_of_a_step() -> None:
+@pytest.mark.parametrize("limit", [0, 1, 9])
+def test_names_of_a_step(limit: int) -> None:
+    """The names of its photos, and all others in half of the steps, some in the rest; with a limit, at most so many others."""
     present = torch.zeros(40, dtype=torch.bool)
     present[[3, 7]] = True
-    sampler = NameSampler(40, 100, distilled=6, full_probability=0.5, seed=0)
-    counts = []
+    options = {"distilled": 6, "full_probability": 0.5, "seed": 0}
+    sampler, unlimited = NameSampler(40, 100, limit=limit, **options), NameSampler(40, 100, **options)
+    others = []
     for step in range(60):
         names, distilled = sampler.sample(step, present)
-        assert {3, 7} <= set(names.tolist()) and len(set(distilled.tolist())) == 6 and distilled.max() < 100
-        counts.append(len(names))
-    assert 15 < counts.count(40) < 45 and min(counts) < 10
-    again = NameSampler(40, 100, distilled=6, full_probability=0.5, seed=0).sample(17, present)
+        all_names, all_distilled = unlimited.sample(step, present)
+        assert {3, 7} <= set(names.tolist()) <= set(all_names.tolist())
+        assert torch.equal(distilled, all_distilled) and len(set(distilled.tolist())) == 6 and distilled.max() < 100
+        others.append(len(names) - 2)
+    if limit:
+        assert max(others) == limit and min(others) < limit
+        assert len({name for step in range(600) for name in sampler.sample(step, present)[0].tolist()}) == 40
+    else:
+        assert 15 < others.count(38) < 45 and min(others) < 10
+    again = NameSampler(40, 100, limit=limit, **options).sample(17, present)
     assert all(torch.equal(one, other) for one, other in zip(again, sampler.sample(17, present), strict=True))
     names, distilled = NameSampler(40, 0, distilled=6, full_probability=1.0, seed=0).sample(0, present)
     assert len(names) == 40 and len(distilled) == 0
 
 
-@pytest.mark.parametrize("limit", [0, 1, 9, 40, 100])
-def test_names_of_a_step_are_at_most_the_limit_beside_those_of_the_photos(limit: int) -> None:
-    present = torch.zeros(40, dtype=torch.bool)
-    present[[3, 7]] = True
-    options = {"distilled": 6, "full_probability": 0.5, "seed": 0}
-    limited, unlimited = NameSampler(40, 100, limit=limit, **options), NameSampler(40, 100, **options)
-    counts = []
-    for step in range(60):
-        names, distilled = limited.sample(step, present)
-        all_names, all_distilled = unlimited.sample(step, present)
-        assert {3, 7} <= set(names.tolist()) <= set(all_names.tolist())
-        assert torch.equal(distilled, all_distilled), "the limit does not change other samples"
-        counts.append(len(set(names.tolist()) - {3, 7}))
-        if limit in (0, 40, 100):
-            assert torch.equal(names, all_names)
-    if limit in (1, 9):
-        assert max(counts) == limit and min(counts) < limit
-        drawn = {name for step in range(600) for name in limited.sample(step, present)[0].tolist()}
-        assert len(drawn) == 40, "every name is sampled"
-
-
 def test_held_out_names_of_self_training_are_beyond_the_limit() -> None:
     unseen = torch.arange(40) >= 30
-    sampler = NameSampler(
-        40, 0, distilled=0, full_probability=1.0, seed=0, unseen=unseen, self_training_from=5, limit=4
-    )
+    options = {"distilled": 0, "full_probability": 1.0, "seed": 0, "limit": 4}
+    sampler = NameSampler(40, 0, unseen=unseen, self_training_from=5, **options)
     present = torch.zeros(40, dtype=torch.bool)
     before, after = (set(sampler.sample(step, present)[0].tolist()) for step in (4, 5))
     assert len(before) <= 4 and not before & set(range(30, 40)) and after >= set(range(30, 40))
@@ -223,16 +215,124 @@ def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None
         assert folder() != before, f"corrected {kind} are not those of the cache"
 
 
-def test_digest_sees_every_weight() -> None:
-    layer = torch.nn.Linear(3, 2)
-    before = weights_digest(layer)
-    layer.bias.data[0] += 1
-    assert weights_digest(layer) != before
+# ---- photos and masks that cannot be used: one sentence, another photo in their place, and a list
 
 
-def test_held_out_pixels_count_nowhere_or_as_none_of_the_seen_classes(tmp_path: Path) -> None:
-    folder = make_set(tmp_path / "meadow", ["grass", "cow", "sky"])
-    for flag, code in ((False, VOID), (True, BACKGROUND)):
-        vocabulary = Vocabulary([FolderDataset(folder)], {"cow"}, held_out_as_background=flag)
-        assert vocabulary.names == ["grass", "sky"]
-        assert vocabulary.tables[0][[0, 1, 2, 255]].tolist() == [0, code, 1, VOID]
+@pytest.fixture
+def voc(tmp_path: Path) -> SegmentationDataset:
+    make_voc(tmp_path)
+    return open_set(tmp_path, "voc2012", "train")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "no photo": (lambda photo, mask: photo.unlink(), "no such file"),
+    "no mask": (lambda photo, mask: mask.unlink(), "no such file"),
+    "truncated photo": (lambda photo, mask: photo.write_bytes(photo.read_bytes()[:-300]), "truncated"),
+    "truncated mask": (lambda photo, mask: mask.write_bytes(mask.read_bytes()[:-30]), "cannot be read"),
+    "no picture": (lambda photo, mask: photo.write_text("hello"), "cannot identify"),
+    "empty mask": (lambda photo, mask: mask.write_bytes(b""), "cannot identify"),
+    "another size": (lambda photo, mask: Image.open(mask).resize((30, 20), 0).save(mask), "72 x 48 .* 30 x 20"),
+    "no class": (lambda photo, mask: Image.fromarray(np.full((48, 72), 200, np.uint8)).save(mask), "index 200"),
+}
+
+
+def test_any_exception_of_pillow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readers raise a dozen kinds for damaged files."""
+    make_set(tmp_path / "mine", ["sky", "grass"])
+    dataset = open_set(tmp_path, "mine", "train")
+
+    def fail(*_) -> None:
+        raise AttributeError("odd")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(DataError, match="The photo .* cannot be read: odd"):
+        dataset.pair(0)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_one_sentence(voc: SegmentationDataset, damage: str) -> None:
+    spoil, words = DAMAGE[damage]
+    spoil(voc.photo_path(voc.stems[2]), voc.mask_path(voc.stems[2]))
+    with pytest.raises(DataError, match=words) as caught:
+        voc.pair(2)
+    assert "2007_000039" in str(caught.value) and "\n" not in str(caught.value)
+    voc.pair(1)
+
+
+def _views(dataset: SegmentationDataset, samples: int, skipped: SkippedPhotos | None = None) -> TrainingViews:
+    return TrainingViews(
+        [dataset],
+        Vocabulary([dataset]),
+        SampleSchedule([len(dataset)], [1.0], seed=3),
+        samples=samples,
+        augmentation=Augmentation(crop=32, short_side=40),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        seed=3,
+        skipped=skipped,
+    )
+
+
+def test_what_cannot_be_used_is_replaced_counted_and_listed(voc: SegmentationDataset, tmp_path: Path) -> None:
+    whole = [_views(voc, 12)[index] for index in range(12)]
+    voc.photo_path("2007_000039").write_text("spoilt")  # number 2; 3 takes its place
+    voc.mask_path("2007_000032").unlink()  # number 0; 1 takes its place
+    skipped = SkippedPhotos(tmp_path / "run" / "skipped.txt")
+    views = _views(voc, 12, skipped)
+    found = [views[index] for index in range(12)]
+    schedule = SampleSchedule([4], [1.0], seed=3)
+    instead = {0: 1, 2: 3}
+    for index, (old, new) in enumerate(zip(whole, found, strict=True)):
+        photo = schedule[index][1]
+        same = torch.equal(old["images"], new["images"])
+        assert same == (photo not in instead), index  # readable photos are not affected
+        names = {views.vocabulary.texts[index] for index in new["labels"].unique().tolist() if index >= 0}
+        allowed = {"-", *names_in(voc, instead.get(photo, photo))}
+        assert names <= allowed
+    # a resumed run samples the same and lists nothing twice
+    again = _views(voc, 12, SkippedPhotos(tmp_path / "run" / "skipped.txt"))
+    assert all(torch.equal(again[index]["images"], found[index]["images"]) for index in (11, 5, 8, 0, 1, 2, 3))
+    lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[1] for line in lines) == ["2007_000032", "2007_000039"]
+    assert skipped.summary() == (
+        f"skipped photos that cannot be used: 2 of voc2012; listed in {tmp_path / 'run' / 'skipped.txt'}"
+    )
+    skipped.forget()
+    assert skipped.summary() == ""
+
+
+def test_loader_workers_share_one_list(voc: SegmentationDataset, tmp_path: Path) -> None:
+    voc.photo_path("2007_000039").write_text("spoilt")
+    skipped = SkippedPhotos(tmp_path / "skipped.txt")
+    alone = [_views(voc, 8)[index]["images"] for index in range(8)]
+    loader = torch.utils.data.DataLoader(_views(voc, 8, skipped), batch_size=2, num_workers=2)
+    batches = torch.cat([batch["images"] for batch in loader])
+    assert torch.equal(batches, torch.stack(alone))
+    ((_, stem),) = skipped.found()
+    assert stem == "2007_000039"
+
+
+def test_the_message_of_a_workers_error_has_no_stack_trace(tmp_path: Path) -> None:
+    dataset = open_set(tmp_path, make_set(tmp_path / "meadow", ["grass", "sky"]).name, "train")
+    for photo in (tmp_path / "meadow" / "images").iterdir():
+        photo.write_bytes(b"no photo")
+    loader = torch.utils.data.DataLoader(_views(dataset, 2, SkippedPhotos(tmp_path / "skipped.txt")), num_workers=1)
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert "Traceback" in str(caught.value)  # PyTorch puts it there
+    message = message_of(caught.value)
+    assert message.startswith("None of the 6 photos of meadow can be used.") and "\n" not in message
+    assert message_of(DataError("Caught cold: stay in bed.")) == "Caught cold: stay in bed."
+
+
+def test_stored_views_remember_what_was_skipped(voc: SegmentationDataset, tmp_path: Path) -> None:
+    voc.photo_path("2007_000039").write_text("spoilt")
+
+    def cache() -> ViewCache:
+        options = {"augmentation": Augmentation(crop=32, short_side=40, stride=4), "views": 2, "seed": 0, "towers": "x"}
+        return ViewCache(tmp_path / "cache", voc, **SHAPES, **options)
+
+    assert cache().build(_stand_in_encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    of_run = SkippedPhotos(tmp_path / "run" / "skipped.txt")
+    of_run.merge(cache().skipped)  # a later run reads the stored views only
+    assert "1 of voc2012" in of_run.summary() and "2007_000039" in of_run.file.read_text()

@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import average_precision_score
 
 from ldvc.checkpoint import save_checkpoint
 from ldvc.class_names import load_classes, load_split
@@ -26,7 +28,6 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import Predictor
 from tests import forked
-from tests.test_metrics import slow_average_precision, slow_fragments
 from tests.tiny_data import make_benchmarks, make_set, make_sets
 from train import evaluate as evaluator
 from train.data import FolderDataset
@@ -90,7 +91,7 @@ def test_numbers_equal_a_slow_evaluation(
     shown = [slow_maps(model, dataset.image(index), names, inference)[0] for index in range(len(dataset))]
     threshold = float(torch.stack(shown).amax(dim=1).median())  # half of the pixels are none of the names
     predictor = predictor_of(model, inference, threshold=threshold)
-    found = evaluate_set(predictor, dataset, Photos(), seen=lambda name: name in ("dog", "sky"))
+    found = evaluate_set(predictor, dataset, Photos(), seen=[name in ("dog", "sky") for name in names])
     offset = torch.tensor([0.1, 0.0, 0.0, 0.1, 0.0])[:, None, None]
     counts = {way: torch.zeros(5, 5) for way in ("joint", "offset", "present")}
     pixels, right, values = 0, 0, {key: [] for key in ("iou_present", "fragments", "attention_ap 2", "attention_contrast 2")}
@@ -116,11 +117,12 @@ def test_numbers_equal_a_slow_evaluation(
         for place, number in enumerate(present):
             guess, truth = labels == number, mask == number + 1
             values["iou_present"].append(float((guess & truth).sum() / ((guess | truth) & valid).sum()))
-            values["fragments"].append(slow_fragments(guess.numpy()))
+            sizes = np.bincount(ndimage.label(guess, np.ones((3, 3)))[0].ravel())[1:]
+            values["fragments"].append((sizes >= 64).sum())
             if inference is SLIDING:  # the reference has the attention of the last window only
                 continue
             ranked, inside = attention[place][valid].numpy(), truth[valid].numpy()
-            values["attention_ap 2"].append(slow_average_precision(ranked, inside))
+            values["attention_ap 2"].append(average_precision_score(inside, ranked))
             values["attention_contrast 2"].append(ranked[inside].mean() - ranked[~inside].mean())
     for way, matrix in counts.items():
         assert (getattr(found, way).counts - matrix).abs().sum() <= 4, way  # pixels on an edge may round either way
@@ -128,17 +130,20 @@ def test_numbers_equal_a_slow_evaluation(
     for key, measured in values.items():
         assert not measured or found.question[key] == pytest.approx(np.mean(measured), abs=2e-3), key
     assert found.question["fragments_truth"] == 1
+    columns = measures(found, [name in ("dog", "sky") for name in names])
+    for suffix, way in (("", "joint"), ("_offset", "offset")):
+        iou = getattr(found, way).iou()
+        expected = (float(iou[[0, 3]].nanmean()), float(iou[[1, 2, 4]].nanmean()))
+        assert (columns[f"mIoU_S{suffix}"], columns[f"mIoU_U{suffix}"]) == pytest.approx(expected)
 
 
 def test_a_question_has_the_present_names_and_three_others() -> None:
     target = torch.tensor([[4, 4, -1], [-2, 1, 1]])
-    photos = [Photo(0, stem, np.zeros((2, 3, 3), dtype=np.uint8), target) for stem in ("a", "a", "b")]
-    first, again, other = (Question.about(photo, 12) for photo in photos)
+    first, again, other = (Question.about(Photo(0, stem, np.zeros((2, 3, 3)), target), 12) for stem in "aab")
     assert first.names == again.names != other.names, "the stem is the seed"
     assert first.present == 2 and first.names[:2] == [1, 4] and len(set(first.names)) == 5
     assert first.truth.tolist() == [[1, 1, -1], [-1, 0, 0]] and first.valid.tolist() == [[True, True, False], [True] * 3]
-    assert Question.about(photos[0], 6).names[2:] != [] and len(Question.about(photos[0], 5).names) == 5
-    assert len(Question.about(Photo(0, "a", photos[0].picture, target.clamp(max=1)), 2).names) == 2, "only one is absent"
+    assert len(Question.about(Photo(0, "a", np.zeros((2, 3, 3)), target.clamp(max=1)), 2).names) == 2, "only one is absent"
 
 
 def test_seen_and_unseen_classes_are_separated_and_patch_tokens_cached(
@@ -167,33 +172,28 @@ def test_seen_and_unseen_classes_are_separated_and_patch_tokens_cached(
     assert any(line.startswith(f"| cat | {cat['pixels']} | **unseen** | {cat['iou']:.3f}") for line in lines)
 
 
-def test_patch_tokens_are_cached_per_photo_and_size(
-    tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip
-) -> None:
-    make_sets(tmp_path / "data")
-    dataset = FolderDataset(tmp_path / "data" / "pets", "val")
+def test_patch_tokens_are_cached_per_photo_and_size(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
+    dataset = FolderDataset(make_set(tmp_path / "data" / "pets", ["dog", "cat"]), "val")
     predictor = predictor_of(LDVC(tiny_config, tiny_clip), {"long_side": 84})
 
     def folder() -> Path | None:
         return Photos(str(tmp_path)).patch_token_folder(dataset, predictor)
 
     before = folder()
-    dataset.classes = ["nothing", "hound", "kitten"]
+    dataset.classes = ["hound", "kitten"]
     assert folder() == before, "other names of the classes"
-    predictor.inference = {"long_side": 96}
-    assert folder() != before
-    predictor.inference = {"long_side": 84}
     photo = dataset.photo_path(dataset.stems[0])
     Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
-    assert folder() != before
+    after = folder()
+    predictor.inference = {"long_side": 96}
+    assert len({before, after, folder()}) == 3
 
 
 def test_plain_similarity_needs_no_checkpoint(root: Path, tiny_clip_folder: Path) -> None:
     datasets = [FolderDataset(root / "pets", "val")]
     result = evaluate(tiny_clip_folder, datasets, decoder="clip", unseen=load_split("lite_experiment"), joint_only=True)
     assert result["sets"]["pets"]["unseen"] == ["cat"] and 0 <= result["sets"]["pets"]["pAcc"] <= 1
-    assert math.isnan(result["sets"]["pets"]["present_accuracy"]), "the literature's measures only"
-    assert "acc, present names" not in markdown([result])
+    assert "acc, present names" not in markdown([result]), "the literature's measures only"
 
 
 def test_plain_similarity_uses_the_settings_of_the_checkpoint_beside_it(
@@ -235,23 +235,6 @@ def test_calibration_is_written_and_finds_the_best_threshold(root: Path, checkpo
         assert quality(after) >= quality(evaluate(checkpoint, datasets)) - 1e-3, threshold
 
 
-def test_results_with_and_without_offset_have_separate_columns(
-    root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip
-) -> None:
-    dataset = FolderDataset(root / "pets", "val")
-    model = LDVC(tiny_config, tiny_clip).eval()
-    predictor = predictor_of(model, {"long_side": 84})
-    found = evaluate_set(predictor, dataset, Photos(), seen=lambda name: name == "dog", offset=0.4, joint_only=True)
-    columns = measures(found, [True, False])
-    for suffix, confusion in (("", found.joint), ("_offset", found.offset)):
-        dog, cat = confusion.iou().tolist()
-        assert (columns[f"mIoU_S{suffix}"], columns[f"mIoU_U{suffix}"]) == pytest.approx((dog, cat), nan_ok=True)
-        assert columns[f"pAcc{suffix}"] == pytest.approx(confusion.pixel_accuracy())
-    assert columns["pAcc"] != columns["pAcc_offset"], "0.4 off every dog changes something"
-    same = evaluate_set(predictor, dataset, Photos(), seen=lambda name: True, offset=0.4, joint_only=True)
-    assert torch.equal(same.offset.counts, found.joint.counts), "0.4 off everything changes nothing"
-
-
 def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
     lite = {"inference": {"long_side": 448}}
     assert chosen_inference(lite, {}) == {"long_side": 448}
@@ -266,9 +249,14 @@ def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
     paper = {"inference": SLIDING}
     assert chosen_inference(paper, {"mode": "whole"}) == {"short_side": 60}
     assert chosen_inference(paper, {"stride": 8}) == {"short_side": 60, "window": 32, "stride": 8}
-    wrong_sizes = ({"mode": "whole", "window": 64}, {"mode": "slide", "long_side": 64}, {"long_side": 64, "short_side": 64})
-    for wrong in (*wrong_sizes, {"mode": "slide", "stride": 600}):
-        with pytest.raises(LdvcError):
+    for wrong, words in (
+        ({"mode": "whole", "window": 64}, "--window and --stride belong to --mode slide"),
+        ({"mode": "slide", "long_side": 64}, "Give --long_side alone"),
+        ({"long_side": 64, "short_side": 64}, "Give --long_side alone"),
+        ({"mode": "slide", "stride": 600}, "leaves gaps between windows"),
+        ({"enlarge": 0.0}, "'enlarge' .* must be a positive number"),
+    ):
+        with pytest.raises(LdvcError, match=words):
             chosen_inference(lite, wrong)
 
 
@@ -386,15 +374,7 @@ def test_errors_of_the_user_are_sentences(root: Path, checkpoint: Path, tmp_path
         ([*chosen, "--data", str(data), "--sets", "broken"], "Not one photo of broken can be read"),
         ([*chosen, "--data", str(data), "--sets", "broken", "--calibrate"], "nothing to calibrate on"),
         ([*chosen, "--data", str(data), "--sets", "blank"], "Not one mask of blank val labels a pixel"),
-        ([*pets, *chosen, "--layouts", "pets=mmseg"], "'mmseg' is no layout of data sets; choose one of voc"),
-        ([*pets, *chosen, "--output", str(blank / "dataset.json" / "result")], "Results cannot be written to"),
+        ([*pets, *chosen, "--output", str(blank / "dataset.json" / "result")], "cannot be written: .* give another --output"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluator.main(words)
-
-
-def test_wrong_values_on_the_command_line_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--layouts", "msrc"], ["--layouts", "voc=voc"], ["--stride", "0"], ["--enlarge", "0"]):
-        with pytest.raises(SystemExit) as error:
-            evaluator.parse(words)
-        assert error.value.code == 2 and words[0] in capsys.readouterr().err

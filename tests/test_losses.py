@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.data.vocabulary import BACKGROUND, HELD_OUT, VOID
-from train.losses import Processes, attention_loss, dice_per_mask, distillation_loss, focal_sum, mask_loss
+from train.losses import Processes, attention_loss, distillation_loss, focal_sum, mask_loss
 
 
 def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -40,57 +40,35 @@ def test_focal_of_extreme_logits_is_finite() -> None:
     assert value.item() == pytest.approx(200.0) and torch.isfinite(logits.grad).all()
 
 
-def test_dice_by_hand() -> None:
-    # probabilities 0.5 on 4 pixels, 2 of them true, one true pixel void: overlap 0.5, |P| = 1.5, |T| = 1
-    target = torch.tensor([[[True, True], [False, False]]])
-    valid = torch.tensor([[[True, False], [True, True]]])
-    expected = 1 - (2 * 0.5 + 1) / (1.5 + 1 + 1)
-    assert dice_per_mask(torch.zeros(1, 2, 2), target, valid).item() == pytest.approx(expected)
-
-
-def test_mask_loss_by_hand() -> None:
-    # One photo of 2 x 2 pixels, two annotated names and one other, logits 0 everywhere, no upsampling.
-    labels = torch.tensor([[[0, 0], [BACKGROUND, VOID]]])
-    annotated = torch.tensor([[True, True, False]])
-    logits = torch.zeros(1, 3, 2, 2)
-    unit = 0.25 * math.log(2)  # 0.5^2 ln 2
-    # name 0: two positives, one negative; name 1: three negatives
-    focal = unit * (2 * 0.25 + 0.75 + 3 * 0.75)
-    by_masks = mask_loss(logits, labels, annotated, normalise="masks")
-    assert by_masks.focal.item() == pytest.approx(focal / 3 / 1, rel=1e-6)  # mean over 3 pixels, over 1 present mask
-    by_pairs = mask_loss(logits, labels, annotated, normalise="pairs")
-    assert by_pairs.focal.item() == pytest.approx(focal / 6, rel=1e-6)  # 2 names x 3 pixels
-    assert by_masks.dice.item() == pytest.approx(1 - (2 * 1 + 1) / (1.5 + 2 + 1), rel=1e-6)
-    negatives = mask_loss(logits, labels, annotated, void_is_negative=True)
-    assert negatives.focal.item() == pytest.approx(unit * (2 * 0.25 + 2 * 0.75 + 4 * 0.75) / 4, rel=1e-6)
-
-
-def test_mask_loss_upsamples_and_ignores_what_does_not_count() -> None:
-    labels = torch.randint(-2, 3, (2, 8, 8))
+@pytest.mark.parametrize("normalise", ["masks", "pairs"])
+def test_mask_loss_upsamples_and_ignores_what_does_not_count(normalise: str) -> None:
+    labels = torch.randint(-3, 3, (2, 8, 8))
     annotated = torch.tensor([[True, True, True, False], [True, False, True, True]])
     labels[1][labels[1] == 1] = VOID
     logits = torch.randn(2, 4, 4, 4, requires_grad=True)
-    loss = mask_loss(logits, labels, annotated, normalise="pairs")
+    loss = mask_loss(logits, labels, annotated, normalise=normalise)
     large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
-    total = count = 0
-    for photo in range(2):
-        for name in range(4):
-            if annotated[photo, name]:
-                valid = labels[photo] != VOID
-                total = total + plain_focal(large[photo, name], labels[photo] == name)[valid].sum()
-                count += int(valid.sum())
-    torch.testing.assert_close(loss.focal, total / count)
+    focal, dice, pixels = [], [], []
+    for photo, name in annotated.nonzero().tolist():
+        valid = (labels[photo] != VOID) & (labels[photo] != HELD_OUT)
+        guess, truth = large[photo, name].sigmoid()[valid], (labels[photo] == name)[valid].float()
+        focal.append(plain_focal(large[photo, name], labels[photo] == name)[valid].sum())
+        pixels.append(int(valid.sum()))
+        if truth.any():
+            dice.append(1 - (2 * (guess * truth).sum() + 1) / (guess.sum() + truth.sum() + 1))
+    means = torch.stack(focal) / torch.tensor(pixels)
+    expected = means.sum() / len(dice) if normalise == "masks" else sum(focal) / sum(pixels)
+    torch.testing.assert_close((loss.focal, loss.dice), (expected, sum(dice) / len(dice)))
     (loss.focal + loss.dice).backward()
     assert (logits.grad[~annotated] == 0).all() and (logits.grad[annotated] != 0).any()
 
 
 def test_the_loss_without_annotated_names_is_zero() -> None:
-    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
-    loss = mask_loss(logits, torch.full((1, 4, 4), VOID), torch.zeros(1, 2, dtype=torch.bool))
-    (loss.focal + loss.dice).backward()
-    assert loss.focal.item() == loss.dice.item() == 0 and (logits.grad == 0).all()
-    void = mask_loss(torch.randn(1, 2, 2, 2), torch.full((1, 4, 4), VOID), torch.ones(1, 2, dtype=torch.bool))
-    assert void.focal.item() == void.dice.item() == 0
+    for annotated in (torch.zeros(1, 2, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)):  # and all pixels void
+        logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+        loss = mask_loss(logits, torch.full((1, 4, 4), VOID), annotated)
+        (loss.focal + loss.dice).backward()
+        assert loss.focal.item() == loss.dice.item() == 0 and (logits.grad == 0).all()
 
 
 def test_distillation_is_cross_entropy_less_entropy() -> None:
@@ -137,16 +115,6 @@ def test_processes_that_share_photos_have_the_loss_of_one(normalise: str, share:
     (expected,) = torch.autograd.grad(whole.focal + whole.dice, logits)
     torch.testing.assert_close(sum(parts), whole.focal + whole.dice)
     torch.testing.assert_close(found, expected)
-
-
-def test_held_out_pixels_count_nowhere() -> None:
-    labels, logits = torch.randint(0, 2, (2, 6, 6)), torch.randn(2, 2, 6, 6)
-    annotated = torch.ones(2, 2, dtype=torch.bool)
-    labels[:, 2:4] = HELD_OUT
-    loss = mask_loss(logits, labels, annotated, void_is_negative=True)
-    rest = torch.cat([torch.arange(2), torch.arange(4, 6)])
-    expected = mask_loss(logits[:, :, rest], labels[:, rest], annotated, void_is_negative=True)
-    torch.testing.assert_close((loss.focal, loss.dice), (expected.focal, expected.dice))
 
 
 def slow_attention_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import os
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +17,12 @@ import numpy as np
 import pytest
 
 from ldvc.class_names import load_classes
-from tests.tiny_archives import Server, png, run_lengths, serving, zip_of
+from ldvc.errors import DataError
+from tests.tiny_archives import Server, png, serving, tar_of, zip_of
 from tests.tiny_data import names_in
 from train import prepare
-from train.data import archives, convert, open_set
-from train.data.download import DamagedArchiveError
+from train.data import convert, open_set
+from train.data.download import Archive, DamagedArchiveError, fetch, unpack
 
 
 @pytest.fixture
@@ -53,6 +56,89 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+# ---- download and unpacking ---------------------------------------------------------------------------------------------
+
+CONTENT = np.random.default_rng(1).bytes(3_000_000)
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+
+
+@pytest.fixture
+def archive(server: Server, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)  # of 10 MB, which are kept as a whole
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda seconds: None))
+    server.files["x.tar"] = CONTENT
+    return Archive(f"{server.url}/x.tar", 0.003, MD5)
+
+
+@pytest.mark.parametrize(
+    ("begun", "faults", "ranges"),
+    [
+        (0, [], [None]),
+        (0, ["cut"], [None, "bytes=1500000-"]),
+        (0, ["cut", "whole"], [None, "bytes=1500000-"]),  # a server without Range
+        (1000, [], ["bytes=1000-"]),  # an interrupted command
+        (3_000_000, [], ["bytes=3000000-"]),  # interrupted before it was renamed
+        (3_000_001, [], ["bytes=3000001-", None]),  # longer than the server's file
+    ],
+)
+def test_a_download_is_resumed(
+    server: Server, archive: Archive, tmp_path: Path, begun: int, faults: list[str | int], ranges: list[str | None]
+) -> None:
+    (tmp_path / "x.tar.part").write_bytes(CONTENT[:begun].ljust(begun, b"x"))
+    server.faults["x.tar"] = faults
+    assert fetch(archive, tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ranges
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
+    assert fetch(archive, tmp_path) == tmp_path / "x.tar" and len(server.requests) == len(ranges), "nothing to do"
+
+
+def test_a_wrong_checksum_leaves_nothing(server: Server, archive: Archive, tmp_path: Path) -> None:
+    server.files["x.tar"] = CONTENT[::-1]
+    with pytest.raises(DataError, match=f"x.tar does not have the checksum {MD5} and was removed; .*--source"):
+        fetch(archive, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    mirrored = replace(archive, mirror=f"{server.url}/mirror/x.tar")
+    server.files["mirror/x.tar"] = CONTENT
+    assert fetch(mirrored, tmp_path).read_bytes() == CONTENT
+
+
+def test_what_cannot_be_downloaded(server: Server, archive: Archive, tmp_path: Path) -> None:
+    server.faults["x.tar"] = [503]
+    with pytest.raises(DataError, match="x.tar cannot be downloaded .the server answers 503.; check the network"):
+        fetch(archive, tmp_path)
+    with pytest.raises(DataError, match="/elsewhere/x.tar cannot be downloaded .the server answers 404."):
+        fetch(archive, tmp_path, f"{server.url}/elsewhere/")
+    for source in ("http://127.0.0.1:9", "http://[x"):
+        with pytest.raises(DataError, match="x.tar cannot be downloaded .*; check the network"):
+            fetch(archive, tmp_path, source)
+    server.faults["x.tar"] = ["cut", 503]
+    with pytest.raises(DataError, match="the server answers 503"):
+        fetch(archive, tmp_path)
+    assert (tmp_path / "x.tar.part").read_bytes() == CONTENT[:1_500_000], "the next call continues from here"
+
+
+@pytest.mark.parametrize("path", ["../evil.jpg", "/evil.jpg", "train2017/../../evil.jpg", "..\\evil.jpg"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str, kind: str) -> None:
+    file, out = tmp_path / f"x.{kind}", tmp_path / "in" / "out"
+    file.write_bytes((zip_of if kind == "zip" else tar_of)({"train2017/1.jpg": b"1", path: b"2"}))
+    with pytest.raises(DamagedArchiveError, match="leads out of the folder"):
+        unpack(file, out, {"train2017": Path("images")})
+    assert not list(tmp_path.rglob("evil.jpg"))
+
+
+def test_links_of_an_archive_are_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        link = tarfile.TarInfo("a/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("a/file"))
+    unpack(tmp_path / "x.tar", tmp_path / "out", {"a": Path("b")})
+    assert [path.name for path in (tmp_path / "out/b").iterdir()] == ["file"]
+    with pytest.raises(DamagedArchiveError, match="it has no c"):
+        unpack(tmp_path / "x.tar", tmp_path / "out", {"c": Path("d")})
 
 
 # ---- what becomes of the archives ---------------------------------------------------------------------------------------
@@ -119,17 +205,6 @@ def test_the_numbers_of_pascal_context() -> None:
     assert len(convert.CONTEXT_IDS) == len(names) and list(convert.CONTEXT_IDS) == sorted(set(convert.CONTEXT_IDS))
     others = {9: "bag", 44: "building", 187: "grass", 220: "keyboard", 360: "sky", 420: "tree", 458: "wood"}
     assert {number: names[convert.CONTEXT_IDS.index(number)] for number in others} == others
-
-
-def test_run_length_encoding() -> None:
-    y, x = np.mgrid[:16, :20]
-    area = ((y - 7) ** 2 + (x - 9) ** 2 < 20) | (y >= 14)
-    text = ">2>0000000H1OOO5OK15OK07OI17OI17OI25OK15OK31OO900000000000"  # of pycocotools
-    np.testing.assert_array_equal(convert.decode_area(text, 16, 20), area)
-    for area in (np.ones((5, 300), dtype=bool), np.zeros((300, 5), dtype=bool), np.eye(40, dtype=bool)):
-        np.testing.assert_array_equal(convert.decode_area(run_lengths(area), *area.shape), area)
-    with pytest.raises(ValueError):
-        convert.decode_area(text, 16, 21)
 
 
 # ---- the command --------------------------------------------------------------------------------------------------------
@@ -267,26 +342,6 @@ def test_other_masks(tmp_path: Path, content: dict[str, bytes], words: str) -> N
         convert.convert_coco_stuff(tmp_path / "x.zip", tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[",
-        "{}",
-        '{"images": [], "annos_segmentation": 3}',
-        json.dumps(
-            {
-                "images": [{"image_id": 1, "file_name": "1.jpg", "height": 2, "width": 2, "phase": "val"}],
-                "annos_segmentation": [{"image_id": 1, "category_id": 3, "segmentation": {"counts": "04"}}],
-            }
-        ),
-    ],
-)
-def test_another_json(tmp_path: Path, content: str) -> None:
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(DamagedArchiveError, match="x.json is damaged or not the official file"):
-        convert.convert_context(tmp_path / "x.json", tmp_path / "out")
-
-
 # ---- the check at the end -----------------------------------------------------------------------------------------------
 
 
@@ -295,5 +350,5 @@ def test_the_result_is_checked(server: Server, tmp_path: Path, monkeypatch: pyte
     photos = tmp_path / "VOCdevkit/VOC2010/JPEGImages"
     (photos / "2008_000009.jpg").unlink()
     assert f"2008_000009.jpg is missing, the first of 1; remove the folder {photos}" in refused("pascal_context59", tmp_path)
-    monkeypatch.setitem(archives.PHOTOS, "pascal_context59", (4998, 5105))
+    monkeypatch.setitem(prepare.PHOTOS, "pascal_context59", (4998, 5105))
     assert "has 2 photos for train instead of 4998" in refused("pascal_context59", tmp_path)

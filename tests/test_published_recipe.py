@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from ldvc.errors import CheckpointError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from ldvc.modeling.towers import ImageTower, TextTower
+from tests.tiny_data import make_set
 from train.config import TrainConfig, load_config
-from train.data import BACKGROUND, Augmentation, Vocabulary, random_view
+from train.data import BACKGROUND, Augmentation, FolderDataset, Vocabulary, random_view
 from train.losses import Processes, mask_loss
 from train.objective import Objective, learning_rate, parameter_groups
 
@@ -102,20 +104,9 @@ def test_d3_sentences_are_the_authors(tiny_clip: FrozenClip, tiny_config: ModelC
     assert not [name for name, _ in model.text_tower.named_parameters()] and not model.text_tower.state_dict()
 
 
-def test_d3_training_learns_with_the_mean_of_the_sentences(published: LDVC, tiny_clip: FrozenClip) -> None:
+def test_d3_training_learns_with_the_mean_of_the_sentences(published: LDVC, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     published.text_tower = TextTower(tiny_clip, SENTENCES[:3], prompts=False)
-
-    class Grass:
-        name, classes, own_words, background_index, ignore_index, exhaustive = "x", ["grass", "sky"], True, None, 255, True
-        shown = None
-
-        def class_indices(self) -> list[int]:
-            return [0, 1]
-
-        def names(self) -> list[str]:
-            return self.classes
-
-    vocabulary = Vocabulary([Grass()])  # type: ignore[list-item]
+    vocabulary = Vocabulary([FolderDataset(make_set(tmp_path / "x", ["grass", "sky"]))])
     config = TrainConfig(sets={"x": 1.0}, model=published.config)
     objective = Objective(published, vocabulary, [], config)
     batch = {"patch_tokens": torch.randn(1, 64, 4, 4), "labels": torch.zeros(1, 16, 16).short(), "set": torch.tensor([0])}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from train import tables
-from train.figures import confusion_figure
 
 
 @pytest.mark.parametrize("benchmark", ["voc", "coco_stuff", "context"])
@@ -82,7 +81,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
 
 def test_confusion_figure_shows_shares() -> None:
     counts = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-    (axis,) = confusion_figure(counts, ["dog", "cat", "a long name"], ["cat"]).axes
+    (axis,) = tables.confusion_figure(counts, ["dog", "cat", "a long name"], ["cat"]).axes
     shares = axis.images[0].get_array()
     assert shares[:2].tolist() == [[0.8, 0.2, 0.0], [0.0, 0.5, 0.5]]
     assert shares.mask.tolist() == [[False] * 3, [False] * 3, [True] * 3], "a class without ground truth is grey"

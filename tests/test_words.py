@@ -22,9 +22,9 @@ from tests.tiny_run import close_gates, config_of
 from train import evaluate as evaluator
 from train.config import load_config
 from train.data import Vocabulary, WordSampler, open_sets
+from train.data.vocabulary import read_other_words, rename_classes
 from train.objective import Objective, usable_distillation_names
 from train.train import train
-from train.words import read_other_words, rename_classes
 
 LISTS = Path(__file__).parents[1] / "recipes" / "lite"
 SHIPPED = ["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"]
@@ -181,7 +181,8 @@ def test_classes_asked_for_by_other_words(
     assert renamed["sets"]["pets"]["unseen"] == ["tabby"]
 
     datasets = open_sets(root / "data", ["meadow", "pets"], "val")
-    rename_classes(datasets, {"cat": "tabby"})
+    words.write_text('{"cat": "tabby"}')
+    rename_classes(datasets, str(words))
     assert [dataset.own_words for dataset in datasets] == [True, False]
 
     for content, message in (

@@ -1,6 +1,6 @@
 """Damaged and hostile pictures against the page's reading of photos.
 
-    python tools/fuzz_pictures.py --count 2000 --seed 0
+    python -m tools.fuzz_pictures --count 2000 --seed 0
 
 Each file must end in a picture or a sentence within 5 seconds. One that does not is kept in the folder --keep, and the exit
 status is 1. Case i of a seed is always the same file.
@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import io
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -27,7 +28,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldvc.web.segmenter import read_photo
 from ldvc.web.session import Problem
 
@@ -50,9 +50,6 @@ SIZE_FIELDS = (
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
-# ---- valid files ------------------------------------------------------------------------------------------------------
-
-
 def photo(size: tuple[int, int] = SIZE) -> Image.Image:
     """A smooth picture with some noise."""
     width, height = size
@@ -70,11 +67,6 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def frames() -> dict:
-    """Options for a file with a second frame."""
-    return {"save_all": True, "append_images": [photo().transpose(Image.Transpose.ROTATE_180)]}
-
-
 def valid_files() -> dict[str, bytes]:
     """A file of every format and most of their modes, with profiles, orientations, transparency and animations."""
     image = photo()
@@ -82,6 +74,10 @@ def valid_files() -> dict[str, bytes]:
     real = Image.fromarray(np.asarray(image)[..., 0].astype(np.float32) / 255)
     turned = Image.Exif()
     turned[0x0112] = 6
+
+    def frames() -> dict:  # options for a second frame
+        return {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
+
     extras = {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "exif": turned.tobytes()}
     files = {
         "jpeg": saved(image, "JPEG", **extras),
@@ -112,9 +108,6 @@ def valid_files() -> dict[str, bytes]:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         files[f"png {mode}"] = saved(image.convert(mode), "PNG")
     return files
-
-
-# ---- mutations --------------------------------------------------------------------------------------------------------
 
 
 def truncated(data: bytearray, chance: random.Random) -> bytes:
@@ -152,15 +145,16 @@ def cut_and_pasted(data: bytearray, chance: random.Random) -> bytes:
     start = chance.randrange(len(data))
     piece = data[start : start + chance.choice((1, 8, 64, 1000))]
     kind = chance.randrange(4)
+    end = start + len(piece)
     if kind == 0:
-        del data[start : start + len(piece)]
+        del data[start:end]
     elif kind == 1:
         data[start:start] = piece * chance.choice((1, 2, 50))
     elif kind == 2:
         at = chance.randrange(len(data))
         data[at : at + len(piece)] = piece
     else:
-        data[start : start + len(piece)] = chance.randbytes(len(piece))
+        data[start:end] = chance.randbytes(len(piece))
     return bytes(data)
 
 
@@ -212,50 +206,43 @@ def cases(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         yield f"{name}, {mutate.__name__}", mutate(bytearray(files[name]), chance)
 
 
-# ---- runs -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Summary:
-    """What became of the files.
+    """What became of the files."""
 
-    Attributes:
-        outcomes: how many were read or refused, by the sentence.
-        failures: (case, what went wrong) of those that ended otherwise.
-        slowest: (seconds, case).
-        memory: resident MB after a tenth of the files, and at the end.
-    """
+    outcomes: collections.Counter = field(default_factory=collections.Counter)  # by the sentence
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (case, what went wrong)
+    slowest: tuple[float, str] = (0.0, "")  # (seconds, case)
+    memory: tuple[float, float] = (0.0, 0.0)  # resident MB after a tenth of the files, and at the end
 
-    outcomes: collections.Counter = field(default_factory=collections.Counter)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    slowest: tuple[float, str] = (0.0, "")
-    memory: tuple[float, float] = (0.0, 0.0)
+
+def read(path: Path) -> tuple[str, str]:
+    """(what became of a file, what is wrong with that)."""
+    try:
+        picture = read_photo(str(path))
+    except Problem as problem:
+        return re.sub(r"has \d+ x \d+ pixels, more than .*", "has W x H pixels, more than ...", str(problem)), ""
+    except BaseException as error:
+        return repr(error), repr(error)
+    fine = picture.dtype == np.uint8 and picture.ndim == 3 and 1 <= max(picture.shape) <= 1600
+    return "picture", "" if fine else f"a picture of shape {picture.shape}"
 
 
 def fuzz(count: int, seed: int, keep: Path) -> Summary:
-    """Read `count` damaged files; the one that is read, and those that fail, lie in the folder `keep`."""
+    """Read `count` damaged files; the one that is read, and those that fail, are in the folder `keep`."""
     summary = Summary()
     keep.mkdir(parents=True, exist_ok=True)
     current, warm = keep / "current", 0.0
     for index, (case, data) in enumerate(cases(count, seed)):
+        case = f"case {index}: {case}"
         current.write_bytes(data)  # stays there if the process crashes
-        start, failure = time.perf_counter(), ""
-        try:
-            picture = read_photo(str(current))
-            outcome = "picture"
-            if picture.dtype != np.uint8 or picture.ndim != 3 or not 1 <= max(picture.shape) <= 1600:
-                failure = f"a picture of shape {picture.shape}"
-        except Problem as problem:
-            outcome = str(problem)
-            if "more than the" in outcome:
-                outcome = "The picture has W x H pixels, more than ..."
-        except BaseException as error:
-            outcome = failure = repr(error)
+        start = time.perf_counter()
+        outcome, failure = read(current)
         seconds = time.perf_counter() - start
-        summary.slowest = max(summary.slowest, (seconds, f"case {index}: {case}"))
+        summary.slowest = max(summary.slowest, (seconds, case))
         summary.outcomes[outcome] += 1
         if failure or seconds > SECONDS:
-            summary.failures.append((f"case {index}: {case}", failure or f"{seconds:.1f} s"))
+            summary.failures.append((case, failure or f"{seconds:.1f} s"))
             (keep / f"case-{seed}-{index}").write_bytes(data)
         if index == count // 10:
             warm = resident()
@@ -265,18 +252,18 @@ def fuzz(count: int, seed: int, keep: Path) -> Summary:
 
 
 def resident(field: str = "VmRSS", process: int | str = "self") -> float:
-    """Memory of a process in MB: resident now, or at most ("VmHWM")."""
+    """Memory of a process in MB: resident now, or at most ("VmHWM"); 0 where there is no /proc."""
     if sys.platform != "linux":
         return 0.0
     if process == "self":
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-    (line,) = (each for each in Path(f"/proc/{process}/status").read_text().splitlines() if each.startswith(field))
-    return int(line.split()[1]) / 1024
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(rf"{field}:\s*(\d+)", status)[1]) / 1024
 
 
 def main() -> None:
-    """See the module."""
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="number of files")
     parser.add_argument("--seed", type=int, default=0)
@@ -287,7 +274,7 @@ def main() -> None:
     print(f"{options.count} files, seed {options.seed}")
     for outcome, count in summary.outcomes.most_common():
         print(f"  {count:5}  {outcome}")
-    print(f"slowest: {summary.slowest[0]:.2f} s, {summary.slowest[1]}")
+    print("slowest: {:.2f} s, {}".format(*summary.slowest))
     print("memory after a tenth of the files and at the end: {:.0f} MB, {:.0f} MB".format(*summary.memory))
     for case, failure in summary.failures:
         print(f"FAILED {case}: {failure}")

@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.forked import make_workplace, run, same_end, train_here
 from tests.tiny import save_tiny_checkpoint
@@ -34,35 +31,35 @@ def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0)
 
     Args:
         root: a workplace, see `tests.forked.make_workplace`.
+        kills: number of kills; then the last run continues to its end.
+        processes: of a run.
         seed: of the moments.
 
     Raises:
         AssertionError: a checkpoint was lost, or the end differs from that of a run without interruption.
     """
-    moments = random.Random(seed)
-    assert run(quietly, root, "whole", CHANGES, processes=processes) == [0] * processes
+    moments, success = random.Random(seed), [0] * processes
+    assert run(quietly, root, "whole", CHANGES, processes=processes) == success
     started = time.monotonic()  # now the trainer is imported
-    assert run(quietly, root, "again", CHANGES, processes=processes) == [0] * processes
+    assert run(quietly, root, "again", CHANGES, processes=processes) == success
     seconds = time.monotonic() - started
     print(f"processes: {processes}; a run without interruption takes {seconds:.1f} s for {STEPS} steps", flush=True)
-    done, finished = 0, 0
-    while True:
-        name, last = f"killed{finished}", done == kills
+    done, finished, last = 0, 0, False
+    while not last:
+        last = done == kills
+        name, moment = f"killed{finished}", 600 if last else moments.uniform(0.1, seconds)
         before = newest(root / name)
-        moment = 600 if last else moments.uniform(0.1, seconds)
         codes = run(quietly, root, name, CHANGES, "latest", processes=processes, seconds=moment)
-        if codes == [0] * processes:
+        if codes == success:
             same_end(root / "whole", root / name)
             finished += 1
             print(f"run {finished} reached its end, equal to the uninterrupted run", flush=True)
-            if last:
-                break
-            continue
-        assert not last, f"the run ended with {codes}"
-        done += 1
-        after = newest(root / name)
-        assert after >= before, f"a checkpoint is lost: {before} -> {after}"
-        print(f"kill {done} after {moment:.2f} s: started at step {before}, newest checkpoint {after}", flush=True)
+        else:
+            assert not last, f"the run ended with {codes}"
+            done += 1
+            after = newest(root / name)
+            assert after >= before, f"a checkpoint is lost: {before} -> {after}"
+            print(f"kill {done} after {moment:.2f} s: started at step {before}, newest checkpoint {after}", flush=True)
     print(f"{kills} kills, {finished} runs to the end: nothing lost, same weights, optimiser state and loss curve")
 
 

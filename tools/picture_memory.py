@@ -1,6 +1,6 @@
 """Peak memory of the largest photos that the page takes, one alone and eight at once (Linux).
 
-    python tools/picture_memory.py
+    python -m tools.picture_memory
 
 First for reading alone, in this process; then for whole questions to a server with the bundled model.
 """
@@ -8,17 +8,15 @@ First for reading alone, in this process; then for whole questions to a server w
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldvc.web.segmenter import read_photo
 from ldvc.web.session import Problem
 from tools.fuzz_pictures import photo, resident
@@ -38,11 +36,8 @@ def peak(work: Callable[[], object], process: int | str = "self") -> tuple[float
 
 def at_once(work: Callable[[Path], object], paths: Sequence[Path]) -> None:
     """Call a function for several files at the same moment, and wait for all."""
-    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(paths)) as threads:
+        list(threads.map(work, paths))
 
 
 def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
@@ -87,6 +82,7 @@ def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
 
 
 def read_or_refuse(path: Path) -> str:
+    """The size of the picture that is read, or why it is refused."""
     try:
         height, width, _ = read_photo(str(path)).shape
         return f"{width} x {height}"
@@ -95,22 +91,21 @@ def read_or_refuse(path: Path) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """The command."""
     with tempfile.TemporaryDirectory() as folder:
         files = {description: write() for description, write in large_files(Path(folder)).items()}
-        for path in files.values():
-            read_or_refuse(path)  # loads the codecs
+        sizes = {description: read_or_refuse(path) for description, path in files.items()}  # also loads the codecs
         print(f"idle {resident():.0f} MB; peak above it and what remains, in MB:")
         for description, path in files.items():
-            results: list[str] = []
             start = time.perf_counter()
-            highest, left = peak(lambda path=path, results=results: results.append(read_or_refuse(path)))
+            highest, left = peak(functools.partial(read_or_refuse, path))
             seconds = time.perf_counter() - start
-            print(f"  {description:26} {highest:4.0f} {left:5.1f}  {seconds:4.1f} s  {results[0]}", flush=True)
+            print(f"  {description:26} {highest:4.0f} {left:5.1f}  {seconds:4.1f} s  {sizes[description]}", flush=True)
         first = list(files.values())[:8]
         highest, left = peak(lambda: at_once(read_or_refuse, first))
         print(f"  the first eight at once    {highest:4.0f} {left:5.1f}")
         with serve(Path(folder)) as server:
+            server.wait_for_examples()
             process = server.process.pid
 
             def ask(path: Path) -> None:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, SpaceHardware, get_token
 from huggingface_hub.utils import filter_repo_objects
 
 from ldvc.errors import LdvcError
@@ -56,19 +55,13 @@ class PublishError(LdvcError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sent to the Hub.
-
-    Attributes:
-        files: by name in the Space: the path of a file, or the content of one that is adapted.
-        variables: of the Space's environment.
-        card: the front matter of README.md.
-    """
+    """What is sent to the Hub."""
 
     repo_id: str
     hardware: str
-    files: dict[str, Path | bytes]
-    variables: dict[str, str]
-    card: dict[str, Any]
+    files: dict[str, Path | bytes]  # by name in the Space: the path of a file, or the content of one that is adapted
+    variables: dict[str, str]  # of the Space's environment
+    card: RepoCard  # README.md
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -77,7 +70,6 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan for a person to read."""
-        rows = [f"{self.size(name):>12,}  {name}" for name in self.files]
         total = sum(map(self.size, self.files))
         return "\n".join(
             [
@@ -85,11 +77,10 @@ class Plan:
                 f"Hardware: {self.hardware}",
                 f"Variables: {', '.join(f'{key}={value}' for key, value in self.variables.items()) or 'none'}",
                 "",
-                *rows,
-                f"{total:>12,}  bytes in {len(rows)} files ({total / 1e6:.1f} MB)",
+                *(f"{self.size(name):>12,}  {name}" for name in self.files),
+                f"{total:>12,}  bytes in {len(self.files)} files ({total / 1e6:.1f} MB)",
                 "",
-                "README.md begins with:",
-                dump_card(self.card),
+                f"README.md begins with:\n---\n{self.card.data}\n---\n",
                 "requirements.txt:",
                 self.files["requirements.txt"].decode(),
             ]
@@ -109,11 +100,7 @@ def space_files(root: Path = ROOT) -> list[str]:
 
 
 def check_files(files: Sequence[str], root: Path = ROOT) -> None:
-    """See that the Space would start from these files.
-
-    Raises:
-        PublishError: one is too large, or one that is needed is missing.
-    """
+    """Raises `PublishError` if a file is too large, or if one is missing without which the Space would not start."""
     too_large = [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]
     if too_large:
         limit = f"{MAX_FILE_BYTES / 1e6:.0f} MB"
@@ -128,27 +115,6 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
     missing = sorted(needed.difference(files))
     if missing:
         raise PublishError(f"The page cannot start without {', '.join(missing)}. Restore them, then publish again.")
-
-
-def read_card(readme: str) -> tuple[dict[str, Any], str]:
-    """Front matter and text of README.md; without front matter the first is empty."""
-    found = re.match(r"---\n(.*?\n)---\n(.*)", readme, re.DOTALL)
-    return (yaml.safe_load(found[1]), found[2]) if found else ({}, readme)
-
-
-def dump_card(card: dict[str, Any]) -> str:
-    """Front matter as text, between its two lines of dashes."""
-    return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)}---\n"
-
-
-def adapt_card(card: dict[str, Any], repo_id: str, hardware: str, full: str | None, files: Sequence[str]) -> dict[str, Any]:
-    """The front matter for one Space: its hardware, its picture, and the models that are downloaded when it is built."""
-    card = {**card, "suggested_hardware": hardware}
-    if THUMBNAIL in files:
-        card["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
-    if full:
-        card |= {key: [*card.get(key, []), full] for key in ("models", "preload_from_hub")}
-    return card
 
 
 def adapt_requirements(text: str, hardware: str) -> str:
@@ -178,20 +144,25 @@ def make_plan(repo_id: str, *, root: Path = ROOT, hardware: str = ZEROGPU, full:
             raise PublishError(f"“{each}” is no name on the Hub; give user/name.")
     names = space_files(root)
     check_files(names, root)
-    card, text = read_card((root / "README.md").read_text("utf-8"))
-    if card.get("sdk") != "gradio" or card.get("app_file") not in names:
+    card = RepoCard((root / "README.md").read_text("utf-8"))
+    if card.data.get("sdk") != "gradio" or card.data.get("app_file") not in names:
         raise PublishError("README.md must begin with the settings of a Space, with “sdk: gradio” and “app_file: app.py”.")
-    card = adapt_card(card, repo_id, hardware, full, names)
+    card.data["suggested_hardware"] = hardware
+    if THUMBNAIL in names:
+        card.data["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
+    for key in ("models", "preload_from_hub") if full else ():  # downloaded when the Space is built
+        card.data[key] = [*card.data.get(key, []), full]
     requirements = adapt_requirements((root / "requirements.txt").read_text("utf-8"), hardware)
-    adapted = {"README.md": (dump_card(card) + text).encode(), "requirements.txt": requirements.encode()}
+    adapted = {"README.md": str(card).encode(), "requirements.txt": requirements.encode()}
     files = {name: adapted.get(name, root / name) for name in names}
     return Plan(repo_id, hardware, files, {"LDVC_MODEL": "full", "LDVC_FULL": full} if full else {}, card)
 
 
 def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None, move: bool = False) -> str:
-    """Create the Space if it does not exist and upload the files; files that are no longer here are deleted there.
+    """Create the Space if it does not exist, upload the files, and delete files there that are no longer here.
 
     Args:
+        plan: of `make_plan`.
         api: client of the Hub; None = one with the token of this machine.
         private: of a new Space; None = the account's default.
         move: also put a Space that exists on the plan's hardware.

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300  # seconds to wait for the first page
 
 
 class PageError(RuntimeError):
@@ -26,32 +27,29 @@ class PageError(RuntimeError):
 
 @dataclass
 class Served:
-    """A page that is being served.
+    """A page that is being served."""
 
-    Attributes:
-        address: "http://127.0.0.1:7860/".
-        log: file with what the process printed.
-        seconds: from the start of the process to the first page.
-        process: the server.
-    """
-
-    address: str
-    log: Path
-    seconds: float
+    address: str  # "http://127.0.0.1:7860/"
+    log: Path  # what the process printed
+    seconds: float  # from the start of the process to the first page
     process: subprocess.Popen
+
+    def wait_for_examples(self) -> None:
+        """Wait until the answers that all visitors share are computed, so that later questions have the processor alone."""
+        while "The examples are answered." not in self.log.read_text():
+            if self.process.poll() is not None:
+                raise PageError(f"app.py ended:\n{self.log.read_text()}")
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
-def serve(
-    scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] | None = None, patience: float = 300
-) -> Iterator[Served]:
+def serve(scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
     """Run `python app.py` in a folder until the block is left.
 
     Args:
         scratch: for the log and uploaded files.
-        folder: holds app.py.
+        folder: contains app.py.
         environment: of the process; None = this process's own. The port is added.
-        patience: seconds to wait for the first page.
 
     Raises:
         PageError: it ended, or served nothing in time.
@@ -59,28 +57,20 @@ def serve(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = scratch / "app.log"
-    variables = {
-        "GRADIO_TEMP_DIR": str(scratch / "gradio"),
-        "HF_HUB_OFFLINE": "1",
-        **(os.environ if environment is None else environment),
-        "GRADIO_SERVER_PORT": str(port),
-    }
-    address = f"http://127.0.0.1:{port}/"
+    address, log = f"http://127.0.0.1:{port}/", scratch / "app.log"
+    variables = {"GRADIO_TEMP_DIR": str(scratch / "gradio"), "HF_HUB_OFFLINE": "1"}
+    variables |= {**(os.environ if environment is None else environment), "GRADIO_SERVER_PORT": str(port)}
     start = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py"], cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        while True:
+        while not _answers(address):
             if process.poll() is not None:
                 raise PageError(f"app.py ended before it served a page:\n{log.read_text()}")
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(address, timeout=30, trust_env=False).status_code == 200:
-                    break
-            if time.perf_counter() - start > patience:
-                raise PageError(f"app.py served no page within {patience:.0f} seconds:\n{log.read_text()}")
+            if time.perf_counter() - start > PATIENCE:
+                raise PageError(f"app.py served no page within {PATIENCE} seconds:\n{log.read_text()}")
             time.sleep(0.1)
         yield Served(address, log, time.perf_counter() - start, process)
     finally:
@@ -90,6 +80,12 @@ def serve(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(address, timeout=30, trust_env=False).status_code == 200
+    return False
 
 
 class Visitor:
@@ -106,12 +102,11 @@ class Visitor:
         self.http = httpx.Client(base_url=address, timeout=120, trust_env=False)
         config = self.http.get("config").raise_for_status().json()
         self._api = config["api_prefix"].strip("/")
-        self._dependencies = config["dependencies"]
+        self._events = config["dependencies"]
         self._session = secrets.token_hex(8)
-        components = config["components"]
-        self._kinds = {each["id"]: each["type"] for each in components}
-        self._ids = {each["props"]["elem_id"]: each["id"] for each in components if each["props"].get("elem_id")}
-        self._props = {each["id"]: dict(each["props"]) for each in components}
+        self._kinds = {each["id"]: each["type"] for each in config["components"]}
+        self._props = {each["id"]: dict(each["props"]) for each in config["components"]}
+        self._ids = {props["elem_id"]: number for number, props in self._props.items() if props.get("elem_id")}
 
     def value(self, elem_id: str, prop: str = "value") -> Any:
         """The value of a component, or another of its properties."""
@@ -122,39 +117,31 @@ class Visitor:
         self._props[self._ids[elem_id]]["value"] = value
 
     def upload(self, path: str | Path) -> dict[str, Any]:
-        """Send a file; the value of a picture component that holds it."""
+        """Send a file and return the value of a picture component that holds it."""
         path = Path(path)
-        answer = self.http.post(f"{self._api}/upload", files={"files": (path.name, path.read_bytes())})
-        return {
-            "path": answer.raise_for_status().json()[0],
-            "orig_name": path.name,
-            "meta": {"_type": "gradio.FileData"},
-        }
+        answer = self.http.post(f"{self._api}/upload", files={"files": (path.name, path.read_bytes())}).raise_for_status()
+        return {"path": answer.json()[0], "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
     def send(self, elem_id: str, event: str) -> dict[str, Any]:
-        """Send an event of a component, without waiting for the answer.
-
-        Returns:
-            Gradio's description of the event.
+        """Send an event of a component and return Gradio's description of it, without waiting for the answer.
 
         Raises:
             PageError: the page has no such event.
             httpx.HTTPStatusError: it was refused; status 503: the queue is full.
         """
         source = self._ids[elem_id]
-        found = [each for each in self._dependencies if [source, event] in each["targets"] and each["backend_fn"]]
-        if not found:
+        found = next((each for each in self._events if [source, event] in each["targets"] and each["backend_fn"]), None)
+        if found is None:
             raise PageError(f"The server has no event {event!r} of #{elem_id}.")
-        dependency = found[0]
         question = {
-            "data": [None if self._kinds[each] == "state" else self._props[each].get("value") for each in dependency["inputs"]],
+            "data": [None if self._kinds[each] == "state" else self._props[each].get("value") for each in found["inputs"]],
             "event_data": None,
-            "fn_index": dependency["id"],
+            "fn_index": found["id"],
             "trigger_id": source,
             "session_hash": self._session,
         }
         self.http.post(f"{self._api}/queue/join", json=question).raise_for_status()
-        return dependency
+        return found
 
     def trigger(self, elem_id: str, event: str) -> dict[str, Any]:
         """Send an event of a component and wait for the answer.
@@ -165,11 +152,10 @@ class Visitor:
         Raises:
             PageError: the event failed, or see `send`.
         """
-        dependency = self.send(elem_id, event)
-        output = self._answer()
+        outputs = self.send(elem_id, event)["outputs"]
         names = {component: name for name, component in self._ids.items()}
         changes = {}
-        for component, change in zip(dependency["outputs"], output, strict=True):
+        for component, change in zip(outputs, self._answer(), strict=True):
             if not (isinstance(change, dict) and change.get("__type__") == "update"):
                 change = {"value": change}
             self._props[component] |= {**change, **change.get("props", {})}

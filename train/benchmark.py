@@ -58,38 +58,25 @@ LIMITS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
 # ---- clock and memory ---------------------------------------------------------------------------------------------------
 
 
-def in_turn(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str, device: str
-) -> dict[str, list[float]]:
-    """Seconds of every round of every candidate. A first round for warm-up is not counted.
+def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, list[float]]:
+    """Seconds of every round of every candidate, which are called in this order. A first round for warm-up is not counted.
 
     Args:
-        candidates: functions to measure, called once a round in this order.
-        rounds: number of counted rounds.
         clock: "wall", or "cpu", the processor time of all threads, which other programs affect less.
-        device: "cpu" or "cuda".
     """
     now = time.process_time if clock == "cpu" else time.perf_counter
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, function in candidates.items():
-            synchronize()
             started = now()
             function()
-            synchronize()
             if number:
                 seconds[name].append(now() - started)
     return seconds
 
 
-def peak_memory(function: Callable[[], Any], device: str) -> int:
-    """Largest number of bytes that a function needs beyond what the process holds before (without a GPU: Linux and macOS)."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Largest number of bytes that a function needs beyond what the process holds before (Linux and macOS)."""
     gc.collect()
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -131,10 +118,8 @@ class FullSelfAttention(nn.Module):
 
 def build(decoder: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
     """A model with random weights and the published initialisation."""
-    config = ModelConfig(
-        clip=options.clip, pretrained=None, decoder=decoder, visual_prompts=options.prompts, recipe="published"
-    )
-    return LDVC(config, clip).to(options.device)
+    recipe = {"visual_prompts": options.prompts, "recipe": "published"}
+    return LDVC(ModelConfig(clip=options.clip, pretrained=None, decoder=decoder, **recipe), clip)
 
 
 def bare_encoder(clip: str, side: int) -> nn.Module:
@@ -153,12 +138,11 @@ def class_names(count: int) -> list[str]:
 
 
 def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None]:
-    """A function that does one optimiser step on random photos."""
-    device, side = options.device, options.image_size
-    images = torch.randn(options.batch, 3, side, side, device=device)
-    labels = torch.randint(0, options.names, (options.batch, side, side), device=device)
-    annotated = torch.ones(options.batch, options.names, dtype=torch.bool, device=device)
-    tokens = model.text_tower.tokenize(class_names(options.names))
+    """A function that does one optimiser step on a random photo."""
+    side, names = options.image_size, options.names
+    images, labels = torch.randn(1, 3, side, side), torch.randint(0, names, (1, side, side))
+    annotated = torch.ones(1, names, dtype=torch.bool)
+    tokens = model.text_tower.tokenize(class_names(names))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     model.train()
 
@@ -174,7 +158,7 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
 def memory_of(decoder: str, options: argparse.Namespace) -> int:
     """Bytes that a training step needs beyond model and photo. Two steps, so that the state of AdamW is included."""
     step = training_step(build(decoder, options), options)
-    return peak_memory(lambda: (step(), step()), options.device)
+    return peak_memory(lambda: (step(), step()))
 
 
 # ---- sections -----------------------------------------------------------------------------------------------------------
@@ -182,9 +166,9 @@ def memory_of(decoder: str, options: argparse.Namespace) -> int:
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of a training step of each decoder."""
-    clip = build_clip(options.clip).to(options.device)
+    clip = build_clip(options.clip)
     steps = {decoder: training_step(build(decoder, options, clip), options) for decoder in DECODERS}
-    seconds = in_turn(steps, options.rounds, options.clock, options.device)
+    seconds = in_turn(steps, options.rounds, options.clock)
     del steps
     found = {}
     for decoder in DECODERS:  # each in a new process, where no memory is left over from other decoders
@@ -197,9 +181,8 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
 @torch.inference_mode()
 def inference(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds for one photo, of each decoder and of the bare encoder."""
-    side, clip = options.image_size, build_clip(options.clip).to(options.device)
-    bare = bare_encoder(options.clip, side).to(options.device)
-    image = torch.randn(1, 3, side, side, device=options.device)
+    side, clip = options.image_size, build_clip(options.clip)
+    bare, image = bare_encoder(options.clip, side), torch.randn(1, 3, side, side)
     candidates: dict[str, Callable[[], Any]] = {BARE: lambda: bare(image)}
     for decoder in DECODERS:
         model = build(decoder, options, clip).eval()
@@ -211,24 +194,23 @@ def inference(options: argparse.Namespace) -> dict[str, Any]:
             tower, tower.embed_patches(image, prompted=False), reading
         )
     candidates[f"({options.names} names, once per list)"] = lambda: model.encode_names(class_names(options.names))
-    seconds = in_turn(candidates, options.rounds, options.clock, options.device)
+    seconds = in_turn(candidates, options.rounds, options.clock)
     return {name: {"seconds": values} for name, values in seconds.items()}
 
 
 @torch.inference_mode()
 def attention(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of an LCSA layer and of full self-attention on growing grids: side -> {"lcsa", "full"}."""
-    width, heads = options.width, ModelConfig().decoder_heads
-    lcsa = RoutedSelfAttention(width, heads).eval().to(options.device)
-    full = FullSelfAttention(width, heads).eval().to(options.device)
+    width, heads = build_clip(options.clip).embed_dim, ModelConfig().decoder_heads
+    lcsa, full = RoutedSelfAttention(width, heads).eval(), FullSelfAttention(width, heads).eval()
     result = {}
     for side in options.grids:
-        tokens = torch.randn(1, side * side, width, device=options.device)
+        tokens = torch.randn(1, side * side, width)
         candidates = {
             "lcsa": lambda tokens=tokens, side=side: lcsa(tokens, (side, side)),
             "full": lambda tokens=tokens: full(tokens),
         }
-        result[side] = in_turn(candidates, options.rounds, options.clock, options.device)
+        result[side] = in_turn(candidates, options.rounds, options.clock)
     return result
 
 
@@ -287,20 +269,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--image_size", type=int, default=512, help="side of the photo in pixels")
     add("--names", type=int, default=20, help="number of class names")
     add("--prompts", type=int, default=10, help="visual prompts per layer (the paper: 10 for VOC, 100 for COCO)")
-    add("--batch", type=int, default=1, help="photos of a training step")
-    add("--width", type=int, default=512, help="of the attention layers; 512 is the joint width of ViT-B/16")
     add("--grids", nargs="+", type=int, default=[16, 32, 48, 64, 96], help="tokens per side")
     add("--rounds", type=int, default=5)
     add("--clock", choices=("wall", "cpu"), default="wall")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--check", action="store_true", help="exit code 1 if a limit is exceeded")
     add("--output", help="writes OUTPUT.json and OUTPUT.md")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use; take --device cpu")
-    if options.device == "cuda" and options.clock == "cpu":
-        parser.error("--clock cpu does not measure a GPU; take --clock wall")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -309,15 +283,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random
     torch.manual_seed(0)
+    content: dict[str, Any] = {
+        "about": f"`python train/benchmark.py {' '.join(arguments)}`: {options.clip}, {options.image_size} pixels, "
+        f"{options.names} names, {options.prompts} visual prompts; PyTorch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; {options.clock} clock, "
+        f"{options.rounds} rounds."
+    }
+    measure = {"training": training, "inference": inference, "attention": attention}
     try:
-        on_gpu = options.device == "cuda"
-        machine = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-        content: dict[str, Any] = {
-            "about": f"`python train/benchmark.py {' '.join(arguments)}`: {options.clip}, {options.image_size} pixels, "
-            f"{options.names} names, {options.prompts} visual prompts; PyTorch {torch.__version__}, {options.device} "
-            f"({machine}), {torch.get_num_threads()} threads; {options.clock} clock, {options.rounds} rounds."
-        }
-        measure = {"training": training, "inference": inference, "attention": attention}
         content |= {section: measure[section](options) for section in SECTIONS if section in options.sections}
     except LdvcError as error:
         sys.exit(f"error: {error}")

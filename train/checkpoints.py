@@ -46,7 +46,6 @@ def run_lock(accelerator: Accelerator, folder: Path, *, timeout: float = 10.0) -
     The operating system releases the lock when the main process ends. Its children (readers of photos) do not inherit it.
 
     Args:
-        folder: the run's output folder.
         timeout: seconds to wait for a run that is just ending.
 
     Raises:
@@ -116,7 +115,6 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
     """Saves everything that a run needs to continue.
 
     Args:
-        accelerator: holds model, optimiser and random numbers.
         folder: the run's output folder.
         state: "step" and other plain values that `read_state` returns.
         limit: how many checkpoints stay; older ones are deleted when this one is complete.
@@ -147,11 +145,7 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
 
 
 def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Loads what `write_checkpoint` saved.
-
-    Raises:
-        CheckpointError: a file is damaged or missing.
-    """
+    """Loads what `write_checkpoint` saved; CheckpointError if a file is damaged or missing."""
     try:
         accelerator.load_state(str(checkpoint))
     except Exception as error:  # unpickling raises any type
@@ -204,11 +198,7 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state that was given to `write_checkpoint`.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """The state that was given to `write_checkpoint`; CheckpointError if the file is damaged."""
     try:
         state = json.loads((checkpoint / STATE).read_text())
         return {**state, "step": int(state["step"])}
@@ -218,25 +208,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def write_config(folder: Path, config: TrainConfig) -> None:
-    """Writes the configuration of a run into its folder, whole or not at all."""
-    temporary = folder / f"{CONFIG}.new"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2))
-    os.replace(temporary, folder / CONFIG)
-
-
 def changes_since(checkpoint: Path, config: TrainConfig) -> str:
-    """Fields of the configuration that differ from the run that wrote the checkpoint; "" if none does.
-
-    Args:
-        checkpoint: the configuration of its run, `train.json`, lies beside its folder.
-        config: of the run that resumes.
-    """
+    """Fields of the configuration that differ from `train.json` beside the checkpoint; "" if none does."""
     try:
         before = dict(json.loads((checkpoint.resolve().parent / CONFIG).read_text()))
     except (OSError, ValueError, TypeError):  # moved without it, or damaged: nothing to compare with
         return ""
-    now = json.loads(json.dumps(config.to_dict()))
+    now = json.loads(json.dumps(asdict(config)))
     before |= before.pop("model", {})
     now |= now.pop("model")
     changed = [key for key in now if key in before and before[key] != now[key] and key != "output_dir"]
@@ -244,12 +222,7 @@ def changes_since(checkpoint: Path, config: TrainConfig) -> str:
 
 
 def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
-    """Checks that a checkpoint is of this model, before anything that takes long.
-
-    Raises:
-        ConfigError: it is of another decoder or size.
-        CheckpointError: it cannot be read.
-    """
+    """Raises ConfigError if a checkpoint is of another decoder or size, CheckpointError if it cannot be read."""
     path = checkpoint / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:

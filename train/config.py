@@ -6,8 +6,9 @@ A field of `ldvc.config.ModelConfig` may be given wherever a field of `TrainConf
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,16 @@ class ConfigError(LdvcError):
     """A training configuration cannot be used."""
 
 
+def make_writable(folder: str | Path, option: str) -> None:
+    """Makes a folder; ConfigError with the option that names it if it cannot be written, before anything is computed."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot be written: {error.strerror}; give another {option}.") from None
+
+
 @dataclass(
     frozen=True,
     config=ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, use_attribute_docstrings=True),
@@ -53,8 +64,6 @@ class TrainConfig:
     """Folder that holds the data sets."""
     sets: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Data set -> probability that a sample comes from it, up to a common factor."""
-    layouts: dict[str, str] = field(default_factory=dict)
-    """Data set -> layout, where it cannot be detected (see `train.data.open_set`)."""
     unseen: str | None = None
     """Split of held-out classes (`ldvc/splits`) or a file; null = every class is seen."""
     setting: Literal["inductive", "transductive", "fully_supervised"] = "inductive"
@@ -220,11 +229,6 @@ class TrainConfig:
         shared = {each.name for each in fields(Augmentation)} & {each.name for each in fields(self)}
         values = {name: getattr(self, name) for name in shared}
         return Augmentation(**values, stride=self.loss_stride, padding=self.model.parts.padding)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 # ---- files and the command line -----------------------------------------------------------------------------------------
 

@@ -37,7 +37,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -58,15 +57,15 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.class_names import canonical, load_split
 from ldvc.config import ModelConfig
 from ldvc.errors import DataError, LdvcError
-from ldvc.modeling.clip import FrozenClip
+from ldvc.inference import require_inference
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import DEFAULT_INFERENCE, PLAIN_CLIP, Predictor
-from train.data import LAYOUTS, open_sets
+from train.config import make_writable
+from train.data import SegmentationDataset, open_sets
+from train.data.vocabulary import rename_classes
 from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
-from train.folders import make_writable
-from train.metrics import harmonic_mean, mean_iou
-from train.tables import current_commit, markdown, prepare_output, quoted_benchmark, write_json, write_tables
-from train.words import read_renamed, rename_classes
+from train.metrics import iou_measures
+from train.tables import current_commit, markdown, quoted_benchmark, write_json, write_tables
 
 logger = logging.getLogger("evaluate")
 PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
@@ -77,24 +76,14 @@ PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
 
 def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
     """All measures of one data set; NaN where a measure does not exist (mIoU(U) if every class is seen)."""
-    unseen = [not flag for flag in seen]
-    result: dict[str, Any] = {}
-    for suffix, confusion in (("", counts.joint), ("_offset", counts.offset)):
-        iou = confusion.iou()
-        s, u = mean_iou(iou, seen), mean_iou(iou, unseen)
-        result |= {
-            f"pAcc{suffix}": confusion.pixel_accuracy(),
-            f"mIoU{suffix}": mean_iou(iou),
-            f"mIoU_S{suffix}": s,
-            f"mIoU_U{suffix}": u,
-            f"hIoU{suffix}": harmonic_mean(s, u),
-        }
+    result: dict[str, Any] = iou_measures(counts.joint, seen)
+    result |= {f"{key}_offset": value for key, value in iou_measures(counts.offset, seen).items()}
     result["present_accuracy"] = counts.present.pixel_accuracy()
     result |= {key: counts.question[key] for key in ("right", "iou_present", "fragments", "fragments_truth")}
     for key in ("attention_ap", "attention_contrast"):
         layers = sorted(int(name.removeprefix(key)) for name in counts.question if name.startswith(key))
-        result[f"{key}_by_layer"] = {layer: counts.question[f"{key} {layer}"] for layer in layers}
-        result[key] = counts.question[f"{key} {layers[-1]}"] if layers else math.nan
+        by_layer = {layer: counts.question[f"{key} {layer}"] for layer in layers}
+        result |= {f"{key}_by_layer": by_layer, key: by_layer[layers[-1]] if layers else float("nan")}
     return result
 
 
@@ -113,38 +102,36 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
     """The checkpoint's inference settings, changed by --mode, --long_side, --short_side, --window, --stride and --enlarge.
 
     Raises:
-        LdvcError: the options contradict each other.
+        LdvcError: the options contradict each other, or a number is not allowed.
     """
     keys = ("long_side", "short_side", "window", "stride", "enlarge")
     own = dict(metadata.get("inference") or DEFAULT_INFERENCE)
-    given = {key: options.get(key) for key in keys if options.get(key)}
-    mode = options.get("mode")
-    if mode == "whole" and given.keys() & {"window", "stride"}:
+    given = {key: options[key] for key in keys if options.get(key) is not None}
+    mode, sliding = options.get("mode"), given.keys() & {"window", "stride"}
+    if mode == "whole" and sliding:
         raise LdvcError("--window and --stride belong to --mode slide, not to --mode whole.")
-    if "long_side" in given and given.keys() & {"short_side", "window", "stride"}:
+    if "long_side" in given and (mode == "slide" or sliding or "short_side" in given):
         raise LdvcError("Give --long_side alone, or --short_side (with --window and --stride for --mode slide).")
-    if mode == "slide" or given.keys() & {"window", "stride"}:
-        if "long_side" in given:
-            raise LdvcError("--mode slide takes --short_side, --window and --stride, not --long_side.")
+    if mode == "slide" or sliding:
         result = PROTOCOL | (own if "window" in own else {}) | given
-        if result["stride"] > result["window"]:
-            raise LdvcError(
-                f"A stride of {result['stride']} leaves gaps between windows of {result['window']} pixels; take a smaller one."
-            )
-        return result
-    if "short_side" in given:
-        own = {}
-    elif "long_side" in given:
-        own = {key: value for key, value in own.items() if key == "enlarge"}
-    dropped = ("window", "stride") if mode == "whole" else ()
-    return {key: value for key, value in (own | given).items() if key not in dropped}
+    else:
+        if "short_side" in given:
+            own = {}
+        elif "long_side" in given:
+            own = {key: value for key, value in own.items() if key == "enlarge"}
+        dropped = ("window", "stride") if mode == "whole" else ()
+        result = {key: value for key, value in (own | given).items() if key not in dropped}
+    try:
+        require_inference(result)
+    except ValueError as error:
+        raise LdvcError(f"The photos cannot be shown like this: {error}.") from None
+    return result
 
 
 def open_predictor(
     source: str,
     *,
     decoder: str | None = None,
-    clip: str | FrozenClip | None = None,
     beside: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Predictor:
@@ -153,7 +140,6 @@ def open_predictor(
     Args:
         source: checkpoint folder, Hub id or "lite"; with decoder "clip" the towers ("lite", a folder, or architecture:weights).
         decoder: which decoder of the source; "clip" (plain similarity) needs no checkpoint.
-        clip: towers that are already loaded.
         beside: with decoder "clip", metadata of the checkpoint that it is compared with; `inference` and `clip_calibration` are
             used, as on the page.
         options: see `chosen_inference`.
@@ -163,20 +149,19 @@ def open_predictor(
     """
     if decoder == PLAIN_CLIP:
         towers, _, weights = source.partition(":")
-        if clip is None and towers in open_clip.list_models() and not weights:
+        if towers in open_clip.list_models() and not weights:
             raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
-        model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0), clip=clip)
+        model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0))
         metadata = {key: beside[key] for key in ("inference", "clip_calibration") if key in (beside or {})}
     else:
-        model, metadata = load_checkpoint(source, decoder=decoder, clip=clip)
-    inference = unlimited(chosen_inference(metadata, options or {}))
-    metadata = metadata | {"inference": inference}
+        model, metadata = load_checkpoint(source, decoder=decoder)
+    metadata = metadata | {"inference": unlimited(chosen_inference(metadata, options or {}))}
     return Predictor(model, metadata, decoder=decoder, device=PartialState().device, source=str(source))
 
 
 def evaluate(
     predictor: Predictor,
-    datasets: Sequence[Any],
+    datasets: Sequence[SegmentationDataset],
     *,
     unseen: frozenset[str] | None = None,
     fit: bool = False,
@@ -189,8 +174,6 @@ def evaluate(
     """Evaluate a predictor on data sets; every process of a run calls it.
 
     Args:
-        predictor: the model.
-        datasets: the data sets.
         unseen: canonical names that count as unseen; None uses the checkpoint's list of seen names.
         fit: first calibrate on these photos and, except for plain similarity, write the result into config.json.
         offset, joint_only, layers: see `train.evaluation.evaluate_set`.
@@ -226,17 +209,9 @@ def evaluate(
     for dataset in datasets:
         started, names = time.monotonic(), dataset.names()
         sources = [learned_name(name) for name in names]
-        unseen_names = [name for name, source in zip(names, sources, strict=True) if source is None]
-        share = evaluate_set(
-            predictor,
-            dataset,
-            photos,
-            seen=lambda name: learned_name(name) is not None,
-            offset=offset,
-            joint_only=joint_only,
-            layers=layers,
-        )
-        counts = gather(share)
+        seen = [source is not None for source in sources]
+        options = {"offset": offset, "joint_only": joint_only, "layers": layers}
+        counts = gather(evaluate_set(predictor, dataset, photos, seen=seen, **options))
         seconds = time.monotonic() - started
         if not counts.photos and not counts.blank:
             raise DataError(f"Not one photo of {dataset.name} can be read. The first: {counts.broken[0]}")
@@ -245,7 +220,8 @@ def evaluate(
         if state.is_main_process:
             each = seconds / len(dataset)
             logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, each)
-        result["sets"][dataset.name] = measures(counts, [source is not None for source in sources]) | {
+        unseen_names = [name for name, source in zip(names, sources, strict=True) if source is None]
+        result["sets"][dataset.name] = measures(counts, seen) | {
             "split": dataset.split,
             "photos": len(counts.photos) + len(counts.blank),
             "broken": counts.broken,
@@ -260,27 +236,11 @@ def evaluate(
 
 
 def write_calibration(source: str, decoder: str, calibration: Calibration, *, key: str = "calibration") -> None:
-    """Write a calibration into a local checkpoint's config.json; `key` is "clip_calibration" for plain similarity.
-
-    Raises:
-        LdvcError: the checkpoint is not a local folder.
-    """
-    require_local(source)
-    files = [folder / "config.json" for folder in (Path(source), Path(source) / decoder)]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise LdvcError(f"{source} has no checkpoint of {decoder}, so its calibration cannot be written.")
+    """Write a calibration into the config.json of a local checkpoint; `key` is "clip_calibration" for plain similarity."""
+    file = Path(source) / "config.json"
+    if not file.is_file():  # a folder with several decoders
+        file = Path(source) / decoder / "config.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {key: asdict(calibration)})
-
-
-def require_local(source: str) -> None:
-    """Check that a calibration can be written.
-
-    Raises:
-        LdvcError: the checkpoint is not a local folder.
-    """
-    if not Path(source).is_dir():
-        raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------
@@ -296,8 +256,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="data", help="folder that holds the data sets")
     add("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
     add("--split", default="val", help="default: val")
-    layouts = ", ".join(LAYOUTS)
-    add("--layouts", nargs="+", default=[], metavar="SET=LAYOUT", help=f"if the layout cannot be detected: {layouts}")
     add("--rename", metavar="FILE", help='JSON file {"grass": "lawn"} with other words for classes of the data sets')
     add("--unseen", help="split of unseen classes; default: the classes that the checkpoint has not seen")
     add("--mode", choices=("whole", "slide"), help="default: the checkpoint's")
@@ -313,17 +271,48 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--joint_only", action="store_true", help="only the measures of the literature: one decoding per photo")
     add("--layers", action="store_true", help="also a table of the attention of every layer")
     add("--output", help="writes OUTPUT.json, OUTPUT.csv, OUTPUT.md and OUTPUT-*.png (confusion matrices)")
-    options = parser.parse_args(arguments)
-    for name in ("long_side", "short_side", "window", "stride"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is a number of pixels of at least 1, not {value}")
-    if options.enlarge is not None and options.enlarge <= 0:
-        parser.error(f"--enlarge is a factor above 0, not {options.enlarge}")
-    for pair in options.layouts:
-        if "=" not in pair or pair.partition("=")[0] not in options.sets:
-            parser.error(f"--layouts takes SET=LAYOUT with a set of --sets, not {pair}")
-    return options
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Evaluates what the command line asks for, and prints and writes the tables.
+
+    Raises:
+        LdvcError: something that the user can change.
+    """
+    if not options.checkpoint and not options.plain_clip:
+        raise LdvcError("Nothing to evaluate: give --checkpoint or --plain_clip.")
+    datasets = open_sets(options.data, options.sets, options.split)
+    if options.rename:
+        rename_classes(datasets, options.rename)
+    unseen = load_split(options.unseen) if options.unseen else None
+    for source in options.checkpoint if options.calibrate else ():
+        if not Path(source).is_dir():
+            raise LdvcError(f"{source} is no local checkpoint folder, so its calibration cannot be written; give a folder.")
+    if options.output:
+        make_writable(Path(options.output).parent, "--output")
+    if options.cache_dir:
+        make_writable(options.cache_dir, "--cache_dir")
+    main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    shared = {key: getattr(options, key) for key in ("offset", "joint_only", "layers", "cache_dir", "num_workers")}
+    results: list[dict[str, Any]] = []
+    beside: dict[str, Any] | None = None  # metadata of the first checkpoint
+    plain = [(options.plain_clip, PLAIN_CLIP)] if options.plain_clip else []
+    for source, decoder in [*((source, options.decoder) for source in options.checkpoint), *plain]:
+        predictor = open_predictor(source, decoder=decoder, beside=beside, options=vars(options))
+        beside = beside or predictor.metadata
+        own_unseen = frozenset() if decoder == PLAIN_CLIP and unseen is None else unseen
+        result = evaluate(predictor, datasets, unseen=own_unseen, fit=options.calibrate, **shared)
+        results.append(result | {"command": command, "commit": current_commit()})
+    if plain:
+        if options.calibrate and main_process:
+            for result in results[:-1]:
+                write_calibration(result["source"], result["decoder"], predictor.calibration, key="clip_calibration")
+        results.insert(0, results.pop())  # the reference of all others
+    if main_process:
+        print(markdown(results))
+        if options.output:
+            write_tables(results, options.output)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -332,51 +321,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        layouts = dict(pair.split("=", 1) for pair in options.layouts)
-        datasets = open_sets(options.data, options.sets, options.split, layouts=layouts)
-        if options.rename:
-            rename_classes(datasets, read_renamed(options.rename))
-        unseen = load_split(options.unseen) if options.unseen else None
-        jobs = [(source, options.decoder) for source in options.checkpoint]
-        jobs += [(options.plain_clip, PLAIN_CLIP)] if options.plain_clip else []
-        if not jobs:
-            raise LdvcError("Nothing to evaluate: give --checkpoint or --plain_clip.")
-        for source in options.checkpoint if options.calibrate else ():
-            require_local(source)
-        if options.output:
-            prepare_output(options.output)
-        if options.cache_dir:
-            make_writable(options.cache_dir, "--cache_dir")
-        state = PartialState(cpu=not torch.cuda.is_available())
-        results: list[dict[str, Any]] = []
-        beside: dict[str, Any] | None = None  # metadata of the first checkpoint
-        for source, decoder in jobs:
-            predictor = open_predictor(source, decoder=decoder, beside=beside, options=vars(options))
-            beside = beside or predictor.metadata
-            result = evaluate(
-                predictor,
-                datasets,
-                unseen=frozenset() if decoder == PLAIN_CLIP and unseen is None else unseen,
-                fit=options.calibrate,
-                offset=options.offset,
-                joint_only=options.joint_only,
-                layers=options.layers,
-                cache_dir=options.cache_dir,
-                num_workers=options.num_workers,
-            )
-            command = shlex.join(["python", "train/evaluate.py", *arguments])
-            results.append(result | {"command": command, "commit": current_commit()})
-        if options.plain_clip:
-            if options.calibrate and state.is_main_process:
-                for result in results[:-1]:
-                    write_calibration(result["source"], result["decoder"], predictor.calibration, key="clip_calibration")
-            results.insert(0, results.pop())  # the reference of all others
-        if state.is_main_process:
-            print(markdown(results))
-            if options.output:
-                write_tables(results, options.output)
+        run(options, shlex.join(["python", "train/evaluate.py", *arguments]))
     except LdvcError as error:  # the same in every process; the first one reports it
         sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+    state = PartialState()
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()

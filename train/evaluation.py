@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,12 @@ def unlimited(inference: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo and its mask.
+    """A photo and its mask."""
 
-    Attributes:
-        index, stem: its place and file name in the data set.
-        picture: (H, W, 3) uint8.
-        target: (H, W) int64; index of the name, VOID or BACKGROUND.
-    """
-
-    index: int
-    stem: str
-    picture: np.ndarray
-    target: Tensor
+    index: int  # place in the data set
+    stem: str  # file name
+    picture: np.ndarray  # (H, W, 3) uint8
+    target: Tensor  # (H, W) int64; index of the name, VOID or BACKGROUND
 
 
 class PhotoReader(Dataset):
@@ -93,30 +87,19 @@ class PhotoReader(Dataset):
         return Photo(index, self.dataset.stems[index], np.asarray(image), self.table[torch.from_numpy(mask).int()])
 
 
-def _uncollated(item: Photo | str) -> Photo | str:
-    return item
-
-
 @dataclass(frozen=True)
 class Photos:
-    """How photos are loaded, and which of them this process evaluates.
+    """How photos are loaded, and which of them this process evaluates: process, process + processes, ... of each data set."""
 
-    Attributes:
-        cache_dir: folder for the outputs of the frozen patch embedding; None = no cache. A cache saves time where the patch
-            embedding is a network, as in lite.
-        process, processes: take photos process, process + processes, ... of each data set; `gather` sums the counts.
-        num_workers: processes that load photos.
-    """
-
-    cache_dir: str | None = None
+    cache_dir: str | None = None  # for outputs of the frozen patch embedding, which save time where that is a network
     process: int = 0
     processes: int = 1
-    num_workers: int = 0
+    num_workers: int = 0  # processes that load photos
 
     def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
         """This process's photos of a data set."""
         reader = PhotoReader(dataset, range(self.process, len(dataset), self.processes))
-        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers, collate_fn=_uncollated))
+        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers))
 
     def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
         """Folder of the patch tokens of these photos at this size and with these weights; None without a cache."""
@@ -157,19 +140,12 @@ def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageStat
 
 @dataclass(frozen=True)
 class Question:
-    """The names that a photo shows and `ABSENT` others of its data set, chosen at random with the photo's stem as the seed.
+    """The names that a photo shows and `ABSENT` others of its data set, chosen at random with the photo's stem as the seed."""
 
-    Attributes:
-        names: indices of the names, the present ones first.
-        present: number of present names.
-        truth: (H, W) int64; place in `names`, -1 = none of them.
-        valid: (H, W) bool; False at void pixels.
-    """
-
-    names: list[int]
-    present: int
-    truth: Tensor
-    valid: Tensor
+    names: list[int]  # indices, the present ones first
+    present: int  # number of present names
+    truth: Tensor  # (H, W) int64; place in `names`, -1 = none of them
+    valid: Tensor  # (H, W) bool; False at void pixels
 
     @classmethod
     def about(cls, photo: Photo, classes: int) -> Question:
@@ -195,23 +171,15 @@ def ask(
 
 @dataclass
 class Counts:
-    """Sums over the photos of one data set.
+    """Sums over the photos of one data set."""
 
-    Attributes:
-        joint, offset, present: confusion matrices with all names, with all names and an offset, with the present names.
-        question: means of the measures of a `Question`.
-        photos: indices of the evaluated photos.
-        blank: indices of photos without a labelled pixel.
-        broken: an error message for each photo that cannot be read.
-    """
-
-    joint: ConfusionMatrix
-    offset: ConfusionMatrix
-    present: ConfusionMatrix
-    question: Means = field(default_factory=Means)
-    photos: list[int] = field(default_factory=list)
-    blank: list[int] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
+    joint: ConfusionMatrix  # with all names
+    offset: ConfusionMatrix  # with all names and an offset
+    present: ConfusionMatrix  # with the present names
+    question: Means = field(default_factory=Means)  # measures of a `Question`
+    photos: list[int] = field(default_factory=list)  # indices of the evaluated photos
+    blank: list[int] = field(default_factory=list)  # indices of photos without a labelled pixel
+    broken: list[str] = field(default_factory=list)  # an error message for each photo that cannot be read
 
     @classmethod
     def empty(cls, classes: int) -> Counts:
@@ -222,9 +190,8 @@ class Counts:
         """Add the counts of other photos."""
         for name in ("joint", "offset", "present", "question"):
             getattr(self, name).merge(getattr(other, name))
-        self.photos += other.photos
-        self.blank += other.blank
-        self.broken += other.broken
+        for name in ("photos", "blank", "broken"):
+            getattr(self, name).extend(getattr(other, name))
 
 
 def gather(counts: Counts) -> Counts:
@@ -242,7 +209,7 @@ def evaluate_set(
     dataset: SegmentationDataset,
     photos: Photos,
     *,
-    seen: Callable[[str], bool],
+    seen: Sequence[bool],
     offset: float | None = OFFSET,
     joint_only: bool = False,
     layers: bool = False,
@@ -250,17 +217,13 @@ def evaluate_set(
     """Segment the photos of a data set that belong to this process, and count.
 
     Args:
-        predictor: the model.
-        dataset: the data set.
-        photos: how photos are loaded.
-        seen: whether a name was learned; the offset is subtracted from the scores of seen names.
+        seen: for each name of the data set, whether it was learned; the offset is subtracted from the scores of such names.
         offset: for `Counts.offset`; None leaves that matrix empty.
         joint_only: decode each photo once, with all names; other measures stay empty.
         layers: measure the attention of every layer instead of the last one.
     """
     names = dataset.names()
-    flags = [seen(name) for name in names]
-    lowered = None if offset is None else offset * torch.tensor(flags, dtype=torch.float32)
+    lowered = None if offset is None else offset * torch.tensor(seen, dtype=torch.float32)
     counts, folder = Counts.empty(len(names)), photos.patch_token_folder(dataset, predictor)
     for photo in photos.of(dataset):
         if isinstance(photo, str):

@@ -2,7 +2,6 @@
 
     python train/experiment.py --output_dir runs/lite_experiment --jobs 2
     python train/experiment.py --output_dir runs/lite_experiment --ablations all --ablation_seeds 0
-    python train/experiment.py --output_dir runs/lite_experiment --collect
     python train/experiment.py --config voc12_inductive --decoders all --seeds 0 --data /data --output_dir runs/voc12
     python train/experiment.py --config msrc --decoders all --seeds 0 --processes 2 --output_dir runs/msrc
     python train/experiment.py --config voc12_inductive --seeds 0 --output_dir runs/voc12 --target l4x4
@@ -49,15 +48,9 @@ CLIP = "clip"
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation.
+    """One training and its evaluation."""
 
-    Attributes:
-        line: row of the table; the runs of a row differ in the seed only.
-        decoder, seed, changes: arguments of the training.
-        folder: of the run.
-    """
-
-    line: str
+    line: str  # row of the table; the runs of a row differ in the seed only
     decoder: str
     seed: int
     changes: tuple[str, ...]
@@ -72,11 +65,6 @@ class Run:
     def settings_file(self) -> Path:
         """The file with the settings of the run, see `settings_of`."""
         return self.folder / "settings.json"
-
-    @property
-    def trained(self) -> bool:
-        """Whether the training is finished; config.json is the last file that it writes."""
-        return (self.folder / "config.json").is_file()
 
 
 def plan(
@@ -116,11 +104,7 @@ def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def require_same(run: Run, options: argparse.Namespace) -> None:
-    """Check that a run in the output folder belongs to this experiment.
-
-    Raises:
-        ConfigError: it has other settings.
-    """
+    """Raises ConfigError if a run in the output folder was made with other settings."""
     if not run.settings_file.is_file():
         return
     found, wanted = json.loads(run.settings_file.read_text(encoding="utf-8")), settings_of(run, options)
@@ -134,7 +118,7 @@ def require_same(run: Run, options: argparse.Namespace) -> None:
 def commands_of(run: Run, options: argparse.Namespace) -> list[list[str]]:
     """The commands that finish a run: the training, unless it is finished, and the evaluation."""
     shared, commands = ["--data", options.data], []
-    if run.decoder != CLIP and not run.trained:
+    if run.decoder != CLIP and not (run.folder / "config.json").is_file():  # the last file that a training writes
         train = [*launch(options.processes), str(ROOT / "train" / "train.py"), "--config", options.config]
         train += ["--decoder", run.decoder, "--seed", str(run.seed), *shared, "--cache_dir", options.cache_dir]
         train += ["--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
@@ -228,11 +212,7 @@ def markdown(content: dict[str, Any], about: str) -> str:
 
 
 def read_ablations(wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Ablations of train/configs/lite_ablations.yaml: name -> changes of the configuration.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
+    """Ablations of train/configs/lite_ablations.yaml: name -> changes of the configuration; ConfigError for an unknown name."""
     known = yaml.safe_load((CONFIG_FOLDER / "lite_ablations.yaml").read_text(encoding="utf-8"))
     if "all" in wanted:
         return known
@@ -258,7 +238,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--cache_dir", default="runs/cache")
     add("--clip", help="towers; default: the configuration's")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    add("--collect", action="store_true", help="run nothing, only write the tables of the finished runs")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes of the configuration for every run")
     jobs.add_arguments(parser)
     return parser.parse_args(arguments)
@@ -294,9 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
             require_same(run, options)
     except LdvcError as error:
         sys.exit(f"error: {error}")
-    if not options.collect:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda run: finish(run, options), runs))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda run: finish(run, options), runs))
     results = read_results(runs)
     content = summarize(results)
     photos = config.train_batch_size * config.gradient_accumulation_steps * options.processes

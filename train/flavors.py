@@ -59,16 +59,12 @@ def hours_of(timeout: str) -> float:
 def estimate(
     flavor: Flavor, sets: Sequence[str], steps: int, photos: int, seconds_per_step: float | None
 ) -> tuple[str, str]:
-    """How long trainings take.
+    """How long trainings on data sets take: one sentence with hours, costs and their basis, and a timeout that is long enough.
 
     Args:
-        sets: that they learn from.
         steps: of all trainings together.
         photos: of one step.
         seconds_per_step: as somebody measured it on this flavor.
-
-    Returns:
-        One sentence with hours, costs and what they rest on; and a timeout that is long enough for it.
     """
     basis = f"{steps:,} steps"
     if seconds_per_step:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 
 from ldvc.errors import LdvcError
 from train.config import TrainConfig
@@ -35,10 +34,7 @@ class HubError(LdvcError):
 
 
 def open_repository(config: TrainConfig) -> str:
-    """Creates the repository, if it does not exist, before training starts, so that a wrong token fails at once.
-
-    Returns:
-        Its full name.
+    """Creates the repository, if it does not exist, before training starts, and returns its full name.
 
     Raises:
         HubError: no token, no access, no network, or a CLIP that nobody else could load.
@@ -49,20 +45,16 @@ def open_repository(config: TrainConfig) -> str:
             f"The CLIP {model.clip} is a folder of this machine, which a checkpoint on the Hub cannot load; train on 'lite' or "
             "an open_clip architecture, or leave push_to_hub out."
         )
+    if not get_token():
+        raise HubError("push_to_hub needs a token with write access in the environment variable HF_TOKEN.")
     try:
-        return _api().create_repo(config.hub_model_id, exist_ok=True).repo_id
-    except HubError:
-        raise
+        return HfApi().create_repo(config.hub_model_id, exist_ok=True).repo_id
     except Exception as error:  # the client raises many kinds: HTTP errors, connection errors, wrong names
-        raise HubError(f"The repository {config.hub_model_id} cannot be used: {_first_line(error)}") from None
+        raise HubError(f"The repository {config.hub_model_id} cannot be used: {first_line(error)}.") from None
 
 
 def push(folder: Path, repository: str, config: TrainConfig) -> str:
-    """Uploads the finished checkpoint and returns its address.
-
-    Raises:
-        HubError: it failed; the checkpoint on this machine is complete.
-    """
+    """Uploads the finished checkpoint and returns its address; HubError if that fails."""
     card = folder / "README.md"
     if not card.exists():
         text = _CARD.format(
@@ -75,27 +67,16 @@ def push(folder: Path, repository: str, config: TrainConfig) -> str:
         )
         card.write_text(text, encoding="utf-8")
     try:
-        commit = _api().upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            ignore_patterns=NOT_UPLOADED,
-            commit_message=f"Step {config.max_train_steps}",
-        )
+        message = f"Step {config.max_train_steps}"
+        upload = HfApi().upload_folder
+        return str(upload(repo_id=repository, folder_path=folder, ignore_patterns=NOT_UPLOADED, commit_message=message))
     except Exception as error:
         raise HubError(
-            f"The upload to {repository} failed: {_first_line(error)} The checkpoint in {folder} is complete; run the same "
+            f"The upload to {repository} failed: {first_line(error)}. The checkpoint in {folder} is complete; run the same "
             "command with --resume_from_checkpoint latest to try the upload again."
         ) from None
-    return str(commit)
 
 
-def _api() -> HfApi:
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    if not token:
-        raise HubError("push_to_hub needs a token with write access in the environment variable HF_TOKEN.")
-    return HfApi(token=token)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith(".") else line + "."
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without a full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -19,7 +19,7 @@ from huggingface_hub import Volume
 from ldvc.bundled import ASSETS
 from ldvc.errors import LdvcError
 from train.config import TrainConfig
-from train.data.layouts import NAMES
+from train.data.benchmarks import NAMES
 from train.flavors import Flavor, estimate, hours_of
 from train.hub import NOT_UPLOADED
 
@@ -38,34 +38,21 @@ class JobError(LdvcError):
 
 @dataclass(frozen=True)
 class Work:
-    """What a command asks for.
-
-    Attributes:
-        config: of the trainings.
-        trainings: how many.
-        data, output: folders on this machine.
-        sets: data sets of training and evaluation.
-        named: values that may name files of this machine.
-        lines: (GPUs, output folder, repository) -> shell commands that train, evaluate and upload.
-    """
+    """What a command asks for."""
 
     config: TrainConfig
-    trainings: int
+    trainings: int  # how many, with this configuration
     data: str
-    output: str
-    sets: Sequence[str]
-    named: Sequence[str]
-    lines: Callable[[int, str, str], list[str]]
+    output: str  # folders on this machine
+    sets: Sequence[str]  # of training and evaluation
+    named: Sequence[str]  # values that may name files of this machine
+    lines: Callable[[int, str, str], list[str]]  # (GPUs, output folder, repository) -> shell commands
 
 
 def training(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Work:
-    """The work of train/train.py, of which the parsed flags and their defaults are given.
-
-    Raises:
-        JobError: flags that a job cannot follow.
-    """
-    if options["prepare_cache"] or options["resume_from_checkpoint"] not in (None, "latest"):
-        raise JobError("A job resumes its own latest checkpoint; leave out --prepare_cache and --resume_from_checkpoint.")
+    """The work of train/train.py, of which the parsed flags and their defaults are given."""
+    if options["resume_from_checkpoint"] not in (None, "latest"):
+        raise JobError("A job resumes its own latest checkpoint; leave out --resume_from_checkpoint.")
     sets = config.validation_sets or list(config.sets)
 
     def lines(gpus: int, output: str, repository: str) -> list[str]:
@@ -130,34 +117,22 @@ def _mirrored(folder: str) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, before anything is sent.
-
-    Attributes:
-        flavor, machine: what is rented.
-        timeout: such as "12h".
-        expected: one sentence about hours and costs.
-        lines: shell commands of the job.
-        account, repository: who pays; "OWNER/NAME" of the result.
-        label: of all jobs with this output folder.
-        files, code: paths of the code below the project's folder, and the folder of the bucket that they go to.
-        own_sets: data set -> folder that is uploaded.
-    """
+    """A job, before anything is sent."""
 
     flavor: str
     machine: Flavor
-    timeout: str
-    expected: str
-    lines: list[str]
-    account: str
-    repository: str
-    label: str
-    files: list[str]
-    code: str
-    own_sets: dict[str, Path]
+    timeout: str  # such as "12h"
+    expected: str  # one sentence about hours and costs
+    lines: list[str]  # shell commands
+    account: str  # who pays
+    repository: str  # "OWNER/NAME" of the result
+    label: str  # of all jobs with this output folder
+    files: list[str]  # of the code, below the project's folder
+    code: str  # folder of the bucket that they go to
+    own_sets: dict[str, Path]  # data set -> folder that is uploaded
 
     @property
     def bucket(self) -> str:
-        """The bucket of all jobs of the account."""
         return f"{self.account}/ldvc-jobs"
 
     @property
@@ -175,12 +150,7 @@ class Plan:
         }
 
     def describe(self, *, prices: str, every_file: bool) -> str:
-        """Everything that is sent, for a reader.
-
-        Args:
-            prices: where they are from.
-            every_file: list the files of the code too.
-        """
+        """Everything that is sent, for a reader; `prices` says where they are from."""
         sizes = {name: (ROOT / name).stat().st_size for name in self.files}
         machine, most = self.machine, hours_of(self.timeout) * self.machine.price
         rows = [
@@ -203,13 +173,7 @@ class Plan:
 
 
 def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mapping[str, Flavor]) -> Plan:
-    """Plans a job.
-
-    Args:
-        job: the flags of `train.jobs`.
-        work: what the command asks for.
-        account: who pays.
-        flavors: what can be rented.
+    """Plans a job from the flags of `train.jobs`, for an account that pays; `flavors` can be rented.
 
     Raises:
         JobError: unknown flavor, a batch that cannot be divided, or a file that a job cannot have.
@@ -258,14 +222,10 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
 
 
 def staged_files(named: Iterable[Path] = (), root: Path = ROOT) -> list[str]:
-    """The files that a job gets: the code, without the page and without what git ignores.
+    """The files that a job gets, as sorted paths below `root`: the code, without the page and without what git ignores.
 
     Args:
         named: further files and folders below `root`.
-        root: the project's folder.
-
-    Returns:
-        Sorted paths relative to `root`.
     """
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *CODE]
     listed = subprocess.run(command, capture_output=True, encoding="utf-8") if shutil.which("git") else None

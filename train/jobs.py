@@ -20,16 +20,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from ldvc.errors import LdvcError
 from train.flavors import FLAVORS, PRICES_READ, from_api
+from train.hub import first_line
 from train.job_plan import ROOT, JobError, Plan, Work, make_plan
 
 FLAGS = ("target", "timeout", "seconds_per_step", "yes", "dry_run")
-NEEDED = ("run_job", "list_jobs_hardware", "create_bucket", "bucket_info", "batch_bucket_files", "sync_bucket")
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 NEW_TOKEN = "make one of the kind Write at https://huggingface.co/settings/tokens, then run “hf auth login” or set HF_TOKEN"
 REASONS = {
@@ -55,11 +54,7 @@ def take_options(options: dict[str, Any]) -> argparse.Namespace:
 
 
 def is_wanted(job: argparse.Namespace) -> bool:
-    """Whether the flags ask for a rented GPU.
-
-    Raises:
-        JobError: they do not fit together.
-    """
+    """Whether the flags ask for a rented GPU; JobError if they do not fit together."""
     if not job.target and any(vars(job).values()):
         raise JobError("--timeout, --seconds_per_step, --yes and --dry_run need --target FLAVOR.")
     if job.timeout and not re.fullmatch(r"\d+(\.\d+)?[smhd]", job.timeout):
@@ -69,10 +64,6 @@ def is_wanted(job: argparse.Namespace) -> bool:
 
 def submit(job: argparse.Namespace, work: Work) -> None:
     """Shows what will be rented, asks, starts the job, and prints its log until it ends. Ctrl-C leaves the job running.
-
-    Args:
-        job: the flags of `add_arguments`.
-        work: what the command asks for.
 
     Raises:
         JobError: nothing was started, or the job failed.
@@ -86,10 +77,6 @@ def submit(job: argparse.Namespace, work: Work) -> None:
     if not token:
         raise JobError(f"There is no Hugging Face token on this machine; {NEW_TOKEN}.")
     api = HfApi(token=token)
-    missing = [name for name in NEEDED if not hasattr(api, name)]
-    if missing:
-        version = huggingface_hub.__version__
-        raise JobError(f"huggingface_hub {version} has no {missing[0]}; run “pip install -U huggingface_hub”.")
     with one_sentence("Reading the account"):
         account = api.whoami()
         flavors = from_api(api.list_jobs_hardware())
@@ -112,11 +99,7 @@ def submit(job: argparse.Namespace, work: Work) -> None:
 
 
 def require_write_access(account: dict[str, Any]) -> None:
-    """Checks the token, before anything is paid for.
-
-    Raises:
-        JobError: it may only read, or not start jobs.
-    """
+    """Raises JobError if the token may only read, or not start jobs, before anything is paid for."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     scopes = (token.get("fineGrained") or {}).get("scoped") or []
     allowed = {permission for scope in scopes for permission in scope.get("permissions", [])}
@@ -135,11 +118,7 @@ def confirmed() -> bool:
 
 
 def send_files(api: HfApi, plan: Plan) -> None:
-    """Uploads the code and your own data sets into the private bucket.
-
-    Raises:
-        JobError: the bucket exists and is public.
-    """
+    """Uploads the code and your own data sets into the bucket; JobError if it exists and is public."""
     api.create_bucket(plan.bucket, private=True, exist_ok=True)
     if not api.bucket_info(plan.bucket).private:
         raise JobError(f"The bucket {plan.bucket} is public; make it private at https://huggingface.co/buckets/{plan.bucket}.")
@@ -149,11 +128,7 @@ def send_files(api: HfApi, plan: Plan) -> None:
 
 
 def follow(api: HfApi, job_id: str, plan: Plan) -> None:
-    """Prints the log of a job until it ends.
-
-    Raises:
-        JobError: the job did not complete.
-    """
+    """Prints the log of a job until it ends; JobError if it did not complete."""
     again = f"see its log with “hf jobs logs -f {job_id}”, stop it with “hf jobs cancel {job_id}”"
     try:
         for line in api.fetch_job_logs(job_id=job_id, namespace=plan.account, follow=True):
@@ -189,15 +164,10 @@ def one_sentence(task: str) -> Iterator[None]:
         raise JobError(f"{task} failed: {reason}; check the network and run the same command again.") from None
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def fetch_archives(benchmark: str, folder: str) -> None:
     """Downloads the archives of a benchmark (inside the job)."""
-    from train.data.archives import STEPS
     from train.data.download import fetch
+    from train.prepare import STEPS
 
     for step in STEPS[benchmark]:
         fetch(step.archive, Path(folder))

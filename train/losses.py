@@ -6,6 +6,7 @@ loss of a hundred names would otherwise cost as much as the model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +83,10 @@ def focal_sum(logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float = 
 
 
 def dice_per_mask(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """1 - (2 |P n T| + 1) / (|P| + |T| + 1) for each mask, on soft predictions (the form ZegCLIP uses).
+    """(P,): 1 - (2 |P n T| + 1) / (|P| + |T| + 1) for each mask, on soft predictions (the form ZegCLIP uses).
 
     Args:
         logits: (P, H, W). target, valid: (P, H, W) bool; pixels that are not valid are left out.
-
-    Returns:
-        (P,).
     """
     probability = (torch.sigmoid(logits) * valid).flatten(1)
     truth = (target & valid).flatten(1).to(probability.dtype)
@@ -100,9 +98,9 @@ def dice_per_mask(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 class Processes:
     """How the processes of a run share one loss.
 
-    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Each process has some of the photos, and
-    gradients are averaged over processes. So each process divides its own sum by the mean count of all processes. The result
-    is the loss of one process with all photos.
+    A loss is a sum over photos divided by a count over photos (of masks, of pixels). Gradients are averaged over processes. So
+    each process divides the sum over its own photos by the mean count of all processes, which gives the loss of one process
+    with all photos.
 
     Attributes:
         total: scalar tensor of this process -> its sum over all processes, no gradient.
@@ -120,9 +118,8 @@ class Processes:
 ONE_PROCESS = Processes()
 
 
-@dataclass(frozen=True)
-class MaskLoss:
-    """The two parts of the mask loss, not yet weighted."""
+class MaskLoss(NamedTuple):
+    """The two parts of the mask loss, scalars that are not yet weighted; both zero when nothing is annotated."""
 
     focal: Tensor
     dice: Tensor
@@ -152,11 +149,7 @@ def mask_loss(
         normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present, at least one per process
             (ZegCLIP's code: the more names, the larger the loss); "pairs": the mean over all pixels of all annotated pairs.
         processes: with whom this process shares the loss.
-
-    Returns:
-        MaskLoss of two scalars; both zero when nothing is annotated.
     """
-    assert normalise in ("masks", "pairs"), f"normalise is 'masks' or 'pairs', not {normalise!r}"
     photo, name = annotated.nonzero(as_tuple=True)  # (P,), (P,)
     flat = photo * mask_logits.shape[1] + name
     pairs = mask_logits.flatten(0, 1).index_select(0, flat).float()  # (P, h, w)
@@ -207,7 +200,6 @@ def attention_loss(
     named = -attention.gather(1, labels.clamp(min=0)[:, None].long())[:, 0]  # (B, H, W)
     uniform = -(attention * annotated[:, :, None, None]).sum(dim=1) / names - names.log()
     counted = (labels != VOID) & (labels != HELD_OUT) & annotated.any(dim=1)[:, None, None]
-    # a name that is shown is annotated, unless it is the only one
     loss = torch.where(labels >= 0, named, uniform) * counted
     return loss.sum() / processes.share(counted.sum())
 
@@ -220,24 +212,19 @@ def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
     with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code, exactly the pixels of
     held-out classes are relabelled (the setting reveals which these are; background and border stay void), and a seen name is
-    never a pseudo-label. The gradient does not pass through the labels. They are a function of weights and batch alone, so a
-    resumed run computes the same ones.
+    never a pseudo-label.
 
     Args:
         mask_logits: (B, C, h, w). labels: (B, H, W) integer.
         candidates: (B, C) bool: U, as far as the photo's data set has these classes.
-
-    Returns:
-        (B, H, W), a copy of the labels.
     """
     columns = candidates.any(dim=0).nonzero(as_tuple=True)[0]  # (U,)
-    held_out = labels == HELD_OUT
     if not len(columns):
-        return labels.clone()
+        return labels
     # Not -inf, which times an interpolation weight of zero would be NaN.
     logits = mask_logits.index_select(1, columns).float().masked_fill(~candidates[:, columns, None, None], -1e4)
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(held_out, columns[logits.argmax(dim=1)].to(labels.dtype), labels)
+    return torch.where(labels == HELD_OUT, columns[logits.argmax(dim=1)].to(labels.dtype), labels)
 
 
 def distillation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
@@ -248,10 +235,7 @@ def distillation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) ->
     Args:
         mask_logits: (B, C, h, w) of the decoder.
         reference: (B, C, h, w), plain similarity logits of the frozen towers; no gradient.
-        weight: (B, C) of each (photo, name) pair; 0 leaves a pair out.
-
-    Returns:
-        Scalar: sum over pairs of weight * mean over patches.
+        weight: (B, C) of each (photo, name) pair; 0 leaves a pair out. The loss is the sum of weight * mean over patches.
     """
     patches = mask_logits.shape[-1] * mask_logits.shape[-2]
     return _DivergenceSum.apply(mask_logits.float(), reference.float(), (weight / patches)[:, :, None, None])

@@ -15,25 +15,17 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 SMALLEST_FRAGMENT = 64  # pixels
+LIMIT = 40.0  # of the logits in curves
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over the pixels of many photos.
-
-    Attributes:
-        counts: (C, C) int64, rows are the truth.
-    """
+    """`counts` (C, C) int64: pixels of many photos by true class (rows) and predicted class."""
 
     def __init__(self, classes: int) -> None:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
     def update(self, target: Tensor, prediction: Tensor) -> None:
-        """Add the pixels of a photo.
-
-        Args:
-            target: integer classes, any shape; pixels with a negative target are left out.
-            prediction: integer classes, same shape.
-        """
+        """Add the pixels of a photo, integer classes of any shape; pixels with a negative target are left out."""
         classes = self.counts.shape[0]
         kept = target >= 0
         joint = target[kept].long() * classes + prediction[kept].long()
@@ -44,10 +36,7 @@ class ConfusionMatrix:
         self.counts += other.counts
 
     def iou(self) -> Tensor:
-        """Intersection over union of each class, (C,) float64; NaN for a class without ground truth.
-
-        Means leave such classes out. In the published benchmarks every class has ground truth.
-        """
+        """Intersection over union of each class, (C,) float64; NaN for a class without ground truth, which means leave out."""
         hit = self.counts.diag().double()
         truth, predicted = self.counts.sum(dim=1).double(), self.counts.sum(dim=0).double()
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
@@ -71,6 +60,19 @@ def mean_iou(iou: Tensor, classes: Sequence[bool] | None = None) -> float:
 def harmonic_mean(seen: float, unseen: float) -> float:
     """hIoU = 2 S U / (S + U); 0 if both are 0, NaN if one is NaN."""
     return 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0
+
+
+def iou_measures(confusion: ConfusionMatrix, seen: Sequence[bool]) -> dict[str, float]:
+    """The measures of the literature; NaN where one does not exist (mIoU_U if every class is seen)."""
+    iou = confusion.iou()
+    of_seen, of_unseen = mean_iou(iou, seen), mean_iou(iou, [not flag for flag in seen])
+    return {
+        "pAcc": confusion.pixel_accuracy(),
+        "mIoU": mean_iou(iou),
+        "mIoU_S": of_seen,
+        "mIoU_U": of_unseen,
+        "hIoU": harmonic_mean(of_seen, of_unseen),
+    }
 
 
 class Means:
@@ -115,14 +117,11 @@ def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
     """Average precision of a map as a ranking of the pixels of a class: AP = sum over n of (R_n - R_{n-1}) P_n.
 
     P_n and R_n are precision and recall of "value >= n-th highest distinct value", so pixels of equal value count together.
-    1 = all pixels of the class come first. A random map has the share of the class's pixels.
+    1 = all pixels of the class come first. A random map has the share of the class's pixels. NaN if all or none are inside.
 
     Args:
         values: (N,) float, without void pixels.
         inside: (N,) bool, the pixels of the class.
-
-    Returns:
-        0..1; NaN if all pixels or none are inside.
     """
     return float(average_precision_score(inside, values)) if 0 < inside.sum() < inside.size else math.nan
 
@@ -146,17 +145,15 @@ def fragments(mask: np.ndarray, smallest: int = SMALLEST_FRAGMENT) -> int:
 class _Curve:
     """Sums in bins of a logit, so that a threshold can be chosen after one pass over the photos.
 
-    Args:
-        low, high: range of the logits; other logits count in the outermost bins.
-        bins: number of bins; with a symmetric range and an even number, 0 is a bin edge.
+    Logits beyond -40 to 40 count in the outermost bins. `edges`, among them 0, bound the bins.
     """
 
+    bins: int
     parts: tuple[str, ...]  # what is summed in each bin, besides the IoU
 
-    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 800) -> None:
-        self.low, self.high, self.bins = low, high, bins
-        self.edges = np.linspace(low, high, bins + 1)
-        self._sums = {part: np.zeros(bins) for part in ("iou", *self.parts)}
+    def __init__(self) -> None:
+        self.edges = np.linspace(-LIMIT, LIMIT, self.bins + 1)
+        self._sums = {part: np.zeros(self.bins) for part in ("iou", *self.parts)}
         self._pairs = self._pixels = 0
 
     def __len__(self) -> int:
@@ -164,8 +161,7 @@ class _Curve:
         return self._pairs
 
     def merge(self, other: _Curve) -> None:
-        """Add the pixels of other photos; both curves must have the same bins."""
-        assert (self.low, self.high, self.bins) == (other.low, other.high, other.bins), "the curves have other bins"
+        """Add the pixels of other photos."""
         self._pairs, self._pixels = self._pairs + other._pairs, self._pixels + other._pixels
         for part, values in other._sums.items():
             self._sums[part] += values
@@ -176,8 +172,8 @@ class _Curve:
 
     def _bins_of(self, logits: Tensor) -> Tensor:
         """The bin of each logit, int64. A logit on an edge belongs to the bin above, so sums from a bin on mean ">="."""
-        width = (self.high - self.low) / self.bins
-        return ((logits - self.low) / width).floor().clamp(0, self.bins - 1).long()
+        width = 2 * LIMIT / self.bins
+        return ((logits + LIMIT) / width).floor().clamp(0, self.bins - 1).long()
 
     def _add_iou(self, hit: np.ndarray, false: np.ndarray, area: np.ndarray) -> None:
         """Add pairs from correct and wrong pixels per bin, (P, bins) each, and the area of the true masks, (P, 1)."""
@@ -187,15 +183,13 @@ class _Curve:
 
 
 class BackgroundCurve(_Curve):
-    """Correct pixels and IoU of present classes at every threshold of the highest logit of a pixel; arguments as of `_Curve`.
+    """Correct pixels and IoU of present classes at every threshold of the highest logit of a pixel.
 
     A pixel whose highest logit is below the threshold is "none of the names".
     """
 
+    bins = 4000
     parts = ("right",)  # correct pixels with the threshold at each bin's lower edge
-
-    def __init__(self, low: float = -40.0, high: float = 40.0, bins: int = 4000) -> None:
-        super().__init__(low, high, bins)
 
     def update(self, best: Tensor, labels: Tensor, truth: Tensor, *, present: int) -> None:
         """Add the pixels of a photo, without void pixels.
@@ -225,14 +219,15 @@ class BackgroundCurve(_Curve):
 
 
 def best_threshold(curves: Sequence[BackgroundCurve]) -> float:
-    """The bin edge with the highest mean of `right` and `mean_iou`; curves have equal weights and the same bins."""
+    """The bin edge with the highest mean of `right` and `mean_iou`; curves have equal weights."""
     filled = [curve for curve in curves if len(curve)]
     return float(filled[0].edges[int(sum(curve.right() + curve.mean_iou() for curve in filled).argmax())])
 
 
 class ThresholdCurve(_Curve):
-    """IoU and log loss of single masks at every threshold of the logit; arguments as of `_Curve`."""
+    """IoU and log loss of single masks at every threshold of the logit."""
 
+    bins = 800
     parts = ("inside", "outside")  # sums over pairs of the share of the pixels that lie in the bin, by the truth
 
     def update(self, logits: Tensor, truth: Tensor, valid: Tensor) -> None:
@@ -263,17 +258,10 @@ class ThresholdCurve(_Curve):
 def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
     """Scale and bias for which score = sigmoid(scale * logit + bias) > 0.5 is the best single mask on average.
 
-    The threshold -bias / scale is the bin edge with the highest mean IoU over all curves. With this threshold fixed, the scale
-    has the lowest log loss on a grid.
-
-    Args:
-        curves: one per data set, with equal weights and the same bins.
-
-    Returns:
-        (scale, bias).
+    The threshold -bias / scale is the bin edge with the highest mean IoU over all curves, one per data set, with equal weights.
+    With this threshold fixed, the scale has the lowest log loss on a grid.
     """
     filled = [curve for curve in curves if len(curve)]
-    assert filled, "no masks to calibrate on"
     mean = sum(curve.mean_iou() for curve in filled) / len(filled)
     threshold = float(filled[0].edges[int(mean.argmax())])
     scales = np.geomspace(0.1, 4.0, 60)

@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 State = tuple[int, int]  # time of the last change in nanoseconds, size in bytes
-PARTIAL = (".part", ".tag", ".new")  # names of files that are not complete yet end so
+INTERVAL = 60.0  # seconds between two updates of the copy
+PARTIAL = (".part", ".new")  # names of files that are not complete yet end so
 
 
 def scan(folder: Path) -> dict[Path, State]:
@@ -33,9 +34,7 @@ def scan(folder: Path) -> dict[Path, State]:
 def copy_changes(source: Path, target: Path, copied: dict[Path, State]) -> None:
     """Copies files that are new or have changed, oldest first; then deletes those that are gone, newest first.
 
-    Args:
-        source, target: folders.
-        copied: the files that `target` holds and the states in which they were copied; it is brought up to date.
+    `copied` holds the files of `target` with the states in which they were copied, and is brought up to date.
     """
     found = scan(source)
     for name, state in sorted(found.items(), key=lambda item: item[1]):
@@ -49,14 +48,8 @@ def copy_changes(source: Path, target: Path, copied: dict[Path, State]) -> None:
         del copied[name]
 
 
-def run(source: Path, target: Path, command: Sequence[str], *, interval: float = 60.0) -> int:
-    """Restores a folder from its copy, and keeps the copy up to date while a command runs.
-
-    Args:
-        source: folder that the command writes into. It is filled from `target` if it does not exist.
-        target: the copy.
-        command: words of the command.
-        interval: seconds between two updates of the copy.
+def run(source: Path, target: Path, command: Sequence[str]) -> int:
+    """Keeps a copy, `target`, of the folder that a command writes into, and fills the folder from it if it does not exist.
 
     Returns:
         The command's exit status, or 1 if the last update failed.
@@ -67,7 +60,7 @@ def run(source: Path, target: Path, command: Sequence[str], *, interval: float =
     process = subprocess.Popen(command)
     while True:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(interval)
+            process.wait(INTERVAL)
         finished = process.returncode is not None  # before the update, which then sees everything
         try:
             copy_changes(source, target, copied)

@@ -26,9 +26,7 @@ class Objective(nn.Module):
     """The model and its losses.
 
     Args:
-        model: the model to train.
-        vocabulary: names to learn.
-        distillation_names: further names, for which the model shall keep the similarity of the frozen towers.
+        distillation_names: names besides the vocabulary, for which the model shall keep the similarity of the frozen towers.
         config: weights of the losses.
         processes: how counts are summed over the processes of a step.
     """
@@ -139,10 +137,9 @@ class Objective(nn.Module):
 
 
 def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: prompts and head with their own rates; vectors and scalars (norms, biases, gates) have no weight decay,
-    except in the recipe published (D4 of docs/method.md).
+    """Optimiser groups: prompts and head with their own rates, `peak` after warm-up.
 
-    Each group carries `peak`, the learning rate after warm-up.
+    Vectors and scalars (norms, biases, gates) have no weight decay, except in the recipe published (D4 of docs/method.md).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -16,28 +16,102 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from ldvc.errors import DataError, LdvcError
-from train.data import LAYOUTS, open_set
-from train.data.archives import PHOTOS, STEPS, Step
-from train.data.download import DamagedArchiveError, fetch, is_url
-from train.data.layouts import NAMES
+from train.data import open_set
+from train.data.benchmarks import NAMES
+from train.data.convert import COCO, CONTEXT, VOC, VOC_LISTS, convert_coco_stuff, convert_context, convert_sbd
+from train.data.download import Archive, DamagedArchiveError, fetch, is_url, unpack
 
 GB = 10**9
 
+_VOC_HOST = "https://thor.robots.ox.ac.uk/pascal/VOC"
+_SBD_HOST = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
+_COCO_HOST = "http://images.cocodataset.org/zips"
+_STUFF_HOST = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
+_CONTEXT_URL = "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """An archive and what it becomes."""
+
+    archive: Archive
+    disk: float  # GB of the results, rounded up
+    results: tuple[Path, ...]  # paths below the data folder; all of them exist if the step is done
+    make: Callable[[Path, Path, Path], None]  # (archive, folder for the results, data folder)
+
+    def is_done(self, data: Path) -> bool:
+        """Whether all results are in the data folder."""
+        return all((data / result).exists() for result in self.results)
+
+
+def _unpacking(archive: Archive, disk: float, parts: dict[str, Path]) -> Step:
+    """The step that only unpacks parts of an archive: path in the archive -> path below the data folder."""
+    return Step(archive, disk, tuple(parts.values()), lambda path, out, data: unpack(path, out, parts))
+
+
+# Sizes are rounded. Checksums of VOC and SBD are torchvision's, that of PASCAL Context is PyTorch-Encoding's.
+STEPS: dict[str, tuple[Step, ...]] = {
+    "voc2012": (
+        _unpacking(
+            Archive(f"{_VOC_HOST}/voc2012/VOCtrainval_11-May-2012.tar", 2.0, "md5:6cd6e144f989b92b3379bac3b3de84fd"),
+            2.0,
+            {str(path): path for path in (VOC / "JPEGImages", VOC / "SegmentationClass", VOC_LISTS)},
+        ),
+        Step(
+            Archive(f"{_SBD_HOST}/benchmark.tgz", 1.4, "md5:82b4d87ceb2ed10f6038a1cba92111cb"),
+            0.1,
+            (VOC / "SegmentationClassAug", VOC_LISTS / "aug.txt", VOC_LISTS / "trainaug.txt"),
+            lambda path, out, data: convert_sbd(path, out, data / VOC_LISTS),
+        ),
+    ),
+    "coco_stuff164k": (
+        _unpacking(Archive(f"{_COCO_HOST}/train2017.zip", 19.3), 19.5, {"train2017": COCO / "images/train2017"}),
+        _unpacking(Archive(f"{_COCO_HOST}/val2017.zip", 0.8), 0.9, {"val2017": COCO / "images/val2017"}),
+        Step(
+            Archive(f"{_STUFF_HOST}/stuffthingmaps_trainval2017.zip", 0.7),
+            1.0,
+            (COCO / "annotations/train2017", COCO / "annotations/val2017"),
+            lambda path, out, data: convert_coco_stuff(path, out),
+        ),
+    ),
+    "pascal_context59": (
+        _unpacking(
+            Archive(f"{_VOC_HOST}/voc2010/VOCtrainval_03-May-2010.tar", 1.3, "md5:da459979d0c395079b5c75ee67908abb"),
+            1.3,
+            {str(CONTEXT / "JPEGImages"): CONTEXT / "JPEGImages"},
+        ),
+        Step(
+            Archive(
+                _CONTEXT_URL,
+                0.6,
+                "sha1:169325d9f7e9047537fedca7b04de4dddf10b881",
+                mirror=f"https://web.archive.org/web/20251122105902id_/{_CONTEXT_URL}",
+            ),
+            0.2,
+            (CONTEXT / "SegmentationClassContext", CONTEXT / "ImageSets/SegmentationContext"),
+            lambda path, out, data: convert_context(path, out),
+        ),
+    ),
+}
+
+PHOTOS = {"voc2012": (10_582, 1_449), "coco_stuff164k": (118_287, 5_000), "pascal_context59": (4_998, 5_105)}
+"""Photos of train and val."""
+
+
+# ---- the command --------------------------------------------------------------------------------------------------------
+
 
 def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
-    """Prints what will be downloaded and written.
-
-    Raises:
-        DataError: the disk is too small.
-    """
+    """Prints what will be downloaded and written; DataError if the disk is too small."""
     local = source is not None and not is_url(source)
-    print(f"{LAYOUTS[NAMES[name]].title}\n{'':34}{'download':>10}{'on disk':>10}")
+    print(f"{NAMES[name].title}\n{'':34}{'download':>10}{'on disk':>10}")
     made = most = 0.0
     for step in STEPS[name]:
         download = 0.0 if local else step.archive.size
@@ -57,10 +131,7 @@ def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
 
 
 def run_step(step: Step, data: Path, work: Path, source: str | None) -> None:
-    """Fetches an archive and makes what is missing of its results.
-
-    Args:
-        work: folder for downloads and unfinished results, on the disk of the data folder.
+    """Fetches an archive into the folder `work` and makes what is missing of its results.
 
     Raises:
         DataError: the archive is missing or damaged; a damaged download is removed.
@@ -82,16 +153,12 @@ def run_step(step: Step, data: Path, work: Path, source: str | None) -> None:
                 (data / result).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(unfinished / result, data / result)
     shutil.rmtree(unfinished, ignore_errors=True)
-    for name in (step.archive.name, f"{step.archive.name}.part", f"{step.archive.name}.part.tag"):
+    for name in (step.archive.name, f"{step.archive.name}.part"):
         (work / name).unlink(missing_ok=True)
 
 
 def check(name: str, data: Path) -> None:
-    """Opens both splits with the reader, looks for every file and reads every 500th photo and mask.
-
-    Raises:
-        DataError: the layout, the number of photos, or a file is wrong.
-    """
+    """Opens both splits, looks for every file and reads every 500th photo and mask; DataError if one is wrong."""
     for split, expected in zip(("train", "val"), PHOTOS[name], strict=True):
         dataset = open_set(data, name, split)
         if len(dataset) != expected:

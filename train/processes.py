@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from train.config import ConfigError, TrainConfig
-from train.losses import Processes
 
 _TIMEOUT = timedelta(hours=6)  # the other processes wait while one process computes stored views
 
@@ -59,11 +58,4 @@ def resolved_precision(wanted: str, *, on_cpu: bool) -> str:
 def message_of(error: Exception) -> str:
     """The message of an error, without the stack trace that PyTorch adds to errors of a loader's worker."""
     text = str(error)
-    if not text.startswith("Caught "):
-        return text
-    return text.rpartition(f"{type(error).__name__}: ")[2].strip()
-
-
-def shared_loss(accelerator: Accelerator) -> Processes:
-    """How the losses sum counts over the processes of a run."""
-    return Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith("Caught ") else text

@@ -58,9 +58,7 @@ class Progress:
     """Counts steps, averages losses and writes the log; see the head of this file.
 
     Args:
-        accelerator: the main process, the trackers, and sums over processes.
-        config: of the run.
-        photos_per_step: photos of an optimiser step, over all processes.
+        photos_per_step: of an optimiser step, over all processes.
         state: the result of `state` before an interruption; {} at the start.
     """
 
@@ -189,12 +187,7 @@ class Progress:
         self._started += time.monotonic() - begun
 
     def log_validation(self, results: Mapping[str, Mapping[str, float]], figure: np.ndarray | None) -> None:
-        """One line per data set, and the same for the trackers.
-
-        Args:
-            results: set -> measure -> value.
-            figure: (H, W, 3) uint8, for TensorBoard.
-        """
+        """One line per data set of `results` (set -> measure -> value), and the same for the trackers, with the figure."""
         finite = {
             name: {measure: None if math.isnan(value) else value for measure, value in measures.items()}
             for name, measures in results.items()

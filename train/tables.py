@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from ldvc.class_names import canonical, load_split
-from ldvc.errors import LdvcError
 from train.data.reader import file_name
-from train.figures import confusion_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {  # measure -> head of its column
@@ -91,14 +91,14 @@ def quoted_note(benchmark: str | None) -> list[str]:
 # ---- Markdown -----------------------------------------------------------------------------------------------------------
 
 
-def show(value: float | None) -> str:
-    """Three decimals, or a dash if the value does not exist (None or NaN)."""
-    return f"{value:.3f}" if exists(value) else "-"
-
-
 def exists(value: float | None) -> bool:
     """Whether a value is neither None nor NaN."""
     return value is not None and not math.isnan(value)
+
+
+def show(value: float | None) -> str:
+    """Three decimals, or a dash if the value does not exist."""
+    return f"{value:.3f}" if exists(value) else "-"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -221,6 +221,27 @@ def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows({**result, **facts, "set": name} for name, facts in result["sets"].items())
 
 
+def confusion_figure(counts: np.ndarray, names: Sequence[str], unseen: Sequence[str] = ()) -> Figure:
+    """A confusion matrix (C, C) as a heat map: rows are the truth, each divided by its sum. Classes without truth are grey.
+
+    Labels of the names in `unseen` are red.
+    """
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.ma.masked_array(counts / np.maximum(total, 1), mask=np.broadcast_to(total == 0, counts.shape))
+    # The margins follow from the longest name; a layout engine would measure every label several times.
+    margin, side = 0.6 + 0.08 * max(map(len, names)), 0.16 * len(names) + 1
+    size = margin + side + 0.2
+    figure = Figure(figsize=(size, size))
+    axis = figure.add_axes((margin / size, margin / size, side / size, side / size))
+    axis.imshow(shares, cmap=colormaps["inferno"].with_extremes(bad="lightgrey"), vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xlabel="prediction", ylabel="truth")
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+        label.set_color("#b3261e" if label.get_text() in unseen else "#202124")
+    return figure
+
+
 def current_commit(folder: Path = ROOT) -> str:
     """Short hash of the commit in a git checkout, by default of this project; empty for other folders."""
     command = ["git", f"--git-dir={folder / '.git'}", "rev-parse", "--short", "HEAD"]
@@ -228,21 +249,6 @@ def current_commit(folder: Path = ROOT) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git
         return ""
-
-
-def prepare_output(output: str) -> None:
-    """Make the folder of OUTPUT.json before a long evaluation starts.
-
-    Raises:
-        LdvcError: it cannot be made or written.
-    """
-    folder = Path(output).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LdvcError(f"Results cannot be written to {folder}: {error.strerror}; give another --output.") from None
-    if not os.access(folder, os.W_OK):
-        raise LdvcError(f"Results cannot be written to {folder}: no permission; give another --output.")
 
 
 def write_tables(results: Sequence[Mapping[str, Any]], output: str) -> None:

@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
@@ -32,9 +33,11 @@ from torch.utils.data import DataLoader
 from ldvc.checkpoint import load_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.errors import DataError, LdvcError
+from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from train import hub, job_plan, jobs
 from train.checkpoints import (
+    CONFIG,
     changes_since,
     check_fits,
     clean_up,
@@ -45,9 +48,8 @@ from train.checkpoints import (
     register_trainable_only,
     run_lock,
     write_checkpoint,
-    write_config,
 )
-from train.config import ConfigError, TrainConfig, load_config
+from train.config import ConfigError, TrainConfig, load_config, make_writable
 from train.data import (
     NameSampler,
     SampleSchedule,
@@ -63,12 +65,13 @@ from train.data import (
     open_sets,
     weights_digest,
 )
-from train.folders import make_writable
+from train.data.vocabulary import read_other_words
+from train.losses import Processes
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_distillation_names
-from train.processes import build_accelerator, message_of, shared_loss
+from train.processes import build_accelerator, message_of
 from train.progress import Progress, check_tracker, require_finite_weights
+from train.tables import write_json
 from train.validation import Validation
-from train.words import read_other_words
 
 VIEW_SEED = 0  # of the stored views, which all runs share
 FLAGS = ("decoder", "clip", "data", "cache_dir", "output_dir", "report_to", "mixed_precision", "learning_rate", "seed")
@@ -76,15 +79,11 @@ FLAGS += ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", 
 FLAGS += ("checkpoints_total_limit", "validation_steps", "validation_sets", "hub_model_id", "push_to_hub")
 
 
-def train(
-    config: TrainConfig, *, resume: str | None = None, prepare_only: bool = False, on_step: Callable | None = None
-) -> Path:
+def train(config: TrainConfig, *, resume: str | None = None, on_step: Callable | None = None) -> Path:
     """Runs (or continues) one training.
 
     Args:
-        config: everything that the run depends on.
         resume: None, "latest" or a checkpoint folder.
-        prepare_only: stop when the stored views are complete.
         on_step: called with (step, parts of this process's loss) after every optimiser step; for callers in Python.
 
     Returns:
@@ -93,17 +92,12 @@ def train(
     check_tracker(config.report_to)
     accelerator, folder = build_accelerator(config), Path(config.output_dir)
     with run_lock(accelerator, folder):
-        _train(config, accelerator, folder, resume, prepare_only, on_step)
+        _train(config, accelerator, folder, resume, on_step)
     return folder
 
 
 def _train(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    folder: Path,
-    resume: str | None,
-    prepare_only: bool,
-    on_step: Callable | None,
+    config: TrainConfig, accelerator: Accelerator, folder: Path, resume: str | None, on_step: Callable | None
 ) -> None:
     main = accelerator.is_main_process
     with accelerator.main_process_first():
@@ -117,7 +111,7 @@ def _train(
     set_seed(config.seed)
 
     # ---- data and model
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
+    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
     skipped = SkippedPhotos(folder / "skipped.txt")
     if main and not checkpoint:
         skipped.forget()  # the list of an earlier run in this folder
@@ -127,21 +121,10 @@ def _train(
     model = build_model(config, checkpoint).to(accelerator.device)
     distillation_names = read_distillation_names(config, vocabulary) if config.distill_per_step else []
     caches = stored_views(config, datasets, model, accelerator, skipped) if config.views_per_photo else None
-    if prepare_only:
-        return
 
     photos_per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
-    views = TrainingViews(
-        datasets,
-        vocabulary,
-        SampleSchedule([len(dataset) for dataset in datasets], list(config.sets.values()), config.seed),
-        samples=config.max_train_steps * photos_per_step,
-        augmentation=config.augmentation(),
-        mean=model.clip.mean,
-        std=model.clip.std,
-        seed=config.seed,
-        caches=caches,
-        skipped=skipped,
+    views = training_views(
+        config, datasets, vocabulary, model.clip, photos_per_step=photos_per_step, caches=caches, skipped=skipped
     )
     loader = DataLoader(
         views,
@@ -150,20 +133,12 @@ def _train(
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
     )
-    name_sampler = NameSampler(
-        len(vocabulary),
-        len(distillation_names),
-        distilled=config.distill_per_step,
-        full_probability=config.full_vocabulary,
-        seed=config.seed,
-        unseen=vocabulary.unseen,
-        self_training_from=config.self_training_from,
-        limit=config.names_per_step,
-    )
+    name_sampler = build_name_sampler(config, vocabulary, distillation_names)
     word_sampler = WordSampler(vocabulary.other_words, seed=config.seed)
 
     # ---- losses, optimiser, state of an interrupted run
-    objective = Objective(model, vocabulary, distillation_names, config, processes=shared_loss(accelerator))
+    processes = Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)
+    objective = Objective(model, vocabulary, distillation_names, config, processes=processes)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, fused=True)
     register_trainable_only(accelerator, model)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
@@ -171,7 +146,7 @@ def _train(
         load_state(accelerator, checkpoint)
     changes = changes_since(checkpoint, config) if checkpoint else ""  # before train.json is replaced
     if main:
-        write_config(folder, config)
+        write_json(folder / CONFIG, asdict(config))
     progress = Progress(accelerator, config, photos_per_step=photos_per_step, state=state)
     parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
     progress.log(f"{model.config.decoder}: learnable parameters: {parts}")
@@ -223,8 +198,8 @@ def _train(
 
     if main:
         export(model, folder, vocabulary, config)
-        if skipped:
-            progress.log(skipped.summary())
+        if summary := skipped.summary():
+            progress.log(summary)
         progress.log(f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
         if config.push_to_hub:
             progress.log(f"uploaded: {hub.push(folder, repository, config)}")
@@ -235,11 +210,7 @@ def _train(
 
 
 def build_vocabulary(config: TrainConfig, datasets: Sequence[SegmentationDataset]) -> Vocabulary:
-    """The names to learn.
-
-    Raises:
-        ConfigError: every class is held out.
-    """
+    """The names to learn; ConfigError if every class is held out."""
     vocabulary = Vocabulary(
         datasets,
         config.held_out(),
@@ -256,11 +227,7 @@ def build_vocabulary(config: TrainConfig, datasets: Sequence[SegmentationDataset
 
 
 def build_model(config: TrainConfig, checkpoint: Path | None) -> LDVC:
-    """The model at the start of the run; an interrupted run loads its weights later.
-
-    Raises:
-        ConfigError: crop or checkpoint do not fit the model.
-    """
+    """The model at the start; a resumed run loads its weights later. ConfigError if crop or checkpoint do not fit."""
     model = LDVC(config.model)
     if config.crop % model.clip.patch_size:
         raise ConfigError(f"crop {config.crop} must divide by {model.clip.patch_size}, the patch size of the CLIP.")
@@ -273,11 +240,7 @@ def build_model(config: TrainConfig, checkpoint: Path | None) -> LDVC:
 
 
 def read_distillation_names(config: TrainConfig, vocabulary: Vocabulary) -> list[str]:
-    """The names for distillation, from a file with one a line.
-
-    Raises:
-        DataError: the file is missing.
-    """
+    """The names for distillation, from a file with one a line; DataError if it is missing."""
     file = Path(config.distillation_names)
     if not file.is_file():
         raise DataError(
@@ -326,6 +289,45 @@ def stored_views(
     return caches
 
 
+def training_views(
+    config: TrainConfig,
+    datasets: Sequence[SegmentationDataset],
+    vocabulary: Vocabulary,
+    clip: FrozenClip,
+    *,
+    photos_per_step: int,
+    caches: list[ViewCache] | None = None,
+    skipped: SkippedPhotos | None = None,
+) -> TrainingViews:
+    """The views of all steps of a run."""
+    return TrainingViews(
+        datasets,
+        vocabulary,
+        SampleSchedule([len(dataset) for dataset in datasets], list(config.sets.values()), config.seed),
+        samples=config.max_train_steps * photos_per_step,
+        augmentation=config.augmentation(),
+        mean=clip.mean,
+        std=clip.std,
+        seed=config.seed,
+        caches=caches,
+        skipped=skipped,
+    )
+
+
+def build_name_sampler(config: TrainConfig, vocabulary: Vocabulary, distillation_names: Sequence[str]) -> NameSampler:
+    """The sampler of the names of each step."""
+    return NameSampler(
+        len(vocabulary),
+        len(distillation_names),
+        distilled=config.distill_per_step,
+        full_probability=config.full_vocabulary,
+        seed=config.seed,
+        unseen=vocabulary.unseen,
+        self_training_from=config.self_training_from,
+        limit=config.names_per_step,
+    )
+
+
 def trainable(model: LDVC) -> list[torch.nn.Parameter]:
     """The parameters that learn."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -339,7 +341,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_release", help="a YAML file, or the name of one in train/configs")
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest' (starts anew if there is none)")
-    parser.add_argument("--prepare_cache", action="store_true", help="compute the stored views and stop")
     fields = TrainConfig.__pydantic_fields__ | ModelConfig.__pydantic_fields__
     for name in FLAGS:
         kind = {"push_to_hub": {"action": "store_true", "default": None}, "validation_sets": {"nargs": "+"}}.get(name, {})
@@ -361,13 +362,13 @@ def main(arguments: list[str] | None = None) -> None:
     if asked := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # of accelerate launch; --set and --mixed_precision count more
         logging.info("mixed precision of accelerate launch: %s", asked)
         changes = [f"mixed_precision={asked}", *changes]
-    resume, prepare_only = options.pop("resume_from_checkpoint"), options.pop("prepare_cache")
+    resume = options.pop("resume_from_checkpoint")
     try:
         config = load_config(path, changes, **options)
         if jobs.is_wanted(job):
             jobs.submit(job, job_plan.training(config, command, vars(parse([]))))
         else:
-            train(config, resume=resume, prepare_only=prepare_only)
+            train(config, resume=resume)
     except LdvcError as error:
         # every process finds the same mistake; one prints it
         sys.exit(f"error: {message_of(error)}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)

@@ -1,26 +1,40 @@
-"""Validation during training. It does not change the run: random numbers, modes and data order stay as they were."""
+"""Validation during training. It does not change the run: random numbers, modes and data order stay as they were.
+
+Every validation draws the same few photos. A row of the figure: photo | truth | prediction | mistakes (red where the prediction
+differs from the truth). Names that were not learned are striped in the pictures and marked in the legend below.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 from ldvc.class_names import SeenNames
+from ldvc.errors import DataError
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import Predictor
+from ldvc.visualize import colours_for, grey_version, overlay
 from train.config import TrainConfig
 from train.data import SegmentationDataset, Vocabulary, open_sets
-from train.evaluation import Photos, evaluate_set, gather, unlimited
-from train.figures import draw_figure, examples, fixed_photos
-from train.metrics import harmonic_mean, mean_iou
+from train.evaluation import PhotoReader, Photos, ask, evaluate_set, gather, unlimited
+from train.metrics import iou_measures
+from train.tables import COLUMNS
+
+PHOTOS = 6  # of a figure
+TITLES = ("photo", "truth", "prediction", "mistakes")
+WRONG = (214, 39, 40)
 
 
 @contextmanager
@@ -39,21 +53,13 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
 
 
 class Validation:
-    """Evaluates the model of a run on photos with masks, and draws a figure.
-
-    Args:
-        config: of the run. vocabulary: the names that it learns.
-        accelerator: of the run.
-
-    Raises:
-        DataError: a data set is missing.
-    """
+    """Evaluates the model of a run on photos with masks, and draws a figure; DataError if a data set is missing."""
 
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
         names = config.validation_sets or list(config.sets)
         every = dict.fromkeys(names, config.validation_every)
-        self.datasets = open_sets(config.data, names, "val", every=every, layouts=config.layouts)
+        self.datasets = open_sets(config.data, names, "val", every=every)
         self.photos = fixed_photos(self.datasets)
         self._learned = SeenNames(vocabulary.spellings, vocabulary.seen_words)
 
@@ -84,18 +90,9 @@ class Validation:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        share = evaluate_set(predictor, dataset, photos, seen=self.seen, offset=None, joint_only=True)
-        joint = gather(share).joint
-        flags = [self.seen(name) for name in dataset.names()]
-        iou = joint.iou()
-        seen, unseen = mean_iou(iou, flags), mean_iou(iou, [not flag for flag in flags])
-        return {
-            "pAcc": joint.pixel_accuracy(),
-            "mIoU": mean_iou(iou),
-            "mIoU(S)": seen,
-            "mIoU(U)": unseen,
-            "hIoU": harmonic_mean(seen, unseen),
-        }
+        seen = [self.seen(name) for name in dataset.names()]
+        counts = gather(evaluate_set(predictor, dataset, photos, seen=seen, offset=None, joint_only=True))
+        return {COLUMNS.get(key, key): value for key, value in iou_measures(counts.joint, seen).items()}
 
     def _figure(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> np.ndarray:
         rows = examples(predictor, self.datasets, self.photos)
@@ -107,3 +104,78 @@ class Validation:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(figure).save(path)
         return figure
+
+
+# ---- the figure ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a figure."""
+
+    photo: np.ndarray  # (H, W, 3) uint8
+    truth: np.ndarray  # (H, W) int, index into `names`, negative where there is no truth
+    prediction: np.ndarray  # (H, W) int
+    names: list[str]  # of the photo's data set
+
+
+def fixed_photos(datasets: Sequence[SegmentationDataset], count: int = PHOTOS) -> list[tuple[int, int]]:
+    """(data set, photo) of a figure, spread evenly over data sets and their lists; the next one if it cannot be read."""
+    chosen: list[tuple[int, int]] = []
+    for index, dataset in enumerate(datasets):
+        share = min(count // len(datasets) + (index < count % len(datasets)), len(dataset))
+        for place in range(share):
+            first = (2 * place + 1) * len(dataset) // (2 * share)
+            for photo in (*range(first, len(dataset)), *range(first)):
+                with suppress(DataError):
+                    dataset.pair(photo)
+                    chosen.append((index, photo))
+                    break
+    return list(dict.fromkeys(chosen))
+
+
+def examples(
+    predictor: Predictor, datasets: Sequence[SegmentationDataset], chosen: Sequence[tuple[int, int]]
+) -> list[Example]:
+    """Predictions for the photos of a figure: at each pixel the best of all names."""
+    rows = []
+    for index, place in chosen:
+        dataset = datasets[index]
+        photo = PhotoReader(dataset, [place])[0]
+        result = ask(predictor, dataset.names(), predictor.encode_image(photo.picture), background=None)
+        rows.append(Example(photo.picture, photo.target.numpy(), result.labels, dataset.names()))
+    return rows
+
+
+def panels(row: Example, colours: Mapping[str, str], seen: Callable[[str], bool]) -> list[np.ndarray]:
+    """The four pictures of a row, each (H, W, 3) uint8."""
+    own, striped = [colours[name] for name in row.names], [not seen(name) for name in row.names]
+    mistakes = np.repeat(grey_version(row.photo) * 0.6 + 90, 3, axis=2).clip(0, 255).astype(np.uint8)
+    mistakes[(row.truth >= 0) & (row.truth != row.prediction)] = WRONG
+    truth, prediction = (
+        overlay(row.photo, np.where(labels < 0, -1, labels), own, striped=striped) for labels in (row.truth, row.prediction)
+    )
+    return [row.photo, truth, prediction, mistakes]
+
+
+def draw_figure(rows: Sequence[Example], *, seen: Callable[[str], bool], title: str) -> np.ndarray:
+    """Draws a figure of at least one row, (H, W, 3) uint8; `seen` decides whether a name has been learned."""
+    names = list(dict.fromkeys(name for row in rows for name in row.names))
+    colours = dict(zip(names, colours_for(names), strict=True))
+    figure = Figure(figsize=(10, 2 * len(rows) + 1.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(TITLES), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, panels(row, colours, seen), strict=True):
+            axis.imshow(picture)
+            axis.set_axis_off()
+    for axis, words in zip(axes[0], TITLES, strict=True):
+        axis.set_title(words)
+    shown = {row.names[i] for row in rows for labels in (row.truth, row.prediction) for i in np.unique(labels) if i >= 0}
+    legend = [
+        Patch(color=colours[name], label=name if seen(name) else f"{name} (unseen)") for name in names if name in shown
+    ]
+    figure.suptitle(title)
+    figure.legend(handles=legend, loc="outside lower center", ncols=6, fontsize="small")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -8,14 +8,13 @@ photo's label names. It drops masks that are tiny, cover almost the whole photo,
 Writes to OUTPUT:
     objects-0, objects-1, ...  photos of the split "train"; no class of a set is a hyponym of another class of that set
     objects-val                photos of the split "unseen-val", in both lists
-    object_words.json          class -> other words for it, from WordNet (format: `train.words.read_other_words`)
+    object_words.json          class -> other words for it, from WordNet (format: `train.data.vocabulary.read_other_words`)
     unseen.json                the labels of "unseen-val" (format: `ldvc.class_names.load_split`)
 
 A photo has one labelled object. The other classes of its set count as absent. No class of "train" has the name or the synset
 of a class of "unseen-val", and no other word of a class of "train" names a class of "unseen-val".
 """
 
-import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
@@ -27,7 +26,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from ldvc.class_names import canonical, plain
-from recipes.lite.steps import VOID, options_of, read_table, write_json, write_set
+from recipes.lite.steps import VOID, options_of, read_json, read_table, write_json, write_set
 from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Synset, WordNet
 
 TRAIN, UNSEEN = "train", "unseen-val"
@@ -39,39 +38,22 @@ CLASSES = 250  # of a set: masks have 8 bits
 WORDS, LEMMAS, HYPERNYMS = 8, 4, 3  # largest number of other words of a class, of its lemmas, of its hypernyms
 
 # names: label -> a clearer name. names_of_synsets: a name for each of two synsets that share a label. senses: name -> synset
-# or a word with the right sense, where WordNet's is wrong. no_plural, plurals: nouns without plural, nouns in plural.
-# hypernyms: words for groups of things, besides those of EVERYDAY_CONCEPTS.
-LABELS = json.loads(Path(__file__).with_name("object_labels.json").read_text(encoding="utf-8"))
+# or a word with the right sense, where WordNet's is wrong; "" for no sense. no_plural, plurals: nouns without plural, nouns in
+# plural. hypernyms: words for groups of things, besides those of EVERYDAY_CONCEPTS.
+LABELS = read_json("object_labels")
+EVERYDAY_WORDS = {*LABELS["hypernyms"], *(name for entry in EVERYDAY_CONCEPTS for name in entry["names"])}
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A row of `masks.csv`: a photo of one labelled object.
-
-    Attributes:
-        file: name of the file.
-        name: name of the object's class.
-        synset: of the class in WordNet; None if WordNet does not have it.
-        split: `TRAIN` or `UNSEEN`.
-        area: share of the photo that the object covers.
-        confidence: of the mask, 0..1.
-    """
+    """A photo of one labelled object, a row of `masks.csv`."""
 
     file: str
-    name: str
-    synset: Synset | None
-    split: str
-    area: float
-    confidence: float
-
-
-@dataclass(eq=False)
-class ObjectClass:
-    """A class and its photos, the most confident mask first."""
-
-    name: str
-    synset: Synset | None
-    photos: list[Photo]
+    name: str  # of the object's class
+    synset: Synset | None  # of the class; None if WordNet does not have it
+    split: str  # TRAIN or UNSEEN
+    area: float  # share of the photo that the object covers
+    confidence: float  # of the mask, 0..1
 
 
 def key(name: str) -> str:
@@ -87,39 +69,30 @@ def read_photos(data: Path, wordnet: WordNet) -> list[Photo]:
     """
     synsets = {row["file"]: row["wnid"] for row in read_table(data / "clip" / "labels.csv")}
     rows = read_table(data / "clip" / "masks.csv")
-
-    def name_of(row: dict[str, str]) -> str:
-        label = plain(row["label"])
-        if row["split"] == UNSEEN:
-            return label
-        return LABELS["names_of_synsets"].get(synsets[row["file"]], LABELS["names"].get(label, label))
-
-    elsewhere = {name_of(row): synsets[row["file"]][1:] for row in rows if synsets[row["file"]]}
+    for row in rows:
+        row["wnid"], row["name"] = synsets[row["file"]], plain(row["label"])
+        if row["split"] != UNSEEN:
+            clearer = LABELS["names"].get(row["name"], row["name"])
+            row["name"] = LABELS["names_of_synsets"].get(row["wnid"], clearer)
+    elsewhere = {row["name"]: row["wnid"] for row in rows if row["wnid"]}
 
     def synset_of(row: dict[str, str]) -> Synset | None:
-        name = name_of(row)
-        sense = LABELS["senses"].get(name)
-        if sense is not None:
+        name = row["name"]
+        if (sense := LABELS["senses"].get(name)) is not None:
             return wordnet.synsets.get(sense) or wordnet.visible_sense(sense)
-        offset = synsets[row["file"]][1:] or elsewhere.get(name, "")
-        return wordnet.synsets.get(offset) or wordnet.visible_sense(name) or wordnet.visible_sense(canonical(name))
+        wnid = row["wnid"] or elsewhere.get(name, "")
+        return wordnet.synsets.get(wnid[1:]) or wordnet.visible_sense(name) or wordnet.visible_sense(canonical(name))
 
     return [
-        Photo(row["file"], name_of(row), synset_of(row), row["split"], float(row["area"]), float(row["confidence"]))
+        Photo(row["file"], row["name"], synset_of(row), row["split"], float(row["area"]), float(row["confidence"]))
         for row in rows
     ]
 
 
-def read_mask(data: Path, file: str) -> np.ndarray:
+def read_mask(data: Path, photo: Photo) -> np.ndarray:
     """(h, w) uint8: 0 outside, 1 the object, `VOID` uncertain."""
-    with Image.open(data / "clip" / "masks" / f"{Path(file).stem}.png") as mask:
+    with Image.open(data / "clip" / "masks" / f"{Path(photo.file).stem}.png") as mask:
         return np.asarray(mask)
-
-
-def mask_of(data: Path, photo: Photo, index: int) -> np.ndarray:
-    """The mask of a photo, with the index of its class instead of 1."""
-    mask = read_mask(data, photo.file)
-    return np.where(mask == 1, np.uint8(index), mask)
 
 
 def flaw(data: Path, photo: Photo) -> str | None:
@@ -128,7 +101,7 @@ def flaw(data: Path, photo: Photo) -> str | None:
         return "area"
     if photo.confidence < MIN_CONFIDENCE:
         return "confidence"
-    mask = read_mask(data, photo.file)
+    mask = read_mask(data, photo)
     with Image.open(data / "clip" / "images" / photo.file) as image:
         if ImageOps.exif_transpose(image).size != mask.shape[::-1]:
             return "size differs from the photo's"
@@ -136,53 +109,39 @@ def flaw(data: Path, photo: Photo) -> str | None:
         return "uncertain"
     parts, _ = ndimage.label(mask == 1)
     sizes = np.bincount(parts.ravel())[1:]
-    if not sizes.size or sizes.max() < MIN_MAIN_PART * sizes.sum():
-        return "in several parts"
-    return None
+    return None if sizes.size and sizes.max() >= MIN_MAIN_PART * sizes.sum() else "in several parts"
 
 
-def classes_of(photos: Iterable[Photo], per_label: int) -> list[ObjectClass]:
-    """The photos by class, at most `per_label` of each; spellings of the same word are one class."""
-    found: dict[str, ObjectClass] = {}
+def by_class(photos: Iterable[Photo], per_label: int) -> dict[str, list[Photo]]:
+    """Class -> its photos, the most confident masks first, at most `per_label`; spellings of the same word are one class."""
+    found: dict[str, list[Photo]] = defaultdict(list)
     for photo in sorted(photos, key=lambda photo: (-photo.confidence, photo.file)):
-        each = found.setdefault(key(photo.name), ObjectClass(photo.name, photo.synset, []))
-        if len(each.photos) < per_label:
-            each.photos.append(photo)
-    return sorted(found.values(), key=lambda each: each.name)
+        found[key(photo.name)].append(photo)
+    return {members[0].name: members[:per_label] for members in sorted(found.values(), key=lambda each: each[0].name)}
 
 
-def hypernyms_among(classes: Collection[ObjectClass], wordnet: WordNet) -> dict[str, set[str]]:
-    """Class -> the other classes whose synset is above its own, or is the same."""
-    of_synset: dict[str, list[ObjectClass]] = defaultdict(list)
-    for each in classes:
-        if each.synset:
-            of_synset[each.synset.offset].append(each)
-    return {
-        each.name: {
-            other.name
-            for offset in (wordnet.ancestors(each.synset.offset) if each.synset else ())
-            for other in of_synset.get(offset, ())
-            if other is not each
-        }
-        for each in classes
-    }
+def into_sets(synsets: dict[str, Synset | None], wordnet: WordNet) -> list[list[str]]:
+    """Put each class into the first set that has room and contains neither a hypernym nor a hyponym of it.
 
-
-def into_sets(classes: Collection[ObjectClass], wordnet: WordNet) -> list[list[ObjectClass]]:
-    """Put each class into the first set that has room and contains neither a hypernym nor a hyponym of it."""
-    above = hypernyms_among(classes, wordnet)
-    sets: list[list[ObjectClass]] = []
-    relatives = Counter(name for each in classes for other in above[each.name] for name in (each.name, other))
-    for each in sorted(classes, key=lambda each: -relatives[each.name]):  # classes with most relatives first
-        for members in sets:
-            if len(members) < CLASSES and not any(
-                other.name in above[each.name] or each.name in above[other.name] for other in members
-            ):
-                members.append(each)
-                break
-        else:
-            sets.append([each])
-    return [sorted(members, key=lambda each: each.name) for members in sets]
+    Args:
+        synsets: of the classes.
+        wordnet: the nouns.
+    """
+    relatives: dict[str, list[str]] = defaultdict(list)
+    for name, synset in synsets.items():
+        above = wordnet.ancestors(synset.offset) if synset else ()
+        for other, higher in synsets.items():
+            if other != name and higher and higher.offset in above:
+                relatives[name].append(other)
+                relatives[other].append(name)
+    sets: list[list[str]] = []
+    for name in sorted(synsets, key=lambda name: -len(relatives[name])):  # classes with most relatives first
+        fitting = (each for each in sets if len(each) < CLASSES and not set(relatives[name]).intersection(each))
+        members = next(fitting, None)
+        if members is None:
+            sets.append(members := [])
+        members.append(name)
+    return [sorted(members) for members in sets]
 
 
 def is_latin(lemma: str, wordnet: WordNet) -> bool:
@@ -195,73 +154,46 @@ def is_latin(lemma: str, wordnet: WordNet) -> bool:
     )
 
 
-def own_lemmas(synset: Synset, wordnet: WordNet) -> list[str]:
+def own_lemmas(synset: Synset | None, wordnet: WordNet) -> list[str]:
     """The lemmas of a synset that are not Latin and whose first meaning is this synset."""
-    fitting = []
-    for lemma in synset.lemmas:
-        sense = wordnet.visible_sense(lemma)
-        if not is_latin(lemma, wordnet) and sense is not None and sense.offset == synset.offset:
-            fitting.append(lemma.lower())
-    return fitting
+    lemmas = synset.lemmas if synset else ()
+    return [each.lower() for each in lemmas if not is_latin(each, wordnet) and wordnet.visible_sense(each) == synset]
 
 
-def words_above(synset: Synset, wordnet: WordNet) -> list[str]:
+def words_above(synset: Synset | None, wordnet: WordNet) -> list[str]:
     """Everyday words for the hypernyms of a synset, the nearest first. Rare words such as "placental" are left out."""
-    entries = json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8"))
-    everyday = {*LABELS["hypernyms"], *(name for entry in entries for name in entry["names"])}
-    found: dict[str, None] = {}
-    level = list(synset.hypernyms)
+    found: list[str] = []
+    level = synset.hypernyms if synset else ()
     while level:
-        for offset in level:
-            word = next((lemma for lemma in own_lemmas(wordnet.synsets[offset], wordnet) if lemma in everyday), None)
-            if word is not None:
-                found[word] = None
-        level = list(dict.fromkeys(up for offset in level for up in wordnet.synsets[offset].hypernyms))
-    if "vehicle" in found:  # for WordNet a vehicle is a container
-        found.pop("container", None)
-    return list(found)
+        synsets = [wordnet.synsets[offset] for offset in dict.fromkeys(level)]
+        lemmas = [own_lemmas(each, wordnet) for each in synsets]
+        found += [word for each in lemmas for word in [lemma for lemma in each if lemma in EVERYDAY_WORDS][:1]]
+        level = [offset for each in synsets for offset in each.hypernyms]
+    # for WordNet a vehicle is a container
+    return [word for word in dict.fromkeys(found) if word != "container" or "vehicle" not in found]
 
 
-def plural_of(name: str, wordnet: WordNet) -> str | None:
-    """The plural of a class name; None if it is a plural already or has none."""
+def plurals_of(name: str, wordnet: WordNet) -> list[str]:
+    """The plural of a class name; nothing if it is a plural already or has none."""
     last = name.split(" ")[-1]
     if last.endswith("s") and (last[:-1] in wordnet.senses or last in LABELS["plurals"]):
-        return None
+        return []
     if name in LABELS["no_plural"] or " of " in name or "-of-" in name or "-o'-" in name:
-        return None
+        return []
     plural = wordnet.plural(name)
-    return f"{name}s" if plural.endswith(("ae", "ia")) else plural  # cameras, not camerae
+    return [f"{name}s" if plural.endswith(("ae", "ia")) else plural]  # cameras, not camerae
 
 
-def other_words(each: ObjectClass, wordnet: WordNet, reserved: Collection[str]) -> list[str]:
-    """Further words for a class, at most `WORDS`.
+def other_words(name: str, synset: Synset | None, wordnet: WordNet, reserved: Collection[str]) -> list[str]:
+    """Further words for a class, at most `WORDS`. `reserved`: keys (see `key`) of words that mean classes."""
 
-    Args:
-        each: the class.
-        wordnet: the nouns.
-        reserved: keys (see `key`) of words that mean other classes.
-    """
+    def free(words: list[str]) -> list[str]:
+        distinct = {key(word): word for word in reversed(words)}
+        return [word for word in reversed(distinct.values()) if key(word) not in {*reserved, key(name)}]
 
-    def free(words: Iterable[str]) -> list[str]:
-        distinct = {key(word): word for word in reversed(list(words))}
-        return [word for word in reversed(distinct.values()) if key(word) not in {*reserved, key(each.name)}]
-
-    words = [each.name.replace("-", " ")] if "-" in each.name else []
-    lemmas = free(own_lemmas(each.synset, wordnet))[:LEMMAS] if each.synset else []
-    above = free(words_above(each.synset, wordnet))[:HYPERNYMS] if each.synset else []
-    plural = plural_of(each.name, wordnet)
-    plurals = free([plural]) if plural else []
-    return list(dict.fromkeys([*words, *lemmas, *above, *plurals]))[:WORDS]
-
-
-def words_of_unseen(photos: Iterable[Photo], wordnet: WordNet) -> set[str]:
-    """Keys of all words for classes of "unseen-val": labels, lemmas of their synsets, and plurals."""
-    words = set()
-    for photo in photos:
-        words.add(photo.name)
-        if photo.synset:
-            words.update(own_lemmas(photo.synset, wordnet))
-    return {key(form) for word in words for form in (word, wordnet.plural(plain(word)))}
+    words = [name.replace("-", " ")] if "-" in name else []
+    words += free(own_lemmas(synset, wordnet))[:LEMMAS] + free(words_above(synset, wordnet))[:HYPERNYMS]
+    return list(dict.fromkeys([*words, *free(plurals_of(name, wordnet))]))[:WORDS]
 
 
 def main() -> None:
@@ -270,31 +202,37 @@ def main() -> None:
     photos = read_photos(args.data, wordnet)
     unseen = [photo for photo in photos if photo.split == UNSEEN]
     unseen_keys = {key(photo.name) for photo in unseen}
-    unseen_synsets = {photo.synset.offset for photo in unseen if photo.synset}
+    unseen_synsets = {photo.synset for photo in unseen if photo.synset}
 
-    def flaw_in_split(photo: Photo) -> str | None:
-        same = key(photo.name) in unseen_keys or bool(photo.synset) and photo.synset.offset in unseen_synsets
-        return "class of unseen-val" if photo.split == TRAIN and same else flaw(args.data, photo)
-
-    by_split: dict[str, list[ObjectClass]] = {}
+    classes: dict[str, dict[str, list[Photo]]] = {}
     for split in (TRAIN, UNSEEN):
-        flaws = {photo: flaw_in_split(photo) for photo in photos if photo.split == split}
-        by_split[split] = classes_of((photo for photo, why in flaws.items() if why is None), args.per_label)
-        print(f"{split}: {len(flaws)} photos; with photos left: {len(by_split[split])} classes")
+        flaws: dict[Photo, str | None] = {}
+        for photo in (photo for photo in photos if photo.split == split):
+            known = split == TRAIN and (key(photo.name) in unseen_keys or photo.synset in unseen_synsets)
+            flaws[photo] = "class of unseen-val" if known else flaw(args.data, photo)
+        classes[split] = by_class((photo for photo, why in flaws.items() if why is None), args.per_label)
+        print(f"{split}: {len(flaws)} photos; with photos left: {len(classes[split])} classes")
         print("  dropped:", ", ".join(f"{why} {count}" for why, count in Counter(filter(None, flaws.values())).most_common()))
 
     args.output.mkdir(parents=True, exist_ok=True)
     for folder in args.output.glob("objects-*"):
         shutil.rmtree(folder)
-    sets = {f"objects-{number}": classes for number, classes in enumerate(into_sets(by_split[TRAIN], wordnet))}
-    for name, classes in {**sets, "objects-val": by_split[UNSEEN]}.items():
-        photos_of = ((index, photo) for index, each in enumerate(classes, start=1) for photo in each.photos)
-        masks = ((photo.file, mask_of(args.data, photo, index)) for index, photo in photos_of)
-        lists = [TRAIN, "val"] if name == "objects-val" else [TRAIN]
-        write_set(args.output / name, args.data / "clip" / "images", masks, [each.name for each in classes], lists)
+    synsets = {name: members[0].synset for name, members in classes[TRAIN].items()}
+    sets = {f"objects-{number}": (TRAIN, names, [TRAIN]) for number, names in enumerate(into_sets(synsets, wordnet))}
+    sets["objects-val"] = (UNSEEN, list(classes[UNSEEN]), [TRAIN, "val"])
+    for folder, (split, names, lists) in sets.items():
+        masks = (
+            (photo.file, np.where(mask == 1, np.uint8(index), mask))
+            for index, name in enumerate(names, start=1)
+            for photo in classes[split][name]
+            for mask in [read_mask(args.data, photo)]
+        )
+        write_set(args.output / folder, args.data / "clip" / "images", masks, names, lists)
 
-    reserved = words_of_unseen(unseen, wordnet) | unseen_keys | {key(photo.name) for photo in photos}
-    words = {each.name: other_words(each, wordnet, reserved - {key(each.name)}) for each in by_split[TRAIN]}
+    unseen_words = {word for photo in unseen for word in (photo.name, *own_lemmas(photo.synset, wordnet))}
+    reserved = {key(photo.name) for photo in photos}
+    reserved |= {key(form) for word in unseen_words for form in (word, wordnet.plural(plain(word)))}
+    words = {name: other_words(name, synset, wordnet, reserved) for name, synset in synsets.items()}
     write_json(args.output / "object_words.json", {name: found for name, found in words.items() if found})
     about = "Labels of the photos in objects-val: no class of objects-0, objects-1, ... has one of these names."
     write_json(args.output / "unseen.json", {"about": about, "unseen": sorted({canonical(photo.name) for photo in unseen})})

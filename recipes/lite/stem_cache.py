@@ -18,21 +18,22 @@ from pathlib import Path
 
 import numpy as np
 import timm
-import timm.data
 import torch
 import torch.nn.functional as F
+from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor, nn
 
 from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 from recipes.lite.steps import options_of, read_table
-from recipes.lite.wordnet import WordNet
+from recipes.lite.wordnet import WordNet, imagenet_classes
 
 GRID = 20
 SIZE = GRID * 16
 TOP = 32
 MAX_VIEWS = 12_288  # of about 16,800 planned, in random order
-CHUNK = 256  # views between two writes to disk
+BATCH = 16
+CHUNK = 256  # views between two writes to disk, a multiple of BATCH
 VIEWS = {"whole": (0.5, 1.0), "close": (0.12, 0.5), "mosaic": (0.3, 1.0)}  # share of the photo's area that a crop covers
 MASK_SETS = {"msrc": 1, "coco-mini": 1, "camvid": 4, "facade": 2, "clothing": 2}  # every n-th photo; videos repeat themselves
 
@@ -112,7 +113,7 @@ def plan_views(n_photos: int, n_clip: int) -> list[tuple[str, list[int]]]:
     views += [("close", [i]) for i in range(n_photos) if rng.random() < 0.5]
     views += [("mosaic", [rng.randrange(n_clip) for _ in range(4)]) for _ in range(n_photos // 2)]
     rng.shuffle(views)
-    return views
+    return views[:MAX_VIEWS]
 
 
 def main() -> None:
@@ -120,19 +121,18 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     photos = list_photos(args.data)
-    views = plan_views(len(photos), sum(Path(p["path"]).parts[-3] == "clip" for p in photos))
+    views = plan_views(len(photos), sum(photo["source"] not in MASK_SETS for photo in photos))
     (args.work / "photos.json").write_text(json.dumps(photos))
-    class_ids = timm.data.ImageNetInfo("imagenet-1k").label_names()
     wordnet = WordNet()
-    leaf_sets = [wordnet.ancestors(class_id[1:]) for class_id in class_ids]
-    labels_of = {
+    leaf_sets = [wordnet.ancestors(class_id[1:]) for class_id in imagenet_classes()[0]]
+    # uniform over the classes that a label allows; zero without a label
+    allowed = {
         wnid: F.normalize(torch.tensor([float(wnid[1:] in above) for above in leaf_sets]), p=1, dim=0)
-        for wnid in {p["wnid"] for p in photos if p["wnid"]}
+        for wnid in {photo["wnid"] for photo in photos}
     }
-    teacher, stem = load_teacher()
-    teacher, stem = (module.to(memory_format=torch.channels_last) for module in (teacher, stem))
+    teacher, stem = (module.to(memory_format=torch.channels_last) for module in load_teacher())
 
-    V = min(len(views), MAX_VIEWS)
+    V = len(views)
     specs = {
         "features": ((V, GRID * GRID, sum(stem.channels)), np.int16),  # the bits of bfloat16
         "top_classes": ((V, GRID * GRID, TOP), np.uint16),
@@ -141,43 +141,36 @@ def main() -> None:
         "photo": ((V, 4), np.int32),
     }
     progress = args.work / "stem_cache.json"
-    done = json.loads(progress.read_text())["done"] if progress.exists() else 0
-    mode = "r+" if done else "w+"
+    first = json.loads(progress.read_text())["done"] if progress.exists() else 0
     arrays = {
-        name: np.lib.format.open_memmap(args.work / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)
+        name: open_memmap(args.work / f"{name}.npy", mode="r+" if first else "w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in specs.items()
     }
-    start, first = time.time(), done
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        while done < V:
-            end = min(done + CHUNK, V)
-            for low in range(done, end, 16):
-                batch = views[low : min(low + 16, end)]
-                rows = slice(low, low + len(batch))
-                images = torch.stack(
-                    [make_view(k, [photos[i]["path"] for i in ids], random.Random(f"0-{low}-{j}"))
-                     for j, (k, ids) in enumerate(batch)]
-                )  # fmt: skip
-                features = stem.features(images)  # (B, 472, 20, 20)
-                ids4 = [ids * 4 if len(ids) == 1 else ids for _, ids in batch]
-                zeros = torch.zeros(1000)
-                labelled = torch.stack([labels_of.get(photos[i]["wnid"], zeros) for ids in ids4 for i in ids])
-                labelled = labelled.unflatten(0, (-1, 4))
-                is_mosaic = torch.tensor([kind == "mosaic" for kind, _ in batch])
-                patch, image = class_evidence(teacher, features[:, stem.channels[0] :], labelled, is_mosaic)
-                top = patch.topk(TOP, dim=-1)
-                features = features.flatten(2).transpose(1, 2).bfloat16().contiguous()
-                arrays["features"][rows] = features.view(torch.int16).numpy()
-                arrays["top_classes"][rows] = top.indices.numpy()
-                arrays["top_probabilities"][rows] = top.values.numpy()
-                arrays["image_probabilities"][rows] = image.numpy()
-                arrays["photo"][rows] = ids4
+    start = time.time()
+    for low in range(first, V, BATCH):
+        batch = views[low : low + BATCH]
+        done = low + len(batch)
+        images = [make_view(kind, [photos[i]["path"] for i in ids], random.Random(f"0-{low}-{j}"))
+                  for j, (kind, ids) in enumerate(batch)]  # fmt: skip
+        quadrants = [ids if kind == "mosaic" else ids * 4 for kind, ids in batch]
+        labelled = torch.stack([torch.stack([allowed[photos[i]["wnid"]] for i in ids]) for ids in quadrants])
+        is_mosaic = torch.tensor([kind == "mosaic" for kind, _ in batch])
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            features = stem.features(torch.stack(images))  # (B, 472, 20, 20)
+            patch, image = class_evidence(teacher, features[:, stem.channels[0] :], labelled, is_mosaic)
+            top = patch.topk(TOP, dim=-1)
+            features = features.flatten(2).transpose(1, 2).bfloat16().contiguous()
+        arrays["features"][low:done] = features.view(torch.int16).numpy()
+        arrays["top_classes"][low:done] = top.indices.numpy()
+        arrays["top_probabilities"][low:done] = top.values.numpy()
+        arrays["image_probabilities"][low:done] = image.numpy()
+        arrays["photo"][low:done] = quadrants
+        if done % CHUNK == 0 or done == V:
             for array in arrays.values():
                 array.flush()
-            done = end
-            progress.write_text(json.dumps({"done": done, "views": V}))
-            seconds = (time.time() - start) / (done - first)
-            print(f"{done}/{V} views, {(V - done) * seconds / 60:.0f} min left", flush=True)
+            progress.write_text(json.dumps({"done": done}))
+            minutes = (V - done) * (time.time() - start) / (done - first) / 60
+            print(f"{done}/{V} views, {minutes:.0f} min left", flush=True)
 
 
 if __name__ == "__main__":

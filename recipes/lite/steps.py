@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-BACKGROUND = "none of these"
-VOID = 255
+VOID = 255  # in masks
 
 
 def options_of(description: str, **further: Any) -> argparse.Namespace:
@@ -32,17 +31,18 @@ def read_table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def read_json(name: str) -> Any:
+    """The content of a JSON file of this folder."""
+    return json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: object) -> None:
     """Write an indented JSON file."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_set(
-    folder: Path,
-    photos: Path,
-    masks: Iterable[tuple[str, np.ndarray]],
-    classes: Sequence[str],
-    lists: Iterable[str] = ("train",),
+    folder: Path, photos: Path, masks: Iterable[tuple[str, np.ndarray]], classes: Sequence[str], lists: Sequence[str]
 ) -> None:
     """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos.
 
@@ -63,7 +63,8 @@ def write_set(
         Image.fromarray(mask).save(folder / "masks" / f"{stems[-1]}.png")
     for name in lists:
         (folder / f"{name}.txt").write_text("\n".join(sorted(stems)) + "\n", encoding="utf-8")
-    write_json(folder / "dataset.json", {"classes": [BACKGROUND, *classes], "ignore_index": VOID, "background_index": 0})
+    facts = {"classes": ["none of these", *classes], "ignore_index": VOID, "background_index": 0}
+    write_json(folder / "dataset.json", facts)
     print(f"{folder}: {len(classes)} classes, {len(stems)} photos")
 
 
@@ -80,8 +81,11 @@ class Training:
     passed; `learn` does a step.
 
     Args:
-        file: the state. student: the module. groups: parameter groups of the optimiser.
-        rate: highest learning rate. minutes: of all runs together.
+        file: the state: the module as "student", the optimiser, the seconds and the steps so far.
+        student: the module.
+        groups: parameter groups of the optimiser.
+        rate: highest learning rate.
+        minutes: of all runs together.
     """
 
     def __init__(self, file: Path, student: nn.Module, groups: list[dict], *, rate: float, minutes: float) -> None:
@@ -102,21 +106,21 @@ class Training:
                 group["lr"] = self.rate * min(1.0, (self.step + 1) / 100) * max(0.01, 1 - passed)
             yield passed
         self.elapsed = self.budget
-        self.save()
+        self._save()
 
-    def learn(self, loss: Tensor) -> None:
-        """One step of the optimiser."""
+    def learn(self, loss: Tensor, **parts: Tensor) -> None:
+        """One step of the optimiser. Every 40 steps the loss and its parts are printed, every 200 steps the state is saved."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
+        if self.step % 40 == 0:
+            values = ", ".join(f"{name} {value.item():.4f}" for name, value in {"loss": loss, **parts}.items())
+            print(f"step {self.step}, {values}, {self.elapsed:.0f} of {self.budget:.0f} s", flush=True)
+        if self.step % 200 == 0:
+            self._save()
 
-    def progress(self) -> str:
-        """For the log."""
-        return f"{self.elapsed:.0f} of {self.budget:.0f} s"
-
-    def save(self) -> None:
-        """Write the module as "student", the optimiser, the seconds and the steps so far."""
+    def _save(self) -> None:
         state = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_whole(self.file, {**state, "elapsed": self.elapsed, "step": self.step})

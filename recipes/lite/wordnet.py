@@ -5,14 +5,19 @@ synsets ("n02084071" is synset 02084071, dog). So a classifier's probabilities c
 "dog" is 118 of the 1,000 classes. Hypernyms miss many everyday words; `everyday_concepts.json` lists their classes by hand.
 """
 
-import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import timm.data
+
+from recipes.lite.steps import read_json
+
 WORDNET_DIR = Path("/usr/share/wordnet")
-EVERYDAY_CONCEPTS = Path(__file__).with_name("everyday_concepts.json")
+EVERYDAY_CONCEPTS = read_json("everyday_concepts")  # of each entry: "names" of one concept, "classes" of ImageNet that show it
+MAX_LEAVES = 700  # synsets above more classes of ImageNet ("whole", "entity") are no concepts
 
 # Lexicographer files (man 5 lexnames) of nouns that a photo can show: tops, animal, artifact, body, food, object, plant,
 # substance. Persons come last: WordNet's first "whale" is a large person.
@@ -47,34 +52,19 @@ class WordNet:
     def __init__(self, folder: Path = WORDNET_DIR) -> None:
         if not (folder / "data.noun").is_file():
             raise FileNotFoundError(f"No WordNet in {folder}. Install it with: apt-get install wordnet-base")
-        self.synsets = dict(map(self._parse_synset, self._lines(folder / "data.noun")))
+
+        def lines(name: str) -> list[str]:
+            return [line for line in (folder / name).read_text().splitlines() if not line.startswith("  ")]  # the licence
+
+        self.synsets = {synset.offset: synset for synset in map(_parse_synset, lines("data.noun"))}
         self.senses: dict[str, list[str]] = {}
-        for line in self._lines(folder / "index.noun"):
+        for line in lines("index.noun"):
             lemma, _, count, n_pointers, *rest = line.split()
             self.senses[lemma.replace("_", " ")] = rest[int(n_pointers) + 2 :][: int(count)]
         self._irregular_plurals: dict[str, str] = {}
-        for line in (folder / "noun.exc").read_text().splitlines():
+        for line in lines("noun.exc"):
             plural, singular, *_ = line.replace("_", " ").split()
             self._irregular_plurals.setdefault(singular, plural)
-
-    @staticmethod
-    def _lines(path: Path) -> list[str]:
-        return [line for line in path.read_text().splitlines() if not line.startswith("  ")]  # the licence is indented
-
-    @staticmethod
-    def _parse_synset(line: str) -> tuple[str, Synset]:
-        data, gloss = line.split(" | ", 1)
-        offset, lexname, _, n_words, *rest = data.split()
-        n = int(n_words, 16)
-        lemmas = tuple(word.replace("_", " ") for word in rest[: 2 * n : 2])
-        pointers = rest[2 * n + 1 :]
-        hypernyms = tuple(
-            pointers[i + 1]
-            for i in range(0, len(pointers) - 3, 4)
-            if pointers[i] in ("@", "@i") and pointers[i + 2] == "n"
-        )
-        definition = gloss.split('; "')[0].strip()
-        return offset, Synset(offset, int(lexname), lemmas, hypernyms, definition)
 
     def ancestors(self, offset: str) -> set[str]:
         """The synset itself and all synsets above it."""
@@ -106,9 +96,20 @@ class WordNet:
     def common_nouns(self) -> list[str]:
         """All lemmas in lower case without digits, that is, without proper names and numbers."""
         names = {lemma for synset in self.synsets.values() for lemma in synset.lemmas}
-        return sorted(
-            n for n in names if n == n.lower() and n.replace(" ", "").replace("-", "").replace("'", "").isalpha()
-        )
+        return sorted(name for name in names if name == name.lower() and re.sub("[ '-]", "", name).isalpha())
+
+
+def _parse_synset(line: str) -> Synset:
+    data, gloss = line.split(" | ", 1)
+    offset, lexname, _, n_words, *rest = data.split()
+    n = int(n_words, 16)
+    pointers = rest[2 * n + 1 :]  # four fields each: kind, offset, part of speech, and one that is not used
+    hypernyms = [
+        above for kind, above, part in zip(pointers[::4], pointers[1::4], pointers[2::4], strict=False)
+        if kind in ("@", "@i") and part == "n"
+    ]  # fmt: skip
+    lemmas = tuple(word.replace("_", " ") for word in rest[: 2 * n : 2])
+    return Synset(offset, int(lexname), lemmas, tuple(hypernyms), gloss.split('; "')[0].strip())
 
 
 def _regular_plural(word: str) -> str:
@@ -117,6 +118,12 @@ def _regular_plural(word: str) -> str:
     if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
         return word[:-1] + "ies"
     return word + "s"
+
+
+def imagenet_classes() -> tuple[list[str], list[str]]:
+    """The ids of ImageNet's 1,000 classes, such as "n02084071", and the first name of each, in the order of classifiers."""
+    imagenet = timm.data.ImageNetInfo("imagenet-1k")
+    return imagenet.label_names(), [description.split(",")[0] for description in imagenet.label_descriptions()]
 
 
 @dataclass(frozen=True)
@@ -129,39 +136,28 @@ class Concept:
     everyday: bool = False  # the everyday list has the name
 
 
-def imagenet_concepts(wordnet: WordNet, class_ids: list[str], *, max_leaves: int = 700) -> list[Concept]:
-    """Every synset above ImageNet classes, one concept for each distinct name.
-
-    Args:
-        wordnet: the nouns.
-        class_ids: ImageNet ids in the classifier's order, such as "n02084071".
-        max_leaves: synsets above more classes ("whole", "entity") are left out.
-    """
+def imagenet_concepts(wordnet: WordNet, class_ids: list[str]) -> list[Concept]:
+    """Every synset above ImageNet classes, one concept for each distinct name."""
     leaves: dict[str, list[int]] = defaultdict(list)
     for index, class_id in enumerate(class_ids):
         for offset in wordnet.ancestors(class_id[1:]):
             leaves[offset].append(index)
     concepts: dict[str, Concept] = {}
     for offset, indices in sorted(leaves.items()):
-        if len(indices) > max_leaves:
-            continue
-        name = concept_name(wordnet, wordnet.synsets[offset])
-        concepts.setdefault(name, Concept(name, offset, tuple(indices)))
+        if len(indices) <= MAX_LEAVES:
+            name = concept_name(wordnet, wordnet.synsets[offset])
+            concepts.setdefault(name, Concept(name, offset, tuple(indices)))
     return list(concepts.values())
 
 
 def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Concept]:
     """Merge the concepts with those of `everyday_concepts.json`; a name in both gets the classes of both.
 
-    Args:
-        concepts: of `imagenet_concepts`.
-        class_titles: the first name of each ImageNet class, in the classifier's order.
-
     Raises:
-        ValueError: ImageNet does not have a class of the file.
+        ValueError: `class_titles`, the first name of each ImageNet class, lacks a class of the file.
     """
     joined = {concept.name: concept for concept in concepts}
-    for entry in json.loads(EVERYDAY_CONCEPTS.read_text(encoding="utf-8")):
+    for entry in EVERYDAY_CONCEPTS:
         leaves = {class_titles.index(title) for title in entry["classes"]}
         for name in entry["names"]:
             earlier = joined.get(name, Concept(name, "", ()))
@@ -172,8 +168,7 @@ def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Conc
 def concept_name(wordnet: WordNet, synset: Synset) -> str:
     """A lemma whose visible sense is this synset, else the first lemma and a hypernym ("crane wading bird")."""
     for lemma in synset.lemmas:
-        sense = wordnet.visible_sense(lemma)
-        if sense is not None and sense.offset == synset.offset:
+        if wordnet.visible_sense(lemma) == synset:
             return lemma.lower()
     hypernym = wordnet.synsets[synset.hypernyms[0]].lemmas[0] if synset.hypernyms else ""
     return f"{synset.lemmas[0]} {hypernym}".strip().lower()

@@ -1,29 +1,26 @@
-"""The benchmarks of the paper in their official layouts, which are mmsegmentation's too."""
+"""The benchmarks of the paper in their official layouts, which are mmsegmentation's too; opens data sets by name."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldvc.class_names import load_classes
-from train.data.numbers import is_usable
-from train.data.reader import IGNORE, SegmentationDataset
+from ldvc.errors import DataError
+from train.data.folder import FolderDataset
+from train.data.reader import IGNORE, SegmentationDataset, is_usable
 
 logger = logging.getLogger(__name__)
 
 
 class _Benchmark(SegmentationDataset):
-    """Common part of the benchmarks.
+    """Common part of the benchmarks. DataError names the first file or folder that is missing, and the expected tree.
 
     Args:
         folder: of the benchmark; the last folder of the first line of `tree`.
-        split: "train", "val", or another list of the benchmark.
         every: use every n-th photo only.
-        name: in tables.
-
-    Raises:
-        DataError: a file or folder is missing; the message names the first one and the expected tree.
     """
 
     class_list: str
@@ -145,3 +142,71 @@ class CocoStuff164k(_Benchmark):
 
     def mask_path(self, stem: str) -> Path:
         return self.folder / "annotations" / f"{self.split}2017" / f"{stem}_labelTrainIds.png"
+
+
+# ---- data sets by name --------------------------------------------------------------------------------------------------
+
+NAMES: dict[str, type[_Benchmark]] = {"voc2012": Voc2012, "coco_stuff164k": CocoStuff164k, "pascal_context59": PascalContext59}
+"""Name of a benchmark -> reader."""
+
+# Where the files of each reader may lie, below the data folder or below a folder of the set's own name, and what marks them.
+_PLACES: dict[type[_Benchmark], tuple[tuple[str, ...], str]] = {
+    PascalContext59: (("VOCdevkit/VOC2010", "VOC2010", ""), "SegmentationClassContext"),
+    Voc2012: (("VOCdevkit/VOC2012", "VOC2012", ""), "JPEGImages"),
+    CocoStuff164k: (("coco_stuff164k", ""), "annotations/train2017"),
+}
+
+
+def _reader_of(root: Path, name: str) -> type[SegmentationDataset]:
+    if (root / name / "dataset.json").is_file():
+        return FolderDataset
+    if name in NAMES:
+        return NAMES[name]
+    for reader, (places, mark) in _PLACES.items():
+        if any((root / name / place / mark).exists() for place in places):
+            return reader
+    return FolderDataset
+
+
+def _find(root: Path, name: str, reader: type[_Benchmark]) -> Path:
+    """The folder of a benchmark: the first place that exists, or the usual one, which an error then names."""
+    parts, mark = _PLACES[reader]
+    places = [folder / part for folder in (root / name, root) for part in parts]
+    marked = [place for place in places if (place / mark).exists()]
+    there = [place for place in places if place.is_dir() and place != root]
+    return next(iter((*marked, *there)), root / parts[0])
+
+
+def open_set(root: str | Path, name: str, split: str, *, every: int = 1) -> SegmentationDataset:
+    """Opens one split of one data set; DataError if there is none, or if its files do not have the layout.
+
+    Args:
+        root: the folder that holds the data sets.
+        name: "voc2012", "coco_stuff164k", "pascal_context59", or the name of a folder under `root`.
+        every: take every n-th photo only.
+    """
+    root = Path(root)
+    try:
+        reader = _reader_of(root, name)
+        if reader is not FolderDataset:
+            return reader(_find(root, name, reader), split, every=every, name=name)
+        if not (root / name).is_dir():
+            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"
+            raise DataError(
+                f"There is no data set '{name}' in {root}, which holds {there}. Benchmarks are called {', '.join(NAMES)}; "
+                f"any other set is a folder with\n{FolderDataset.tree}"
+            )
+        return FolderDataset(root / name, split, every=every, name=name)
+    except OSError as error:
+        raise DataError(f"The data set {name} cannot be read: {error.filename}: {error.strerror}.") from None
+
+
+def open_sets(
+    root: str | Path, names: Sequence[str], split: str, *, every: Mapping[str, int] | None = None
+) -> list[SegmentationDataset]:
+    """Opens several data sets that lie side by side, see `open_set`; `every` maps sets to n, to take every n-th photo only."""
+    if not Path(root).is_dir():
+        raise DataError(
+            f"The data folder {root} does not exist. Give the folder that holds {', '.join(names)} with --data."
+        )
+    return [open_set(root, name, split, every=(every or {}).get(name, 1)) for name in names]

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools.mask import decode
 from scipy.io import loadmat
 from tqdm import tqdm
 
@@ -71,12 +72,7 @@ def convert_sbd(path: Path, out: Path, voc_lists: Path) -> None:
     then aug.txt, 10,582 photos.
 
     Args:
-        path: of benchmark.tgz.
-        out: folder for the results.
-        voc_lists: ImageSets/Segmentation of VOC 2012.
-
-    Raises:
-        DamagedArchiveError: the archive cannot be read or lacks the lists.
+        path: of benchmark.tgz. out: folder for the results. voc_lists: ImageSets/Segmentation of VOC 2012.
     """
     sbd: dict[str, set[str]] = {}
 
@@ -92,8 +88,6 @@ def convert_sbd(path: Path, out: Path, voc_lists: Path) -> None:
 
     with open_archive(path) as members:
         _in_processes(_convert_mat, tasks(), title="SegmentationClassAug")
-    if len(sbd) != 2 or not (out / VOC / "SegmentationClassAug").is_dir():
-        raise DamagedArchiveError(f"{path} is not the official archive: it has no dataset/cls, train.txt or val.txt.")
     train, val = ((voc_lists / f"{split}.txt").read_text(encoding="utf-8").split() for split in ("train", "val"))
     added = sorted((sbd["train"] | sbd["val"]) - {*train, *val})
     _write_list(out / VOC_LISTS / "aug.txt", added)
@@ -109,17 +103,13 @@ def _convert_mat(task: tuple[bytes, Path]) -> None:
 
 
 def convert_coco_stuff(path: Path, out: Path) -> None:
-    """Masks of COCO-Stuff -> `_labelTrainIds` masks.
+    """Masks of COCO-Stuff in stuffthingmaps_trainval2017.zip -> `_labelTrainIds` masks.
 
     A published mask holds ids 1 to 182 minus one, and 255 where nothing is labelled. 11 of the ids have no masks; the other
     171 become 0 to 170 in their order.
 
-    Args:
-        path: of stuffthingmaps_trainval2017.zip.
-        out: folder for the results.
-
     Raises:
-        DamagedArchiveError: the archive cannot be read, lacks the masks, or a mask holds another number.
+        DamagedArchiveError: the archive, which has no published checksum, lacks the masks, or a mask holds another number.
     """
     with open_archive(path) as members:
         names = [member.name for member in members if re.fullmatch(r"(train|val)2017/\w+\.png", member.name)]
@@ -158,35 +148,25 @@ def _convert_coco_mask(task: tuple[Path, str, Path]) -> None:
 
 
 def convert_context(path: Path, out: Path) -> None:
-    """Annotations of PASCAL Context -> SegmentationClassContext and the two lists.
+    """Annotations of PASCAL Context in trainval_merged.json -> SegmentationClassContext and the two lists.
 
-    An annotation is a category and a run-length encoded area. Of areas that overlap, the last one counts.
-
-    Args:
-        path: of trainval_merged.json.
-        out: folder for the results.
-
-    Raises:
-        DamagedArchiveError: the file has another structure.
+    An annotation is a category and an area in COCO's run-length encoding. Of areas that overlap, the last one counts.
     """
-    try:
-        content = json.loads(path.read_bytes(), object_hook=_without_details)
-        areas = defaultdict(list)
-        for annotation in content["annos_segmentation"]:
-            areas[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]["counts"]))
-        lists: dict[str, list[str]] = {"train": [], "val": []}
-        tasks = []
-        for image in content["images"]:
-            if image["phase"] in lists:
-                stem = Path(image["file_name"]).stem
-                lists[image["phase"]].append(stem)
-                target = out / CONTEXT / "SegmentationClassContext" / f"{stem}.png"
-                if not target.exists():
-                    tasks.append(((image["height"], image["width"]), areas[image["image_id"]], target))
-        del content
-        _in_processes(_convert_areas, tasks, title="SegmentationClassContext", total=len(tasks))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedArchiveError(f"{path} is damaged or not the official file ({error!r}).") from None
+    content = json.loads(path.read_bytes(), object_hook=_without_details)
+    areas = defaultdict(list)
+    for annotation in content["annos_segmentation"]:
+        areas[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]["counts"]))
+    lists: dict[str, list[str]] = {"train": [], "val": []}
+    tasks = []
+    for image in content["images"]:
+        if image["phase"] in lists:
+            stem = Path(image["file_name"]).stem
+            lists[image["phase"]].append(stem)
+            target = out / CONTEXT / "SegmentationClassContext" / f"{stem}.png"
+            if not target.exists():
+                tasks.append(((image["height"], image["width"]), areas[image["image_id"]], target))
+    del content
+    _in_processes(_convert_areas, tasks, title="SegmentationClassContext", total=len(tasks))
     for split, stems in lists.items():
         _write_list(out / CONTEXT / "ImageSets" / "SegmentationContext" / f"{split}.txt", sorted(stems))
 
@@ -197,29 +177,8 @@ def _without_details(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_areas(task: tuple[tuple[int, int], list[tuple[int, str]], Path]) -> None:
-    (height, width), areas, target = task
-    mask = np.zeros((height, width), dtype=np.uint8)
+    size, areas, target = task
+    mask = np.zeros(size, dtype=np.uint8)
     for category, counts in areas:
-        mask[decode_area(counts, height, width)] = CONTEXT_IDS.index(category)
+        mask[decode({"size": size, "counts": counts}) > 0] = CONTEXT_IDS.index(category)
     _save_mask(mask, target)
-
-
-def decode_area(counts: str, height: int, width: int) -> np.ndarray:
-    """(H, W) bool area of COCO's compressed run-length encoding.
-
-    The runs go down the columns and start with one outside of the area. From the fourth on, a run is stored as its difference
-    to the one before the last, in groups of 5 bits: bit 6 of a character says that another one follows, the sign is bit 5 of
-    the last one, and 48 is added to all.
-
-    Raises:
-        ValueError: the runs do not fill the picture.
-    """
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    lengths = ends - starts + 1
-    place = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
-    runs -= ((codes[ends] & 16) > 0) * (1 << (5 * lengths))
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,15 +16,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-import httpx
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
 from ldvc.errors import DataError
+from train.hub import first_line
 
 CHUNK = 1 << 20  # bytes read at once
-TIMEOUT = 60.0  # seconds without a byte
-ATTEMPTS = 5  # after which a broken transfer is given up, unless bytes arrived in between
-PAUSE = 2.0  # seconds before a broken transfer is resumed, times the attempt
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
@@ -36,23 +34,15 @@ class DamagedArchiveError(DataError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file.
+    """A published file."""
 
-    Attributes:
-        url: its official address.
-        size: in GB, rounded.
-        checksum: "md5:..." or "sha1:..."; None = nobody published one.
-        mirror: another address, for the time that the official one does not answer.
-    """
-
-    url: str
-    size: float
-    checksum: str | None = None
-    mirror: str | None = None
+    url: str  # its official address
+    size: float  # GB, rounded
+    checksum: str | None = None  # "md5:..." or "sha1:..."; None = nobody published one
+    mirror: str | None = None  # another address, for the time that the official one does not answer
 
     @property
     def name(self) -> str:
-        """Of the file."""
         return self.url.rpartition("/")[2]
 
 
@@ -102,10 +92,12 @@ def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
                 return path
             part.unlink()
             reason = f"does not have the checksum {archive.checksum} and was removed"
-        except httpx.HTTPStatusError as error:
+        except HfHubHTTPError as error:
             reason = f"cannot be downloaded (the server answers {error.response.status_code})"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = f"cannot be downloaded ({str(error) or type(error).__name__})"
+        except Exception as error:  # no answer, a transfer that breaks off again and again, an address that is none
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            reason = f"cannot be downloaded ({first_line(error)})"
         if url != urls[-1]:
             print(f"{url} {reason}; trying the next address", flush=True)
     raise DataError(
@@ -115,6 +107,7 @@ def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
 
 
 def _is_official(path: Path, archive: Archive) -> bool:
+    """Whether a file has the published checksum, if there is one."""
     if archive.checksum is None:
         return True
     algorithm, _, expected = archive.checksum.partition(":")
@@ -125,70 +118,18 @@ def _is_official(path: Path, archive: Archive) -> bool:
     return digest.hexdigest() == expected
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _download(url: str, part: Path) -> None:
-    """Completes a file, over as many connections as it takes.
-
-    Raises:
-        httpx.HTTPError: the server does not answer, has no such file, or breaks off again and again.
-    """
-    first, failures = _size(part), 0
-    with httpx.Client(follow_redirects=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as client:
-        while True:
-            before = _size(part)
-            try:
-                if _transfer(client, url, part):
-                    return
-            except httpx.TransportError:
-                failures = 1 if _size(part) > before else failures + 1
-                if _size(part) == first or failures == ATTEMPTS:
-                    raise
-                time.sleep(PAUSE * failures)
-
-
-def _transfer(client: httpx.Client, url: str, part: Path) -> bool:
-    """Appends to an unfinished file what it lacks, or starts anew if the server sends the whole file or has another one.
-
-    Returns:
-        Whether the file is complete; False = it was longer than the server's and was removed.
-    """
-    tag = part.with_name(f"{part.name}.tag")  # the server's name for this version of the file
-    have = _size(part)
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    if have and tag.exists():
-        headers["If-Range"] = tag.read_text(encoding="utf-8")
-    with client.stream("GET", url, headers=headers) as response:
-        content_range = response.headers.get("Content-Range", "")
-        if response.status_code == 416 and content_range == f"bytes */{have}":
-            tag.unlink(missing_ok=True)
-            return True
-        if response.status_code == 416 or (response.status_code == 206 and not content_range.startswith(f"bytes {have}-")):
-            part.unlink()
-            return False
-        response.raise_for_status()
-        if response.status_code != 206:
-            have = 0
-        etag = response.headers.get("ETag", "W/")
-        version = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-        tag.unlink(missing_ok=True) if version is None else tag.write_text(version, encoding="utf-8")
-        length = response.headers.get("Content-Length")
-        bar = tqdm(
-            total=None if length is None else have + int(length),
-            initial=have,
-            desc=part.stem,
-            unit="B",
-            unit_scale=True,
-            disable=None,  # no bar if the output is no terminal
-        )
-        with open(part, "ab" if have else "wb") as file, bar:
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                bar.update(len(chunk))
-    tag.unlink(missing_ok=True)
-    return True
+    """Downloads what an unfinished file lacks; a transfer that breaks off is resumed some times."""
+    with open(part, "ab") as file:
+        try:
+            http_get(url, file, resume_size=file.tell(), headers={"Accept-Encoding": "identity"}, displayed_filename=part.stem)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 416:
+                raise
+            if error.response.headers.get("Content-Range") != f"bytes */{file.tell()}":  # otherwise it is complete
+                file.seek(0)
+                file.truncate()
+                http_get(url, file, headers={"Accept-Encoding": "identity"}, displayed_filename=part.stem)
 
 
 # ---- unpacking ----------------------------------------------------------------------------------------------------------
@@ -235,14 +176,10 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def unpack(path: Path, out: Path, parts: Mapping[str, Path]) -> None:
-    """Unpacks parts of an archive; files that an earlier call unpacked are kept.
+    """Unpacks parts of an archive; files that an earlier call unpacked are kept. DamagedArchiveError if it lacks a part.
 
     Args:
-        out: folder.
         parts: path of a folder or file in the archive -> path below `out`.
-
-    Raises:
-        DamagedArchiveError: the archive cannot be read or lacks a part.
     """
     with open_archive(path) as members:
         for member in tqdm(members, desc=f"unpacking {path.name}", unit=" files", disable=None):

@@ -11,9 +11,7 @@ from typing import Any
 from ldvc.class_names import plain
 from ldvc.errors import DataError
 from ldvc.pasted_names import words_of
-from train.data.reader import SegmentationDataset
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from train.data.reader import IGNORE, PICTURES, SegmentationDataset
 
 
 class FolderDataset(SegmentationDataset):
@@ -24,13 +22,9 @@ class FolderDataset(SegmentationDataset):
     class.
 
     Args:
-        folder: the data set's folder.
         split: "train" or "val", or the name of another list file in the folder.
         every: use every n-th photo of the list only (frames of a video repeat each other).
         name: in tables; default: the folder's name.
-
-    Raises:
-        DataError: the folder has another layout; the message names the first missing file and the expected tree.
     """
 
     layout = "folder"
@@ -48,13 +42,7 @@ class FolderDataset(SegmentationDataset):
         description = self.folder / "dataset.json"
         self._require(self.folder)
         try:
-            facts = json.loads(self._text(description))
-            if not isinstance(facts, dict):
-                raise ValueError("it holds no object with a list 'classes'")
-            self._describe(facts.get("classes"), facts.get("ignore_index"), facts.get("background_index"))
-            self.exhaustive = facts.get("exhaustive", True)
-            if not isinstance(self.exhaustive, bool):
-                raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
+            self._describe(json.loads(self._text(description)))
         except ValueError as error:
             raise self._missing(description, f"cannot be used ({error})") from None
         self._require(self.folder / f"{split}.txt", self.folder / "images", self.folder / "masks")
@@ -65,7 +53,9 @@ class FolderDataset(SegmentationDataset):
                 one, other = self._twice[stem]
                 raise DataError(f"{one} and {other.name} have one name apart from the suffix; rename or remove one of them.")
 
-    def _describe(self, classes: Any, ignore_index: Any, background_index: Any) -> None:
+    def _describe(self, facts: Any) -> None:
+        """Takes over what dataset.json says; ValueError if it cannot be used."""
+        classes = facts.get("classes") if isinstance(facts, dict) else None
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
             raise ValueError("'classes' must be a list of names")
         for name in classes:
@@ -76,27 +66,27 @@ class FolderDataset(SegmentationDataset):
             raise ValueError(f"'classes' names '{repeated[0]}' more than once; each class needs a name of its own")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")
-        ignore_index = 255 if ignore_index is None else ignore_index
-        for key, value, end in (
-            ("ignore_index", ignore_index, 256),
-            ("background_index", background_index, len(classes)),
-        ):
+        for key, end in (("ignore_index", 256), ("background_index", len(classes))):
+            value = facts.get(key)
             if value is not None and (type(value) is not int or not 0 <= value < end):
                 raise ValueError(f"'{key}' must be a number from 0 to {end - 1}, not {value!r}")
-        self.classes, self.ignore_index, self.background_index = classes, ignore_index, background_index
-        self._numbers_mean(ignored=[ignore_index])
+        self.classes, self.background_index = classes, facts.get("background_index")
+        self.ignore_index = IGNORE if facts.get("ignore_index") is None else facts["ignore_index"]
+        self.exhaustive = facts.get("exhaustive", True)
+        if not isinstance(self.exhaustive, bool):
+            raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
+        self._numbers_mean(ignored=[self.ignore_index])
 
     @cached_property
     def _photos(self) -> dict[str, Path]:
-        """Stem -> photo."""
-        return self._by_stem("images", _SUFFIXES)
+        return self._by_stem("images", PICTURES)
 
     @cached_property
     def _masks(self) -> dict[str, Path]:
-        """Stem -> mask."""
         return self._by_stem("masks", (".png",))
 
     def _by_stem(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+        """Stem -> file."""
         found: dict[str, Path] = {}
         for file in sorted((self.folder / folder).iterdir()):
             if file.suffix.lower() in suffixes:

@@ -9,8 +9,7 @@ import numpy as np
 
 from ldvc.class_names import canonical
 from ldvc.errors import DataError
-from train.data.numbers import read_numbers
-from train.data.reader import SegmentationDataset
+from train.data.reader import SegmentationDataset, read_numbers
 
 SAMPLE = 100  # masks of a benchmark that are looked at, if the first ones show no class
 
@@ -96,14 +95,11 @@ def _inspect(dataset: SegmentationDataset) -> list[str]:
 def _numbers(dataset: SegmentationDataset, index: int) -> set[int] | DataError:
     """The numbers of one mask file, or why its photo cannot be used."""
     try:
-        numbers = read_numbers(dataset.mask_path(dataset.stems[index]))
-    except Exception:  # the reader makes the sentence
         try:
+            numbers = read_numbers(dataset.mask_path(dataset.stems[index]))
+        except Exception:  # the reader makes the sentence
             dataset.mask(index)
-        except DataError as error:
-            return error
-        raise
-    try:
+            raise
         dataset.require_size(index, numbers.shape)
     except DataError as error:
         return error

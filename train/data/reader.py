@@ -15,49 +15,38 @@ import numpy as np
 from PIL import Image
 
 from ldvc.errors import DataError
-from ldvc.image_colours import to_rgb
-from train.data.numbers import read_numbers
+from ldvc.image_io import to_rgb
 
 logger = logging.getLogger(__name__)
 
 IGNORE = 255
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+HOW_TO_SAVE = "save the class numbers as an 8-bit grey or palette PNG"
 _BAD = -1
 _ORIENTATION = 0x0112  # of EXIF; 5 to 8 swap width and height
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _FIRST_FILE = re.compile(r"^(.+?\.(?:jpe?g|png|webp))(?:\s*[,;]\s*|\s+)\S.*$", re.IGNORECASE)  # of a line with two files
+_SCALED = {"L;2": 85, "L;4": 17}  # grey of 2 or 4 bits: Pillow stretches the numbers to 0..255
+_ALPHA = ("LA", "PA", "RGBA")
 
 
 class SegmentationDataset(ABC):
-    """One split of a data set. Each layout on disk is a subclass, which defines where files are and what their numbers mean.
+    """One split of a data set. Each layout on disk is a subclass, which defines where files are and what their numbers mean."""
 
-    Attributes:
-        name: of the data set in configurations and tables.
-        folder: of the data set. split: "train" or "val".
-        classes: names by mask index (with the background's name, where there is one).
-        background_index: mask index of "none of the classes", or None.
-        ignore_index: mask index of void.
-        exhaustive: False = a photo may show classes that its mask does not (for example, where each photo has one label).
-        shown: mask indices of the classes that a mask shows, if the masks were looked at (`train.data.inspection`), or None.
-        own_words: whether the class names are the data set's own.
-        stems: file stems of the split, in the order of the official list.
-        layout, title, tree: (of the class) key in a configuration; name for people; the expected files.
-    """
-
-    layout: ClassVar[str]
-    title: ClassVar[str]
-    tree: ClassVar[str]
+    layout: ClassVar[str]  # key in train/published.yaml
+    title: ClassVar[str]  # name for people
+    tree: ClassVar[str]  # the expected files
     as_uploaded: ClassVar[bool] = False  # whether photos are read as the page reads uploads: any format, upright
 
-    name: str
+    name: str  # in configurations and tables
     folder: Path
-    split: str
-    classes: list[str]
-    background_index: int | None = None
-    ignore_index: int = IGNORE
-    exhaustive: bool = True
-    shown: frozenset[int] | None = None
-    own_words: bool = True
-    stems: list[str]
+    split: str  # "train" or "val"
+    classes: list[str]  # by mask index (with the background's name, where there is one)
+    background_index: int | None = None  # mask index of "none of the classes"
+    ignore_index: int = IGNORE  # mask index of void
+    exhaustive: bool = True  # False = a photo may show classes that its mask does not
+    shown: frozenset[int] | None = None  # classes that a mask shows, if all masks were read (`train.data.inspection`)
+    own_words: bool = True  # whether the class names are the data set's own
+    stems: list[str]  # file stems, in the order of the official list
 
     @abstractmethod
     def photo_path(self, stem: str) -> Path:
@@ -76,11 +65,7 @@ class SegmentationDataset(ABC):
         return file_name(self.name)
 
     def image(self, index: int) -> Image.Image:
-        """The photo as RGB.
-
-        Raises:
-            DataError: it is missing or broken.
-        """
+        """The photo as RGB; DataError if it is missing or broken."""
         path = self.photo_path(self.stems[index])
         try:
             with Image.open(path) as file:
@@ -99,11 +84,8 @@ class SegmentationDataset(ABC):
             raw = read_numbers(path)
         except Exception as error:  # as above
             raise DataError(f"The mask {path} cannot be read: {_reason(error)}.") from None
-        if raw.dtype == np.uint8:
-            mask = self._table[raw]
-        else:
-            inside = (raw >= 0) & (raw < len(self._table))
-            mask = np.where(inside, self._table[np.where(inside, raw, 0)], _BAD)
+        inside = (raw >= 0) & (raw < len(self._table))
+        mask = np.where(inside, self._table[np.where(inside, raw, 0)], _BAD)
         if (mask == _BAD).any():
             raise DataError(
                 f"The mask {path} holds the index {raw[mask == _BAD][0]}, but {self.name} has {len(self.classes)} classes."
@@ -111,39 +93,26 @@ class SegmentationDataset(ABC):
         return mask.astype(np.uint8)
 
     def pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Photo and mask.
-
-        Raises:
-            DataError: one of them is missing or broken, or they differ in size.
-        """
+        """Photo and mask; DataError if one of them is missing or broken, or if they differ in size."""
         image, mask = self.image(index), self.mask(index)
-        self.require_size(index, mask.shape, image.size)
+        if image.size != mask.shape[::-1]:
+            self.require_size(index, mask.shape)
         return image, mask
 
-    def require_size(self, index: int, shape: tuple[int, ...], size: tuple[int, int] | None = None) -> None:
-        """Checks that a mask has the size of its photo.
-
-        Args:
-            shape: (height, width) of the mask.
-            size: (width, height) of the photo; None = from its header.
-
-        Raises:
-            DataError: the sizes differ, or the photo cannot be read.
-        """
+    def require_size(self, index: int, shape: tuple[int, ...]) -> None:
+        """Raises DataError if a photo cannot be read or does not have the size of its mask, `shape` (height, width)."""
         photo = self.photo_path(self.stems[index])
         try:
-            turn = 1
-            if size is None or size != (shape[1], shape[0]):
-                with Image.open(photo) as file:
-                    turn = _orientation(file) if self.as_uploaded else 1
-                    size = file.size if turn < 5 else file.size[::-1]
+            with Image.open(photo) as file:
+                turn = _orientation(file) if self.as_uploaded else 1
+                width, height = file.size if turn < 5 else file.size[::-1]
         except Exception as error:  # as above
             raise DataError(f"The photo {photo} cannot be read: {_reason(error)}.") from None
-        if size != (shape[1], shape[0]):
+        if (height, width) != shape:
             why = ""
-            if turn >= 5 and size == (shape[0], shape[1]):
+            if turn >= 5 and (width, height) == shape:
                 why = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
-            sizes = f"has {size[0]} x {size[1]} pixels, but its mask has {shape[1]} x {shape[0]}"
+            sizes = f"has {width} x {height} pixels, but its mask has {shape[1]} x {shape[0]}"
             raise DataError(f"The photo {photo} {sizes}{why}.")
 
     def fingerprint(self, *, masks: bool = True) -> str:
@@ -215,8 +184,7 @@ class SegmentationDataset(ABC):
         """The stem that a line of a list names; "" for a comment."""
         pair = _FIRST_FILE.match(line)
         first = re.split(r"[\s,;]+", line)[0]
-        candidates = [line, *([pair[1]] if pair else []), first]
-        for candidate in candidates:
+        for candidate in (line, *([pair[1]] if pair else []), first):
             stem = _stem(candidate.strip("\"'"))
             if stem and self.photo_path(stem).is_file():
                 return stem
@@ -239,7 +207,7 @@ def file_name(name: str) -> str:
 
 def _stem(path: str) -> str:
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if name.lower().endswith(_PICTURES) else name
+    return name.rsplit(".", 1)[0] if name.lower().endswith(PICTURES) else name
 
 
 def _orientation(file: Image.Image) -> int:
@@ -253,3 +221,50 @@ def _orientation(file: Image.Image) -> int:
 
 def _reason(error: Exception) -> str:
     return "there is no such file" if isinstance(error, FileNotFoundError) else str(error).rstrip(".")
+
+
+# ---- mask files ---------------------------------------------------------------------------------------------------------
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """(H, W) integers of a mask: grey, palette, 1 to 16 bits; colour and transparency only if they say nothing.
+
+    Raises:
+        ValueError: the picture does not hold one number for each pixel.
+        OSError and others of Pillow: it is missing or damaged.
+    """
+    with Image.open(path) as file:
+        mode, raw_mode = file.mode, _raw_mode(file)
+        raw = np.array(file)
+    if raw_mode in _SCALED:
+        return raw // _SCALED[raw_mode]
+    if "16" in raw_mode and not mode.startswith("I"):  # Pillow keeps the high byte, which is 0 for small numbers
+        raise ValueError(f"it has 16 bits per channel and several channels; {HOW_TO_SAVE}")
+    if mode in _ALPHA:
+        raw, alpha = raw[..., :-1], raw[..., -1]
+        if (alpha < 255).any():
+            raise ValueError(f"some of its pixels are transparent; {HOW_TO_SAVE}, with the number of void in their place")
+    if raw.ndim == 3:
+        if mode not in ("RGB", *_ALPHA) or (raw != raw[..., :1]).any():
+            raise ValueError(f"it is a picture with colours; {HOW_TO_SAVE}")
+        raw = raw[..., 0]
+    if raw.dtype.kind == "f":
+        raise ValueError(f"it holds fractions; {HOW_TO_SAVE}")
+    return raw.astype(np.int64) if raw.dtype == bool else raw
+
+
+def is_usable(path: Path) -> bool:
+    """Whether the header of a mask file promises class numbers, not colours."""
+    try:
+        with Image.open(path) as file:
+            return file.mode in ("1", "L", "P") or file.mode.startswith("I")
+    except Exception:  # damaged: Pillow raises a dozen kinds
+        return False
+
+
+def _raw_mode(file: Image.Image) -> str:
+    """How the file stores a pixel, such as "L;4", if Pillow tells."""
+    arguments = file.tile[0][3] if getattr(file, "tile", None) else ""
+    if isinstance(arguments, tuple):
+        arguments = arguments[0] if arguments else ""
+    return arguments if isinstance(arguments, str) else ""

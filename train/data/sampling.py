@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from train.data.reader import SegmentationDataset
-from train.data.skipped import SkippedPhotos
 from train.data.transforms import Augmentation
-from train.data.views import ViewCache, normalise, readable_view
+from train.data.views import SkippedPhotos, ViewCache, normalise, readable_view
 from train.data.vocabulary import Vocabulary
 
 _SETS, _ORDER, _VIEW, _NAMES, _DROPOUT, _WORDS = 1, 2, 3, 4, 5, 6  # streams of random numbers that must differ
 _BLOCK = 4096
-OTHER_WORDS_SHARE = 0.4  # probability that a step reads another word for a name that has some
 
 
 def dropout_seed(seed: int, step: int) -> int:
@@ -31,13 +29,10 @@ class SampleSchedule:
     """Sample index -> (data set, photo, epoch): data sets by weight, the photos of each in a new random order each epoch.
 
     Args:
-        sizes: photos in each data set.
-        weights: probability of each data set, up to a common factor.
-        seed: of the run.
+        sizes, weights: photos of each data set, and its probability up to a common factor.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        assert len(sizes) == len(weights) and min(sizes) > 0 and min(weights) >= 0 and sum(weights) > 0
         self.sizes, self.seed = list(sizes), seed
         self.probabilities = np.asarray(weights, dtype=np.float64) / sum(weights)
         self._sets = np.zeros(0, dtype=np.int64)  # data set of each sample so far
@@ -72,8 +67,7 @@ class TrainingViews(Dataset):
     `images` (3, crop, crop) float32, or `patch_tokens` (width, h, w) and `features` (h * w, d) in bfloat16.
 
     Args:
-        datasets: photos with masks. vocabulary: made from the same data sets, in the same order.
-        schedule: the photo of each sample.
+        vocabulary: made from the same data sets, in the same order.
         samples: length.
         augmentation, mean, std, seed: for views that are not stored.
         caches: one per data set, complete; None = no view is stored.
@@ -127,7 +121,6 @@ class NameSampler:
         full_probability: probability that a step has all names; 1 = as in the paper.
         limit: most names of a step, besides those that its photos show; 0 = no limit. The text tower of a long vocabulary costs
             more than the rest of the step.
-        seed: of the run.
         unseen: (names,) bool; held-out names, which are in no step before `self_training_from` and in every step from then on.
     """
 
@@ -150,14 +143,10 @@ class NameSampler:
         self.full_probability = full_probability
 
     def sample(self, step: int, present: Tensor) -> tuple[Tensor, Tensor]:
-        """The names of a step.
+        """Sorted indices of names to learn (C,) and indices of distillation names (K,), int64, of a (micro) step.
 
         Args:
-            step: number of the (micro) step.
             present: (names,) bool, the names that the step's photos show; they are always sampled.
-
-        Returns:
-            Sorted indices of names to learn (C,) and indices of distillation names (K,), int64.
         """
         generator = np.random.default_rng((self.seed, _NAMES, step))
         full, share = generator.random(2)
@@ -181,11 +170,10 @@ class WordSampler:
 
     Args:
         other_words: for each name its other words, if any.
-        seed: of the run.
         share: probability that a step reads another word for a name that has some.
     """
 
-    def __init__(self, other_words: Sequence[Sequence[str]], *, seed: int, share: float = OTHER_WORDS_SHARE) -> None:
+    def __init__(self, other_words: Sequence[Sequence[str]], *, seed: int, share: float = 0.4) -> None:
         self.counts = np.array([len(words) for words in other_words], dtype=np.int64)
         self.first = len(other_words) + np.cumsum(self.counts) - self.counts  # place of each name's first other word
         self.share, self.seed = share, seed

@@ -18,54 +18,35 @@ _TRIES = 11  # a crop and up to ten others
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Parameters of a random view.
+    """Parameters of a random view."""
 
-    Attributes:
-        crop: side of the square view, pixels.
-        long_side, short_side: the photo's size at scale 1; exactly one is given. ZegCLIP: short side 512; lite: long side 448,
-            the size it sees at inference.
-        scale: range of the random scale.
-        uniform_scale: the scale is uniform, as in mmsegmentation, which favours large scales; otherwise its logarithm is.
-        aspect: largest change of the aspect ratio (1 = none).
-        flip: probability of a mirror image.
-        photometric: probability of each change of brightness, contrast, saturation and hue.
-        hue: largest change of hue, degrees. mmsegmentation's `hue_delta=18` counts in OpenCV's units of two degrees: 36.
-        largest_class: largest share of a crop's labelled pixels that one class may have; another crop is sampled otherwise, up
-            to ten times (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = no limit.
-        stride: pixels per label cell.
-        padding: what surrounds a photo that is smaller than the crop. None: grey, on all sides. A colour: the photo lies at the
-            top left, the colour to its right and below it, as mmsegmentation pads.
-    """
-
-    crop: int = 512
-    long_side: int | None = None
-    short_side: int | None = 512
-    scale: tuple[float, float] = (0.5, 2.0)
-    aspect: float = 1.0
-    flip: float = 0.5
-    photometric: float = 0.5
-    stride: int = 1
+    crop: int = 512  # side of the square view, pixels
+    long_side: int | None = None  # the photo's size at scale 1: this ...
+    short_side: int | None = 512  # ... or this, as ZegCLIP; exactly one is given
+    scale: tuple[float, float] = (0.5, 2.0)  # range of the random scale
+    aspect: float = 1.0  # largest change of the aspect ratio
+    flip: float = 0.5  # probability of a mirror image
+    photometric: float = 0.5  # probability of each change of brightness, contrast, saturation and hue
+    stride: int = 1  # pixels per label cell
     uniform_scale: bool = False
+    """The scale is uniform, as in mmsegmentation, which favours large scales; otherwise its logarithm is."""
     hue: float = 18.0
+    """Largest change of hue, degrees. mmsegmentation's `hue_delta=18` counts in OpenCV's units of two degrees: 36."""
     largest_class: float = 1.0
+    """Largest share of a crop's labelled pixels that one class may have; another crop is sampled otherwise, up to ten times
+    (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = no limit."""
     padding: tuple[int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.long_side is None) != (self.short_side is None), "give either long_side or short_side"
-        assert self.crop % self.stride == 0, f"crop {self.crop} does not divide by the loss stride {self.stride}"
+    """What surrounds a photo that is smaller than the crop. None: grey, on all sides. A colour: the photo lies at the top left,
+    the colour to its right and below it, as mmsegmentation pads."""
 
 
 def colour_change(
     pixels: np.ndarray, probability: float, generator: np.random.Generator, *, hue: float = 18.0
 ) -> np.ndarray:
-    """Randomly changes brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue, each with a probability.
+    """Randomly changes brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue (in degrees), each with a probability.
 
     The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with; saturation and hue change in
-    YIQ rather than HSV, where they are linear. So all four are one affine map of the colour.
-
-    Args:
-        pixels: (H, W, 3) uint8.
-        hue: largest change, degrees.
+    YIQ rather than HSV, where they are linear. So all four are one affine map of the pixels, (H, W, 3) uint8.
     """
     draws = generator.random(8)
     on, strength = draws[:4] < probability, draws[4:] * 2 - 1  # strength in -1..1

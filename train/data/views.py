@@ -2,8 +2,10 @@
 
 The first stage of lite's image tower is a frozen convolutional network that costs more than the rest of a training step. Its
 output for a view never changes. So it is computed once for N views of each photo, and all runs, decoders and seeds read it from
-one file per data set.
+one file per data set. Photos that cannot be read are skipped and listed.
 """
+
+from __future__ import annotations
 
 import fcntl
 import hashlib
@@ -11,6 +13,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +24,71 @@ from torch import Tensor, nn
 
 from ldvc.errors import DataError
 from train.data.reader import SegmentationDataset
-from train.data.skipped import SkippedPhotos
 from train.data.transforms import Augmentation, random_view
 
 logger = logging.getLogger(__name__)
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Normalised images (B, 3, H, W) -> patch tokens (B, width, h, w) and frozen patch features (B, h * w, d)."""
+
+
+class SkippedPhotos:
+    """A list of photos that cannot be read, each once.
+
+    With a file, all processes and loader workers of a run, and later resumed runs, share one list: a line per photo, with tabs
+    between data set, file stem and reason.
+
+    Args:
+        file: the list, or None to keep it in this process only.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self._own: dict[tuple[str, str], str] = {}
+
+    def add(self, dataset: SegmentationDataset, index: int, error: DataError) -> None:
+        """Adds photo `index` of a data set."""
+        self._note(dataset.name, dataset.stems[index], " ".join(str(error).split()))
+
+    def merge(self, other: SkippedPhotos) -> None:
+        """Adds the photos of another list."""
+        for (name, stem), reason in other.found().items():
+            self._note(name, stem, reason)
+
+    def forget(self) -> None:
+        """Empties the list."""
+        self._own.clear()
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def _note(self, name: str, stem: str, reason: str) -> None:
+        if (name, stem) in self._own:
+            return
+        new = (name, stem) not in self.found()
+        self._own[name, stem] = reason
+        if new:
+            logger.warning("skipped: %s", reason)
+            if self.file is not None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
+
+    def found(self) -> dict[tuple[str, str], str]:
+        """(Data set, stem) -> reason, of every process that shares the file."""
+        if self.file is None or not self.file.is_file():
+            return dict(self._own)
+        lines = [line.split("\t", 2) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        return {(line[0], line[1]): line[2] for line in lines if len(line) == 3} | self._own
+
+    def summary(self) -> str:
+        """One line for the end of a run; empty when nothing was skipped."""
+        found = self.found()
+        if not found:
+            return ""
+        counts = Counter(name for name, _ in found)
+        parts = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+        where = f"listed in {self.file}" if self.file else f"the first: {next(iter(found.values()))}"
+        return f"skipped photos that cannot be used: {parts}; {where}"
 
 
 def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -74,10 +135,7 @@ class ViewCache:
 
     Args:
         folder: of all caches; each has a sub-folder named by data set and key.
-        dataset: photos and masks.
-        augmentation: what is random about a view.
-        views: N.
-        seed: of the views.
+        views: N. seed: of the views.
         towers: hash of the frozen image tower, see `weights_digest`.
         token_shape: (width, h, w). feature_shape: (h * w, d).
     """
@@ -94,7 +152,6 @@ class ViewCache:
         token_shape: tuple[int, int, int],
         feature_shape: tuple[int, int],
     ) -> None:
-        assert views > 0, "a cache holds at least one view of each photo"
         self.dataset, self.augmentation, self.views, self.seed = dataset, augmentation, views, seed
         sampling = asdict(augmentation)
         if augmentation.padding is None:
@@ -141,15 +198,9 @@ class ViewCache:
     def build(
         self, encode: Encoder, *, mean: Sequence[float], std: Sequence[float], batch: int = 8, wait: bool = True
     ) -> bool:
-        """Computes the missing views. An interrupted build continues where it stopped.
+        """Computes the missing views with the frozen tower, and returns whether the cache is complete.
 
-        Args:
-            encode: the frozen tower.
-            mean, std: of the tower's input.
-            wait: if another process is building this cache, wait for it; otherwise return at once.
-
-        Returns:
-            Whether the cache is complete.
+        An interrupted build continues where it stopped. If another process is building this cache, `wait` for it or return.
         """
         if self.done >= len(self):
             return True
@@ -161,9 +212,7 @@ class ViewCache:
             first, started = self.done, time.monotonic()
             for start in range(first, len(self), batch):
                 stop = min(start + batch, len(self))
-                pixels, labels = zip(
-                    *(self._view(*divmod(index, self.views)) for index in range(start, stop)), strict=True
-                )
+                pixels, labels = zip(*(self._view(index) for index in range(start, stop)), strict=True)
                 tokens, features = encode(normalise(np.stack(pixels), mean, std))
                 self.patch_tokens[start:stop], self.features[start:stop] = tokens.bfloat16(), features.bfloat16()
                 self.labels[start:stop] = torch.from_numpy(np.stack(labels))
@@ -174,7 +223,8 @@ class ViewCache:
                     logger.info(text, self.dataset.name, stop, len(self), rate, (len(self) - stop) / rate)
         return True
 
-    def _view(self, photo: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+    def _view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        photo, view = divmod(index, self.views)
         return readable_view(self.dataset, photo, self.augmentation, (self.seed, photo, view), self.skipped)
 
     def _write_progress(self, done: int) -> None:

@@ -8,15 +8,23 @@ seen classes, as with ZegCLIP's ignore label). In the transductive setting their
 self-training later gives them labels.
 """
 
+from __future__ import annotations
+
+import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldvc.class_names import canonical, plain
+from ldvc.errors import DataError
 from train.data.reader import SegmentationDataset
+
+ROOT = Path(__file__).resolve().parents[2]
 
 VOID = -1  # ignored
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
@@ -112,14 +120,54 @@ class Vocabulary:
         return len(self.names)
 
     def present(self, labels: Tensor) -> Tensor:
-        """Which names occur in a batch of label maps.
-
-        Args:
-            labels: integer indices of `names`, or the negative codes above; any shape.
-
-        Returns:
-            (names,) bool.
-        """
+        """(names,) bool: which names occur in label maps, which hold indices of `names` or the negative codes above."""
         codes = -HELD_OUT
         counts = torch.bincount(labels.long().flatten() + codes, minlength=len(self) + codes)
         return counts[codes:] > 0
+
+
+# ---- words in files of the user -----------------------------------------------------------------------------------------
+
+
+def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
+    """Canonical name -> further words for it, from one JSON file or several; DataError if one cannot be used.
+
+    A path may be relative to this project.
+    """
+    merged: dict[str, list[str]] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        content = _read(
+            path if Path(path).is_file() else ROOT / path,
+            lambda words: isinstance(words, list) and all(isinstance(word, str) for word in words),
+            '{"grass": ["lawn", "meadow"]}; or do without one: --set other_words=null',
+        )
+        for name, words in content.items():
+            merged.setdefault(canonical(name), []).extend(words)
+    return merged
+
+
+def rename_classes(datasets: Sequence[SegmentationDataset], path: str) -> None:
+    """Renames classes of data sets, in place. A JSON file maps a class, as a data set spells it, to its new name.
+
+    Raises:
+        DataError: the file cannot be used, no set has one of the classes, or two classes of a set become one.
+    """
+    words = _read(path, lambda word: isinstance(word, str) and word != "", '{"grass": "lawn"}')
+    if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
+        raise DataError(f"No data set has the class {', '.join(nowhere)} that is to be renamed.")
+    for dataset in datasets:
+        renamed = [words.get(name, name) for name in dataset.classes]
+        if twice := [name for name in renamed if renamed.count(name) > 1]:
+            raise DataError(f"With other words, {dataset.name} has two classes called {twice[0]}.")
+        dataset.own_words = dataset.own_words and renamed == dataset.classes
+        dataset.classes = renamed
+
+
+def _read(path: str | Path, fits: Callable[[Any], bool], example: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not all(map(fits, content.values())):
+            raise TypeError("it is no list of words by class")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"The words {path} cannot be used ({error}); it should hold {example}.") from None
+    return content
