@@ -16,6 +16,7 @@ and for each decoder, as "ldvc/labels" and so on (attention: not for "clip"; rou
 
     labels                   (H, W) int16     index of the class, -1 = none of these
     threshold                () float32       a score below it is none of these; NaN = no threshold
+    thresholds               (C,) float32     the same of each class
     scores                   (C, H', W') float16    in 0..1, at most `SCORES_SIDE` long
     boxes                    (C, 4) int32     x, y, width, height of the class's pixels; zeros where it has none
     attention                (layers, heads, C, h, w) float32    see `Segmentation.cross_attention`
@@ -75,6 +76,7 @@ def of_masks(result: Segmentation) -> dict[str, np.ndarray]:
     return {
         "labels": labels.astype(np.int16),
         "threshold": np.float32(np.nan if result.background is None else result.background),
+        "thresholds": np.array([result.threshold_of(name) for name in result.names], dtype=np.float32),
         "scores": scores.astype(np.float16),
         "boxes": np.array([box_of(labels == index) for index in range(len(result.names))], dtype=np.int32),
     }

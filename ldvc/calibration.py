@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ldvc.config import first_mistake
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Calibration:
     """How logits of a decoder become scores and labels; `train/evaluate.py --calibrate` measures it.
 
@@ -26,26 +29,21 @@ class Calibration:
         threshold: in 0..1. A pixel whose best score is lower is "none of these".
     """
 
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     bias: float = 0.0
-    threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"the calibration's threshold must be in 0..1, not {self.threshold}")
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> Calibration:
-        """From the metadata of a checkpoint; absent values take their defaults.
+        """From the metadata of a checkpoint; absent values take their defaults, and other values are ignored.
 
         Raises:
             ValueError, TypeError: a value cannot be used.
         """
-        content = dict(content or {})
-        values = {key: float(content[key]) for key in ("scale", "bias", "threshold") if key in content}
-        if not all(map(math.isfinite, values.values())) or values.get("scale", 1.0) <= 0:
-            raise ValueError(f"the calibration needs a scale above 0 and finite numbers, not {content}")
-        return cls(**values)
+        try:
+            return cls(**(content or {}))
+        except ValidationError as error:
+            raise ValueError(f"in the calibration, {first_mistake(error)}") from None
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Calibrated logits of any shape; their sigmoid is the score."""

@@ -11,7 +11,7 @@ instead hold one checkpoint for each decoder, in folders named after the decoder
      "seen_words": {name: [...]},                      other words that stood for these names in training
      "calibration": {"scale": 1.0, "bias": 0.0, "threshold": 0.5},   from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
-     "plain_clip": {"dense": "naclip", ...}            of the decoder "clip", see ldvc/plain_clip.py
+     "plain_clip": {"dense": "naclip", ...}            of the decoder "clip", see ldvc/config.py
      ...}
 
 A CLIP needs no checkpoint for the decoder "clip": `load_checkpoint` also opens an architecture of open_clip, or "full".
@@ -29,13 +29,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ldvc.calibration import Calibration
-from ldvc.config import DECODERS, ModelConfig
+from ldvc.config import DECODERS, FULL_CLIP_SETTINGS, ModelConfig, PlainClipSettings
 from ldvc.errors import CheckpointError, WeightsNotFoundError
 from ldvc.inference import require_inference
 from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
 from ldvc.modeling.clip_weights import FULL_CLIP, WEIGHTS_VARIABLE, default_weights, is_architecture, weights_here
 from ldvc.modeling.model import LDVC, PlainClip
-from ldvc.plain_clip import FULL_CLIP_SETTINGS, PlainClipSettings
 from ldvc.weights import hub_reachable, load_tensors, read_json, replaced_files, save_tensors, write_json
 
 CONFIG_FILE = "config.json"
@@ -173,7 +172,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
     path = Path(folder) / CONFIG_FILE
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    if not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} does not describe a model of this project: it has no 'model'.")
     try:
         config, metadata = ModelConfig.from_dict(content.pop("model")), {**DEFAULT_METADATA, **content}
@@ -225,10 +224,9 @@ def _describes_model(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        content = read_json(path)
+        return "model" in read_json(path)
     except CheckpointError:
         return True  # damaged: `read_config` raises the error
-    return not isinstance(content, dict) or "model" in content
 
 
 def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:

@@ -149,26 +149,16 @@ def plain(name: str) -> str:
 
 
 @cache
-def _synonyms() -> dict[str, list[str]]:
-    """The synonym file: canonical name -> its other spellings."""
-    return json.loads((_FOLDER / "synonyms.json").read_text(encoding="utf-8"))
-
-
-@cache
 def _canonical_of() -> dict[str, str]:
-    return {other: name for name, others in _synonyms().items() for other in others}
+    """Other spelling -> canonical name, from the synonym file."""
+    synonyms = json.loads((_FOLDER / "synonyms.json").read_text(encoding="utf-8"))
+    return {other: name for name, others in synonyms.items() for other in others}
 
 
 def canonical(name: str) -> str:
     """The one spelling under which a name is learned: "aeroplane" -> "airplane"; unknown names come back plain."""
     name = plain(name)
     return _canonical_of().get(name, name)
-
-
-def spellings(name: str) -> list[str]:
-    """Every known spelling of a name, the canonical one first."""
-    name = canonical(name)
-    return [name, *_synonyms().get(name, [])]
 
 
 def canonical_set(names: Iterable[str]) -> frozenset[str]:
@@ -238,6 +228,27 @@ class SeenNames:
 # ---- class lists and splits ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ClassList:
+    """A list of names: `key` of the file, `title` for people, `source` says who made it, `classes` as they are asked."""
+
+    key: str
+    title: str
+    source: str
+    classes: tuple[str, ...]
+
+
+@cache
+def class_lists() -> dict[str, ClassList]:
+    """All ready lists by key, in the order in which the page offers them."""
+    files = {path.stem: path for path in sorted((_FOLDER / "class_lists").glob("*.json"))}
+    contents = {key: json.loads(files[key].read_text(encoding="utf-8")) for key in dict.fromkeys((*LIST_ORDER, *files))}
+    return {
+        key: ClassList(key, content["title"], content["source"], tuple(content["classes"]))
+        for key, content in contents.items()
+    }
+
+
 def load_classes(name: str) -> list[str]:
     """The names of a class list in the order of its labels.
 
@@ -247,11 +258,9 @@ def load_classes(name: str) -> list[str]:
     Raises:
         DataError: no such list.
     """
-    path = _FOLDER / "class_lists" / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json")))
-        raise DataError(f"There is no class list called '{name}'. Known lists: {known}.")
-    return json.loads(path.read_text(encoding="utf-8"))["classes"]
+    if name not in class_lists():
+        raise DataError(f"There is no class list called '{name}'. Known lists: {', '.join(sorted(class_lists()))}.")
+    return list(class_lists()[name].classes)
 
 
 def load_split(name: str | None) -> frozenset[str]:
@@ -280,24 +289,3 @@ def load_split(name: str | None) -> frozenset[str]:
             f'The split {path} cannot be used ({error}); it should hold {{"unseen": ["cow", "train"]}}.'
         ) from None
     return canonical_set(unseen)
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """A list of names: `key` of the file, `title` for people, `source` says who made it, `classes` as they are asked."""
-
-    key: str
-    title: str
-    source: str
-    classes: tuple[str, ...]
-
-
-@cache
-def class_lists() -> dict[str, ClassList]:
-    """All ready lists by key, in the order in which the page offers them."""
-    found = {}
-    for path in sorted((_FOLDER / "class_lists").glob("*.json"), key=lambda path: (path.stem not in LIST_ORDER, path.stem)):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found[path.stem] = ClassList(path.stem, content["title"], content["source"], tuple(content["classes"]))
-    first = [found[key] for key in LIST_ORDER if key in found]
-    return {each.key: each for each in (*first, *found.values())}

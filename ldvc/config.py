@@ -1,4 +1,4 @@
-"""The model's configuration, written into every checkpoint."""
+"""Settings in a checkpoint: the configuration of the model, and the settings of the decoder "clip"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ldvc.errors import CheckpointError
@@ -14,6 +14,7 @@ from ldvc.errors import CheckpointError
 Decoder = Literal["ldvc", "ldvc_without_lcsa", "zegclip"]
 DECODERS: tuple[str, ...] = get_args(Decoder)
 GATE = 0.05  # first value of a gate on a residual branch, and on visual prompts
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 _REMOVED = {"gate_init", "start_at_clip", "branch_init", "normalize_output"}  # fields of earlier versions
 
 
@@ -60,7 +61,7 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """Everything that is needed to build a model, apart from its weights."""
 
@@ -125,16 +126,6 @@ class ModelConfig:
         """What the recipe means, part by part."""
         return RECIPES[self.recipe]
 
-    @property
-    def starts_at_clip(self) -> bool:
-        """Whether the model starts at CLIP's similarity."""
-        return self.parts.starts_at_clip
-
-    @property
-    def gate(self) -> float | None:
-        """First value of the gates; None without gates."""
-        return self.parts.gate
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
@@ -161,6 +152,53 @@ class ModelConfig:
             return cls(**values)
         except ValidationError as error:
             raise CheckpointError(f"The model configuration is not valid: {first_mistake(error)}.") from None
+
+
+# What most photos show around their things, as listed by the authors of SCLIP (Wang et al., arXiv 2312.01597) for VOC and COCO.
+STUFF = (
+    *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sand", "desk", "bed", "building", "cloud"),
+    *("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stairs", "floor", "hill", "rail", "fence", "water"),
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class PlainClipSettings:
+    """`plain_clip` in the metadata of a checkpoint: the decoder "clip", similarity of the frozen towers."""
+
+    dense: Literal["plain", "naclip", "sc_clip"] = "plain"
+    """Reading of the last block of the image tower, see `ldvc.modeling.dense`."""
+    templates: Literal[1, 80] = 1
+    """1 = the template of the model, 80 = the mean over OpenAI's ImageNet templates."""
+    inference: dict[str, Any] | None = None
+    """Sizes, see `ldvc.inference.require_inference`; null = those of the checkpoint."""
+    softmax_scale: PositiveFloat | None = None
+    """Scores are a softmax over names and stuff words of this number times the cosine; null = scores are sigmoids, with
+    `clip_calibration`."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Of "none of these", with a softmax."""
+    stuff: tuple[str, ...] = STUFF
+    """Words for "none of these", with a softmax. Those that a visitor asks for are left out."""
+
+    @classmethod
+    def from_metadata(cls, content: Mapping[str, Any] | None) -> PlainClipSettings:
+        """From the metadata of a checkpoint; absent values take their defaults.
+
+        Raises:
+            ValueError: a setting is unknown or not valid.
+        """
+        try:
+            return cls(**(content or {}))
+        except ValidationError as error:
+            raise ValueError(f"'plain_clip': {first_mistake(error)}") from None
+
+
+# For a CLIP of published size: https://arxiv.org/abs/2411.15869, and what the training-free methods before it share.
+FULL_CLIP_SETTINGS: dict[str, Any] = {
+    "dense": "sc_clip",
+    "templates": 80,
+    "inference": {"short_side": 336, "window": 224, "stride": 112},
+    "softmax_scale": 40.0,
+}
 
 
 def first_mistake(error: ValidationError) -> str:

@@ -13,11 +13,13 @@ all decoders together, so that plots of two decoders have the same axes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ldvc.result import Segmentation
+
+POINTS = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")  # of a `Movement`
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -42,11 +44,11 @@ class Movement:
     embeddings and their distances are means over windows.
 
     Attributes:
-        patches_before, patches_after: (N, d), unit length.
-        embeddings_before, embeddings_after: (E, d), unit length unless windows are averaged.
+        patches_before, patches_after: (N, d), unit length; (N, 2) in a `Space`.
+        embeddings_before, embeddings_after: (E, d), unit length unless windows are averaged; (E, 2) in a `Space`.
         class_of_embedding: (E,), index of a class.
         class_of_patch: (N,), the best class of each patch by this decoder.
-        embedding_drift: (E,), mean cosine distance between before and after.
+        embedding_drift: (E,), mean cosine distance in all d dimensions between before and after.
         patch_drift: (N,), the same for patches.
         similarity_before, similarity_after: (N,), cosine of each patch and its class (of synonyms, the closest).
     """
@@ -61,6 +63,16 @@ class Movement:
     patch_drift: np.ndarray
     similarity_before: np.ndarray
     similarity_after: np.ndarray
+
+    @property
+    def drift(self) -> dict[str, float]:
+        """Mean cosine distance between before and after, of "classes" and of "patches"."""
+        return {"classes": float(self.embedding_drift.mean()), "patches": float(self.patch_drift.mean())}
+
+    @property
+    def similarity(self) -> dict[str, float]:
+        """Mean cosine of a patch and its class, "before" and "after"."""
+        return {"before": float(self.similarity_before.mean()), "after": float(self.similarity_after.mean())}
 
 
 def similarity_to_class(
@@ -81,26 +93,26 @@ def movement_of(result: Segmentation) -> Movement:
     Raises:
         LdvcError: the result holds no features.
     """
-    windows = result.features
+    windows, labels = result.features, result.patch_labels
     groups = np.asarray(result.embedding_classes)
-    labels = result.patch_labels
-    patches = [[unit(each.patches_before), unit(each.patches_after)] for each in windows]
-    embeddings = [[unit(each.classes_before), unit(each.classes_after)] for each in windows]
-    similarity = [
-        [similarity_to_class(patches[i][moment], embeddings[i][moment], labels[i], groups) for i in range(len(windows))]
-        for moment in (0, 1)
-    ]
+
+    def similarity(moment: str) -> np.ndarray:
+        features = [(getattr(each, f"patches_{moment}"), getattr(each, f"classes_{moment}")) for each in windows]
+        return np.concatenate(
+            [similarity_to_class(*pair, own, groups) for pair, own in zip(features, labels, strict=True)]
+        )
+
     return Movement(
-        patches_before=np.concatenate([before for before, _ in patches]),
-        patches_after=np.concatenate([after for _, after in patches]),
-        embeddings_before=np.mean([before for before, _ in embeddings], axis=0),
-        embeddings_after=np.mean([after for _, after in embeddings], axis=0),
+        patches_before=np.concatenate([unit(each.patches_before) for each in windows]),
+        patches_after=np.concatenate([unit(each.patches_after) for each in windows]),
+        embeddings_before=np.mean([unit(each.classes_before) for each in windows], axis=0),
+        embeddings_after=np.mean([unit(each.classes_after) for each in windows], axis=0),
         class_of_embedding=groups,
         class_of_patch=np.concatenate(labels),
-        embedding_drift=np.mean([cosine_distance(*pair) for pair in embeddings], axis=0),
-        patch_drift=np.concatenate([cosine_distance(*pair) for pair in patches]),
-        similarity_before=np.concatenate(similarity[0]),
-        similarity_after=np.concatenate(similarity[1]),
+        embedding_drift=np.mean([cosine_distance(each.classes_before, each.classes_after) for each in windows], axis=0),
+        patch_drift=np.concatenate([cosine_distance(each.patches_before, each.patches_after) for each in windows]),
+        similarity_before=similarity("before"),
+        similarity_after=similarity("after"),
     )
 
 
@@ -141,60 +153,24 @@ def fit_plane(points: np.ndarray) -> Plane:
 
 
 @dataclass(frozen=True)
-class DecoderSpace:
-    """One decoder in the plane: (N, 2) and (E, 2) coordinates, and the measures in all d dimensions."""
-
-    patches_before: np.ndarray
-    patches_after: np.ndarray
-    embeddings_before: np.ndarray
-    embeddings_after: np.ndarray
-    movement: Movement
-
-    @property
-    def drift(self) -> dict[str, float]:
-        """Mean cosine distance between before and after, of "classes" and of "patches"."""
-        return {
-            "classes": float(self.movement.embedding_drift.mean()),
-            "patches": float(self.movement.patch_drift.mean()),
-        }
-
-    @property
-    def similarity(self) -> dict[str, float]:
-        """Mean cosine of a patch and its class, "before" and "after"."""
-        return {
-            "before": float(self.movement.similarity_before.mean()),
-            "after": float(self.movement.similarity_after.mean()),
-        }
-
-
-@dataclass(frozen=True)
 class Space:
-    """Several decoders in one plane."""
+    """Several decoders in one plane: points are coordinates in the plane, measures are those in all d dimensions."""
 
     plane: Plane
-    decoders: dict[str, DecoderSpace]
+    decoders: dict[str, Movement]
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, low, right, high) of all points of all decoders."""
-        points = np.concatenate(
-            [
-                part
-                for decoder in self.decoders.values()
-                for part in (decoder.patches_before, decoder.patches_after, decoder.embeddings_before, decoder.embeddings_after)
-            ]
-        )
+        points = np.concatenate([getattr(each, part) for each in self.decoders.values() for part in POINTS])
         return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
 def shared_space(movements: Mapping[str, Movement]) -> Space:
     """Project the points of several decoders to the plane of one principal component analysis of all of them."""
-    parts = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")
-    plane = fit_plane(np.concatenate([getattr(each, part) for each in movements.values() for part in parts]))
-    return Space(
-        plane=plane,
-        decoders={
-            decoder: DecoderSpace(*(plane.project(getattr(movement, part)) for part in parts), movement)
-            for decoder, movement in movements.items()
-        },
-    )
+    plane = fit_plane(np.concatenate([getattr(each, part) for each in movements.values() for part in POINTS]))
+    projected = {
+        decoder: replace(each, **{part: plane.project(getattr(each, part)) for part in POINTS})
+        for decoder, each in movements.items()
+    }
+    return Space(plane, projected)

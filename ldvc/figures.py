@@ -30,9 +30,10 @@ DPI = 300
 ROWS = 12  # names in a figure of attention
 LETTERS, FRAME = 6.5, 0.4  # points: size of letters, width of frames
 LINE = 0.12  # inches, height of a line of text
-GAP = 0.04  # inches, between pictures
+GAP, RIGHT = 0.04, 0.01  # inches, between pictures and at the right of them
 HEAT_STRENGTH = 0.8  # of the heat over the grey photo, see `heat_map`
 DAGGER = "†"
+NONE = "none of these"
 UNSEEN = f"{DAGGER} The model saw no mask of this name in training."
 TITLES = {
     "clip": "plain CLIP",
@@ -61,7 +62,7 @@ def attention_figure(
     shown: Sequence[int] | None = None,
     width: float = COLUMN,
 ) -> Figure:
-    """A row for each name: the photo, and the cross-attention to the name under each decoder, over one colour bar.
+    """A row for each name and, in the last layer, for "none of these": the photo, and the cross-attention under each decoder.
 
     Args:
         results: of the decoders to show, from left to right, in the same names; None where there is no such decoder.
@@ -71,25 +72,35 @@ def attention_figure(
     """
     there = present(results)
     first = next(iter(there.values()))
-    rows = largest(first, ROWS) if shown is None else shown
-    notes = [f"Attention is shared with {', '.join(first.company)}."] if first.company else []
-    grid = Grid(first, rows=len(rows), columns=1 + len(there), width=width, left=0.16, below=3.2 * LINE, notes=notes)
-    photo = resize_picture(first.picture, grid.pixels)
-    maps = {decoder: result.attention_at(result.cross_attention(layer, head), grid.pixels) for decoder, result in there.items()}
+    shown = largest(first, ROWS) if shown is None else shown
     colours = colours_for(first.names)
-    for row, index in enumerate(rows):
-        grid.show(row, 0, photo)
-        for column, decoder in enumerate(there, start=1):
-            grid.show(row, column, heat_map(maps[decoder][index], photo, strength=HEAT_STRENGTH))
-        grid.name_row(row, first.names[index], colours[index], seen=first.seen[index])
-    grid.titles(["photo", *(TITLES[decoder] for decoder in there)])
+    rows = [(marked(first, index), colours[index]) for index in shown]
+    maps = []
+    for result in there.values():
+        attention = result.cross_attention(layer, head)[list(shown)]
+        none = result.none_attention(layer, head)[None]
+        maps.append(np.concatenate([attention, none]))
+    if any(each[-1].any() for each in maps):  # earlier layers have none
+        rows.append((NONE, NONE_COLOUR))
+    notes = [f"Attention is shared with {', '.join(first.company)}."] if first.company else []
+    titles = ["photo", *(TITLES[decoder] for decoder in there)]
+    sheet = Sheet(
+        len(rows), titles, width=width, aspect=aspect(first), left=0.16, below=3.2 * LINE, notes=notes + dagger(first)
+    )
+    photo = resize_picture(first.picture, sheet.pixels)
+    maps = [result.attention_at(each, sheet.pixels) for result, each in zip(there.values(), maps, strict=True)]
+    for place, (axes, (name, colour)) in enumerate(zip(sheet.axes, rows, strict=True)):
+        show_row(axes, [photo, *(heat_map(each[place], photo, strength=HEAT_STRENGTH) for each in maps)])
+        name_row(axes[0], name, colour, left=0.16)
     scale = ListedColormap((heat_table() * HEAT_STRENGTH + 128 * (1 - HEAT_STRENGTH)) / 255)
-    bar = grid.figure.colorbar(ScalarMappable(cmap=scale), cax=grid.below(0.25, 0.5, height=0.07), orientation="horizontal")
+    height = sheet.figure.get_figheight()
+    under = sheet.figure.add_axes((0.25, (sheet.bottom - 0.07 - GAP) / height, 0.5, 0.07 / height))
+    bar = sheet.figure.colorbar(ScalarMappable(cmap=scale), cax=under, orientation="horizontal")
     bar.outline.set_linewidth(FRAME)
     bar.ax.tick_params(labelsize=LETTERS - 1, length=2, pad=1, width=FRAME)
     bar.set_ticks([0, 0.5, 1])
     bar.set_label("share of attention", fontsize=LETTERS - 0.5, labelpad=1)
-    return grid.figure
+    return sheet.figure
 
 
 def compare_figure(results: Mapping[str, Segmentation | None], *, width: float = COLUMN) -> Figure:
@@ -100,17 +111,16 @@ def compare_figure(results: Mapping[str, Segmentation | None], *, width: float =
     colours, shown = colours_for(first.names), sorted(found - {-1})
     legend = [(marked(first, index), colours[index]) for index in shown]
     if -1 in found:
-        legend.append(("none of these", NONE_COLOUR))
-    lines = legend_lines(legend, width)
-    grid = Grid(first, rows=1, columns=1 + len(there), width=width, below=(lines + 0.6) * LINE, only=shown)
-    photo = resize_picture(first.picture, grid.pixels)
-    grid.show(0, 0, photo)
-    for column, result in enumerate(there.values(), start=1):
-        striped = [not seen for seen in result.seen]
-        grid.show(0, column, overlay(photo, result.labels_at(grid.pixels), colours, striped=striped))
-    grid.titles(["photo", *(TITLES[decoder] for decoder in there)])
-    draw_legend(grid.figure, legend, bottom=grid.foot, width=width)
-    return grid.figure
+        legend.append((NONE, NONE_COLOUR))
+    below = (legend_lines(legend, width) + 0.6) * LINE
+    titles = ["photo", *(TITLES[decoder] for decoder in there)]
+    sheet = Sheet(1, titles, width=width, aspect=aspect(first), below=below, notes=dagger(first, shown))
+    photo = resize_picture(first.picture, sheet.pixels)
+    striped = [not seen for seen in first.seen]
+    painted = [overlay(photo, result.labels_at(sheet.pixels), colours, striped=striped) for result in there.values()]
+    show_row(sheet.axes[0], [photo, *painted])
+    draw_legend(sheet.figure, legend, bottom=sheet.foot, width=width)
+    return sheet.figure
 
 
 def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -> Figure:
@@ -125,122 +135,110 @@ def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -
     legend = [(marked(result, index), colour) for index, colour in enumerate(colours)]
     left, low, right, high = space.bounds
     margin = 0.05 * max(right - left, high - low, 1e-9)
-    side = (width - 0.21 - GAP) / 2
-    tall = side * float(np.clip((high - low + 2 * margin) / (right - left + 2 * margin), 0.6, 1.0))
-    notes = [UNSEEN] if not all(result.seen) else []
-    foot = (len(notes) + 0.3) * LINE
-    bottom = foot + (legend_lines(legend, width) + 1.8) * LINE
-    height = bottom + len(space.decoders) * (tall + GAP) + 1.2 * LINE
-    figure = Figure(figsize=(width, height))
-    for row, (decoder, part) in enumerate(space.decoders.items()):
-        y = bottom + (len(space.decoders) - 1 - row) * (tall + GAP)
-        for column, moment in enumerate(("before", "after")):
-            place = (0.2 + column * (side + GAP)) / width, y / height, side / width, tall / height
-            axis = figure.add_axes(place, xticks=[], yticks=[])
+    tall = float(np.clip((high - low + 2 * margin) / (right - left + 2 * margin), 0.6, 1.0))
+    below = (legend_lines(legend, width) + 1.8) * LINE
+    titles = ["before the decoder", "after the decoder"]
+    sheet = Sheet(len(space.decoders), titles, width=width, aspect=tall, left=0.2, below=below, notes=dagger(result))
+    for axes, (decoder, part) in zip(sheet.axes, space.decoders.items(), strict=True):
+        axes[0].set_ylabel(TITLES[decoder].replace("\n", " "), fontsize=LETTERS, labelpad=2)
+        for axis, moment in zip(axes, ("before", "after"), strict=True):
+            axis.set(xlim=(left - margin, right + margin), ylim=(low - margin, high + margin), xticks=[], yticks=[])
+            axis.set_aspect("equal", adjustable="datalim")
             axis.spines[:].set_linewidth(FRAME)
             patches, names = getattr(part, f"patches_{moment}"), getattr(part, f"embeddings_{moment}")
-            axis.scatter(*patches.T, s=2, c=colours[part.movement.class_of_patch], linewidths=0, alpha=0.7)
+            axis.scatter(*patches.T, s=2, c=colours[part.class_of_patch], linewidths=0, alpha=0.7)
             axis.scatter(
-                *names.T, s=22, c=colours[part.movement.class_of_embedding], marker="D", edgecolors="black", linewidths=0.6
+                *names.T, s=22, c=colours[part.class_of_embedding], marker="D", edgecolors="black", linewidths=0.6
             )
-            axis.set(xlim=(left - margin, right + margin), ylim=(low - margin, high + margin))
-            axis.set_aspect("equal", adjustable="datalim")
-            if row == 0:
-                axis.set_title(f"{moment} the decoder", fontsize=LETTERS, pad=3)
-            if column == 0:
-                axis.set_ylabel(TITLES[decoder].replace("\n", " "), fontsize=LETTERS, labelpad=2)
     across, up = space.plane.explained
     axes_note = f"Two principal components: {across:.0%} and {up:.0%} of the variance."
-    write_notes(figure, [axes_note], bottom=bottom - 1.5 * LINE)
-    draw_legend(figure, legend, bottom=foot, width=width)
-    write_notes(figure, notes, bottom=0.2 * LINE)
-    return figure
+    write_notes(sheet.figure, [axes_note], bottom=sheet.bottom - 1.5 * LINE)
+    draw_legend(sheet.figure, legend, bottom=sheet.foot, width=width)
+    return sheet.figure
 
 
 # ---- parts of figures -------------------------------------------------------------------------------------------------
 
 
-class Grid:
-    """Pictures in rows and columns under titles, with room for a legend and notes below.
+class Sheet:
+    """A figure of axes in rows and columns under titles, with room for a legend and notes below.
 
     Args:
-        result: gives the aspect of the photo and the names that are marked.
-        rows, columns: of pictures.
+        rows: of axes.
+        titles: of the columns.
         width: of the figure in inches.
+        aspect: height over width of an axis.
         left: room for the names of rows, in inches.
-        below: room between the pictures and the notes, in inches.
-        notes: lines at the foot; a line about daggers is added where one is needed.
-        only: indices of the names in the figure; None = all.
+        below: room between the axes and the notes, in inches.
+        notes: lines at the foot.
 
     Attributes:
-        pixels: (height, width) of a picture.
-        foot: height of the notes in inches.
+        axes: (rows, columns).
+        pixels: (height, width) of a picture that fills an axis.
+        bottom, foot: height of the room below the axes and of the notes, in inches.
     """
 
     def __init__(
         self,
-        result: Segmentation,
-        *,
         rows: int,
-        columns: int,
+        titles: Sequence[str],
+        *,
         width: float,
+        aspect: float,
         left: float = 0.0,
         below: float,
         notes: Sequence[str] = (),
-        only: Sequence[int] | None = None,
     ) -> None:
-        chosen = range(len(result.seen)) if only is None else only
-        notes = [*notes, *([] if all(result.seen[index] for index in chosen) else [UNSEEN])]
-        self.side = (width - left - (columns - 1) * GAP) / columns
-        self.tall = self.side * result.size[0] / result.size[1]
-        self.left, self.rows = left, rows
+        columns = len(titles)
+        side = (width - left - RIGHT - (columns - 1) * GAP) / columns
+        tall = side * aspect
+        self.pixels = max(1, round(tall * DPI)), max(1, round(side * DPI))
         self.foot = (len(notes) + 0.3) * LINE
         self.bottom = self.foot + below
-        self.height = self.bottom + rows * (self.tall + GAP) + 2.1 * LINE
-        self.figure = Figure(figsize=(width, self.height))
-        self.width = width
-        self.pixels = max(1, round(self.tall * DPI)), max(1, round(self.side * DPI))
-        self.first_row: list[Axes] = []
+        top = self.bottom + rows * (tall + GAP) - GAP
+        height = top + GAP + (1.1 + max(title.count("\n") for title in titles)) * LINE
+        self.figure = Figure(figsize=(width, height))
+        place = {"left": left / width, "right": 1 - RIGHT / width, "bottom": self.bottom / height, "top": top / height}
+        space = {"wspace": GAP / side, "hspace": GAP / tall}
+        self.axes = self.figure.subplots(rows, columns, squeeze=False, gridspec_kw=place | space)
         write_notes(self.figure, notes, bottom=0.2 * LINE)
+        for axis, title in zip(self.axes[0], titles, strict=True):
+            axis.set_title(title, fontsize=LETTERS, pad=3, linespacing=1.1)
 
-    def show(self, row: int, column: int, picture: np.ndarray) -> None:
-        """Draw a picture of `pixels`."""
-        x, y = self.left + column * (self.side + GAP), self._y(row)
-        place = (x / self.width, y / self.height, self.side / self.width, self.tall / self.height)
-        axis = self.figure.add_axes(place)
+
+def show_row(axes: Sequence[Axes], pictures: Sequence[np.ndarray]) -> None:
+    """Draw a picture on each axis."""
+    for axis, picture in zip(axes, pictures, strict=True):
         axis.imshow(picture, interpolation="none", aspect="auto")
         axis.set_axis_off()
-        if row == 0:
-            self.first_row.append(axis)
 
-    def titles(self, texts: Sequence[str]) -> None:
-        """Write titles over the first row."""
-        for axis, text in zip(self.first_row, texts, strict=True):
-            axis.set_title(text, fontsize=LETTERS, pad=3, linespacing=1.1)
 
-    def name_row(self, row: int, name: str, colour: str, *, seen: bool) -> None:
-        """Write a name upright at the left of a row, in a box of its colour."""
-        text = name if seen else f"{name} {DAGGER}"
-        size = min(LETTERS, max(3.0, 72 * self.tall / (0.62 * len(text))))
-        self.figure.text(
-            0.5 * (self.left - GAP / 2) / self.width,
-            (self._y(row) + self.tall / 2) / self.height,
-            text,
-            rotation=90,
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="black" if np.dot(rgb(colour), (0.299, 0.587, 0.114)) > 110 else "white",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
-            parse_math=False,
-        )
+def name_row(axis: Axes, name: str, colour: str, *, left: float) -> None:
+    """Write a name upright in the room of `left` inches beside an axis, in a box of its colour."""
+    width, height = axis.figure.get_size_inches()
+    box = axis.get_position()
+    axis.figure.text(
+        0.5 * (left - GAP / 2) / width,
+        (box.y0 + box.y1) / 2,
+        name,
+        rotation=90,
+        ha="center",
+        va="center",
+        fontsize=min(LETTERS, max(3.0, 72 * box.height * height / (0.62 * len(name)))),
+        color="black" if np.dot(rgb(colour), (0.299, 0.587, 0.114)) > 110 else "white",
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+        parse_math=False,
+    )
 
-    def below(self, left: float, width: float, *, height: float) -> Axes:
-        """An axis right under the pictures; left and width in shares of the figure, height in inches."""
-        return self.figure.add_axes((left, (self.bottom - height - GAP) / self.height, width, height / self.height))
 
-    def _y(self, row: int) -> float:
-        return self.bottom + (self.rows - 1 - row) * (self.tall + GAP)
+def aspect(result: Segmentation) -> float:
+    """Height of the photo over its width."""
+    return result.size[0] / result.size[1]
+
+
+def dagger(result: Segmentation, shown: Sequence[int] | None = None) -> list[str]:
+    """A note about the daggers if one of the names has one; `shown` are their indices, None = all."""
+    return [] if all(result.seen[index] for index in (range(len(result.seen)) if shown is None else shown)) else [UNSEEN]
 
 
 def present(results: Mapping[str, Segmentation | None]) -> dict[str, Segmentation]:

@@ -35,12 +35,13 @@ class TemplateEnsemble:
     Args:
         clip: the frozen CLIP. Its text tower must stay on its device.
         templates: sentences with one "{}".
-        folder: of the embeddings on disk; None = `cache_folder()`.
+        folder: of the embeddings on disk; None = in the user's cache.
     """
 
     def __init__(self, clip: FrozenClip, templates: Sequence[str] = TEMPLATES, folder: Path | None = None) -> None:
         self.clip, self.templates = clip, tuple(templates)
-        self.folder = cache_folder() if folder is None else folder
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        self.folder = Path(cache, "ldvc", "names") if folder is None else folder
 
     @cached_property
     def _groups(self) -> list[tuple[list[str], Tensor]]:
@@ -117,8 +118,3 @@ class TemplateEnsemble:
                 os.replace(temporary, path)
         except OSError:
             return  # the names are encoded again the next time
-
-
-def cache_folder() -> Path:
-    """Where the embeddings of names are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ldvc" / "names"

@@ -18,12 +18,12 @@ import struct
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -114,43 +114,29 @@ def save_tensors(
         if dtype is not None and tensor.is_floating_point() and tensor.ndim >= 2:
             tensor = tensor.to(dtype)
         if tensor.nbytes > max_shard_bytes:
-            row_bytes = tensor.nbytes // tensor.shape[0]
-            rows = max(1, max_shard_bytes // row_bytes)
+            rows = max(1, max_shard_bytes * tensor.shape[0] // tensor.nbytes)
             pieces |= {f"{name}::{i}": piece for i, piece in enumerate(tensor.split(rows))}
         else:
             pieces[name] = tensor
     # clone: safetensors refuses tensors that share memory, as pieces of one tensor do
     pieces = {name: piece.clone(memory_format=torch.contiguous_format) for name, piece in pieces.items()}
 
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, piece in pieces.items():
-        if shards[-1] and filled + piece.nbytes > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = piece
-        filled += piece.nbytes
-
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else [SINGLE_FILE]
+    split = split_torch_state_dict_into_shards(pieces, max_shard_size=max_shard_bytes)
     with replaced_files(folder) as new:
-        for name, shard in zip(names, shards, strict=True):
-            save_file(shard, new / name, metadata={"format": "pt"})
+        for name, stored in split.filename_to_tensors.items():
+            save_file({piece: pieces[piece] for piece in stored}, new / name, metadata={"format": "pt"})
             with safe_open(new / name, framework="pt") as file:
-                assert set(file.keys()) == set(shard), f"{name} lacks tensors"
-        if len(shards) > 1:
-            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-            total_size = sum(piece.nbytes for piece in pieces.values())
-            write_json(new / INDEX_FILE, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-    return [Path(folder) / name for name in names]
+                assert set(file.keys()) == set(stored), f"{name} lacks tensors"
+        if split.is_sharded:
+            write_json(new / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    return [Path(folder) / name for name in split.filename_to_tensors]
 
 
-def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-    """Read tensors that `save_tensors`, or any tool with the Hugging Face format, wrote.
+def load_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """Read tensors that `save_tensors`, or any tool with the Hugging Face format, wrote. Those of floats are float32.
 
     Args:
         folder: with model.safetensors, or shards and their index.
-        dtype: floating-point tensors are converted to it; None = as stored.
 
     Raises:
         WeightsNotFoundError: a file is missing, or there are only pickles.
@@ -165,33 +151,18 @@ def load_tensors(folder: str | Path, *, dtype: torch.dtype | None = torch.float3
         raise WeightsNotFoundError(f"There are no weights in {folder}: {no_safetensors(folder)}")
 
     checksums = _read_checksums(folder)
-    with ThreadPoolExecutor() as pool:  # of a digest and a conversion, each takes a core
-        digests = {name: pool.submit(_digest, folder / name) for name in shards if name in checksums}
-        stored: dict[str, Tensor] = {}
-        problem = None
-        try:
-            for name, expected in shards.items():
-                tensors = read_safetensors(folder / name)
-                if expected is not None and set(tensors) != expected:
-                    raise CheckpointError(
-                        f"Weights are damaged: {folder / name} does not hold the tensors that {INDEX_FILE} lists for it; "
-                        "fetch the folder again."
-                    )
-                stored |= tensors
-        except CheckpointError as error:
-            problem = error
-        for name, digest in digests.items():
-            if digest.result() != checksums[name]:
-                raise CheckpointError(
-                    f"Weights are damaged: {folder / name} has the SHA-256 {digest.result()}, not {checksums[name]} as in "
-                    f"{CHECKSUMS}; fetch it again."
-                ) from problem
-        if problem is not None:
-            raise problem
+    stored: dict[str, Tensor] = {}
+    for name, expected in shards.items():
+        tensors = read_safetensors(folder / name, checksum=checksums.get(name))
+        if expected is not None and set(tensors) != expected:
+            raise CheckpointError(
+                f"Weights are damaged: {folder / name} does not hold the tensors that {INDEX_FILE} lists for it; "
+                "fetch the folder again."
+            )
+        stored |= tensors
 
     tensors = _joined(stored, folder)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     require_finite(tensors, folder)
     return tensors
 
@@ -213,8 +184,12 @@ def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Tensor]:
     """The tensors of one file, as stored.
+
+    Args:
+        path: of the file.
+        checksum: its SHA-256 (hex); None = not checked.
 
     Raises:
         WeightsNotFoundError: there is no such file.
@@ -223,11 +198,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsNotFoundError(f"Weights are incomplete: {path} is missing; copy or download the folder again.")
     try:
-        _check_header(path)
-        return load_file(path)
+        digest = None if checksum is None else _digest(path)
+        if digest == checksum:
+            _check_header(path)
+            return load_file(path)
     except Exception as error:  # SafetensorError, OSError, and what PyTorch raises for impossible shapes
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"Weights are damaged: {path} cannot be read ({reason}); fetch it again.") from error
+    raise CheckpointError(
+        f"Weights are damaged: {path} has the SHA-256 {digest}, not {checksum} as in {CHECKSUMS}; fetch it again."
+    )
 
 
 def _check_header(path: Path) -> None:
@@ -241,8 +221,6 @@ def _check_header(path: Path) -> None:
         if not 2 <= size <= min(MAX_JSON_BYTES, path.stat().st_size - 8):
             raise ValueError("its header has an impossible length")
         header = _parse(file.read(size))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no object")
     header.pop("__metadata__", None)
     if not {entry["dtype"] for entry in header.values()} <= _TYPES:
         raise ValueError("its header has an unknown type of numbers")
@@ -279,8 +257,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     Raises:
         CheckpointError: the file is no index, or names files outside its folder.
     """
-    content = read_json(path)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.")
     shards: dict[str, set[str]] = {}
@@ -291,8 +268,8 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     return shards
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, which is an object.
 
     Raises:
         CheckpointError: it is missing, damaged, or larger than `MAX_JSON_BYTES`.
@@ -306,8 +283,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read ({reason}); copy or download the whole folder again.") from error
 
 
-def _parse(content: bytes) -> Any:
-    """JSON whose objects have no key twice."""
+def _parse(content: bytes) -> dict[str, Any]:
+    """A JSON object; no object in it has a key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -315,7 +292,10 @@ def _parse(content: bytes) -> Any:
             raise ValueError("a name occurs twice in it")
         return values
 
-    return json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    value = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    return value
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -324,14 +304,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 (hex) of a file; "" if it cannot be read."""
+    """SHA-256 (hex) of a file."""
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return ""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""LCSA and cross-attention against PyTorch's own attention and against a slow loop."""
+"""LCSA and cross-attention against PyTorch's own attention."""
 
 from __future__ import annotations
 
@@ -26,75 +26,58 @@ def make_lcsa(**arguments: object) -> RoutedSelfAttention:
     return module
 
 
-def slow_lcsa(
+def heads_of(tokens: Tensor) -> Tensor:
+    """(B, N, d) -> (B, heads, N, d_head)."""
+    return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def reference_lcsa(
     module: RoutedSelfAttention, tokens: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, list[list[list[int]]]]:
-    """LCSA as its definition reads: S x S regions over the padded grid, one region, head and patch after the other.
+) -> tuple[Tensor, list[dict[int, list[int]]], list[Tensor]]:
+    """LCSA by its definition: full attention with a mask that follows from S x S regions over the padded grid.
 
     Returns:
-        (B, N, d), and for each picture and each of the S * S regions the chosen ones (empty regions choose nothing).
+        (B, N, d); for each picture the chosen regions of each region that has patches, numbered in S x S; and the affinities.
     """
     side, (height, width) = module.regions, grid
     rows, columns = -(-height // side), -(-width // side)
-    members = [
-        [
-            y * width + x
-            for y in range(r // side * rows, r // side * rows + rows)
-            for x in range(r % side * columns, r % side * columns + columns)
-            if y < height and x < width  # everything else is padding
-        ]
-        for r in range(side * side)
-    ]
-    nonempty = [r for r in range(side * side) if members[r]]
-    outputs, all_chosen = [], []
-    for picture in tokens:
-        query = F.linear(picture, module.query.weight, module.query.bias)
-        key = F.linear(picture, module.key_value.weight[:WIDTH], module.key_value.bias[:WIDTH])
-        value = F.linear(picture, module.key_value.weight[WIDTH:], module.key_value.bias[WIDTH:])
-        mixed = torch.zeros_like(query)
-        chosen_of = [[] for _ in members]
-        for r in nonempty:
-            mean_query = query[members[r]].mean(dim=0)
-            affinity = {q: (mean_query @ key[members[q]].mean(dim=0)).item() for q in nonempty}
-            chosen_of[r] = sorted(affinity, key=affinity.get, reverse=True)[: module.topk]
-            seen = [token for q in chosen_of[r] for token in members[q]]
-            for head in range(HEADS):
-                part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
-                for token in members[r]:
-                    scores = key[seen, part] @ query[token, part] / (WIDTH // HEADS) ** 0.5
-                    mixed[token, part] = scores.softmax(dim=0) @ value[seen, part]
-        if module.local is not None:
-            for y in range(height):
-                for x in range(width):
-                    for dy in range(-2, 3):
-                        for dx in range(-2, 3):
-                            if 0 <= y + dy < height and 0 <= x + dx < width:
-                                weight = module.local.weight[:, 0, dy + 2, dx + 2]
-                                near = value[(y + dy) * width + x + dx]
-                                mixed[y * width + x] = mixed[y * width + x] + weight * near
-                    mixed[y * width + x] = mixed[y * width + x] + module.local.bias
-        outputs.append(F.linear(mixed, module.out.weight, module.out.bias))
-        all_chosen.append(chosen_of)
-    return torch.stack(outputs), all_chosen
+    region = torch.tensor([y // rows * side + x // columns for y in range(height) for x in range(width)])  # (N,)
+    present = region.unique().tolist()
+    query, (key, value) = module.query(tokens), module.key_value(tokens).chunk(2, dim=-1)
+    masks, chosen, affinities = [], [], []
+    for picture in range(len(tokens)):
+        means = [torch.stack([x[picture, region == r].mean(dim=0) for r in present]) for x in (query, key)]
+        affinities.append(means[0] @ means[1].T / WIDTH**0.5)
+        best = affinities[-1].argsort(dim=1, descending=True)[:, : module.topk].tolist()
+        chosen.append({r: [present[q] for q in regions] for r, regions in zip(present, best, strict=True)})
+        allowed = torch.zeros(side * side, side * side, dtype=torch.bool)
+        for r, regions in chosen[-1].items():
+            allowed[r, regions] = True
+        masks.append(allowed[region][:, region])
+    mixed = F.scaled_dot_product_attention(*map(heads_of, (query, key, value)), attn_mask=torch.stack(masks)[:, None])
+    mixed = mixed.transpose(1, 2).flatten(2)
+    if module.local is not None:
+        near = F.conv2d(value.mT.unflatten(2, grid), module.local.weight, module.local.bias, padding=2, groups=WIDTH)
+        mixed = mixed + near.flatten(2).mT
+    return module.out(mixed), chosen, affinities
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("regions", "topk"), [(8, 4), (3, 2)])
-def test_lcsa_is_the_slow_loop(grid: tuple[int, int], regions: int, topk: int) -> None:
-    small = grid != (32, 32)  # the loop over a convolution is slow, and small grids show the same
-    module = make_lcsa(regions=regions, topk=topk, local_conv=small)
-    tokens = torch.randn(2 if small else 1, grid[0] * grid[1], WIDTH)
+def test_lcsa_is_its_definition(grid: tuple[int, int], regions: int, topk: int) -> None:
+    module, tokens = make_lcsa(regions=regions, topk=topk), torch.randn(2, grid[0] * grid[1], WIDTH)
     output, routing = module(tokens, grid, return_routing=True)
-    expected, chosen = slow_lcsa(module, tokens, grid)
+    expected, chosen, affinities = reference_lcsa(module, tokens, grid)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
-    for batch in range(len(tokens)):
+    torch.testing.assert_close(routing.affinity, torch.stack(affinities), atol=1e-4, rtol=1e-4)
+    rows, columns = -(-grid[0] // regions), -(-grid[1] // regions)
+    for batch in range(2):
         for y in range(0, grid[0], 2):
             for x in range(0, grid[1], 2):
-                rows, columns = -(-grid[0] // regions), -(-grid[1] // regions)
+                corners = [routing.layout.box(r)[:2] for r in routing.chosen(y, x, batch=batch)]
                 expected_regions = chosen[batch][y // rows * regions + x // columns]
-                boxes = {routing.layout.box(r)[:2] for r in routing.chosen(y, x, batch=batch)}
-                assert boxes == {(r // regions * rows, r % regions * columns) for r in expected_regions}
+                assert corners == [(r // regions * rows, r % regions * columns) for r in expected_regions]
 
 
 @torch.no_grad()
@@ -108,19 +91,22 @@ def test_regions_may_be_gathered_a_part_at_a_time(
         whole, routing = module(tokens, grid, return_routing=True)
     calls = []
     monkeypatch.setattr(attention, "GATHER_CHUNK", gathered)
-    monkeypatch.setattr(module, "_attend", lambda *words, own=module._attend: calls.append(words[0]) or own(*words))
+    monkeypatch.setattr(attention, "attend", lambda *each, **mask: calls.append(each[0]) or attend(*each, **mask))
     parts, other = module(tokens, grid, return_routing=True)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
     assert torch.equal(routing.regions, other.regions) and torch.equal(routing.affinity, other.affinity)
     assert sum(len(query) for query in calls) == 2 * routing.layout.total and len(calls) > 1
 
 
-def test_lcsa_has_the_gradient_of_the_slow_loop() -> None:
+def test_lcsa_has_the_gradient_of_its_definition() -> None:
     module, grid = make_lcsa(regions=3, topk=2), (5, 7)
     tokens = torch.randn(1, 35, WIDTH, requires_grad=True)
     inputs = [tokens, *module.parameters()]
-    fast = torch.autograd.grad(module(tokens, grid)[0].square().sum(), inputs)
-    slow = torch.autograd.grad(slow_lcsa(module, tokens, grid)[0].square().sum(), inputs)
+    output, routing = module(tokens, grid, return_routing=True)
+    assert torch.equal(output, module(tokens, grid)[0]) and module(tokens, grid)[1] is None
+    assert not any(x.requires_grad for x in (routing.affinity, routing.queries, routing.keys))
+    fast = torch.autograd.grad(output.square().sum(), inputs)
+    slow = torch.autograd.grad(reference_lcsa(module, tokens, grid)[0].square().sum(), inputs)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
@@ -143,13 +129,6 @@ def test_layout_covers_the_grid_without_empty_regions(grid: tuple[int, int], reg
     assert torch.equal(layout.unwindow(layout.window(tokens)), tokens)
 
 
-def test_known_layouts() -> None:
-    assert Layout.of((32, 32), 8) == Layout(grid=(32, 32), size=(4, 4), count=(8, 8))
-    assert Layout.of((20, 20), 8) == Layout(grid=(20, 20), size=(3, 3), count=(7, 7))  # an eighth would be empty
-    assert Layout.of((7, 5), 8) == Layout(grid=(7, 5), size=(1, 1), count=(7, 5))  # smaller than S x S
-    assert Layout.of((1, 1), 8) == Layout(grid=(1, 1), size=(1, 1), count=(1, 1))
-
-
 @pytest.mark.parametrize("grid", [(15, 21), (20, 20), (7, 5), (1, 1)])
 def test_token_attention_is_what_the_forward_pass_used(grid: tuple[int, int]) -> None:
     module = make_lcsa(regions=8, topk=3, local_conv=False)
@@ -163,36 +142,18 @@ def test_token_attention_is_what_the_forward_pass_used(grid: tuple[int, int]) ->
         attention = routing.token_attention(y, x, batch=batch)
         assert attention.shape == (HEADS, *grid)
         torch.testing.assert_close(attention.sum(dim=(1, 2)), torch.ones(HEADS))
-        allowed = routing.chosen_patches(y, x, batch=batch)
-        assert (attention[:, ~allowed] == 0).all() and (attention[:, allowed] > 0).all()
+        expected = torch.zeros(grid, dtype=torch.bool)
+        for top, left, bottom, right in map(routing.layout.box, routing.chosen(y, x, batch=batch)):
+            expected[top:bottom, left:right] = True
+        assert torch.equal(attention > 0, expected.expand_as(attention))
         recomputed = torch.einsum("hn,nhc->hc", attention.flatten(1), values[batch]).flatten()
         torch.testing.assert_close(recomputed, mixed[0][batch, y * grid[1] + x], atol=1e-5, rtol=1e-4)
-
-
-def test_routing_is_a_recomputation_and_detached() -> None:
-    module, grid = make_lcsa(regions=4, topk=3), (10, 9)
-    tokens = torch.randn(2, 90, WIDTH, requires_grad=True)
-    output, routing = module(tokens, grid, return_routing=True)
-    assert torch.equal(output, module(tokens, grid)[0]) and module(tokens, grid)[1] is None
-    query, key = module.query(tokens), module.key_value(tokens)[..., :WIDTH]
-    for a in range(routing.layout.total):
-        for b in range(routing.layout.total):
-            boxes = [routing.layout.box(r) for r in (a, b)]
-            means = [
-                x.unflatten(1, grid)[:, top:bottom, left:right].mean(dim=(1, 2))
-                for x, (top, left, bottom, right) in zip((query, key), boxes, strict=True)
-            ]
-            expected = (means[0] * means[1]).sum(dim=-1) / WIDTH**0.5
-            torch.testing.assert_close(routing.affinity[:, a, b], expected, atol=1e-5, rtol=1e-4)
-    best = routing.affinity.sort(dim=-1, descending=True).indices[..., :3]
-    assert torch.equal(routing.regions, best)
-    assert not any(x.requires_grad for x in (routing.affinity, routing.queries, routing.keys))
 
 
 def test_identity_start_averages_similar_patches() -> None:
     module = RoutedSelfAttention(WIDTH, HEADS, regions=1, topk=1, start_at_identity=True)
     tokens = torch.randn(1, 12, WIDTH)
-    heads = tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    heads = heads_of(tokens)
     expected = F.scaled_dot_product_attention(SHARPNESS * heads, heads, heads).transpose(1, 2).flatten(2)
     torch.testing.assert_close(module(tokens, (3, 4))[0], expected, atol=1e-5, rtol=1e-4)
 
@@ -207,18 +168,6 @@ def test_both_ways_of_attention_agree(masked: bool) -> None:
     plain = attend(query.requires_grad_(), key, value, mask=mask)
     assert plain.dtype == torch.bfloat16
     torch.testing.assert_close(plain.detach().float(), fused.float(), atol=3e-2, rtol=3e-2)
-
-
-@pytest.mark.parametrize("grid", [(15, 21), (7, 5), (1, 1)])
-def test_lcsa_trains_under_bfloat16(grid: tuple[int, int]) -> None:
-    module = RoutedSelfAttention(WIDTH, HEADS, topk=64)  # all regions: rounding must not change what is chosen
-    tokens = torch.randn(2, grid[0] * grid[1], WIDTH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, routing = module(tokens, grid, return_routing=True)
-    output.float().square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
-    assert routing.token_attention(0, 0).dtype == torch.float32
-    torch.testing.assert_close(output.float(), module(tokens, grid)[0], atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("learning", [False, True])

@@ -21,10 +21,9 @@ from ldvc.checkpoint import load_checkpoint, read_config, save_checkpoint
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
-from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 from ldvc.modeling.model import LDVC
-from ldvc.modeling.towers import ImageTower
 from ldvc.weights import load_tensors, save_tensors
+from tests.tiny import name_tiny_clip
 
 METADATA = {"seen_names": ["dog", "grass"], "calibration": {"scale": 2.0, "bias": -1.0}, "note": "été"}
 
@@ -56,7 +55,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # ---- tensors on disk
 
 
-def test_tensors_survive_shards_and_splitting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_tensors_survive_shards_and_splitting(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    """With half precision on disk, vectors and integers stay exact."""
     tensors = {
         "embedding": torch.randn(1000, 16),
         "matrix": torch.randn(8, 8),
@@ -65,36 +66,20 @@ def test_tensors_survive_shards_and_splitting(tmp_path: Path) -> None:
         "transposed": torch.randn(6, 5).T,
     }
     (tmp_path / "model-00001-of-00009.safetensors").write_bytes(b"left from an earlier, bigger model")
-    files = save_tensors(tensors, tmp_path, max_shard_bytes=20_000)
+    files = save_tensors(tensors, tmp_path, dtype=dtype, max_shard_bytes=20_000)
     assert len(files) > 1 and sorted(tmp_path.glob("*.safetensors")) == files
     assert all(path.stat().st_size < 22_000 for path in files)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert {"embedding::0", "embedding::1", "matrix"} <= set(index["weight_map"])
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
     loaded = load_tensors(tmp_path)
     assert set(loaded) == set(tensors)
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        stored = tensor.half().float() if dtype and tensor.ndim == 2 else tensor
+        assert torch.equal(loaded[name], stored), name
 
 
-def test_half_precision_keeps_vectors_exact(tmp_path: Path) -> None:
-    tensors = {"matrix": torch.randn(8, 8), "running_var": torch.tensor([1e-7, 1e7]), "count": torch.tensor(70000)}
-    save_tensors(tensors, tmp_path, dtype=torch.float16)
-    assert load_file(tmp_path / "model.safetensors")["matrix"].dtype == torch.float16
-    loaded = load_tensors(tmp_path)
-    assert loaded["matrix"].dtype == torch.float32
-    torch.testing.assert_close(loaded["matrix"], tensors["matrix"], atol=2e-3, rtol=1e-3)
-    assert torch.equal(loaded["running_var"], tensors["running_var"]) and loaded["count"] == 70000
-
-
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFoundError, match="no weights"):
-        load_tensors(tmp_path)
-    files = save_tensors({"a": torch.randn(100, 10), "b": torch.randn(100, 10)}, tmp_path, max_shard_bytes=4000)
-    files[0].write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_tensors(tmp_path)
-    files[0].unlink()
-    with pytest.raises(WeightsNotFoundError, match="incomplete"):
         load_tensors(tmp_path)
 
 
@@ -168,19 +153,6 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
         load_checkpoint(tiny_clip_folder)  # a config.json, but of a CLIP
     with pytest.raises(WeightsNotFoundError, match="no folder"):
         load_checkpoint(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text("{broken")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text('{"model": {"decoder": "ldvc", "from_the_future": 1}}')
-    with pytest.raises(CheckpointError, match="from_the_future"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text('{"model": {"topk": "four"}}')
-    with pytest.raises(CheckpointError, match="not valid"):
-        read_config(tmp_path)
-    for content in ("null", "3", "[]"):
-        (tmp_path / "config.json").write_text(content)
-        with pytest.raises(CheckpointError, match="does not describe a model"):
-            load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +162,8 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
         ({"inference": {"short_side": 512, "window": 512}}, "together"),
         ({"inference": {"short_side": 512, "window": 500, "stride": 501}}, "stride of 501 leaves gaps between windows of 500"),
         ({"inference": {"long_side": "big"}}, "positive number"),
+        ({"inference": {"long_side": True}}, "positive number"),
+        ({"inference": {"long_side": 0}}, "positive number"),
         ({"inference": None}, "long_side"),
         ({"inference": {"long_side": float("nan")}}, "positive number up to 8192, not nan"),
         ({"inference": {"long_side": 10**9}}, "positive number up to 8192"),
@@ -198,13 +172,19 @@ def test_what_is_not_a_checkpoint_is_named(tiny_clip_folder: Path, tmp_path: Pat
         ({"seen_names": "dog"}, "'seen_names' must be a list of names"),
         ({"seen_names": ["dog", 3]}, "'seen_names' must be a list of names"),
         ({"seen_words": {"dog": "puppy"}}, "'seen_words' a list of words"),
-        ({"calibration": {"scale": float("nan")}}, "a scale above 0 and finite numbers"),
-        ({"calibration": {"scale": -1.0}}, "a scale above 0 and finite numbers"),
-        ({"clip_calibration": {"bias": float("inf")}}, "a scale above 0 and finite numbers"),
+        ({"calibration": {"scale": float("nan")}}, "in the calibration, scale must be a finite number, not nan"),
+        ({"calibration": {"scale": -1.0}}, r"scale must be greater than 0, not -1\.0"),
+        ({"clip_calibration": {"bias": float("inf")}}, "bias must be a finite number, not inf"),
         ({"calibration": {"scale": "big"}}, "big"),
-        ({"calibration": {"threshold": 1.5}}, r"threshold must be in 0\.\.1, not 1\.5"),
+        ({"calibration": {"threshold": 1.5}}, r"threshold must be less than or equal to 1, not 1\.5"),
         ({"calibration": {"threshold": None}}, "settings that cannot be used"),
         ({"clip_calibration": [1, 2]}, "settings that cannot be used"),
+        ({"plain_clip": {"dense": "sclip"}}, "'plain_clip': dense must be"),
+        ({"plain_clip": {"templates": 7}}, "'plain_clip': templates must be"),
+        ({"plain_clip": {"threshold": 2}}, "'plain_clip': threshold must be"),
+        ({"plain_clip": {"inference": {"window": 3}}}, "long_side"),
+        ({"plain_clip": {"colour": 1}}, "there is no field 'colour'"),
+        ({"plain_clip": [1]}, "settings that cannot be used"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, message: str, tmp_path: Path) -> None:
@@ -213,13 +193,8 @@ def test_settings_that_cannot_be_used_are_named_at_once(settings: dict, message:
         read_config(tmp_path)
 
 
-def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(
-    tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path
-) -> None:
-    save_checkpoint(make_model(tiny_config, tiny_clip), tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    content["model"]["start_at_clip"] = content["model"].pop("recipe") == "clip_start"
-    (tmp_path / "config.json").write_text(json.dumps(content))
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model": {"decoder": "ldvc", "start_at_clip": true}}')
     for read in (read_config, load_checkpoint, Predictor.from_pretrained):
         with pytest.raises(CheckpointError, match=r"^This checkpoint is of an older version of this project.*\.$") as caught:
             read(tmp_path)
@@ -258,12 +233,8 @@ def test_impossible_configurations_are_refused(change: dict) -> None:
 
 
 @pytest.fixture
-def tiny_name(tiny_architecture: dict, tmp_path: Path) -> str:
-    """A small architecture under a name registered with open_clip, without a bias, as OpenAI's."""
-    architecture = {key: value for key, value in tiny_architecture.items() if not key.startswith("init_")}
-    (tmp_path / "ViT-tiny-test.json").write_text(json.dumps({**architecture, "quick_gelu": True}))
-    open_clip.add_model_config(tmp_path / "ViT-tiny-test.json")
-    return "ViT-tiny-test"
+def tiny_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return name_tiny_clip(tmp_path, monkeypatch)
 
 
 class _Archive(torch.nn.Module):
@@ -344,25 +315,3 @@ def test_unknown_clips_and_weights_are_named(tmp_path: Path) -> None:
             build_clip(clip, pretrained)
     with pytest.raises(LdvcError, match="ViTs|image tower"):
         build_clip("RN50", None)
-
-
-@torch.no_grad()
-def test_folder_with_a_convolutional_stem(tiny_architecture: dict, tmp_path: Path) -> None:
-    """The form of the lite towers: an EfficientNet instead of the patch embedding."""
-    model = CLIP(**deepcopy(tiny_architecture))
-    model.visual.conv1 = ConvPatchEmbed(tiny_architecture["vision_cfg"]["width"], backbone="tf_efficientnet_lite0")
-    config = {
-        "architecture": tiny_architecture,
-        "patch_embed": {"backbone": "tf_efficientnet_lite0"},
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-    }
-    files = save_clip_folder(model, tmp_path, config)
-    assert all(path.stat().st_size < 10_000_000 for path in files)
-    clip = build_clip(str(tmp_path))
-    images = torch.randn(1, 3, 64, 64)
-    features = ImageTower(clip, prompts=2).train()(images, prompted=False)
-    assert features.grid == (4, 4)
-    assert not clip.model.visual.conv1.training, "batch norm must not follow the batches"
-    reference = model.eval().encode_image(images)
-    assert torch.cosine_similarity(features.global_embedding, reference).item() > 0.999  # stored in half precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -142,11 +141,6 @@ def test_and_before_the_last_name_separates() -> None:
 def test_bad_names_are_refused_with_a_sentence(names: str | list, message: str) -> None:
     with pytest.raises(InvalidNamesError, match=message):
         parse_names(names)
-
-
-def test_a_whole_annotation_file_is_a_list_of_its_categories() -> None:
-    categories = [{"supercategory": "thing", "id": i, "name": f"name {i}"} for i in range(80)]
-    assert texts(json.dumps({"info": {"year": 2017}, "categories": categories}, indent=2)) == [f"name {i}" for i in range(80)]
 
 
 # ---- none of these

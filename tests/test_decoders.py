@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention
 from ldvc.modeling.decoders import MaskScores, build_decoder
-from tests.tiny_run import close_gates
 
 WIDTH, HEADS, SCALE, BIAS = 32, 4, 12.0, -4.0
 
@@ -63,16 +62,6 @@ def test_every_decoder_starts_at_clip(name: str) -> None:
     start = make_decoder(name, width=512)(*inputs).mask_logits
     assert correlation(start, clip_logits(*inputs)) > 0.99
     assert start.std() == pytest.approx(clip_logits(*inputs).std().item(), rel=0.2), "CLIP's temperature"
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-def test_with_closed_gates_the_mask_logits_are_clips(name: str) -> None:
-    """`zegclip` has no norm before its mask scores; the other two norm their patches."""
-    patches, classes, grid = make_inputs()
-    seen = patches if name == "zegclip" else F.layer_norm(patches * WIDTH**0.5, (WIDTH,)) / WIDTH**0.5
-    closed = close_gates(make_decoder(name))(patches, classes, grid).mask_logits
-    torch.testing.assert_close(closed, clip_logits(seen, classes, grid), atol=1e-4, rtol=0)
 
 
 def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
@@ -159,15 +148,6 @@ def test_zegclip_reads_as_published(recipe: str) -> None:
     assert torch.equal(output.patch_features, patches), "patch features stay what they are"
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-def test_in_the_recipe_published_masks_are_bare_scores(name: str) -> None:
-    decoder = make_decoder(name, recipe="published")
-    output = decoder(*make_inputs(), return_attention=True)
-    assert decoder.mask_scores.bias is None
-    torch.testing.assert_close(output.mask_logits, output.cross_attention[-1].mean(dim=1), atol=1e-5, rtol=1e-4)
-
-
 # ---- attention
 
 
@@ -188,15 +168,13 @@ def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_last_attention_is_the_segmentation(name: str, half: bool) -> None:
+def test_the_last_attention_is_the_segmentation_under_autocast(name: str) -> None:
     decoder = trained(make_decoder(name))
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(*make_inputs(), return_attention=True)
     mean = output.cross_attention[-1].mean(dim=1)  # over heads
     torch.testing.assert_close(output.mask_logits, mean, atol=1e-4, rtol=1e-4)
-    assert torch.equal(mean.argmax(dim=1), output.mask_logits.argmax(dim=1))
 
 
 @torch.no_grad()

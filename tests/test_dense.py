@@ -1,8 +1,7 @@
-"""Dense CLIP without training: each reading against plain loops; templates and their cache; a CLIP without a decoder."""
+"""Dense CLIP without training: each reading against its formulas; templates and their cache; a CLIP without a decoder."""
 
 from __future__ import annotations
 
-import json
 import math
 from copy import deepcopy
 from io import BytesIO
@@ -20,24 +19,24 @@ from torch.nn import functional as F
 from ldvc import Predictor
 from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.class_names import ClassName
+from ldvc.config import STUFF, PlainClipSettings
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.inference import Window
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.dense import dense_features, outliers
 from ldvc.modeling.towers import ImageTower
 from ldvc.name_embeddings import TEMPLATES, TemplateEnsemble
-from ldvc.plain_clip import STUFF, PlainClipSettings
 from tests.results import make_result
-from tests.tiny import ARCHITECTURE, save_tiny_checkpoint
+from tests.tiny import ARCHITECTURE, name_tiny_clip, save_tiny_checkpoint
 
-SIZES = {"native": (4, 4), "odd": (5, 7), "tall": (6, 2)}
+SIZES = {"native": (6, 6), "odd": (5, 7), "tall": (9, 4)}
 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenClip:
     """12 blocks, as the published readings expect; tokens far apart, so that the threshold of similarity matters."""
     torch.manual_seed(0)
-    vision = {"image_size": 64, "layers": 12, "width": 32, "head_width": 16, "patch_size": 16}
+    vision = {"image_size": 96, "layers": 12, "width": 32, "head_width": 16, "patch_size": 16}
     model = CLIP(**(deepcopy(ARCHITECTURE) | {"vision_cfg": vision}))
     with torch.no_grad():
         model.visual.proj.normal_(std=0.2)
@@ -48,38 +47,29 @@ def clip() -> FrozenClip:
     return FrozenClip(model, open_clip.SimpleTokenizer(context_length=24), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-# ---- references written from the formulas, one number at a time -----------------------------------------------------------
+# ---- references written from the formulas ---------------------------------------------------------------------------------
 
 
-def cubic(distance: float) -> float:
-    """The kernel of bicubic interpolation with a = -0.75."""
-    x, a = abs(distance), -0.75
-    if x <= 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+def cubic_weights(new: int, old: int) -> Tensor:
+    """(new, old): bicubic interpolation with a = -0.75 by the factor (new + 0.1) / old."""
+    weights, a = torch.zeros(new, old), -0.75
+    for place in range(new):
+        at = (place + 0.5) * old / (new + 0.1) - 0.5
+        for i in range(math.floor(at) - 1, math.floor(at) + 3):
+            x = abs(at - i)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+            weights[place, min(max(i, 0), old - 1)] += near if x <= 1 else far
+    return weights
 
 
-def slow_positions(clip: FrozenClip, grid: tuple[int, int]) -> Tensor:
-    """(1 + h * w, width), by the factor (side + 0.1) / side before."""
-    embedding, (rows, columns) = clip.visual.positional_embedding.detach(), clip.visual.grid_size
-    if grid == (rows, columns):
-        return embedding
-    found = [embedding[0]]
-    for y in range(grid[0]):
-        for x in range(grid[1]):
-            at = [(place + 0.5) * old / (new + 0.1) - 0.5 for place, old, new in ((y, rows, grid[0]), (x, columns, grid[1]))]
-            total = torch.zeros_like(embedding[0])
-            for i in range(math.floor(at[0]) - 1, math.floor(at[0]) + 3):
-                for j in range(math.floor(at[1]) - 1, math.floor(at[1]) + 3):
-                    place = min(max(i, 0), rows - 1) * columns + min(max(j, 0), columns - 1)
-                    total += cubic(at[0] - i) * cubic(at[1] - j) * embedding[1 + place]
-            found.append(total)
-    return torch.stack(found)
-
-
-def slow_states(clip: FrozenClip, patches: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+def reference_states(clip: FrozenClip, patches: Tensor, grid: tuple[int, int]) -> list[Tensor]:
     """x_1 .. x_11 of one picture, each (1 + N, width), by open_clip's own blocks; `patches` is (width, h, w)."""
-    tokens = torch.cat([clip.visual.class_embedding[None], patches.flatten(1).T]) + slow_positions(clip, grid)
+    embedding, native = clip.visual.positional_embedding.detach(), tuple(clip.visual.grid_size)
+    if grid != native:
+        rows, columns = (cubic_weights(new, old) for new, old in zip(grid, native, strict=True))
+        resampled = torch.einsum("yi,xj,ijc->yxc", rows, columns, embedding[1:].unflatten(0, native))
+        embedding = torch.cat([embedding[:1], resampled.flatten(0, 1)])
+    tokens = torch.cat([clip.visual.class_embedding[None], patches.flatten(1).T]) + embedding
     tokens, found = clip.visual.ln_pre(tokens)[None], []
     for block in clip.visual.transformer.resblocks[:-1]:
         tokens = block(tokens)
@@ -87,86 +77,67 @@ def slow_states(clip: FrozenClip, patches: Tensor, grid: tuple[int, int]) -> lis
     return found
 
 
-def slow_keys_values(clip: FrozenClip, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of each head in the last block."""
+def reference_attention(clip: FrozenClip, tokens: Tensor, bias: Tensor | float, extra: Tensor | None = None) -> list[Tensor]:
+    """W_o (A v) and A, the mean of both heads, in the last block; A = softmax(k k^T / sqrt(d_head) + bias), averaged with
+    `extra`."""
     block = clip.visual.transformer.resblocks[-1]
     _, keys, values = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
-    return list(zip(keys.split(16, dim=-1), values.split(16, dim=-1), strict=True))
+    weights = [(key @ key.T / 4 + bias).softmax(dim=-1) for key in keys.split(16, dim=-1)]
+    weights = weights if extra is None else [(each + extra) / 2 for each in weights]
+    mixed = [each @ value for each, value in zip(weights, values.split(16, dim=-1), strict=True)]
+    return [block.attn.out_proj(torch.cat(mixed, dim=-1)), sum(weights) / 2]
 
 
-def slow_naclip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def reference_naclip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(1 + N, width) before ln_post, and the attention (N, N) of patches."""
-    tokens, places = states[-1], [(y, x) for y in range(grid[0]) for x in range(grid[1])]
-    heads, attention = [], torch.zeros(len(places), len(places))
-    for key, value in slow_keys_values(clip, tokens):
-        out = []
-        for i in range(len(tokens)):
-            scores = []
-            for j in range(len(tokens)):
-                score = key[i] @ key[j] / 16**0.5
-                if i and j:
-                    squared = sum((a - b) ** 2 for a, b in zip(places[i - 1], places[j - 1], strict=True))
-                    score = score + math.exp(-squared / 50)
-                scores.append(score)
-            weights = torch.stack(scores).softmax(dim=0)
-            out.append(sum(weight * each for weight, each in zip(weights, value, strict=True)))
-            if i:
-                attention[i - 1] += weights[1:] / 2
-        heads.append(torch.stack(out))
-    return clip.visual.transformer.resblocks[-1].attn.out_proj(torch.cat(heads, dim=-1)), attention
+    places = torch.cartesian_prod(*(torch.arange(side).float() for side in grid))
+    window = torch.exp(-(places[:, None] - places).square().sum(dim=-1) / 50)
+    tokens, attention = reference_attention(clip, states[-1], F.pad(window, (1, 0, 1, 0)))
+    return tokens, attention[1:, 1:]
 
 
-def slow_outliers(patches: Tensor) -> list[int]:
+def reference_outliers(patches: Tensor) -> list[int]:
     """Patches whose mean ratio of squared distances to the last neighbour is beyond the 95th percentile."""
-    count = len(patches)
-    neighbours = min(30, count - 1)
-    squared = [[float(((a.double() - b.double()) ** 2).sum()) for b in patches] for a in patches]
-    near = [sorted((j for j in range(count) if j != i), key=lambda j, i=i: squared[i][j])[:neighbours] for i in range(count)]
-    reach = [squared[i][near[i][-1]] for i in range(count)]
-    factor = [float(np.mean([reach[i] / reach[j] for j in near[i]])) for i in range(count)]
-    return [i for i in range(count) if factor[i] > np.quantile(factor, 0.95)]
+    squared = (patches[:, None] - patches).double().square().sum(dim=-1)
+    near = squared.argsort(dim=1)[:, 1:31]
+    reach = squared.gather(1, near[:, -1:])[:, 0]
+    factor = (reach[:, None] / reach[near]).mean(dim=1)
+    return (factor > factor.quantile(0.95)).nonzero().flatten().tolist()
 
 
-def slow_mended(patches: Tensor, bad: list[int], grid: tuple[int, int]) -> Tensor:
+def reference_mended(patches: Tensor, bad: list[int], grid: tuple[int, int]) -> Tensor:
     found = patches.clone()
     for place in bad:
         y, x = divmod(place, grid[1])
         around = [(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        good = [i * grid[1] + j for i, j in around if 0 <= i < grid[0] and 0 <= j < grid[1]]
-        good = [each for each in good if each not in bad]
+        good = {i * grid[1] + j for i, j in around if 0 <= i < grid[0] and 0 <= j < grid[1]} - set(bad)
         if good:
-            found[place] = sum(patches[each] for each in good) / len(good)
+            found[place] = patches[list(good)].mean(dim=0)
     return found
 
 
-def slow_cosines(patches: Tensor) -> Tensor:
-    return torch.stack([torch.stack([a @ b / a.norm() / b.norm() for b in patches]) for a in patches])
+def cosines(patches: Tensor) -> Tensor:
+    return F.cosine_similarity(patches[:, None], patches, dim=-1)
 
 
-def slow_averaged(tokens: Tensor, cosines: Tensor) -> Tensor:
-    rows = []
-    for row in cosines:
-        weights = [float(each) if each >= 0.4 else 0.0 for each in row]
-        rows.append(sum(weight * token for weight, token in zip(weights, tokens, strict=True)) / (sum(weights) + 1e-6))
-    return torch.stack(rows)
+def reference_averaged(tokens: Tensor, similarity: Tensor) -> Tensor:
+    weights = similarity.where(similarity >= 0.4, 0.0)
+    return weights @ tokens / (weights.sum(dim=1, keepdim=True) + 1e-6)
 
 
-def slow_sc_clip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def reference_sc_clip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(N, width) before ln_post, and the attention (N, N)."""
     x4, x9, x11 = states[3], states[8], states[10]
-    bad = slow_outliers(x11[1:])
-    cosines = slow_cosines(slow_mended(x9[1:], bad, grid))
-    early = slow_cosines(x4[1:])
-    shifted = 3 * (cosines - cosines.mean())
-    similar = torch.stack([torch.tensor([s if s >= 0 else -math.inf for s in row]).softmax(dim=0) for row in shifted])
+    bad = reference_outliers(x11[1:])
+    similarity, early = cosines(reference_mended(x9[1:], bad, grid)), cosines(x4[1:])
+    shifted = 3 * (similarity - similarity.mean())
+    similar = shifted.where(shifted >= 0, -math.inf).softmax(dim=-1)
 
     def read(patches: Tensor, class_token: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [((similar + (key @ key.T / 4).softmax(dim=-1)) / 2, value) for key, value in slow_keys_values(clip, patches)]
-        mixed = torch.cat([weights @ value for weights, value in parts], dim=-1)
-        found = clip.visual.transformer.resblocks[-1].attn.out_proj(mixed) + 0.3 * class_token
-        return slow_averaged(found, early), sum(weights for weights, _ in parts) / 2
+        found, attention = reference_attention(clip, patches, 0.0, similar)
+        return reference_averaged(found + 0.3 * class_token, early), attention
 
-    found, attention = read(slow_averaged(slow_mended(x11[1:], bad, grid), cosines), x11[0])
+    found, attention = read(reference_averaged(reference_mended(x11[1:], bad, grid), similarity), x11[0])
     added = sum(states[3:10])
     return found + read(added[1:], added[0])[0], attention
 
@@ -182,8 +153,8 @@ def test_readings_are_their_formulas(clip: FrozenClip, reading: str, grid: tuple
     assert found.grid == grid and found.patch_features.shape == (2, math.prod(grid), 32)
     plain = dense_features(tower, patches).patch_features
     for number in range(2):
-        states = slow_states(clip, patches[number], grid)
-        tokens, attention = (slow_naclip if reading == "naclip" else slow_sc_clip)(clip, states, grid)
+        states = reference_states(clip, patches[number], grid)
+        tokens, attention = (reference_naclip if reading == "naclip" else reference_sc_clip)(clip, states, grid)
         embeddings = clip.visual.ln_post(tokens) @ clip.visual.proj
         torch.testing.assert_close(found.patch_features[number], embeddings[-math.prod(grid) :], atol=1e-4, rtol=0)
         torch.testing.assert_close(found.patch_attention[number], attention, atol=1e-5, rtol=0)
@@ -218,7 +189,7 @@ def test_outliers() -> None:
     patches[:, 40] -= 12
     found = outliers(patches)
     for number in range(2):
-        assert found[number].nonzero().flatten().tolist() == slow_outliers(patches[number])
+        assert found[number].nonzero().flatten().tolist() == reference_outliers(patches[number])
         published = LocalOutlierFactor(n_neighbors=30, contamination=0.05).fit_predict(patches[number].numpy())
         assert {7, 40} <= set(np.flatnonzero(published == -1)) & set(found[number].nonzero().flatten().tolist())
     assert not outliers(torch.ones(1, 9, 4)).any() and not outliers(torch.ones(1, 1, 4)).any()
@@ -272,32 +243,18 @@ def npy(values: np.ndarray) -> bytes:
 # ---- scores and labels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("windows", [[Window(0, 0, 64, 96)], [Window(0, 0, 64, 64), Window(0, 32, 64, 64)]], ids=["one", "two"])
-def test_one_rule_for_labels(windows: list[Window]) -> None:
-    """argmax of the scores, -1 below the threshold; scores are a softmax that includes the best stuff word."""
-    cosines = [torch.randn(3, 4, window.width // 16) * 0.03 for window in windows]
-    stuff = [torch.randn(4, window.width // 16) * 0.03 for window in windows]
-    result = make_result(cosines, (64, 96), windows=windows, calibration=SoftmaxCalibration(), background=0.4)
-    for output, values in zip(result.outputs, stuff, strict=True):
-        output.stuff = values
-    scores, labels = result.scores, result.labels
-    assert scores.dtype == np.float32 and scores.min() >= 0 and scores.max() <= 1
-    assert np.array_equal(labels, np.where(scores.max(axis=0) < 0.4, -1, scores.argmax(axis=0)))
-    assert set(np.unique(labels)) == {-1, 0, 1, 2}
-    for size in ((64, 96), (31, 45)):
-        one_by_one = np.stack([result.scores_at(size, index) for index in range(3)])
-        assert np.array_equal(one_by_one, result.scores_at(size))
-    if len(windows) == 1:
-        logits = 40 * torch.cat([cosines[0], stuff[0][None]])
-        expected = torch.where(logits[:3] < logits[3], 0, logits.softmax(dim=0)[:3])
-        for y, x in ((0, 0), (3, 5), (2, 1)):
-            np.testing.assert_allclose(result.patch_scores(y, x), expected[:, y, x], atol=1e-5)
-    result.background = None
-    assert np.array_equal(result.labels, scores.argmax(axis=0))
-    for output in result.outputs:
-        output.stuff = None
-    alone = make_result(cosines, (64, 96), windows=windows, calibration=SoftmaxCalibration())
-    np.testing.assert_allclose(alone.scores.sum(axis=0), 1, atol=1e-5)
+def test_scores_are_a_softmax_with_the_best_stuff_word() -> None:
+    """0 where that word is better; `test_result.py` tests the rule for labels."""
+    cosines = torch.randn(4, 4, 6) * 0.03
+    result = make_result(cosines[:3], (64, 96), calibration=SoftmaxCalibration(), background=0.4)
+    np.testing.assert_allclose(result.scores.sum(axis=0), 1, atol=1e-5)
+    result = make_result(cosines[:3], (64, 96), calibration=SoftmaxCalibration(), background=0.4)
+    result.outputs[0].stuff = cosines[3]
+    expected = torch.where(cosines[:3] < cosines[3], 0, (40 * cosines).softmax(dim=0)[:3])
+    np.testing.assert_allclose(result.scores_at((4, 6)), expected, atol=1e-5)
+    for y, x in ((0, 0), (3, 5), (2, 1)):
+        np.testing.assert_allclose(result.patch_scores(y, x), expected[:, y, x], atol=1e-5)
+    assert set(np.unique(result.labels)) == {-1, 0, 1, 2}
 
 
 def test_patch_attention_of_several_windows() -> None:
@@ -323,16 +280,7 @@ def test_patch_attention_of_several_windows() -> None:
 
 @pytest.fixture
 def architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tiny architecture that open_clip knows by name, with weights in a local file and a cache of its own."""
-    name = "ViT-tiny-of-these-tests"
-    (tmp_path / f"{name}.json").write_text(json.dumps({k: v for k, v in ARCHITECTURE.items() if not k.startswith("init")}))
-    open_clip.add_model_config(tmp_path / f"{name}.json")
-    model = CLIP(**{key: value for key, value in ARCHITECTURE.items() if not key.startswith("init")})
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    monkeypatch.setenv("LDVC_CLIP_WEIGHTS", str(tmp_path / "weights.pt"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("ldvc.checkpoint.FULL_CLIP", name)
-    return name
+    return name_tiny_clip(tmp_path, monkeypatch)
 
 
 def test_a_clip_opens_without_a_decoder(architecture: str, tmp_path: Path) -> None:

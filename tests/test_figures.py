@@ -84,11 +84,12 @@ def test_the_same_result_gives_the_same_file(results: dict[str, Segmentation], k
 
 
 def test_rows_and_columns(figures: dict[str, Figure], results: dict[str, Segmentation]) -> None:
-    """A picture for each name and decoder, and the photo; a decoder that there is not has no column."""
-    assert sum(bool(axis.images) for axis in figures["attention"].axes) == 3 * 4
+    """A picture for each name, none of these and decoder, and the photo; a decoder that there is not has no column."""
+    assert sum(bool(axis.images) for axis in figures["attention"].axes) == 4 * 4
+    assert "none of these" in svg_texts(figures["attention"])
     assert sum(bool(axis.images) for axis in figures["compare"].axes) == 5
     fewer = attention_figure({"ldvc": results["ldvc"], "zegclip": None})
-    assert sum(bool(axis.images) for axis in fewer.axes) == 3 * 2
+    assert sum(bool(axis.images) for axis in fewer.axes) == 4 * 2
 
 
 def test_names_have_the_colours_of_the_page(figures: dict[str, Figure]) -> None:

@@ -24,18 +24,12 @@ from ldvc.web.models import ModelRegistry
 from ldvc.web.session import Problem
 from ldvc.weights import CHECKSUMS, PICKLES, load_tensors, save_tensors, write_checksums
 from tests.full_disk import full_disk
-from tests.tiny import save_tiny_checkpoint
 
 ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 TWICE = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
 HEADERS: dict[str, tuple[Any, int | None]] = {  # header, and its length if that is a lie
     "huge shape": ({"a": {**ENTRY, "shape": [2**40]}}, None),
-    "overflowing shape": ({"a": {**ENTRY, "shape": [2**63, 2**63]}}, None),
-    "empty but huge": ({"a": {**ENTRY, "shape": [0, 2**63], "data_offsets": [0, 0]}, "b": ENTRY}, None),
-    "negative size": ({"a": {**ENTRY, "shape": [-4]}}, None),
-    "overlap": ({"a": ENTRY, "b": ENTRY}, None),
     "outside the file": ({"a": {**ENTRY, "data_offsets": [8, 24]}}, None),
-    "offsets in reverse": ({"a": {**ENTRY, "data_offsets": [16, 0]}}, None),
     "unknown type": ({"a": {**ENTRY, "dtype": "X9"}}, None),
     "type that no checkpoint has": ({"a": {**ENTRY, "dtype": "C64", "shape": [2]}}, None),
     "type that is a list": ({"a": {**ENTRY, "dtype": ["F32"]}}, None),
@@ -44,7 +38,6 @@ HEADERS: dict[str, tuple[Any, int | None]] = {  # header, and its length if that
     "no object": ([1], None),
     "no text": (b"\xff\xfe\xff", None),
     "length of 2^60": ({"a": ENTRY}, 2**60),
-    "length of 2^64 - 1": ({"a": ENTRY}, 2**64 - 1),
     "length of 0": ({"a": ENTRY}, 0),
 }
 
@@ -119,10 +112,9 @@ def test_weights_that_are_no_numbers(value: float, dtype: torch.dtype, tmp_path:
     weights = torch.zeros(4, 5, dtype=dtype)
     weights[2, 3] = value
     save_file({"fine": torch.zeros(2), "decoder.bad": weights}, tmp_path / "model.safetensors")
-    for options in ({}, {"dtype": None}):
-        with pytest.raises(CheckpointError) as caught:
-            load_tensors(tmp_path, **options)
-        require_sentence(caught.value, str(tmp_path), "decoder.bad", "NaN", "earlier checkpoint")
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(tmp_path)
+    require_sentence(caught.value, str(tmp_path), "decoder.bad", "NaN", "earlier checkpoint")
 
 
 # ---- pickles
@@ -219,15 +211,24 @@ def test_configurations_of_another_model(kind: str, checkpoint: Path) -> None:
     require_sentence(caught.value)
 
 
-NO_JSON = ["[" * 100_000, '{"model": {}, "model": {}}', '{"model": {"topk": ' + "9" * 5000 + "}}", "\ufeff{}"]
+NO_JSON = {
+    "broken": "{broken",
+    "null": "null",
+    "list": "[]",
+    "deep": "[" * 100_000,
+    "twice": '{"model": {}, "model": {}}',
+    "digits": '{"model": {"topk": ' + "9" * 5000 + "}}",
+    "mark": "\ufeff{}",
+}
 
 
-@pytest.mark.parametrize("content", NO_JSON, ids=["deep", "twice", "digits", "mark"])
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
 def test_configurations_that_are_no_json(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError) as caught:
-        read_config(tmp_path)
-    require_sentence(caught.value, str(tmp_path / "config.json"), "copy or download")
+    for read in (read_config, load_checkpoint):
+        with pytest.raises(CheckpointError) as caught:
+            read(tmp_path)
+        require_sentence(caught.value, str(tmp_path / "config.json"), "copy or download")
 
 
 CLIPS: dict[str, tuple[Callable[[dict], None], str]] = {
@@ -346,13 +347,3 @@ def test_a_visitor_chooses_no_path_and_no_repository(
     for ask in (registry.get, registry.download):
         with pytest.raises(Problem, match="no such model; choose one of"):
             ask(key)
-
-
-def test_wrong_settings_of_plain_clip(tmp_path: Path) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",)) / "ldvc"
-    content = json.loads((folder / "config.json").read_text())
-    wrong = [{"dense": "sclip"}, {"templates": 7}, {"threshold": 2}, {"inference": {"window": 3}}, {"colour": 1}, [1]]
-    for settings in wrong:
-        (folder / "config.json").write_text(json.dumps(content | {"plain_clip": settings}))
-        with pytest.raises(CheckpointError, match="settings that cannot be used"):
-            read_config(folder)

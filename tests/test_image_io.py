@@ -27,14 +27,6 @@ def corner(picture: np.ndarray) -> list[int]:
     return picture[0, 0].tolist()
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.fromarray(halves(20, 30, 15))
-    image.save(tmp_path / "turned.png", exif=turned(6))  # rotate clockwise to show it upright
-    picture = load_picture(tmp_path / "turned.png")
-    assert picture.shape == (30, 20, 3)
-    assert corner(picture) == RED and picture[-1, 0].tolist() == GREEN
-
-
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     rgba = np.zeros((4, 4, 4), dtype=np.uint8)
     rgba[:, 2:] = (255, 0, 0, 255)
@@ -151,20 +143,8 @@ def test_single_outliers_do_not_decide_about_the_contrast(kind: type, tmp_path: 
     Image.fromarray(values).save(tmp_path / "deep.tif")
     picture = load_picture(tmp_path / "deep.tif")[1:, :, 0].astype(int)
     assert picture.min() == 0 and picture.max() == 255 and abs(picture[:, 50].mean() - 128) < 4
-
-
-def test_a_picture_of_one_deep_value_is_grey(tmp_path: Path) -> None:
-    Image.fromarray(np.full((9, 9), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert corner(load_picture(tmp_path / "deep.png")) == [127, 127, 127]
-
-
-def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
-    values = np.tile(np.linspace(100, 4000, 32).astype(np.uint16), (8, 1))  # of a camera with 12 bits
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    picture = load_picture(tmp_path / "deep.png")
-    assert picture.shape == (8, 32, 3) and picture.dtype == np.uint8
-    assert picture.min() == 0 and picture.max() == 255
-    assert (np.diff(picture[0, :, 0].astype(int)) >= 0).all()
+    Image.fromarray(np.full((9, 9), 32768, kind)).save(tmp_path / "deep.tif")
+    assert corner(load_picture(tmp_path / "deep.tif")) == [127, 127, 127], "one value is grey"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])

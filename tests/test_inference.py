@@ -18,7 +18,6 @@ from ldvc.inference import (
     Window,
     cut_windows,
     model_input_size,
-    require_inference,
     sliding_windows,
     upsample,
     upsampled_argmax,
@@ -143,21 +142,6 @@ def test_a_part_is_upsampled_like_the_whole(size: tuple[int, int]) -> None:
     down, along = slice(size[0] // 3, None), slice(None, size[1] // 2 + 1)
     part = upsample(logits[2:5], rows.part(down), columns.part(along))
     assert torch.equal(part, whole[2:5, down, along])
-
-
-@pytest.mark.parametrize(
-    ("inference", "message"),
-    [
-        ({"short_side": 512, "window": 512, "stride": 513}, "stride of 513 leaves gaps between windows of 512 pixels"),
-        ({"short_side": 512, "stride": 400}, "together"),
-        ({"long_side": True}, "positive number"),
-        ({"long_side": 0}, "positive number"),
-    ],
-)
-def test_impossible_settings_are_refused(inference: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        require_inference(inference)
-    require_inference({"short_side": 512, "window": 512, "stride": 512})
 
 
 def test_photos_are_cut_into_whole_patches() -> None:

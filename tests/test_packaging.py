@@ -13,6 +13,7 @@ from train import benchmark, config, evaluate, experiment, prepare, train
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*.md")), *sorted(ROOT.glob("docs/*.md"))]
 PARSERS = {
     "train.py": train,
@@ -36,23 +37,20 @@ def commands() -> list[tuple[str, str]]:
 
 
 def test_the_spaces_file_lists_the_packages_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == project["dependencies"]
+    assert [line for line in lines if line and not line.startswith("#")] == PROJECT["dependencies"]
 
 
 def test_the_lock_file_holds_every_package() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     locked = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().splitlines()}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], *project["optional-dependencies"]["dev"]]
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["train"], *PROJECT["optional-dependencies"]["dev"]]
     names = {re.split(r"[<>=\[]", each)[0].lower().replace("_", "-") for each in wanted} - {"ldvc"}
     assert names <= locked, names - locked
 
 
 def test_the_licence_of_every_package_is_listed() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
-    wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    wanted = [*PROJECT["dependencies"], *(each for extra in PROJECT["optional-dependencies"].values() for each in extra)]
     names = {re.split(r"[<>=\[]", each)[0] for each in wanted} - {"ldvc"}
     assert not [name for name in names if f" {name}: " not in listed]
 

@@ -58,27 +58,36 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
         linear.bias.zero_()
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of one set of tokens to another.
+class MultiHeadAttention(nn.Module):
+    """The projections of multi-head attention. Keys and values have one layer, so that they are adjacent in memory.
 
     Args:
         width: d.
         heads: must divide d.
         start_at_identity: the projections start as identity matrices, so that the branch starts as a similarity-weighted mean
             of what it attends to; otherwise PyTorch's initialisation.
-        dropout: on the attention weights, while training.
+        sharpness: factor on the queries at an identity start.
     """
 
-    def __init__(self, width: int, heads: int, *, start_at_identity: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, *, start_at_identity: bool, sharpness: float = 1.0) -> None:
         super().__init__()
         assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads = heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         if start_at_identity:
-            for linear in (self.query, self.key_value, self.out):
-                init_identity(linear)
+            init_identity(self.query, factor=sharpness)
+            init_identity(self.key_value)
+            init_identity(self.out)
+
+
+class CrossAttention(MultiHeadAttention):
+    """Attention of one set of tokens to another; `dropout` is on the attention weights, while training."""
+
+    def __init__(self, width: int, heads: int, *, start_at_identity: bool = False, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, start_at_identity=start_at_identity)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, context: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend.
@@ -127,47 +136,34 @@ class Routing:
     queries: Tensor
     keys: Tensor
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) patches."""
-        return self.layout.grid
-
     def chosen(self, y: int, x: int, *, batch: int = 0) -> list[int]:
         """The regions that patch (y, x) attends to, best first."""
         return self.regions[batch, self.layout.region_of(y, x)].tolist()
 
-    def chosen_patches(self, y: int, x: int, *, batch: int = 0) -> Tensor:
-        """(h, w) booleans: the patches of those regions."""
-        mask = torch.zeros(self.grid, dtype=torch.bool, device=self.keys.device)
-        for region in self.chosen(y, x, batch=batch):
-            top, left, bottom, right = self.layout.box(region)
-            mask[top:bottom, left:right] = True
-        return mask
-
     def token_attention(self, y: int, x: int, *, batch: int = 0) -> Tensor:
         """Attention of patch (y, x) to every patch: (heads, h, w), sums to 1 per head, 0 outside the chosen regions."""
-        height, width = self.grid
-        assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
-        query = self.queries[batch, :, y * width + x, None]  # (heads, 1, d_head)
+        grid = self.layout.grid
+        allowed = torch.zeros(grid, dtype=torch.bool, device=self.keys.device)
+        for region in self.chosen(y, x, batch=batch):
+            top, left, bottom, right = self.layout.box(region)
+            allowed[top:bottom, left:right] = True
+        query = self.queries[batch, :, y * grid[1] + x, None]  # (heads, 1, d_head)
         scores = attention_scores(query[None], self.keys[batch, None])[0, :, 0]  # (heads, N)
-        allowed = self.chosen_patches(y, x, batch=batch).flatten()
-        return scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1).unflatten(-1, self.grid)
+        return scores.masked_fill(~allowed.flatten(), float("-inf")).softmax(dim=-1).unflatten(-1, grid)
 
 
-class RoutedSelfAttention(nn.Module):
+class RoutedSelfAttention(MultiHeadAttention):
     """LCSA: each region attends to its k most related regions, plus a local convolution of the values.
 
     Region queries and keys are detached means over the region's patches: routing has no gradient, as in BiFormer.
     With k = R and no convolution this is full self-attention.
 
     Args:
-        width: d.
-        heads: must divide d.
+        width, heads, start_at_identity: see `MultiHeadAttention`. LCSA starts as a mean over the most similar patches (queries
+            are `SHARPNESS` times the tokens), and its convolution starts with zeros.
         regions: S; see `Layout`.
         topk: k; clamped to the number of regions.
         local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
-        start_at_identity: initialise as a mean over the most similar patches (queries are `SHARPNESS` times the tokens), and
-            the convolution with zeros; otherwise PyTorch's initialisation.
     """
 
     def __init__(
@@ -180,21 +176,12 @@ class RoutedSelfAttention(nn.Module):
         local_conv: bool = True,
         start_at_identity: bool = False,
     ) -> None:
-        super().__init__()
-        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
-        self.heads, self.regions, self.topk = heads, regions, topk
-        # keys and values have one layer, because they are gathered together and must be adjacent in memory
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        super().__init__(width, heads, start_at_identity=start_at_identity, sharpness=SHARPNESS)
+        self.regions, self.topk = regions, topk
         self.local = nn.Conv2d(width, width, kernel_size=5, padding=2, groups=width) if local_conv else None
-        if start_at_identity:
-            init_identity(self.query, factor=SHARPNESS)
-            for linear in (self.key_value, self.out):
-                init_identity(linear)
-            if self.local is not None:
-                nn.init.zeros_(self.local.weight)
-                nn.init.zeros_(self.local.bias)
+        if self.local is not None and start_at_identity:
+            nn.init.zeros_(self.local.weight)
+            nn.init.zeros_(self.local.bias)
 
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], *, return_routing: bool = False

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ldvc.bundled import ASSETS
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
 from ldvc.modeling.clip_weights import find_pretrained, is_architecture, read_weights, weight_file
-from ldvc.weights import MAX_SHARD_BYTES, load_tensors, read_json, replaced_files, save_tensors, write_json
+from ldvc.weights import load_tensors, read_json, replaced_files, save_tensors, write_json
 
 LITE_FOLDER = ASSETS / "lite"
 
@@ -91,20 +91,15 @@ class FrozenClip(nn.Module):
 
     @property
     def text(self) -> TextParts:
-        model = self.model
-        if isinstance(model, CLIP):
-            pool_type, eos_id = model.text_pool_type, model.text_eos_id
-        else:
-            model = model.text
-            pool_type, eos_id = model.pool_type, model.eos_id
+        text, prefix = (self.model, "text_") if isinstance(self.model, CLIP) else (self.model.text, "")
         return TextParts(
-            token_embedding=model.token_embedding,
-            positional_embedding=model.positional_embedding,
-            blocks=model.transformer.resblocks,
-            ln_final=model.ln_final,
-            projection=model.text_projection,
-            pool_type=pool_type,
-            eos_id=eos_id,
+            token_embedding=text.token_embedding,
+            positional_embedding=text.positional_embedding,
+            blocks=text.transformer.resblocks,
+            ln_final=text.ln_final,
+            projection=text.text_projection,
+            pool_type=getattr(text, f"{prefix}pool_type"),
+            eos_id=getattr(text, f"{prefix}eos_id"),
         )
 
 
@@ -129,7 +124,7 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
             f"The lite model is not at {folder}; fetch the whole project, with its assets folder."
         )
     if (folder / "open_clip_config.json").is_file():
-        config = _read_config(folder / "open_clip_config.json")
+        config = read_json(folder / "open_clip_config.json")
         state = read_weights(weight_file(folder))
         model = _build_fitting(config.get("model_cfg"), state, source=folder)
         _load_state(model, state, source=folder)
@@ -149,20 +144,13 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
     return _freeze(model, architecture, mean=preprocess.get("mean"), std=preprocess.get("std"))
 
 
-def save_clip_folder(
-    model: nn.Module,
-    folder: str | Path,
-    config: Mapping[str, Any],
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> list[Path]:
+def save_clip_folder(model: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> list[Path]:
     """Write an open_clip model as a folder that `build_clip` reads.
 
     Args:
         model: the open_clip model, with its patch embedding in place.
         folder: created if it does not exist.
         config: "architecture", "patch_embed", "mean", "std", or "base"; see the docstring of this module.
-        max_shard_bytes: see `ldvc.weights.save_tensors`.
     """
     folder, state = Path(folder), model.state_dict()
     if "base" in config:
@@ -172,7 +160,7 @@ def save_clip_folder(
         missing = {"architecture", "patch_embed", "mean", "std"} - set(config)
         assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
     with replaced_files(folder) as new:
-        files = save_tensors(state, new, dtype=torch.float16, max_shard_bytes=max_shard_bytes)
+        files = save_tensors(state, new, dtype=torch.float16)
         write_json(new / "config.json", dict(config))
     return [folder / file.name for file in files]
 
@@ -184,12 +172,12 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def _build_from_folder(folder: Path) -> FrozenClip:
-    config = _read_config(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "base" in config:
         base = (folder / str(config["base"])).resolve()
         if not (base / "config.json").is_file():
             raise WeightsNotFoundError(f"The CLIP in {folder} needs the one at {base}, which is missing; copy both folders.")
-        config, state = _read_config(base / "config.json"), load_tensors(base) | load_tensors(folder)
+        config, state = read_json(base / "config.json"), load_tensors(base) | load_tensors(folder)
     else:
         state = load_tensors(folder)
     if "architecture" not in config:
@@ -281,13 +269,6 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"The weights in {source} do not fit the architecture: {reason}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} does not describe a CLIP: it holds no object.")
-    return config
 
 
 def _check_supported(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import open_clip
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,8 +55,10 @@ def weights_here(clip: str, pretrained: str) -> bool:
         return False
 
 
-def fetch_weights(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None) -> Path:
-    """The file of weights of an architecture; it is downloaded if it is not on this machine.
+def find_pretrained(
+    clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None
+) -> tuple[Path, Mapping[str, Any]]:
+    """File of weights of an architecture, and its preprocessing. Weights that are not on this machine are downloaded.
 
     Args:
         clip, pretrained: see `build_clip`.
@@ -64,14 +66,8 @@ def fetch_weights(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None =
 
     Raises:
         WeightsNotFoundError: the weights cannot be found or downloaded.
+        CheckpointError: they were trained with another activation.
     """
-    return find_pretrained(clip, pretrained, tqdm_class)[0]
-
-
-def find_pretrained(
-    clip: str, pretrained: str, tqdm_class: type[tqdm] | None = None
-) -> tuple[Path, Mapping[str, Any]]:
-    """File of weights and preprocessing for a tag, a file or a folder; downloads only if the Hub can be reached."""
     found, tag = _local_weights(clip, pretrained)
     if found is not None:
         return found, tag
@@ -95,8 +91,8 @@ def _download(tag: Mapping[str, Any], tqdm_class: type[tqdm] | None) -> Path:
         return Path(open_clip.download_pretrained(tag))
     try:
         return Path(hf_hub_download(repository, filename or PUBLISHED_FILES[0], tqdm_class=tqdm_class))
-    except EntryNotFoundError:
-        if filename:
+    except EntryNotFoundError as error:
+        if filename or isinstance(error, LocalEntryNotFoundError):  # the latter: the Hub did not answer
             raise
         return Path(hf_hub_download(repository, PUBLISHED_FILES[1], tqdm_class=tqdm_class))
 

@@ -19,13 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldvc.config import ModelConfig
-from ldvc.modeling.attention import (
-    CrossAttention,
-    RoutedSelfAttention,
-    Routing,
-    attention_scores,
-    init_identity,
-)
+from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention, Routing, attention_scores, init_identity
 
 PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
 
@@ -63,9 +57,8 @@ def build_decoder(config: ModelConfig, width: int, *, scale: float, bias: float)
         width: d.
         scale, bias: of CLIP's own sigmoid logits, at which the recipe clip_start starts.
     """
-    if config.decoder == "zegclip":
-        return ZegClipDecoder(config, width, scale=scale, bias=bias)
-    return LocalConsensusDecoder(config, width, scale=scale, bias=bias)
+    kind = ZegClipDecoder if config.decoder == "zegclip" else LocalConsensusDecoder
+    return kind(config, width, scale=scale, bias=bias)
 
 
 def _feed_forward(width: int, ratio: int) -> nn.Sequential:
@@ -96,19 +89,18 @@ class MaskScores(nn.Module):
     CLIP's own logit, scale * cosine + bias, for inputs of length sqrt(d).
 
     Args:
+        config: its recipe decides about the initialisation and the bias.
         width: d.
-        heads: must divide d.
-        scale, bias: of CLIP's logits; scale None = PyTorch's initialisation, bias None = no bias.
+        scale, bias: of CLIP's logits.
     """
 
-    def __init__(self, width: int, heads: int, *, scale: float | None, bias: float | None) -> None:
+    def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
-        self.heads = heads
+        self.heads = heads = config.decoder_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
-        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
-        if scale is not None:
+        self.bias = nn.Parameter(torch.tensor(float(bias))) if config.parts.score_bias else None
+        if config.parts.starts_at_clip:
             init_identity(self.key)
             # with |x| = |y| = sqrt(d), the mean over heads of x_h . y_h / sqrt(d_h) is sqrt(d_h) * cosine
             init_identity(self.query, factor=scale / math.sqrt(width // heads))
@@ -133,12 +125,6 @@ class MaskScores(nn.Module):
         return logits, scores
 
 
-def _mask_scores(config: ModelConfig, width: int, *, scale: float, bias: float) -> MaskScores:
-    """`MaskScores` as the recipe starts it: at CLIP's logits, or bare scores."""
-    scale, bias = (scale if config.starts_at_clip else None, bias if config.parts.score_bias else None)
-    return MaskScores(width, config.decoder_heads, scale=scale, bias=bias)
-
-
 class LocalConsensus(nn.Module):
     """V <- V + g * LCSA(LN V): patches attend to the patches of related regions.
 
@@ -157,7 +143,7 @@ class LocalConsensus(nn.Module):
             regions=config.regions,
             topk=config.topk,
             local_conv=config.local_conv,
-            start_at_identity=config.starts_at_clip,
+            start_at_identity=config.parts.starts_at_clip,
         )
         self.gate = Gate(width, gate)
 
@@ -175,11 +161,11 @@ class ClassGuidance(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, config.decoder_heads, start_at_identity=config.starts_at_clip)
-        self.cross_gate = Gate(width, config.gate)
+        self.cross_attention = CrossAttention(width, config.decoder_heads, start_at_identity=config.parts.starts_at_clip)
+        self.cross_gate = Gate(width, config.parts.gate)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = _feed_forward(width, config.ffn_ratio)
-        self.ffn_gate = Gate(width, config.gate)
+        self.ffn_gate = Gate(width, config.parts.gate)
 
     def forward(
         self, patches: Tensor, classes: Tensor, *, return_scores: bool = False
@@ -206,12 +192,12 @@ class LocalConsensusDecoder(nn.Module):
         layers = config.decoder_layers
         with_lcsa = config.decoder == "ldvc"
         # The consensus right before the masks matters most, so its gate may start wider open than all others.
-        last_gate = config.lcsa_gate_init if config.starts_at_clip else None
-        gates = [config.gate] * (layers - 1) + [last_gate] if with_lcsa else []
+        last_gate = config.lcsa_gate_init if config.parts.starts_at_clip else None
+        gates = [config.parts.gate] * (layers - 1) + [last_gate] if with_lcsa else []
         self.consensus = nn.ModuleList(LocalConsensus(config, width, gate=gate) for gate in gates)
         self.guidance = nn.ModuleList(ClassGuidance(config, width) for _ in range(layers - 1))
         self.mask_norm = nn.LayerNorm(width)
-        self.mask_scores = _mask_scores(config, width, scale=scale, bias=bias)
+        self.mask_scores = MaskScores(config, width, scale=scale, bias=bias)
 
     def forward(
         self,
@@ -265,18 +251,18 @@ class ZegClipBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        dropout = 0.0 if config.starts_at_clip else PUBLISHED_DROPOUT
+        dropout = 0.0 if config.parts.starts_at_clip else PUBLISHED_DROPOUT
         self.cross_attention = CrossAttention(
-            width, config.decoder_heads, start_at_identity=config.starts_at_clip, dropout=dropout
+            width, config.decoder_heads, start_at_identity=config.parts.starts_at_clip, dropout=dropout
         )
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_gate = Gate(width, config.gate)
+        self.cross_gate = Gate(width, config.parts.gate)
         self.ffn = _feed_forward(width, config.ffn_ratio)
-        if not config.starts_at_clip:
+        if not config.parts.starts_at_clip:
             self.ffn[1] = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
         self.dropout = nn.Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(width)
-        self.ffn_gate = Gate(width, config.gate)
+        self.ffn_gate = Gate(width, config.parts.gate)
 
     def forward(self, classes: Tensor, patches: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Classes (B, C, d) and patches (B, N, d) -> classes, and scores (B, heads, C, N) or None."""
@@ -298,10 +284,10 @@ class ZegClipDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
         super().__init__()
-        self.unit = width**0.5 if config.starts_at_clip else 1.0
+        self.unit = width**0.5 if config.parts.starts_at_clip else 1.0
         self.blocks = nn.ModuleList(ZegClipBlock(config, width) for _ in range(config.decoder_layers - 1))
-        self.mask_scores = _mask_scores(config, width, scale=scale, bias=bias)
-        if self.blocks and not config.starts_at_clip:  # torch's TransformerDecoder copies one layer
+        self.mask_scores = MaskScores(config, width, scale=scale, bias=bias)
+        if self.blocks and not config.parts.starts_at_clip:  # torch's TransformerDecoder copies one layer
             first = self.blocks[0]
             for block in self.blocks[1:]:
                 block.load_state_dict(first.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,10 +11,19 @@ from torch.nn import functional as F
 
 from ldvc.config import ModelConfig
 from ldvc.errors import CheckpointError
-from ldvc.modeling.adapter import TextAdapter
 from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.decoders import DecoderOutput, build_decoder
 from ldvc.modeling.towers import ImageFeatures, ImageTower, TextTower
+
+PARTS = {  # of `LDVC.parameter_report` -> names of its parameters; the first match counts
+    "visual prompts": r"image_tower\.",
+    "text prompts": r"text_tower\.",
+    "text adapter": r"adapter\.",
+    "decoder: LCSA": r"decoder\.consensus\.\d+\.attention\.",
+    "decoder: cross-attention": r"decoder\.(.+\.cross_attention|mask_scores)\.",
+    "decoder: feed-forward": r"decoder\..+\.ffn\.",
+    "decoder: norms and gates": r"decoder\.",
+}
 
 
 def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
@@ -29,6 +39,43 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
         patches = F.normalize(patch_features.float(), dim=-1)
         names = F.normalize(class_embeddings.float(), dim=-1)
         return scale * (names @ patches.mT) + bias
+
+
+class TextAdapter(nn.Module):
+    """T_new = Linear_{2d->d}([T * V_g ; T]), ZegCLIP's relationship descriptor (Zhou et al., 2023).
+
+    Args:
+        width: d.
+        start_at_identity: initialise the weight of T with the identity and that of T * V_g with zeros, so that T_new = T;
+            otherwise PyTorch's initialisation, with which ZegCLIP's code starts, too.
+    """
+
+    def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, width)
+        if start_at_identity:
+            with torch.no_grad():
+                self.linear.weight.zero_()
+                self.linear.weight[:, width:] = torch.eye(width)
+                self.linear.bias.zero_()
+
+    def forward(self, class_embeddings: Tensor, global_embedding: Tensor) -> Tensor:
+        """Adapt each class embedding to each picture, in float32, because bfloat16 is too coarse for the product.
+
+        Args:
+            class_embeddings: T (C, d), L2-normalised.
+            global_embedding: V_g (B, d), L2-normalised.
+
+        Returns:
+            T_new (B, C, d).
+        """
+        width = class_embeddings.shape[-1]
+        with torch.autocast(class_embeddings.device.type, enabled=False):
+            of_both, of_text = self.linear.weight.split(width, dim=1)  # (d, d) each
+            product = class_embeddings.float()[None] * global_embedding.float()[:, None]  # (B, C, d)
+            # the half of T is the same for every picture: computed once instead of B times
+            alone = F.linear(class_embeddings.float(), of_text, self.linear.bias)  # (C, d)
+            return F.linear(product, of_both) + alone
 
 
 class PlainClip(nn.Module):
@@ -104,7 +151,7 @@ class LDVC(PlainClip):
             raise CheckpointError(
                 f"decoder_heads = {config.decoder_heads} does not divide the CLIP's width of {width}; choose a divisor."
             )
-        self.adapter = TextAdapter(width, start_at_identity=config.starts_at_clip) if config.text_adapter else None
+        self.adapter = TextAdapter(width, start_at_identity=config.parts.starts_at_clip) if config.text_adapter else None
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
     def encode_image(self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None) -> ImageFeatures:
@@ -185,28 +232,10 @@ class LDVC(PlainClip):
 
     def parameter_report(self) -> dict[str, int]:
         """Number of learnable parameters of each part, then "total", and "frozen CLIP" for comparison."""
-
-        def count(*parts: nn.Module | nn.Parameter | None) -> int:
-            tensors = []
-            for part in parts:
-                if isinstance(part, nn.Module):
-                    tensors.extend(part.parameters())
-                elif part is not None:
-                    tensors.append(part)
-            return sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
-
-        report = {
-            "visual prompts": count(self.image_tower),
-            "text prompts": count(self.text_tower),
-            "text adapter": count(self.adapter),
-        }
-        decoder = self.decoder
-        blocks = decoder.blocks if hasattr(decoder, "blocks") else decoder.guidance
-        report["decoder: LCSA"] = count(*[layer.attention for layer in getattr(decoder, "consensus", ())])
-        report["decoder: cross-attention"] = count(*[block.cross_attention for block in blocks], decoder.mask_scores)
-        report["decoder: feed-forward"] = count(*[block.ffn for block in blocks])
-        listed = sum(report[key] for key in report if key.startswith("decoder"))
-        report["decoder: norms and gates"] = count(self.decoder) - listed
+        report = dict.fromkeys(PARTS, 0)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                report[next(part for part, pattern in PARTS.items() if re.match(pattern, name))] += parameter.numel()
         report["total"] = sum(report.values())
         report["frozen CLIP"] = sum(tensor.numel() for tensor in self.clip.parameters())
         return report

@@ -41,8 +41,8 @@ def run_block(
         block: pre-norm block with `nn.MultiheadAttention`.
         tokens: (B, N, width).
         context: (B or 1, P, width), further keys and values, or None.
-        gate: (heads,) or None. None: one softmax over context and tokens, as if the context was inserted into the tokens.
-            Otherwise: a separate softmax over the context, whose output is multiplied by the gate and added (the
+        gate: of a context, (heads,) or None. None: one softmax over context and tokens, as if the context was inserted into the
+            tokens. Otherwise: a separate softmax over the context, whose output is multiplied by the gate and added (the
             zero-initialised attention of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
         mask: (N, P + N) booleans, True = may attend; without gate only.
 
@@ -58,21 +58,16 @@ def run_block(
 
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query, key, value = split(F.linear(block.ln_1(tokens), weight, bias), 3)
-    if context is None:
-        mixed = attend(query, key, value, mask=mask)
-    else:
+    if context is not None:
         context_bias = None if bias is None else bias[width:]
         extra = split(F.linear(block.ln_1(context), weight[width:], context_bias), 2)
         context_key, context_value = (x.expand(batch, -1, -1, -1) for x in extra)  # (B, heads, P, d_head)
         if gate is None:
-            key = torch.cat([context_key, key], dim=2)
-            value = torch.cat([context_value, value], dim=2)
-            mixed = attend(query, key, value, mask=mask)
-        else:
-            assert mask is None, "a gated context takes no mask"
-            mixed = attend(query, key, value)
-            added = attend(query, context_key, context_value)
-            mixed = mixed + gate.to(added.dtype)[:, None, None] * added
+            key, value = torch.cat([context_key, key], dim=2), torch.cat([context_value, value], dim=2)
+    mixed = attend(query, key, value, mask=mask)
+    if gate is not None:
+        added = attend(query, context_key, context_value)
+        mixed = mixed + gate.to(added.dtype)[:, None, None] * added
     mixed = mixed.transpose(1, 2).reshape(batch, length, width)
     tokens = tokens + block.ls_1(attention.out_proj(mixed))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
@@ -158,7 +153,18 @@ class ImageTower(nn.Module):
         if patch_tokens is None:
             patch_tokens = self.embed_patches(images, prompted=prompted)
         prompts = self._projected_prompts(patch_tokens.shape[0]) if prompted and self.num_prompts else None
-        return self._encode(patch_tokens, prompts, self.recipe if prompted else RECIPES["clip_start"])
+        recipe = self.recipe if prompted else RECIPES["clip_start"]
+        visual = self.clip.visual
+        tokens = self.first_tokens(patch_tokens, recipe=recipe)
+        for layer, block in enumerate(visual.transformer.resblocks):
+            context = None if prompts is None else prompts[layer]
+            gate = None if prompts is None or self.gate is None else self.gate[layer]
+            tokens = run_block(block, tokens, context=context, gate=gate)
+        with torch.autocast(tokens.device.type, enabled=False):
+            if prompts is not None and not recipe.norm_of_prompts:
+                tokens = self.prompt_norm(tokens)
+            embeddings = visual.ln_post(tokens) @ visual.proj  # (B, 1 + N, d)
+        return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], tuple(patch_tokens.shape[-2:]))
 
     def _projected_prompts(self, batch: int) -> Tensor:
         """(layers, B or 1, M, width). Each picture has another dropout mask; without dropout, all share one copy."""
@@ -189,21 +195,6 @@ class ImageTower(nn.Module):
         position = self._position(tuple(patch_tokens.shape[-2:]), recipe.resampling, antialias)
         # float32 from here on, also under autocast: the residual stream adds up over all layers
         return visual.ln_pre(torch.cat([class_token, tokens.to(class_token.dtype)], dim=1) + position)
-
-    def _encode(self, patch_tokens: Tensor, prompts: Tensor | None, recipe: Recipe) -> ImageFeatures:
-        visual = self.clip.visual
-        tokens = self.first_tokens(patch_tokens, recipe=recipe)
-        for layer, block in enumerate(visual.transformer.resblocks):
-            if prompts is None:
-                tokens = run_block(block, tokens)
-            else:
-                gate = None if self.gate is None else self.gate[layer]
-                tokens = run_block(block, tokens, context=prompts[layer], gate=gate)
-        with torch.autocast(tokens.device.type, enabled=False):
-            if prompts is not None and not recipe.norm_of_prompts:
-                tokens = self.prompt_norm(tokens)
-            embeddings = visual.ln_post(tokens) @ visual.proj  # (B, 1 + N, d)
-        return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], tuple(patch_tokens.shape[-2:]))
 
     @torch.no_grad()
     def _position(self, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
