@@ -27,7 +27,8 @@ from ldvc.web.gpu import gpu_is_lent  # before anything that imports torch
 
 # isort: split
 from ldvc.errors import LdvcError
-from ldvc.web.models import ModelRegistry
+from ldvc.web.examples import answer_examples, answer_opening
+from ldvc.web.models import LITE, ModelRegistry
 from ldvc.web.page import answers_limit, build_page, launch_options
 
 
@@ -48,9 +49,18 @@ def main() -> None:
         sys.exit(f"The model could not be loaded. {error}")
     if gpu_is_lent():
         registry.warm()
-    else:
-        threading.Thread(target=registry.warm, daemon=True).start()
-    build_page(registry).launch(**options)
+    page = build_page(registry)
+    if registry.default == LITE:  # a second; the first visitor shall find an answer
+        answer_opening(page.segmenter)
+
+    def prepare() -> None:
+        """Load what nobody shall wait for, and answer the examples."""
+        if not gpu_is_lent():
+            registry.warm()
+        answer_examples(page.segmenter)
+
+    threading.Thread(target=prepare, daemon=True).start()
+    page.launch(**options)
 
 
 if __name__ == "__main__":

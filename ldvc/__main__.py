@@ -1,6 +1,6 @@
 """The command line.
 
-    python -m ldvc segment FOLDER --names "dog, grass" --output OUT       many photos: overlays, masks, JSON, COCO, YOLO, areas
+    python -m ldvc segment FOLDER --names "dog, grass" --output OUT       many photos: overlays, masks, JSON, COCO, YOLO, ...
     python -m ldvc attention PHOTO --names "dog, grass" --output figure.pdf    what each patch attends to, under three decoders
     python -m ldvc compare PHOTO --names "dog, grass" --output figure.pdf      the photo under four decoders
     python -m ldvc space PHOTO --names "dog, grass" --output figure.pdf        patches and names before and after two decoders
@@ -55,6 +55,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     segment.add_argument("--decoder", default="ldvc", choices=PREDICTOR_DECODERS)
     segment.add_argument("--coco", nargs="?", const="rle", choices=COCO_KINDS, help="write coco.json (default: rle)")
     segment.add_argument("--yolo", action="store_true", help="write labels of YOLO segmentation")
+    segment.add_argument("--cutouts", action="store_true", help="write a ZIP of PNGs, transparent outside of a class")
+    segment.add_argument(
+        "--overlay-names", action=argparse.BooleanOptionalAction, default=True, help="write names on the overlay"
+    )
     segment.add_argument("--jobs", type=positive, default=1, help="processes, each with one thread if there are several")
 
     helps = {
@@ -126,6 +130,8 @@ def segment(options: argparse.Namespace) -> str:
         background=background,
         coco=options.coco,
         yolo=options.yolo,
+        cutouts=options.cutouts,
+        overlay_names=options.overlay_names,
     )
     photos = find_photos(options.photos, options.output)
     if not photos:

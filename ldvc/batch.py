@@ -6,6 +6,7 @@
     OUT/areas.csv           a line for each photo and class
     OUT/skipped.txt         photos that could not be read, with the reason; only if there are any
     OUT/coco.json           on request
+    OUT/cutouts/NAME.zip    on request: a PNG for each class, transparent outside of it
     OUT/yolo/data.yaml, OUT/yolo/labels/NAME.txt    on request
 
 NAME is the path of the photo in the folder that was given, without its suffix. Each file is written beside its place and
@@ -36,7 +37,7 @@ from ldvc import __version__
 from ldvc.annotations import coco, coco_annotations, yolo_data, yolo_labels
 from ldvc.class_names import ClassName
 from ldvc.errors import InvalidImageError
-from ldvc.export import Identity, OverlayStyle, as_json, description, mask_png, overlay_png
+from ldvc.export import Identity, OverlayStyle, as_json, cutouts_zip, description, mask_png, overlay_png
 from ldvc.image_io import FORMATS, load_picture
 from ldvc.predictor import Predictor
 
@@ -108,6 +109,8 @@ class Batch:
         background: threshold, see `Predictor.segment`.
         coco: None, or of `ldvc.annotations.COCO_KINDS`.
         yolo: whether to write labels of YOLO segmentation.
+        cutouts: whether to write the cut-outs of each class.
+        overlay_names: whether names are written on the overlays.
     """
 
     output: Path
@@ -117,6 +120,8 @@ class Batch:
     background: float | str | None = "default"
     coco: str | None = None
     yolo: bool = False
+    cutouts: bool = False
+    overlay_names: bool = True
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -137,16 +142,20 @@ class Batch:
                 "names": [each.text for each in self.names],
                 "decoder": self.decoder,
                 "threshold": self.background,
+                "overlay_names": self.overlay_names,
                 "weights_sha256": digest,
                 "software": __version__,
             }
             earlier = self._earlier(photo, settings)
-            picture = None if earlier else load_picture(photo.path)
+            picture = load_picture(photo.path) if self.cutouts or not earlier else None
         except (InvalidImageError, OSError) as error:
             return Done(photo, str(error))
         data, labels = earlier or self._segment(photo, picture, settings)
         if self.yolo:
             write(self._path("yolo/labels", photo, "txt"), yolo_labels(labels, len(self.names)).encode())
+        if self.cutouts:
+            names = [each.title for each in self.names]
+            write(self._path("cutouts", photo, "zip"), cutouts_zip(picture, labels, names))
         annotations = coco_annotations(labels, len(self.names), self.coco) if self.coco else ()
         return Done(photo, data=data, annotations=tuple(annotations), resumed=earlier is not None)
 
@@ -157,7 +166,7 @@ class Batch:
         result = predictor.segment(self.names, image=image, background=self.background, attention=False)
         identity = Identity(Path(self.model).name, predictor.weights_digest)
         data = {**description(result, identity, photo.file_name), "settings": settings}
-        write(self._path("overlay", photo, "png"), overlay_png(result, OverlayStyle()))
+        write(self._path("overlay", photo, "png"), overlay_png(result, OverlayStyle(names=self.overlay_names)))
         write(self._path("mask", photo, "png"), mask_png(result))
         write(self._path("data", photo, "json"), as_json(data))
         return data, result.labels

@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ KINDS = {
     "overlay": "overlay.png",
     "mask": "mask.png",
     "masks": "masks.zip",
+    "cutouts": "cutouts.zip",
     "data": "segmentation.json",
     "coco": "coco.json",
     "yolo": "yolo.zip",
@@ -31,11 +33,19 @@ KINDS = {
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How the overlay is painted: opacity 0..1, with outlines or without, `alone` the one class that is painted, or None."""
+    """How the overlay is painted.
+
+    Attributes:
+        opacity: of the colours, 0..1.
+        outline: whether there are lines between areas.
+        alone: the one class that is painted, or None.
+        names: whether names are written on the areas.
+    """
 
     opacity: float = OPACITY
     outline: bool = True
     alone: str | None = None
+    names: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def make_file(
         "overlay": lambda: overlay_png(result, style),
         "mask": lambda: mask_png(result),
         "masks": lambda: masks_zip(result, identity, photo),
+        "cutouts": lambda: cutouts_zip(result.picture, result.labels, result.names, alone=style.alone),
         "data": lambda: as_json(description(result, identity, photo)),
         "coco": lambda: coco_json(result, identity, photo),
         "yolo": lambda: yolo_zip(result, stem),
@@ -89,6 +100,7 @@ def overlay_png(result: Segmentation, style: OverlayStyle) -> bytes:
         opacity=style.opacity,
         outline=style.outline,
         only=result.names.index(style.alone) if style.alone in result.names else None,
+        names=result.names if style.names else None,
     )
     return _png(Image.fromarray(painted))
 
@@ -113,6 +125,24 @@ def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
             mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
             archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask), zipfile.ZIP_STORED)
         archive.writestr("classes.json", as_json(description(result, identity, photo)))
+    return buffer.getvalue()
+
+
+def cutouts_zip(picture: np.ndarray, labels: np.ndarray, names: Sequence[str], *, alone: str | None = None) -> bytes:
+    """A PNG of the photo's size for each class in it: the photo inside the class, transparent and black elsewhere.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        labels: int (H, W), index into `names`.
+        alone: the one class that is cut out; None, or no name of a class = all.
+    """
+    buffer, digits = io.BytesIO(), len(str(len(names)))
+    chosen = [names.index(alone)] if alone in names else np.unique(labels[labels >= 0])
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for index in chosen:
+            mask = labels == index
+            cutout = Image.fromarray(np.dstack([picture * mask[..., None], mask * np.uint8(255)]))
+            archive.writestr(f"{index + 1:0{digits}d}_{safe_name(names[index])}.png", _png(cutout))
     return buffer.getvalue()
 
 
@@ -146,10 +176,10 @@ def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
 def description(result: Segmentation, identity: Identity, photo: str) -> dict[str, Any]:
     """What the masks mean, and which model made them.
 
-    Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "area" as share of the photo,
-    "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none). Areas and
-    pixels are counted at the photo's own size. Scores are read from maps whose long side is at most `SCORES_SIDE`, because
-    171 maps of full size take seconds.
+    Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "threshold", "area" as share of
+    the photo, "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none).
+    Areas and pixels are counted at the photo's own size. Scores are read from maps whose long side is at most `SCORES_SIDE`,
+    because 171 maps of full size take seconds.
     """
     labels = result.labels
     small = fit_size(*result.size, long_side=SCORES_SIDE)
@@ -169,6 +199,7 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
                 "synonyms": result.synonyms[index][1:],
                 "seen": result.seen[index],
                 "colour": colour,
+                "threshold": result.threshold_of(name),
                 "area": round(shares[index], 6),
                 "pixels": pixels,
                 "score": {"highest": round(float(scores.max()), 4), "mean": mean},

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Real
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.checkpoint import load_checkpoint
 from ldvc.class_names import ClassName, SeenNames, canonical, drop_none_words, parse_names, plain
-from ldvc.config import DECODERS
+from ldvc.config import DECODERS, PlainClipSettings
 from ldvc.errors import InvalidImageError
 from ldvc.image_io import Source, load_picture
 from ldvc.inference import ImageState, encode_picture
@@ -39,7 +39,6 @@ from ldvc.modeling.dense import dense_features
 from ldvc.modeling.model import PlainClip, similarity_logits
 from ldvc.modeling.towers import ImageFeatures
 from ldvc.name_embeddings import TemplateEnsemble
-from ldvc.plain_clip import PlainClipSettings
 from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
@@ -232,6 +231,7 @@ class Predictor:
         names: str | Sequence[str] | Sequence[ClassName],
         *,
         background: float | Literal["default"] | None = "default",
+        thresholds: Mapping[str, float] | None = None,
         image: ImageState | None = None,
         company: Sequence[str] = COMPANY,
         attention: bool = True,
@@ -247,6 +247,7 @@ class Predictor:
                 pixels may be none of the other names. A `ClassName` is used as it is, whatever its words are.
             background: threshold in 0..1. Pixels whose best name has a lower score get the label -1, "none of these".
                 "default" = the checkpoint's threshold; None = every pixel gets its best name.
+            thresholds: {name: threshold} of classes for which `background` does not fit; a class is named by its first word.
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
             company: words that patches may also attend to if there is only one class; empty = none.
             attention: keep cross-attention and routing in the result.
@@ -257,7 +258,7 @@ class Predictor:
         Raises:
             InvalidImageError: no photo was set.
             InvalidNamesError: no name is left, there are too many, or one is too long.
-            ValueError: `background` is not in 0..1.
+            ValueError: a threshold is not in 0..1, or is that of no class.
         """
         if names and all(isinstance(each, ClassName) for each in names):
             classes, none_named = list(names), False
@@ -265,9 +266,11 @@ class Predictor:
             classes, none_named = drop_none_words(parse_names(names))
         if background == "default" or (none_named and background is None):
             background = self.calibration.threshold
-        is_number = isinstance(background, Real) and not isinstance(background, bool)
-        if background is not None and not (is_number and 0.0 <= background <= 1.0):
+        if background is not None and not is_threshold(background):
             raise ValueError(f'background is a threshold between 0 and 1, None or "default", not {background!r}.')
+        for name, value in (thresholds or {}).items():
+            if name not in {each.title for each in classes} or not is_threshold(value):
+                raise ValueError(f"thresholds has a number between 0 and 1 for some of the classes, not {name!r}: {value!r}.")
         state = image or self.image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
@@ -301,6 +304,7 @@ class Predictor:
                     features=decoder_features(decoded, len(words)) if features and self.decoder != PLAIN_CLIP else None,
                     stuff=decoded.mask_logits[0, len(words) :].float().cpu().amax(dim=0) if stuff else None,
                     patch_attention=encoded.patch_attention[0].cpu() if attention and self.decoder == PLAIN_CLIP else None,
+                    patch_features=encoded.patch_features[0].float().cpu() if self.decoder == PLAIN_CLIP and features else None,
                 )
             )
         return Segmentation(
@@ -313,10 +317,16 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
+            thresholds=thresholds,
             indistinguishable_words=indistinguishable_words(classes, embeddings[: len(words)]),
             company=company,
             stuff=stuff,
         )
+
+
+def is_threshold(value: Any) -> bool:
+    """Whether it is a number in 0..1."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
 def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) -> list[list[str]]:

@@ -6,7 +6,7 @@ upsamples label and score maps from them when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,8 +17,7 @@ from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.class_names import ClassName
 from ldvc.errors import LdvcError
 from ldvc.inference import Axis, attention_of_patch, stitch, upsample, upsampled_argmax
-from ldvc.patch_routing import PatchRouting, distance_to_centre, patch_routing
-from ldvc.window_output import Best, DecoderFeatures, WindowOutput
+from ldvc.window_output import Best, DecoderFeatures, PatchRouting, WindowOutput, patch_routing
 
 CHUNK = 32_000_000  # values of score maps that are computed at once
 SIZES_KEPT = 3  # see `Segmentation._best_at`
@@ -27,7 +26,8 @@ SIZES_KEPT = 3  # see `Segmentation._best_at`
 class Segmentation:
     """The result of `Predictor.segment`.
 
-    The label of a pixel is the class with the highest score, or -1 ("none of these") if that score is below `background`.
+    The label of a pixel is the class with the highest score, or -1 ("none of these") if that score is below the threshold of
+    this class.
 
     Attributes:
         classes: the C classes; label i means classes[i].
@@ -36,7 +36,9 @@ class Segmentation:
             arbitrary.
         decoder: the decoder that was used.
         picture: uint8 (H, W, 3), the photo.
-        background: threshold of "none of these", or None. It may be changed; label maps follow.
+        background: threshold of "none of these", or None: every pixel gets its best name.
+        thresholds: {name: threshold} of classes that have another threshold than `background`. Both may be changed; label maps
+            follow.
         company: words that the patches may attend to besides the classes.
         stuff: words that count as "none of these" where they fit better than the classes; dense CLIP only.
         input_size: (height, width) of the model's input, without padding.
@@ -57,6 +59,7 @@ class Segmentation:
         outputs: list[WindowOutput],
         calibration: Calibration | SoftmaxCalibration | None = None,
         background: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
         indistinguishable_words: list[list[str]] | None = None,
         company: list[str] | None = None,
         stuff: list[str] | None = None,
@@ -69,6 +72,7 @@ class Segmentation:
         self.decoder = decoder
         self.picture = picture
         self.background = background
+        self.thresholds = thresholds or {}
         self.input_size = input_size
         self.patch = patch
         self.outputs = outputs
@@ -103,8 +107,15 @@ class Segmentation:
 
     def labels_at(self, size: tuple[int, int]) -> np.ndarray:
         """Label map (height, width) at another size of the same photo."""
-        names, scores = self.best_at(size)
-        return names if self.background is None else np.where(scores < self.background, -1, names)
+        best, scores = self.best_at(size)
+        if self.background is None:
+            return best
+        least = np.array([self.threshold_of(name) for name in self.names], dtype=np.float32)
+        return np.where(scores < (least[best] if self.thresholds else self.background), -1, best)
+
+    def threshold_of(self, name: str) -> float | None:
+        """Threshold of a class; None if no pixel may be none of these."""
+        return None if self.background is None else self.thresholds.get(name, self.background)
 
     def best_at(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The best class of each pixel without the threshold, int64 (height, width), and its score, float32."""
@@ -222,12 +233,7 @@ class Segmentation:
         if not self.outputs[0].routing:
             raise LdvcError("This result holds no routing: segment with attention=True and the decoder 'ldvc'.")
         assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
-        at = ((y + 0.5) * self.patch, (x + 0.5) * self.patch)  # input pixels
-        output = min(self.outputs, key=lambda each: distance_to_centre(each.window, at))
-        grid = tuple(output.logits.shape[-2:])
-        row = min(max(int((at[0] - output.window.top) // self.patch), 0), grid[0] - 1)
-        column = min(max(int((at[1] - output.window.left) // self.patch), 0), grid[1] - 1)
-        return patch_routing(output.routing[layer], row=row, column=column, grid=grid, window=output.window)
+        return patch_routing(self.outputs, y, x, layer=layer, patch=self.patch)
 
     def patch_attention(self, y: int, x: int) -> np.ndarray:
         """Attention (h, w) of the patch in row `y`, column `x` of `grid` to all patches, in the last block of the image tower.
@@ -248,6 +254,22 @@ class Segmentation:
             input_size=self.input_size,
             patch=self.patch,
         ).numpy()
+
+    def patch_similarity(self, y: int, x: int, *, after: bool) -> np.ndarray:
+        """Cosine similarity (h, w), float32 in -1..1, of the patch in row `y`, column `x` of `grid` and all patches.
+
+        Compared are features as they enter the decoder or, `after` it, its last cross-attention. With plain CLIP, which has no
+        decoder, both are the same. Where windows overlap, unit vectors are averaged.
+
+        Raises:
+            LdvcError: this result was made with features=False.
+        """
+        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
+        maps = [output.unit_patches(after=after) for output in self.outputs]
+        patches = maps[0]  # (d, h, w)
+        if len(maps) > 1:
+            patches = torch.nn.functional.normalize(self._stitch(maps, self.grid, grid=True), dim=0)
+        return torch.einsum("dhw,d->hw", patches, patches[:, y, x]).clamp(-1, 1).numpy()
 
     @property
     def features(self) -> list[DecoderFeatures]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
-from PIL import Image
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
 
 # A qualitative palette: strong hues that also differ in lightness.
 PALETTE = [
@@ -31,6 +34,9 @@ PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.0
 
 NONE_COLOUR = "#8a8a8a"
 OPACITY = 0.55  # of classes over the photo
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+LETTERS = 1 / 52  # size of written names, as share of the photo's long side
+PART = 5  # see `place_for`
 
 
 # ---- colours ----------------------------------------------------------------------------------------------------------
@@ -158,6 +164,7 @@ def overlay(
     opacity: float = OPACITY,
     outline: bool = True,
     only: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Paint a label map over a photo.
 
@@ -169,6 +176,7 @@ def overlay(
         opacity: of the colours, 0..1; 0 leaves the photo as it is.
         outline: draw a white line between areas.
         only: draw this class only, and all others like none of these.
+        names: of the classes, written on their areas; see `write_names`.
 
     Returns:
         uint8 (H, W, 3).
@@ -196,7 +204,59 @@ def overlay(
     if outline:
         edge = outlines(labels)
         mixed[edge] = 0.25 * mixed[edge] + 0.75 * 255
-    return mixed.clip(0, 255).astype(np.uint8)
+    painted = mixed.clip(0, 255).astype(np.uint8)
+    return painted if names is None else write_names(painted, labels, names)
+
+
+def write_names(painted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Write the name of each class where its area has the most room, if there is enough.
+
+    A name with characters that the font lacks is written as the class's number in the mask, which counts from 1.
+
+    Args:
+        painted: uint8 (H, W, 3).
+        labels: int (H, W), index into `names`.
+
+    Returns:
+        A new picture uint8 (H, W, 3).
+    """
+    size = max(10, round(max(labels.shape) * LETTERS))
+    letters, font = FT2Font(str(FONT)).get_charmap(), ImageFont.truetype(FONT, size)
+    picture = Image.fromarray(painted)
+    draw = ImageDraw.Draw(picture)
+    for index in np.unique(labels[labels >= 0]):
+        name = names[index] if all(ord(letter) in letters for letter in names[index]) else str(index + 1)
+        place = place_for((1.3 * size, font.getlength(name) + 0.6 * size), labels == index)
+        if place is not None:
+            line = max(1, round(size / 8))
+            draw.text(place[::-1], name, "white", font, "mm", stroke_width=line, stroke_fill="#14161c")
+    return np.asarray(picture)
+
+
+def place_for(box: tuple[float, float], mask: np.ndarray) -> tuple[float, float] | None:
+    """The middle (y, x) of the largest box of these proportions inside a mask, or None if the box itself is too large.
+
+    It is found by erosion on a grid whose cells are the box divided by `PART` in height and width.
+
+    Args:
+        box: (height, width) in pixels.
+        mask: bool (H, W).
+    """
+    rows, columns = (
+        ((np.arange(int(side * PART / length)) + 0.5) * length / PART).astype(int)
+        for side, length in zip(mask.shape, box, strict=True)
+    )
+    smaller, depth = mask[np.ix_(rows, columns)], 0
+    while smaller.any():
+        cells, depth = smaller, depth + 1
+        padded = np.pad(cells, 1)
+        high = padded[:-2] & padded[1:-1] & padded[2:]
+        smaller = high[:, :-2] & high[:, 1:-1] & high[:, 2:]
+    if 2 * depth <= PART:
+        return None
+    found = np.argwhere(cells)
+    y, x = found[((found - found.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return float(rows[y]), float(columns[x])
 
 
 def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength: float = 0.8) -> np.ndarray:

@@ -35,6 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of app.py, started once as users start it, without network."""
     folder = tmp_path_factory.mktemp("app")
     with serve(folder, environment={**os.environ, "LDVC_MODEL": model_to_serve(folder)}) as served:
+        served.wait_for_examples()
         yield served.address
         log = served.log.read_text()
         assert "Traceback" not in log, f"the page met an error:\n{log}"
@@ -61,9 +62,13 @@ def browser() -> Iterator:
 
 
 class Visitor:
-    """A visitor with a browser window of their own; `close` fails if something happened that never should."""
+    """A visitor with a browser window of their own; `close` fails if something happened that never should.
 
-    def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
+    Args:
+        opening: whether the page opens with an answer, as app.py's does.
+    """
+
+    def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False, opening: bool = True) -> None:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
         )
@@ -78,6 +83,10 @@ class Visitor:
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         self.page.goto(url)
         self.page.get_by_role("button", name="Segment", exact=True).wait_for()
+        self.opened = 0
+        if opening:
+            self.wait_for_answer()
+            self.opened = self.answers()
 
     def _note_request(self, request) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
@@ -88,10 +97,16 @@ class Visitor:
             self.errors.append(message.text)
 
     def upload(self, path: Path) -> None:
-        """Choose a file and wait until it has arrived."""
+        """Choose a file instead of the present one and wait until it has arrived."""
+        if self.page.locator("#photo img").count():
+            self.remove_photo()
         with self.page.expect_response(lambda response: "/upload" in response.url):
             self.page.locator("#photo input[type=file]").set_input_files(path)
         self.page.locator("#photo img").wait_for()
+
+    def remove_photo(self) -> None:
+        self.page.get_by_label("Remove Image").or_(self.page.get_by_label("Clear")).first.click()
+        self.page.locator("#photo img").wait_for(state="detached")
 
     def type_names(self, names: str) -> None:
         self.page.locator("#names textarea").fill(names)
@@ -117,10 +132,11 @@ class Visitor:
         """How many answers the viewer has painted."""
         return int(self.page.evaluate("document.querySelector('[data-drawn]')?.dataset.drawn ?? 0"))
 
-    def wait_for_answer(self, more_than: int = 0) -> None:
-        """Until the viewer has painted more answers than so many."""
+    def wait_for_answer(self, more_than: int | None = None) -> None:
+        """Until the viewer has painted more answers than so many; None: than when the page was opened."""
         self.page.wait_for_function(
-            "count => Number(document.querySelector('[data-drawn]')?.dataset.drawn ?? 0) > count", arg=more_than
+            "count => Number(document.querySelector('[data-drawn]')?.dataset.drawn ?? 0) > count",
+            arg=self.opened if more_than is None else more_than,
         )
 
     def painted(self) -> np.ndarray:

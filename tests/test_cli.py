@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,24 @@ def test_a_second_run_continues(
     assert segment(photos, tmp_path, tiny_checkpoint, "--decoder", "zegclip") == 0
     assert "earlier run" not in capsys.readouterr().out
     assert json.loads((tmp_path / "data/a.json").read_text())["model"]["decoder"] == "zegclip"
+
+
+def test_cutouts_and_overlays_without_names(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    photo, folder = tmp_path / "a.png", tmp_path / "out"
+    Image.open(photos / "b.png").resize((320, 240)).save(photo)
+    assert segment(photo, folder, tiny_checkpoint) == 0
+    usual = contents(folder)
+    assert segment(photo, folder, tiny_checkpoint, "--cutouts", "--no-overlay-names") == 0
+    found = contents(folder)
+    assert set(found) == {*usual, "cutouts/a.zip"}
+    assert found["mask/a.png"] == usual["mask/a.png"] and found["overlay/a.png"] != usual["overlay/a.png"]
+    mask, pixels = np.asarray(Image.open(folder / "mask/a.png")), np.asarray(Image.open(photo))
+    archive = zipfile.ZipFile(folder / "cutouts/a.zip")
+    assert archive.namelist()
+    for member in archive.namelist():
+        inside = mask == int(member.partition("_")[0])
+        expected = np.dstack([pixels, np.full_like(mask, 255)]) * inside[..., None]
+        assert np.array_equal(np.asarray(Image.open(archive.open(member))), expected)
 
 
 def test_two_processes_give_the_files_of_one(photos: Path, output: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

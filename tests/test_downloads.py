@@ -83,14 +83,14 @@ def test_masks_in_a_zip(result: Segmentation) -> None:
 
 
 def test_overlay_file(result: Segmentation) -> None:
-    name, content = made("overlay", result, OverlayStyle(opacity=1.0, outline=False, alone="dog"))
+    name, content = made("overlay", result, OverlayStyle(opacity=1.0, outline=False, names=False, alone="dog"))
     painted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     inside = result.labels == 0
     assert name == "my_photo_v2-overlay.png" and inside.any()
     assert (painted[inside] == rgb(colours_for(result.names)[0])).all()
     others = painted[~inside]
     assert (others == others[:, :1]).all(), "the others are grey"
-    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, OverlayStyle(opacity=0.0, outline=False))[1])))
+    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, OverlayStyle(opacity=0.0, outline=False, names=False))[1])))
     assert np.array_equal(untouched[result.labels >= 0], result.picture[result.labels >= 0])
 
 

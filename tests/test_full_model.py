@@ -16,9 +16,9 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
+from ldvc.config import FULL_CLIP_SETTINGS
 from ldvc.errors import WeightsNotFoundError
 from ldvc.modeling import clip_weights
-from ldvc.plain_clip import FULL_CLIP_SETTINGS
 from ldvc.predictor import Predictor
 from ldvc.web import models, texts
 from ldvc.web.api import Api
@@ -169,7 +169,7 @@ def test_a_decoder_that_could_not_be_fetched_is_fetched_again(
 
 
 class Hub:
-    """A stand-in for `fetch_weights` that goes on when it is told to, or fails."""
+    """A stand-in for `find_pretrained` that goes on when it is told to, or fails."""
 
     def __init__(self, weights: Path) -> None:
         self.weights, self.calls = weights, 0
@@ -191,7 +191,7 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The weights are missing until they are downloaded from this Hub."""
     hub = Hub(tmp_path / "weights")
-    monkeypatch.setattr(models, "fetch_weights", hub.fetch)
+    monkeypatch.setattr(models, "find_pretrained", hub.fetch)
     monkeypatch.setattr(models, "hub_reachable", lambda: True)
     missing = {True: None, False: ("ViT", "openai")}
     monkeypatch.setattr(models, "clip_to_download", lambda source: missing[source != "full" or hub.weights.exists()])
@@ -275,7 +275,7 @@ def test_weights_come_from_the_hub_with_progress(tmp_path: Path, monkeypatch: py
         return str(tmp_path / given["filename"])
 
     monkeypatch.setattr(clip_weights, "hf_hub_download", download)
-    path = clip_weights.fetch_weights("ViT-B-16-quickgelu", "openai", tqdm_class=dict)
+    path, _ = clip_weights.find_pretrained("ViT-B-16-quickgelu", "openai", tqdm_class=dict)
     repository = "timm/vit_base_patch16_clip_224.openai"
     names = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     assert asked == [(repository, name, dict) for name in names] and path == tmp_path / names[1]
@@ -293,7 +293,7 @@ def address(registry: ModelRegistry) -> Iterator[str]:
 
 
 def test_a_visitor_chooses_full(browser, address: str) -> None:
-    visitor = Visitor(browser, address)
+    visitor = Visitor(browser, address, opening=False)
     page = visitor.page
     visitor.upload(DOG)
     page.locator("#model input").click()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ldvc.visualize import rgb
-from ldvc.web.inputs import read_examples
+from ldvc.web.examples import read_examples
 from tests.browsing import DOG, EVIL, ROOT, Visitor, set_range
 
 
@@ -32,8 +32,8 @@ def test_segment_isolate_download(visitor: Visitor) -> None:
     page = visitor.page
     visitor.upload(DOG)
     visitor.type_names(f"dog | hound, grass, {EVIL}")
-    page.locator("#chips li").nth(2).wait_for()
     chips = page.locator("#chips")
+    chips.get_by_text(EVIL).wait_for()
     assert EVIL in chips.inner_text() and chips.locator("img").count() == 0
     assert [each.inner_text() for each in chips.locator(".ldvc-tag").all()] == ["seen", "seen", "unseen"]
     page.get_by_label("Class names").press("Enter")
@@ -123,6 +123,7 @@ def test_segment_isolate_download(visitor: Visitor) -> None:
 
 def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: Path) -> None:
     page = visitor.page
+    visitor.remove_photo()
     visitor.type_names("dog, grass")
     visitor.segment()
     assert "Choose a photo first" in page.locator("#photo-problem [role=alert]").inner_text()
@@ -139,7 +140,7 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
     before = visitor.painted()
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"this is no picture")
-    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    visitor.remove_photo()
     page.locator("#photo input[type=file]").set_input_files(broken)
     page.locator("#photo-problem [role=alert]").wait_for()  # before anything was asked
     assert "not a picture" in page.locator("#photo-problem [role=alert]").inner_text()
@@ -148,7 +149,6 @@ def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: 
     assert page.get_by_label("Class names").input_value() == "dog, grass"
     assert np.array_equal(visitor.painted(), before)
     assert "Traceback" not in page.locator("body").inner_text()
-    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
     visitor.upload(DOG)
     page.locator("#photo-problem [role=alert]").wait_for(state="detached")
 
@@ -158,7 +158,8 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
     names = page.get_by_label("Class names")
     page.get_by_role("button", name="Dog on grass", exact=True).wait_for()
     page.get_by_role("button", name="Dog on grass", exact=True).click()
-    page.locator("#photo img").wait_for()
+    visitor.wait_for_answer()
+    assert visitor.legend() == ["dog", "grass", "cat", "none of these"], "without the button"
     page.locator("#chips").get_by_text("grass").wait_for()
     page.wait_for_function("document.querySelector('#names textarea').value === 'dog, grass, cat'")
     page.locator("#chips li").nth(3).wait_for(state="detached")
@@ -167,9 +168,10 @@ def test_example_one_name_chips_vocabularies_and_models(visitor: Visitor) -> Non
     page.locator("#chips li").nth(2).wait_for(state="detached")
     assert names.input_value() == "dog, cat"
 
+    before = visitor.answers()
     visitor.type_names("dog")
     names.press("Enter")
-    visitor.wait_for_answer()
+    visitor.wait_for_answer(before)
     assert names.input_value() == "dog" and visitor.legend() == ["dog", "none of these"]
     visitor.changed_by(lambda: page.get_by_label("Allow “none of these”").uncheck())
     for typed, legend in (("dog, cat", ["dog", "cat"]), ("dog, other", ["dog", "none of these"])):
@@ -207,13 +209,18 @@ def test_of_two_quick_clicks_on_examples_the_last_counts(visitor: Visitor) -> No
         while busy:
             page.wait_for_event("requestfinished")
         page.locator(f"#examples [data-chosen='{last}']").wait_for()
-        names = examples[last][2]
+        names, photo = examples[last].names, Path(examples[last].path)
         page.wait_for_function("names => document.querySelector('#names textarea').value === names", arg=names)
-        page.wait_for_function(
-            "names => [...document.querySelectorAll('#chips .ldvc-name')].map(each => each.innerText).join(', ') === names",
-            arg=names,
-        )
-        assert Path(examples[last][0]).name in page.locator("#photo img").get_attribute("src")
+        for places in ("#chips .ldvc-name", "#legend li:not([hidden]) button .ldvc-name"):
+            page.wait_for_function(
+                "([places, names]) => [...document.querySelectorAll(places)].map(each => each.innerText).join(', ') === names",
+                arg=[places, names],
+            )
+        assert photo.name in page.locator("#photo img").get_attribute("src")
+        name, content = visitor.download("data")
+        assert name == f"{photo.stem}-segmentation.json"
+        assert ", ".join(each["name"] for each in json.loads(content)["classes"]) == names
+        assert page.locator("#stale .ldvc-notice").count() == 0
 
 
 def test_two_visitors_see_their_own(browser, url: str) -> None:

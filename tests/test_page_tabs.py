@@ -71,6 +71,26 @@ def test_attention_of_every_name(asked: Visitor) -> None:
     assert not page.locator("#attention-company").is_visible(), "several names need no company"
 
 
+def test_all_layers_and_heads_by_keyboard(asked: Visitor) -> None:
+    page = asked.page
+    open_tab(asked, "Attention", "#attention-grid img")
+    maps = page.locator("#heads-view button")
+    assert maps.count() == 0, "they are drawn when they are wanted"
+    page.locator("#heads input").check()
+    maps.first.wait_for()
+    assert maps.count() == 3 * 9
+    maps.nth(3).focus()
+    changed(asked, "#attention-grid img", "src", lambda: page.keyboard.press("Enter"))
+    page.locator("#heads-view button[aria-pressed=true][data-layer='0'][data-head='2']").wait_for()
+    assert page.locator("#attention-layer").get_by_label("1").is_checked()
+    assert page.locator("#attention-head input").input_value() == "3"
+    assert page.evaluate("document.activeElement.dataset.head") == "2", "the focus must outlive the answer"
+    page.locator("#attention-layer").get_by_label("3").click()
+    page.locator("#heads-view button[aria-pressed=true][data-layer='2'][data-head='2']").wait_for()
+    page.locator("#heads input").uncheck()
+    maps.first.wait_for(state="detached")
+
+
 def test_attention_slider_by_keyboard(asked: Visitor) -> None:
     page = asked.page
     open_tab(asked, "Attention", "#attention-slider img")
@@ -98,7 +118,7 @@ def test_routing_by_click_key_and_number(asked: Visitor) -> None:
     assert patch() == (0, columns - 1)
     assert page.locator("#routing-row input").input_value() == "1"
     assert page.locator("#routing-column input").input_value() == str(columns)
-    assert page.locator("#routing-view rect.ldvc-patch").count() == 1
+    assert page.locator("#routing-view .ldvc-stage rect.ldvc-patch").count() == 1
     assert (
         page.locator("#routing-view .ldvc-stage rect.ldvc-region").count() == 4 == page.locator(".ldvc-badge").count()
     )
@@ -108,8 +128,8 @@ def test_routing_by_click_key_and_number(asked: Visitor) -> None:
     stage.focus()
     changed(asked, "#routing-view .ldvc-stage", "data-row", lambda: page.keyboard.press("ArrowDown"))
     assert patch() == (1, columns - 1)
-    changed(asked, "#routing-view .ldvc-stage", "data-column", lambda: page.keyboard.press("Home"))
-    assert patch() == (1, 0)
+    changed(asked, "#routing-view .ldvc-alike img", "src", lambda: page.keyboard.press("Home"))
+    assert patch() == (1, 0) and page.locator("#routing-view .ldvc-alike img").count() == 2
     assert page.evaluate("document.activeElement.className") == "ldvc-stage", "the focus must outlive the answer"
 
     for _ in range(6):  # faster than the server answers
@@ -186,14 +206,14 @@ def test_an_untidy_list_is_tidied(asked: Visitor) -> None:
 
 
 def test_an_answer_says_when_it_is_that_of_another_question(asked: Visitor) -> None:
-    page, stale = asked.page, asked.page.locator("#stale .ldvc-notice")
+    stale = asked.page.locator("#stale .ldvc-notice")
     asked.ask("dog, grass")
     stale.wait_for(state="hidden")
     asked.type_names("dog, grass, sky")
     stale.wait_for()
     asked.type_names(" dog;grass,")
     stale.wait_for(state="hidden")  # the same question
-    page.locator("#examples button").nth(1).click()
+    asked.upload(DOG.with_name("coffee.jpg"))
     stale.wait_for()
     asked.upload(DOG)
     asked.ask("grass, dog")
@@ -258,8 +278,7 @@ def test_phone_in_the_dark(browser, url: str) -> None:
     """At 390 px nothing sticks out and every tab can be reached; in the dark its words are light."""
     visitor = Visitor(browser, url, width=390, dark=True)
     page = visitor.page
-    open_tab(visitor, "Space", "#tab-space .ldvc-empty")
-    open_tab(visitor, "Segment", "#tab-segment .ldvc-empty")
+    assert page.evaluate("scrollY") == 0, "the answer that the page opens with is below"
     visitor.type_names(f"dog, {80 * 'w'}")
     page.locator("#chips li").get_by_text(80 * "w").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the longest name that may be asked for"
@@ -282,6 +301,12 @@ def test_phone_in_the_dark(browser, url: str) -> None:
         colour = page.locator(f"#tab-{name.lower()} h2").first.evaluate("element => getComputedStyle(element).color")
         assert min(int(part) for part in colour[4:-1].split(",")[:3]) > 180, f"{name}: dark words on a dark page"
     assert page.locator("#overlay canvas").bounding_box()["width"] > 300, "the painted photo has the width of the phone"
+    open_tab(visitor, "Attention", "#attention-grid img")
+    page.locator("#heads input").check()
+    page.locator("#heads-view button").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    scrolls = "element => element.scrollWidth > element.clientWidth"
+    assert page.locator(".ldvc-heads-scroll").evaluate(scrolls), "the maps stay readable"
     visitor.close()
 
 

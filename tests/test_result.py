@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ldvc.calibration import Calibration
+from ldvc.calibration import Calibration, SoftmaxCalibration
+from ldvc.errors import LdvcError
 from ldvc.inference import Window
+from ldvc.predictor import Predictor
+from ldvc.window_output import DecoderFeatures
 from tests.results import PATCH, make_result
 
 INPUT = (53, 75)
@@ -48,21 +53,32 @@ def test_scores_follow_the_formula() -> None:
 @several_windows
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    ("classes", "scale", "offset"),
+    ("classes", "scale", "offset", "calibration"),
     [
-        (3, 2.0, 0.0),
-        (150, 2.0, 0.0),
-        (5, 2.0, 25.0),  # sigmoids of float32 are 1 from 17 on
-        (40, 0.01, 30.0),
-        (5, 3.0, -120.0),  # and 0 below -104
-        (5, 0.0, 1.0),  # all classes are equal: the first wins
+        (3, 2.0, 0.0, None),
+        (150, 2.0, 0.0, None),
+        (5, 2.0, 25.0, None),  # sigmoids of float32 are 1 from 17 on
+        (40, 0.01, 30.0, None),
+        (5, 3.0, -120.0, None),  # and 0 below -104
+        (5, 0.0, 1.0, None),  # all classes are equal: the first wins
+        (3, 0.03, 0.0, SoftmaxCalibration()),  # with stuff words
     ],
 )
 def test_labels_are_the_argmax_of_the_scores(
-    windows: list[Window], size: tuple[int, int], classes: int, scale: float, offset: float
+    windows: list[Window],
+    size: tuple[int, int],
+    classes: int,
+    scale: float,
+    offset: float,
+    calibration: SoftmaxCalibration | None,
 ) -> None:
-    result = make_result(random_logits(windows, classes, scale=scale, offset=offset), INPUT, windows=windows)
+    logits = random_logits(windows, classes, scale=scale, offset=offset)
+    result = make_result(logits, INPUT, windows=windows, calibration=calibration)
+    if calibration is not None:
+        for output, (stuff,) in zip(result.outputs, random_logits(windows, 1, scale=scale), strict=True):
+            output.stuff = stuff
     scores = result.scores_at(size)
+    np.testing.assert_allclose(result.scores_at(size, 1), scores[1], rtol=3e-7)
     assert scores.dtype == np.float32 and scores.min() >= 0 and scores.max() <= 1
     assert np.array_equal(result.labels_at(size), scores.argmax(axis=0))
     best, score = result.best_at(size)
@@ -181,3 +197,42 @@ def test_attention_at_any_size_sums_to_one(windows: list[Window]) -> None:
         assert maps.shape == (5, *size)
         np.testing.assert_allclose(maps.sum(axis=0), 1, atol=1e-5)
         assert np.array_equal(result.attention_at(attention[2], size), maps[2])
+
+
+# ---- patches alike
+
+
+def features_of(window: Window) -> DecoderFeatures:
+    before, after = (torch.randn(grid_of(window)[0] * grid_of(window)[1], 6) for _ in range(2))
+    return DecoderFeatures(before, after, torch.randn(2, 6), torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_patches_are_compared_with_all_patches(after: bool) -> None:
+    """Patch by patch, as a cosine; where two windows overlap, in the mean of their unit vectors."""
+    windows = [Window(0, 0, 48, 48), Window(0, 32, 48, 48)]  # columns 0 to 2 and 2 to 4
+    result = make_result(random_logits(windows, 2), (48, 80), windows=windows)
+    vectors: dict[tuple[int, int], list[np.ndarray]] = {}
+    for output, first in zip(result.outputs, (0, 2), strict=True):
+        output.features = features_of(output.window)
+        values = (output.features.patches_after if after else output.features.patches_before).numpy()
+        for index, vector in enumerate(values):
+            at = (index // 3, index % 3 + first)
+            vectors.setdefault(at, []).append(vector / np.linalg.norm(vector))
+    means = {at: np.mean(found, axis=0) for at, found in vectors.items()}
+    for y, x in ((0, 0), (1, 2), (2, 4)):
+        found = result.patch_similarity(y, x, after=after)
+        assert found.shape == (3, 5) and found.dtype == np.float32
+        for at, vector in means.items():
+            cosine = vector @ means[y, x] / np.linalg.norm(vector) / np.linalg.norm(means[y, x])
+            assert found[at] == pytest.approx(cosine, abs=1e-6)
+
+
+def test_similarity_without_a_decoder_and_without_features(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
+    image = predictor.encode_image(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
+    clip = predictor.sibling("clip").segment("dog", image=image, features=True)
+    before, after = (clip.patch_similarity(1, 1, after=each) for each in (False, True))
+    assert np.array_equal(before, after) and before[1, 1] == pytest.approx(1) and np.ptp(before) > 0
+    with pytest.raises(LdvcError, match="features=True"):
+        predictor.segment("dog", image=image).patch_similarity(1, 1, after=True)

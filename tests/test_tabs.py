@@ -22,7 +22,8 @@ from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer, Session
 from ldvc.web.tabs import VIEWER_DEFAULT, Shared, Tab
-from ldvc.web.tabs.attention import COMPANY_HELP, INTERVENTION, ONE_NAME, RESCALED, SHOWN, AttentionTab, make_company
+from ldvc.web.tabs.attention import ONE_NAME, SHOWN, AttentionTab, make_company
+from ldvc.web.tabs.attention_maps import COMPANY_HELP, INTERVENTION, RESCALED
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
 from ldvc.web.tabs.segment import SegmentTab, make_viewer
@@ -67,9 +68,9 @@ def answer(segmenter: Segmenter, photo: str) -> Answer:
 
 
 def values(tab: Tab, session: Session | None = None, **changes: object) -> dict:
-    """The values of a tab's inputs, of which some are changed by the tab's attribute, or `background`, `alone`, `company`."""
+    """The values of a tab's inputs, of which some are changed by the tab's attribute, the viewer's key, or `company`."""
     found = {widget: getattr(widget, "value", None) for widget in tab.inputs}
-    viewer = {**VIEWER_DEFAULT, **{key: changes.pop(key) for key in ("background", "alone") if key in changes}}
+    viewer = VIEWER_DEFAULT | {key: changes.pop(key) for key in ("background", "alone", "thresholds") if key in changes}
     found |= {tab.shared.session: session or Session(), tab.shared.viewer: viewer}
     found[tab.shared.company] = changes.pop("company", True)
     return found | {getattr(tab, name): value for name, value in changes.items()}
@@ -141,6 +142,19 @@ def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answ
     for make in makers:
         _, problem = make(values(tab))
         assert html.problem(texts.EXPIRED) == problem
+
+
+def test_all_tabs_and_files_follow_the_thresholds_of_single_classes(tabs: dict, answer: Answer) -> None:
+    tab, viewer = tabs[SegmentTab], {"background": 0.0, "thresholds": {"zebra": 1.5, "gone": 0.3}}
+    (usual,) = tab.results(answer, values(tab, background=0.0), "ldvc")
+    assert (usual.labels == 1).any() and (usual.labels >= 0).all()
+    mask = np.asarray(Image.open(io.BytesIO(tab.make("mask", answer, values(tab, **viewer))[1])))
+    assert np.array_equal(mask, np.where(usual.labels == 1, 0, usual.labels + 1))
+    for other in tabs.values():
+        (result,) = other.results(answer, values(other, **viewer), "ldvc")
+        assert result.thresholds == {"zebra": 1.0} and not (result.labels == 1).any()
+        (result,) = other.results(answer, values(other, background=None, thresholds={"zebra": 1}), "ldvc")
+        assert np.array_equal(result.labels, usual.labels), "none of these is not allowed"
 
 
 @pytest.mark.parametrize(

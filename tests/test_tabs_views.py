@@ -20,8 +20,9 @@ from ldvc.predictor import Predictor
 from ldvc.visualize import colours_for, heat_table
 from ldvc.web import texts
 from ldvc.web.html import GREY, heat_uri, number, photo_uri
-from ldvc.web.tabs import attention, compare
-from ldvc.web.tabs.attention import Column, attention_grid, attention_slider, value_range
+from ldvc.web.tabs import attention_maps as attention
+from ldvc.web.tabs import compare
+from ldvc.web.tabs.attention_maps import Column, attention_grid, attention_slider, value_range
 from ldvc.web.tabs.compare import Painted, compare_html, paint_all
 from ldvc.web.tabs.routing import BARS, RoutedPatch, route_html
 from ldvc.web.tabs.segment import MAPS_SHOWN, class_maps, viewer_data
@@ -189,7 +190,7 @@ def test_attention_inside_and_outside_the_mask(results: dict) -> None:
 
 def test_company_has_a_row(predictor: Predictor) -> None:
     photo = np.random.default_rng(4).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL))
+    result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL), features=True)
     result.background = None
     columns = [Column.of("ldvc", result, layer=-1, head=0), Column("zegclip")]
     assert np.allclose(columns[0].company + columns[0].none + columns[0].maps[0], 1, atol=1e-6)
@@ -277,7 +278,7 @@ def test_route_draws_what_was_found(results: dict) -> None:
     regions = [tuple(float(rect[side]) for side in sides) for rect in page.all("rect", "ldvc-region")]
     chosen = len(patch.boxes)
     assert regions[:chosen] == [pytest.approx(box, abs=1e-3) for box in patch.boxes]
-    (box,) = page.all("rect", "ldvc-patch")
+    box = page.all("rect", "ldvc-patch")[0]
     assert [float(box[side]) for side in sides] == pytest.approx(patch.patch_box, abs=1e-3)
     for affinity in patch.routing.affinity:
         assert number(float(affinity), 1) in page.text and number(float(affinity), 2) in page.text
@@ -285,7 +286,7 @@ def test_route_draws_what_was_found(results: dict) -> None:
     # Heat: transparent but in the chosen regions, palest where the head attends most.
     (heat,) = page.all("img", "ldvc-stage-heat")
     drawn = pixels(heat["src"], "RGBA")
-    assert ((drawn[..., 3] > 0) == result.outputs[0].routing[1].chosen_patches(2, 3).numpy()).all()
+    assert ((drawn[..., 3] > 0) == (result.outputs[0].routing[1].token_attention(2, 3)[0].numpy() > 0)).all()
     attention = result.routing(2, 3, 1).token_attention[0]
     brightest = np.unravel_index((drawn[..., :3].sum(axis=2) * (drawn[..., 3] > 0)).argmax(), attention.shape)
     assert attention[brightest] == attention.max() and (drawn[brightest][:3] == heat_table()[255]).all()
@@ -295,13 +296,13 @@ def test_route_draws_what_was_found(results: dict) -> None:
         assert number(float(share)) in page.text and name in page.text
     stage = page.all("div", "ldvc-stage")[0]
     assert stage["tabindex"] == "0" and stage["data-row"] == "2" and stage["data-column"] == "3"
-    assert "Row 3 of" in page.text and EVIL in page.text and len(page.all("img")) == 2
+    assert "Row 3 of" in page.text and EVIL in page.text and len(page.all("img")) == 4
 
 
 def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
     names = [f"thing {i}" for i in range(BARS + 5)]
     photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    result = predictor.segment(names, image=predictor.encode_image(photo))
+    result = predictor.segment(names, image=predictor.encode_image(photo), features=True)
     patch = RoutedPatch.of(result, 0, 0, layer=-1, head=None)
     page = Page(route_html(patch, result, photo="data:", layer=0, head=None))
     assert "and 5 more names" in page.text
@@ -339,7 +340,7 @@ def test_of_a_long_list_the_names_that_patches_got_are_written(predictor: Predic
     names = ["dog", EVIL, *(f"thing {index}" for index in range(30))]
     result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture), features=True)
     space = shared_space({"ldvc": movement_of(result)})
-    got = {names[label] for label in space.decoders["ldvc"].movement.class_of_patch}
+    got = {names[label] for label in space.decoders["ldvc"].class_of_patch}
     source = space_html(space, names, names, colours_for(names))
     written = re.findall(r"<text [^>]*>([^<]*)</text>", source)
     assert 0 < len(written) <= LABELS and {word.replace("&lt;", "<").replace("&gt;", ">")[:12] for word in written} <= {

@@ -174,14 +174,6 @@ def test_prompts_have_dropout_only_in_training(tiny_clip: FrozenClip) -> None:
     torch.testing.assert_close(a, b)
 
 
-def test_patch_tokens_can_be_reused(tiny_clip: FrozenClip) -> None:
-    tower = ImageTower(tiny_clip).eval()
-    images = torch.randn(1, 3, 64, 80)
-    patch_tokens = tower.embed_patches(images)
-    assert patch_tokens.shape == (1, 64, 4, 5) and not patch_tokens.requires_grad
-    assert torch.equal(tower(patch_tokens=patch_tokens).patch_features, tower(images).patch_features)
-
-
 def test_frozen_clip_stays_frozen_and_has_clips_scale_and_bias(tiny_architecture: dict) -> None:
     clip = make_clip(tiny_architecture)
     assert not clip.train().model.training and not any(p.requires_grad for p in clip.parameters())

@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 from ldvc.class_names import SeenNames, class_lists, parse_names, plain
 from ldvc.predictor import COMPANY
 from ldvc.web import html, models, texts
-from ldvc.web.inputs import EXAMPLES_FOLDER, chips, read_examples
+from ldvc.web.examples import EXAMPLES_FOLDER, OPENING, read_examples
+from ldvc.web.inputs import chips
 from ldvc.web.models import LoadedModel, ModelRegistry
 from ldvc.web.page import build_page
 from ldvc.web.segmenter import LCSA_OFF, Segmenter, checked_background
@@ -277,12 +278,13 @@ def test_the_answer_replaces_the_older_one_on_every_tab(registry: ModelRegistry,
 def test_settings_of_the_viewer_hold_for_the_next_question(segmenter: Segmenter, photo: str, tmp_path: Path) -> None:
     full = save_tiny_checkpoint(tmp_path, metadata={"calibration": {"threshold": 0.375}})
     page = build_page(ModelRegistry(segmenter.registry.get(None), str(full)))
-    session, viewer = Session(), {**VIEWER_DEFAULT, "background": 0.8, "alone": "cat"}
+    session, viewer = Session(), {**VIEWER_DEFAULT, "background": 0.8, "alone": "cat", "thresholds": {"sky": 0.6}}
     for names, alone in (("dog, cat", "cat"), ("dog, sky", None)):
         changes = ask(page, session, photo, names, overlay=viewer)
         assert changes["overlay"].value == {**viewer, "alone": alone}
     changes = ask(page, session, photo, "dog, sky", overlay=viewer, model="full")
-    assert changes["overlay"].value["background"] == OWN_THRESHOLD, "a threshold belongs to the scores of one checkpoint"
+    shown = changes["overlay"].value
+    assert (shown["background"], shown["thresholds"]) == (OWN_THRESHOLD, {}), "they belong to the scores of one checkpoint"
     assert changes["overlay"].props["answer"]["own_threshold"] == 0.375
     unticked = {**VIEWER_DEFAULT, "background": None}
     assert ask(page, session, photo, "dog, sky", overlay=unticked, model="full")["overlay"].value["background"] is None
@@ -347,10 +349,11 @@ def test_examples_are_complete() -> None:
     examples = read_examples()
     licences = (EXAMPLES_FOLDER / "README.md").read_text(encoding="utf-8")
     photos = sorted(path.name for path in EXAMPLES_FOLDER.glob("*.jpg"))
-    assert sorted(Path(path).name for path, _, _ in examples) == photos and 6 <= len(photos) <= 8
-    for path, title, names in examples:
-        assert Path(path).stat().st_size < 300_000
-        assert f"`{Path(path).name}`" in licences and title and "," in names
+    assert sorted(Path(each.path).name for each in examples) == photos and 6 <= len(photos) <= 8
+    assert OPENING in [each.key for each in examples]
+    for each in examples:
+        assert Path(each.path).stat().st_size < 300_000
+        assert f"`{Path(each.path).name}`" in licences and each.title and "," in each.names
 
 
 def test_documented_endpoints(registry: ModelRegistry) -> None:

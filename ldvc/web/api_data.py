@@ -67,7 +67,7 @@ def whole(value: Any, name: str) -> int:
     """
     try:
         number = float(value or 0)
-        if number == int(number):
+        if number == int(number) and not isinstance(value, bool):
             return int(number)
     except (TypeError, ValueError, OverflowError):
         pass
@@ -103,22 +103,21 @@ def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, An
     """The plane and the decoders as numbers; see the endpoint."""
     decoders = {}
     for decoder, part in space.decoders.items():
-        moved = part.movement
         decoders[decoder] = {
             "drift": part.drift,
             "similarity": part.similarity,
             "names": [
                 {
                     "name": word,
-                    "class": names[moved.class_of_embedding[index]],
+                    "class": names[part.class_of_embedding[index]],
                     "before": rounded(part.embeddings_before[index]),
                     "after": rounded(part.embeddings_after[index]),
-                    "drift": float(moved.embedding_drift[index]),
+                    "drift": float(part.embedding_drift[index]),
                 }
                 for index, word in enumerate(words)
             ],
             "patches": {
-                "class": [names[label] for label in moved.class_of_patch],
+                "class": [names[label] for label in part.class_of_patch],
                 "before": rounded(part.patches_before),
                 "after": rounded(part.patches_after),
             },

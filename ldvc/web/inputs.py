@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ldvc.bundled import ASSETS
 from ldvc.class_names import ClassName, SeenNames, class_lists, parse_names, plain
 from ldvc.errors import InvalidNamesError
 from ldvc.web import html, texts
+from ldvc.web.examples import Example, link_to, read_examples
 from ldvc.web.photos import accept_photos
 from ldvc.web.segmenter import Segmenter, check_photo
 from ldvc.web.session import Answer, Problem
 from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values, message
 
-EXAMPLES_FOLDER = ASSETS / "examples"
 OWN = "own"  # key of the visitor's own names among the class lists
 MANY_CHIPS = 12  # from here on, a line says how many there are
 THUMBNAIL_SIDE = 240
@@ -37,19 +33,14 @@ def unchecked(component: Any) -> Any:
     return component
 
 
-def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[tuple[str, str, str]]:
-    """(path, title, fitting names) of each example photo, from the folder's examples.json."""
-    entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    return [(str(folder / entry["file"]), entry["title"], ", ".join(entry["names"])) for entry in entries]
-
-
-def thumbnails(examples: Sequence[tuple[str, str, str]]) -> str:
+def thumbnails(examples: Sequence[Example]) -> str:
     """A button with a small picture for each example."""
     buttons = []
-    for index, (path, title, _) in enumerate(examples):
-        picture = html.photo_uri(np.asarray(Image.open(path).convert("RGB")), long_side=THUMBNAIL_SIDE, quality=75)
+    for index, example in enumerate(examples):
+        photo, title = np.asarray(Image.open(example.path).convert("RGB")), html.escape(example.title)
+        picture = html.photo_uri(photo, long_side=THUMBNAIL_SIDE, quality=75)
         buttons.append(
-            f'<button type="button" data-index="{index}" title="{html.escape(title)}" aria-label="{html.escape(title)}">'
+            f'<button type="button" data-index="{index}" title="{title}" aria-label="{title}">'
             f'<img src="{picture}" alt=""></button>'
         )
     return f'<div class="ldvc-examples">{"".join(buttons)}</div>'
@@ -87,6 +78,15 @@ def chips(names: Sequence[ClassName], seen: SeenNames) -> str:
         count = sum(source is not None for source in sources)
         summary = f'<p class="ldvc-footnote">{texts.CHIPS_COUNT.format(all=len(sources), seen=count)}</p>'
     return f'{summary}<ul class="ldvc-chips" aria-label="{texts.CHIPS_LABEL}">{"".join(items)}</ul>'
+
+
+def copy_link(link: str) -> str:
+    """The button that copies the link to an answer; without a link, it says why."""
+    attribute, said = (f'data-link="{html.escape(link)}"', "") if link else ("disabled", texts.NO_LINK)
+    return (
+        f'<div class="ldvc-link"><button type="button" {attribute}>{texts.COPY_LINK}</button><span role="status" '
+        f'data-copied="{texts.LINK_COPIED}" data-blocked="{texts.LINK_BLOCKED}">{said}</span></div>'
+    )
 
 
 class InputPanel:
@@ -145,6 +145,7 @@ class InputPanel:
         names_problem = message(elem_id="names-problem")
         self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
         run_problem = message(elem_id="run-problem")
+        self.share = gr.HTML(js_on_load=html.static("share.js"), apply_default_css=False, elem_id="share")
         with gr.Row(elem_classes="ldvc-choices"):
             lists = [(texts.OWN_NAMES, OWN), *((each.title, key) for key, each in class_lists().items())]
             self.vocabulary = gr.Dropdown(
@@ -160,7 +161,12 @@ class InputPanel:
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
         self.stale = message(elem_id="stale", render=False)  # rendered above the answer
         self.inputs = {self.photo, self.names, self.model}
-        self.outputs = [self.names, self.stale, *self.problems.values()]
+        self.outputs = [self.names, self.stale, self.share, *self.problems.values()]
+
+    def example(self, example: Example, names: str) -> Changes:
+        """Updates that put an example and class names for it into the column."""
+        path = self.photo.move_resource_to_block_cache(example.path)  # as the browser sends it back
+        return {self.photo: path, self.names: names, self.vocabulary: OWN, **self.sentences()}
 
     def answered(self, answer: Answer) -> Changes:
         """Updates after an answer: the names as they were read, and remarks about them."""
@@ -175,7 +181,8 @@ class InputPanel:
             remarks.append(texts.INDISTINGUISHABLE.format(names=", nor ".join(map(html.quoted, groups))))
         names = ", ".join(name.text for name in answer.asked)
         remarks = {"names": html.notice(" ".join(remarks)), "model": html.notice(answer.notice)}
-        return {self.names: names, self.stale: "", **self.sentences(**remarks)}
+        share = copy_link(link_to(answer, self.examples, self.segmenter.registry))
+        return {self.names: names, self.stale: "", self.share: share, **self.sentences(**remarks)}
 
     def sentences(self, **sentences: str) -> Changes:
         """HTML of the sentences beside some fields; those beside all others are removed."""
@@ -202,11 +209,6 @@ class InputPanel:
     def wire(self) -> None:
         """Declare the events that need no computing."""
         state = {*self.inputs, self.session}
-
-        def choose_example(index: int) -> Changes:
-            path, _, fitting = self.examples[index]
-            chosen = gr.HTML(chosen=[index, secrets.token_hex(4)])  # the script sees every answer, also with the same index
-            return {self.gallery: chosen, self.photo: path, self.names: fitting, self.vocabulary: OWN, **self.sentences()}
 
         def change_photo(values: Values) -> Changes:
             """Says at once, not only when the button is pressed, that a file is no picture. Decodes nothing."""
@@ -260,8 +262,6 @@ class InputPanel:
 
         light = {"queue": False, **QUIET}
         last = {"trigger_mode": "always_last", **light}
-        panel = [self.gallery, self.photo, self.names, self.vocabulary, *self.problems.values()]
-        self.gallery.choose(choose_example, self.gallery, panel, **last)
         self.photo.change(change_photo, state, [self.problems["photo"], self.stale], **last)
         lists = [self.vocabulary, self.names, self.own_names]
         self.vocabulary.input(choose_vocabulary, lists, lists[1:], **light)

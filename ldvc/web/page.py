@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -11,10 +13,11 @@ from starlette.middleware import Middleware
 
 from ldvc.errors import LdvcError
 from ldvc.web import api, html, mcp, texts
-from ldvc.web.inputs import EXAMPLES_FOLDER, InputPanel
+from ldvc.web.examples import EXAMPLES_FOLDER, Example, read_link
+from ldvc.web.inputs import InputPanel
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
-from ldvc.web.session import OWN_THRESHOLD, Problem, Session, Visits
+from ldvc.web.session import OWN_THRESHOLD, Answer, Problem, Session, Visits
 from ldvc.web.surface import Page, Surface
 from ldvc.web.tabs import PRIVATE, QUIET, Changes, Shared, Tab, Values
 from ldvc.web.tabs.attention import AttentionTab, make_company
@@ -40,12 +43,14 @@ LOCK = """(...values) => {
   page.inert = true;
   return values;
 }"""
-# On a phone the answer is below the question: scroll to it, unless something was wrong with the question.
 UNLOCK = """() => {
   const page = document.querySelector(".ldvc-columns");
-  const tabs = document.querySelector("#tabs");
   page.inert = false;
   page.focused?.focus({ preventScroll: true });
+}"""
+# On a phone the answer is below the question: scroll to it, unless something was wrong with the question.
+SCROLL = """() => {
+  const tabs = document.querySelector("#tabs");
   const below = tabs.getBoundingClientRect().top > 0.6 * window.innerHeight;
   if (below && !document.querySelector(".ldvc-question .ldvc-problem")) tabs.scrollIntoView({ behavior: "smooth" });
 }"""
@@ -131,6 +136,7 @@ def build_page(registry: ModelRegistry) -> gr.Blocks:
     title = f"{texts.TITLE}: segment a photo by any names"
     visits = Visits(answers_limit())
     with Page(visits, title=title, analytics_enabled=False, delete_cache=(600, SESSION_SECONDS + 600)) as page:
+        page.segmenter = segmenter
         session = page.session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         shared = Shared(session, make_viewer(), make_company())
         gr.HTML(header())
@@ -143,6 +149,7 @@ def build_page(registry: ModelRegistry) -> gr.Blocks:
                 with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                     for kind in TABS:
                         with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as place:
+                            gr.HTML(f'<p class="ldvc-look">{texts.LOOK_FOR[kind.key]}</p>')
                             tab = tabs[kind.key] = kind(segmenter, shared)
                         place.select(
                             tab.open,
@@ -158,7 +165,7 @@ def build_page(registry: ModelRegistry) -> gr.Blocks:
         for tab in tabs.values():
             tab.wire()
             tab.wire_downloads({"js": LOCK}, unlock_after)
-        wire_question(segmenter, shared, panel, tabs)
+        wire_question(page, shared, panel, tabs)
         api.declare(segmenter, panel, session, tabs["segment"])
     return page.queue(max_size=QUEUE_SIZE)
 
@@ -169,15 +176,19 @@ def unlock_after(event: Any) -> None:
     event.failure(None, js=UNLOCK, **PRIVATE)
 
 
-def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
-    """Connect the button with the tabs."""
+def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
+    """Connect the button, the examples and the page's address with the tabs."""
+    segmenter = page.segmenter
 
     def answer_question(values: Values) -> Changes:
+        return answered(values, segmenter.segment)
+
+    def answered(values: Values, segment: Callable[..., Answer]) -> Changes:
         """A problem becomes a sentence beside its field and changes nothing else."""
         session = values[shared.session]
         before = session.answer
         try:
-            answer = segmenter.segment(
+            answer = segment(
                 values[panel.photo],
                 values[panel.names],
                 model=values[panel.model],
@@ -185,10 +196,10 @@ def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs:
                 previous=before,
             )
             viewer = values[shared.viewer]
-            background = answer.background(viewer["background"])
-            if before is not None and before.model != answer.model and background is not None:
-                background = OWN_THRESHOLD  # a threshold was chosen for the scores of one checkpoint
-            values[shared.viewer] = {**viewer, "background": background}
+            background, thresholds = answer.background(viewer["background"]), viewer["thresholds"]
+            if before is not None and before.model != answer.model:  # thresholds were chosen for the scores of one checkpoint
+                background, thresholds = None if background is None else OWN_THRESHOLD, {}
+            values[shared.viewer] = {**viewer, "background": background, "thresholds": thresholds}
             opened = {session.open_tab}
             changes = panel.answered(answer) | tabs[session.open_tab].show(answer, values)
             session.answer = answer
@@ -205,17 +216,50 @@ def wire_question(segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs:
             log.exception("a question could not be answered")
             return panel.refused(Problem("run", texts.UNEXPECTED))
 
+    def answer_example(values: Values, example: Example, names: str) -> Iterator[Changes]:
+        """Photo and names together with the answer, or before it if it has to be computed."""
+        shown = panel.example(example, names)
+        values |= {panel.photo: shown[panel.photo], panel.names: names}
+        if not segmenter.is_kept(example.fingerprint, values[panel.model]):
+            yield shown
+            shown = {}
+        changes = answered(values, segmenter.segment_example)
+        if not shown:  # the visitor may be changing the names meanwhile
+            changes.pop(panel.names, None)
+        yield {**shown, **changes}
+
+    def choose_example(values: Values) -> Iterator[Changes]:
+        index = values[panel.gallery]
+        chosen = gr.HTML(chosen=[index, secrets.token_hex(4)])  # the script sees every answer, also with the same index
+        example = panel.examples[index]
+        for changes in answer_example(values, example, example.names):
+            yield {panel.gallery: chosen, **changes}
+
+    def open_page(values: Values, request: gr.Request) -> Iterator[Changes]:
+        """The answer that the address asks for, or an example if its answer is computed already."""
+        link = read_link(request.query_params, panel.examples, segmenter.registry)
+        values[panel.model] = link.model or values[panel.model]
+        more = {panel.model: values[panel.model], panel.problems["run"]: html.notice(link.notice)}
+        if link.asked or segmenter.is_kept(link.example.fingerprint, values[panel.model]):
+            for changes in answer_example(values, link.example, link.names):
+                yield {**changes, **more}
+        else:
+            yield more
+
     components = {*panel.inputs, *(each for tab in tabs.values() for each in tab.inputs)}
     outputs = [shared.session, *panel.outputs, *(each for tab in tabs.values() for each in tab.outputs)]
-    pressed = gr.on(
-        [panel.run.click, panel.names.submit],
-        answer_question,
-        components,
-        outputs,
-        js=LOCK,
-        show_progress_on=[panel.run, tabs["segment"].empty, shared.viewer],
-        **PRIVATE,
-    )
+    options = {"show_progress_on": [panel.run, tabs["segment"].empty, shared.viewer], **PRIVATE}
+    # One after the other, so that what is on the screen belongs to the session's answer.
+    question = {"concurrency_id": "question", **options}
+    pressed = gr.on([panel.run.click, panel.names.submit], answer_question, components, outputs, js=LOCK, **question)
     unlock_after(pressed)
-    # After events of the panel that were under way.
-    pressed.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)
+    outputs = [panel.gallery, panel.photo, panel.vocabulary, panel.model, *outputs]
+    chosen = panel.gallery.choose(
+        choose_example, {panel.gallery, *components}, outputs, show_progress="minimal", trigger_mode="always_last", **question
+    )
+    opened = page.load(open_page, components, outputs, show_progress="minimal", **options)
+    for event in (pressed, chosen, opened):
+        # After events of the panel that were under way.
+        event.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)
+    for event in (pressed, chosen):
+        event.success(None, js=SCROLL, **PRIVATE)

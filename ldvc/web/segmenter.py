@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Segmenter:
         self.registry = registry
         self._infer = functools.partial(infer, registry)
         self._infer_on_gpu = on_gpu(self._infer, gpu_seconds)
+        self._kept: dict[tuple[str, str], Answer] = {}  # by fingerprint and model
 
     def model(self, answer: Answer) -> LoadedModel:
         """The model that gave an answer."""
@@ -78,8 +79,9 @@ class Segmenter:
             fingerprint = hashlib.sha256(Path(photo).read_bytes()).hexdigest()
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
-        known = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
-        image = previous.image if known else read_photo(photo)
+        kept = self._kept.get((fingerprint, key))
+        known = previous if previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model) else kept
+        image = known.image if known else read_photo(photo)
         answer = Answer(
             model=key,
             decoder=loaded.decoder,
@@ -91,7 +93,9 @@ class Segmenter:
             names=[name.title for name in classes],
             company=company,
             none_named=asked != classes,
-            pictures=previous.pictures if known else {},
+            kept=kept,
+            results=dict(kept.results) if kept is not None and kept.asked == asked else {},
+            pictures=known.pictures if known is not None and known is not kept else {},
         )
         try:
             # A GPU is borrowed once per question.
@@ -101,11 +105,43 @@ class Segmenter:
             answer.chosen, answer.notice = key, texts.NO_GPU.format(reason=error.reason)
         return answer
 
+    def segment_example(self, photo: str, names: str, *, model: str | None = None, **options: Any) -> Answer:
+        """`segment` for a click on an example: instead of a model that borrows a GPU lite answers, with a notice."""
+        key = self.at_once(model)
+        answer = self.segment(photo, names, model=key, **options)
+        if key != (model or self.registry.default):
+            answer.chosen = model or self.registry.default
+            answer.notice = texts.EXAMPLE_BY_LITE.format(model=answer.chosen)
+        return answer
+
+    def at_once(self, model: str | None) -> str:
+        """The key of a model, or of lite instead of one that borrows a GPU."""
+        return LITE if self.registry.present(model).borrows_gpu else model or self.registry.default
+
+    def keep(self, photo: str, names: str, *decoders: str) -> None:
+        """Answer a question about a photo of the project with the main model, for all visitors.
+
+        Later answers about it share the encoded photo, and those to the same names the results.
+
+        Args:
+            photo: path of the file.
+            names: separated by commas.
+            decoders: others that answer, too; of `ALL_DECODERS`.
+        """
+        answer = self.segment(photo, names, model=self.at_once(None))
+        self.results(answer, *decoders)
+        self._kept[answer.fingerprint, answer.model] = answer
+
+    def is_kept(self, fingerprint: str, model: str | None) -> bool:
+        """Whether there is an answer of `keep` about a photo by a model."""
+        return (fingerprint, self.at_once(model)) in self._kept
+
     def results(
         self,
         answer: Answer,
         *decoders: str,
         background: float | str | None = OWN_THRESHOLD,
+        thresholds: Mapping[str, float] | None = None,
         company: bool | None = None,
     ) -> list[Segmentation | None]:
         """Segmentations by some decoders of `PREDICTOR_DECODERS`, or `LCSA_OFF`; None where the checkpoint has no such decoder.
@@ -114,6 +150,7 @@ class Segmenter:
 
         Args:
             background: threshold of "none of these" in 0..1, None = not allowed, `OWN_THRESHOLD` = each decoder's own.
+            thresholds: of some classes by name, see `Segmentation`; other names are ignored.
             company: see `segment`; None = as the answer was asked. Matters for a single name only.
 
         Raises:
@@ -130,6 +167,7 @@ class Segmenter:
             result = copy.copy(answer.results.get((decoder, company)))  # so that events with other thresholds do not meet in it
             if result is not None:
                 result.background = self.threshold(answer, decoder) if background == OWN_THRESHOLD else background
+                result.thresholds = {name: thresholds[name] for name in result.names if name in (thresholds or {})}
             results.append(result)
         return results
 
@@ -262,8 +300,8 @@ def checked_background(use_background: Any, threshold: Any) -> float | str | Non
     if threshold is None:
         return OWN_THRESHOLD
     try:
-        value = float(threshold)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(threshold, bool) else float(threshold)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value <= 1:
         raise Problem("run", texts.NO_THRESHOLD.format(value=threshold))

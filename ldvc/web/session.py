@@ -43,6 +43,8 @@ class Answer:
         results: by decoder, with company or without.
         pictures: the photo as data for HTML, by the options of `html.photo_uri`; shared by answers about the same photo.
         drawn: by tab, the shared settings with which it was drawn last.
+        kept: the answer about an example from which it has its image, and for the same names its results; see
+            `Segmenter.keep`. All visitors share it; only what is computed from the photo itself is added to its image.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Answer:
     results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)
     pictures: dict[tuple, str] = field(default_factory=dict)
     drawn: dict[str, tuple] = field(default_factory=dict)
+    kept: Answer | None = None
 
     def background(self, wanted: float | str | None) -> float | str | None:
         """The threshold of "none of these": the wanted one, unless it is None (not allowed) and a name allows it."""
@@ -121,8 +124,16 @@ class Visits:
 
 
 def size_of(answer: Answer) -> int:
-    """Bytes of the arrays, tensors and texts of an answer, each counted once."""
-    total, todo, known = 0, [answer], set()
+    """Bytes of the arrays, tensors and texts of an answer, each counted once, without what it shares with all visitors."""
+    known: set[Any] = set()
+    if answer.kept is not None:
+        _size(answer.kept, known)
+    return _size(answer, known)
+
+
+def _size(root: Any, known: set[Any]) -> int:
+    """Bytes that can be reached from an object and are not known yet."""
+    total, todo = 0, [root]
     while todo:
         each: Any = todo.pop()
         if isinstance(each, torch.Tensor):

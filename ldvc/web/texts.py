@@ -23,6 +23,10 @@ STALE = "This is the answer to an older question. Press Segment."
 CHIPS_LABEL = "Classes of the next question"
 CHIPS_COUNT = "{all} classes; the model saw masks of {seen} in training."
 REMOVE = "Remove {name}"
+COPY_LINK = "Copy link"
+LINK_COPIED = "The link to this answer is copied."
+LINK_BLOCKED = "The browser copies nothing here; the link is now in the address bar."
+NO_LINK = "Only answers about examples have a link; your own photo is never shared."
 VOCABULARY_LABEL = "Class lists"
 OWN_NAMES = "My own names"
 MODEL_LABEL = "Model"
@@ -44,6 +48,10 @@ FULL_OFFLINE = (
     "choose it again, or start the page with LDVC_CLIP_WEIGHTS=<file of the weights>. Until then, choose lite."
 )
 NO_GPU = "Lite answered, because the chosen model got no GPU. {reason}"
+EXAMPLE_BY_LITE = "Lite answered at once. Press Segment to ask “{model}”, which borrows a GPU."
+LINK_EXAMPLE = "The link names an example that is not here; choose one of those above."
+LINK_NAMES = "The class names of the link could not be read; these are the example’s own."
+LINK_MODEL = "The model of the link is not loaded here; the one that the page opens with answered."
 FULL_FAILED = "The full model could not be loaded; choose it again to try again."
 NO_THRESHOLD = "The threshold is a number from 0 to 1, not “{value}”."
 NO_FLAG = "Whether “none of these” is allowed is true or false, not “{value}”."
@@ -60,7 +68,18 @@ BUSY = "The server is busy; please try again in a moment."
 NOTHING_HERE = "There is nothing at this address."
 NO_SPACE = "The server cannot store files at the moment; please try again later."
 BAD_REQUEST = "The request could not be read; “Use via API” on the page shows what each endpoint takes."
+REQUEST_TOO_LARGE = "The request is too large: a photo may have 50 MB; make it smaller and try again."
 TOO_FEW_INPUTS = "The request has {count} inputs, and {wanted} are needed; “Use via API” on the page shows them."
+
+# ---- what to look for in a tab
+
+LOOK_FOR = {
+    "segment": "Does each colour end where its object ends? Choose a name below the picture to see that class alone.",
+    "attention": "The map of a name should be bright on its object and dark elsewhere. Compare the columns.",
+    "routing": "Click on a patch: the regions that it was routed to should show the same kind of thing.",
+    "space": "Watch the diamonds: LDVC leaves the names where they are, ZegCLIP’s decoder moves them.",
+    "compare": "Patches of wrong classes should become fewer from plain CLIP to LDVC with LCSA.",
+}
 
 # ---- shared by tabs
 

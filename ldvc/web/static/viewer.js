@@ -1,14 +1,18 @@
-// The painted photo. It is composited here, so that opacity, outlines, the threshold and a class alone need no server.
-// Draws as `ldvc.visualize.overlay` does; change both or none. Names only ever become text (`textContent`).
-// `props.answer` is what the server sent, `props.value` what the visitor set: opacity, outline, alone (a name or null), and
-// background (the threshold of "none of these", "default" = the model's own, null = not allowed).
+// The painted photo. It is composited here, so that opacity, outlines, names, thresholds and a class alone need no server.
+// Draws as `ldvc.visualize.overlay` does; change both or none. Names only ever become text (`textContent`, `fillText`).
+// `props.answer` is what the server sent, `props.value` what the visitor set: opacity, outline, names, alone (a name or null),
+// background (the threshold of "none of these", "default" = the model's own, null = not allowed), and thresholds (by name, of
+// classes that have one of their own).
 const find = (selector) => element.querySelector(selector);
 const [figure, canvas, tip, legend] = [".ldvc-viewer", "canvas", ".ldvc-tip", ".ldvc-legend"].map(find);
-const [opacity, outline, background, threshold] = [".opacity", ".outline", ".background", ".threshold"].map(find);
+const [opacity, outline, names, background, threshold] = [".opacity", ".outline", ".names", ".background", ".threshold"].map(find);
+const [own, ownThreshold, ownNumber, reset] = ["", " input", " span", " button"].map((part) => find(`.ldvc-own-threshold${part}`));
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const NONE = -1;
 const MANY = 12; // classes from which on the legend is sorted by area
 const DEFAULT = "default";
+const LETTERS = 15; // pixels of the page, of names on the photo
+const PART = 5; // see `placeFor`
 let answer = null; // the answer that is painted; what is decoded from it:
 let photo, grey, best, scores; // per pixel: RGBA, luminance, the best class, its score in 0..255
 let label; // per pixel: the class that is painted, or NONE
@@ -35,6 +39,8 @@ const limit = () => {
   const wanted = props.value.background;
   return wanted === DEFAULT ? answer.own_threshold : wanted;
 };
+const hasOwn = (name) => limit() !== null && Object.hasOwn(props.value.thresholds, name);
+const limitOf = (name) => (hasOwn(name) ? props.value.thresholds[name] : limit());
 const aloneIndex = () => answer.classes.findIndex((each) => each.name === props.value.alone);
 
 const paint = () => {
@@ -45,12 +51,14 @@ const paint = () => {
   const muted = 0.5 * Math.min(1, amount / answer.usual_opacity);
   const period = Math.max(8, Math.round(Math.max(width, height) / 60));
   const paints = classes.map((each) => rgb(each.colour));
+  const areas = new Uint32Array(classes.length); // in pixels
   const out = context.createImageData(width, height);
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
       const value = view[i];
       const at = 4 * i;
       const colour = value < 0 ? null : paints[value];
+      if (colour) areas[value] += 1;
       const striped = colour && !classes[value].seen && (x + y) % period < period * 0.4;
       const strength = striped ? amount * 0.6 : amount;
       const edge = props.value.outline &&
@@ -65,14 +73,57 @@ const paint = () => {
     }
   }
   context.putImageData(out, 0, 0);
+  if (props.value.names) writeNames(view, areas);
+};
+
+// A name is written where its class has the most room, if there is enough.
+const writeNames = (view, areas) => {
+  const size = Math.round(LETTERS * Math.max(1, canvas.width / (canvas.clientWidth || canvas.width)));
+  context.font = `600 ${size}px ${getComputedStyle(canvas).fontFamily}`;
+  Object.assign(context, { textAlign: "center", textBaseline: "middle", lineJoin: "round", lineWidth: size / 4 });
+  Object.assign(context, { strokeStyle: "#14161c", fillStyle: "white" });
+  answer.classes.forEach(({ name }, index) => {
+    const [height, width] = [1.3 * size, context.measureText(name).width + 0.6 * size];
+    const place = areas[index] < height * width ? null : placeFor(height, width, view, index);
+    if (place === null) return;
+    context.strokeText(name, ...place);
+    context.fillText(name, ...place);
+  });
+};
+// The middle [x, y] of the largest box of these proportions inside a class, or null if the box itself is too large. On a grid
+// whose cells are the box divided by PART, `depth` is 1 at the edge of the class, 2 one cell further in, and so on.
+const placeFor = (boxHeight, boxWidth, view, index) => {
+  const at = (cell, length) => Math.floor(((cell - 0.5) * length) / PART); // cells count from 1
+  const [rows, columns] = [[answer.height, boxHeight], [answer.width, boxWidth]].map(([side, length]) => Math.floor((side * PART) / length));
+  const row = columns + 2; // with a border of zeros
+  const depth = new Uint16Array((rows + 2) * row);
+  for (let y = 1; y <= rows; y++) {
+    const line = at(y, boxHeight) * answer.width;
+    for (let x = 1, i = y * row + 1; x <= columns; x++, i++) {
+      if (view[line + at(x, boxWidth)] !== index) continue;
+      depth[i] = 1 + Math.min(depth[i - 1], depth[i - row - 1], depth[i - row], depth[i - row + 1]);
+    }
+  }
+  let [deepest, found] = [Math.ceil((PART + 1) / 2), []];
+  for (let y = rows; y > 0; y--) {
+    for (let x = columns, i = y * row + columns; x > 0; x--, i--) {
+      depth[i] = Math.min(depth[i], 1 + Math.min(depth[i + 1], depth[i + row - 1], depth[i + row], depth[i + row + 1]));
+      if (depth[i] > deepest) [deepest, found] = [depth[i], []];
+      if (depth[i] === deepest) found.push([at(x, boxWidth), at(y, boxHeight)]);
+    }
+  }
+  if (!found.length) return null;
+  const middle = [0, 1].map((axis) => found.reduce((sum, each) => sum + each[axis], 0) / found.length);
+  const distance = (each) => Math.hypot(each[0] - middle[0], each[1] - middle[1]);
+  return found.reduce((best, each) => (distance(each) < distance(best) ? each : best));
 };
 
 const draw = () => {
   if (!answer) return;
-  const least = limit() === null ? NONE : limit() * 255;
-  label = Int16Array.from(best, (value, i) => (scores[i] < least ? NONE : value));
-  paint();
   const { classes } = answer;
+  const least = classes.map(({ name }) => limitOf(name) * 255); // null becomes 0
+  label = Int16Array.from(best, (value, i) => (scores[i] < least[value] ? NONE : value));
+  paint();
   const shares = new Float64Array(classes.length + 1);
   for (const value of label) shares[value < 0 ? classes.length : value] += 1 / label.length;
   for (const line of legend.children) {
@@ -80,15 +131,30 @@ const draw = () => {
     line.querySelector(".ldvc-share").textContent = percent(shares[index]);
     line.querySelector("i").style.width = `${100 * shares[index]}%`;
     line.classList.toggle("ldvc-absent", shares[index] === 0);
+    const isOwn = index < classes.length && hasOwn(classes[index].name);
+    line.querySelector(".ldvc-name").dataset.own = isOwn ? ` ≥ ${limitOf(classes[index].name).toFixed(2)}` : "";
     line.querySelector("button")?.setAttribute("aria-pressed", index === aloneIndex());
     line.hidden = index === classes.length && limit() === null;
   }
   const largest = classes.map((each, index) => [each.name, shares[index]]).sort((a, b) => b[1] - a[1]).slice(0, 8);
   const text = largest.map(([name, share]) => `${name} ${percent(share)}`).join(", ");
   canvas.setAttribute("aria-label", `The photo painted by class: ${text}`);
+  showOwn();
   threshold.parentElement.hidden = limit() === null;
   find("output").textContent = Number(threshold.value).toFixed(2);
   element.dataset.drawn = `${count}`;
+};
+
+// The slider for the class that is shown alone, below its line.
+const showOwn = () => {
+  const { alone } = props.value;
+  const line = legend.querySelector(`[data-index="${aloneIndex()}"]`);
+  own.hidden = limit() === null || !line;
+  if (own.hidden) return;
+  if (own.parentElement !== line) line.append(own);
+  ownThreshold.value = limitOf(alone);
+  ownNumber.textContent = limitOf(alone).toFixed(2);
+  reset.hidden = !hasOwn(alone);
 };
 
 const soon = () => requestAnimationFrame(draw);
@@ -137,6 +203,7 @@ const line = (entry, index) => {
 const showSettings = () => {
   opacity.value = 100 * props.value.opacity;
   outline.checked = props.value.outline;
+  names.checked = props.value.names;
   background.checked = props.value.background !== null;
   if (answer && limit() !== null) threshold.value = limit();
 };
@@ -157,7 +224,8 @@ const take = async () => {
   const lines = [...next.classes, { title: next.none, seen: null, colour: next.none_colour }].map(line);
   if (next.classes.length > MANY) { // of a long list, what is in the photo comes first
     const counts = new Uint32Array(next.classes.length + 1);
-    best.forEach((value, i) => { if (limit() === null || scores[i] >= limit() * 255) counts[value] += 1; });
+    const least = next.classes.map(({ name }) => limitOf(name) * 255);
+    best.forEach((value, i) => { if (scores[i] >= least[value]) counts[value] += 1; });
     const rank = (item) => (Number(item.dataset.index) === next.classes.length ? -1 : counts[item.dataset.index]);
     lines.sort((a, b) => rank(b) - rank(a));
   }
@@ -170,6 +238,15 @@ const take = async () => {
 
 opacity.addEventListener("input", () => change({ opacity: opacity.value / 100 }));
 outline.addEventListener("input", () => change({ outline: outline.checked }));
+names.addEventListener("input", () => change({ names: names.checked }));
+ownThreshold.addEventListener("input", () => {
+  change({ thresholds: { ...props.value.thresholds, [props.value.alone]: Number(ownThreshold.value) } });
+});
+reset.addEventListener("click", () => {
+  const { [props.value.alone]: _, ...others } = props.value.thresholds;
+  change({ thresholds: others });
+  ownThreshold.focus(); // the button is hidden
+});
 for (const control of [background, threshold]) {
   control.addEventListener("input", () => {
     const value = Number(threshold.value);
@@ -204,6 +281,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && answer && props.value.alone !== null && open) press(props.value.alone);
 });
 
+new ResizeObserver(soon).observe(canvas); // the size of written names depends on it
 // Gradio takes a quoted word in this script for the name of an event, so the prop has its name without quotes.
 watch(Object.keys({ answer }), take);
 take();

@@ -27,15 +27,23 @@ from ldvc.web.session import OWN_THRESHOLD, Answer
 Values = dict[Any, Any]
 Changes = dict[Any, Any]
 
-VIEWER_DEFAULT = {"opacity": OPACITY, "outline": True, "alone": None, "background": OWN_THRESHOLD}
+VIEWER_DEFAULT = {
+    "opacity": OPACITY,
+    "outline": True,
+    "names": True,
+    "alone": None,
+    "background": OWN_THRESHOLD,
+    "thresholds": {},
+}
 PRIVATE = {"api_visibility": "private"}
 QUIET = {"show_progress": "hidden", **PRIVATE}
 
 
 class Settings(NamedTuple):
-    """What all tabs depend on: the threshold of "none of these", the class shown alone, and `Segmenter.segment`'s company."""
+    """What all tabs depend on: thresholds (see `Segmenter.results`), the class shown alone, `Segmenter.segment`'s company."""
 
     background: float | str | None
+    thresholds: dict[str, float]
     alone: str | None
     company: bool
 
@@ -53,13 +61,14 @@ class Shared:
         viewer = values[self.viewer]
         background = viewer["background"]
         if background not in (None, OWN_THRESHOLD):
-            background = min(max(float(background), 0.0), 1.0)
-        return Settings(background, viewer["alone"], bool(values[self.company]))
+            background = share(background)
+        thresholds = {name: share(value) for name, value in viewer["thresholds"].items()}
+        return Settings(background, thresholds, viewer["alone"], bool(values[self.company]))
 
     def style(self, values: Values) -> OverlayStyle:
         """How the visitor wants the overlay painted."""
         viewer = values[self.viewer]
-        return OverlayStyle(min(max(float(viewer["opacity"]), 0.0), 1.0), bool(viewer["outline"]), viewer["alone"])
+        return OverlayStyle(share(viewer["opacity"]), bool(viewer["outline"]), viewer["alone"], bool(viewer["names"]))
 
 
 class Tab:
@@ -126,9 +135,10 @@ class Tab:
         return {self.shared.session, self.shared.viewer, self.shared.company, *self.settings}
 
     def results(self, answer: Answer, values: Values, *decoders: str) -> list[Segmentation | None]:
-        """Segmentations with the visitor's threshold; see `Segmenter.results`."""
-        settings = self.shared.settings(values)
-        return self.segmenter.results(answer, *decoders, background=settings.background, company=settings.company)
+        """Segmentations with the visitor's thresholds; see `Segmenter.results`."""
+        background, thresholds, _, company = self.shared.settings(values)
+        options = {"background": background, "thresholds": thresholds, "company": company}
+        return self.segmenter.results(answer, *decoders, **options)
 
     def photo(self, answer: Answer, **options: Any) -> str:
         """The photo as data, made once for all questions about it; `options` as of `html.photo_uri`."""
@@ -167,6 +177,11 @@ class Tab:
             trigger_mode="always_last",
             **QUIET,
         )
+
+
+def share(value: Any) -> float:
+    """A number from the browser, moved into 0..1."""
+    return min(max(float(value), 0.0), 1.0)
 
 
 def message(value: str = "", **options: Any) -> gr.HTML:

@@ -8,6 +8,7 @@ from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, colours_for
 from ldvc.web import html, texts
 from ldvc.web.html import escape, name_label, number
+from ldvc.web.tabs.similarity import similarity_html
 
 TITLE = "Which patches does this patch attend to?"
 HELP = (
@@ -61,14 +62,16 @@ def patch_html(result: Segmentation, row: int, column: int, *, photo: str, readi
     windows = f" {WINDOWS}" if len(result.outputs) > 1 else ""
     return (
         f'<div class="ldvc-route" style="--photo:url({photo})">{stage}<div class="ldvc-steps">{_verdict(result, row, column)}'
-        f'{html.scale_bar(SCALE, 0, highest)}<p class="ldvc-footnote">{READINGS[reading]}{windows}</p></div></div>'
+        f'{html.scale_bar(SCALE, 0, highest)}<p class="ldvc-footnote">{READINGS[reading]}{windows}</p>'
+        f"{similarity_html(result, row, column)}</div></div>"
     )
 
 
 def _verdict(result: Segmentation, row: int, column: int) -> str:
     """Place, name and score of the patch."""
     label, scores = result.patch_label(row, column), result.patch_scores(row, column)
-    none = result.background is not None and scores[label] < result.background
+    threshold = result.threshold_of(result.names[label])
+    none = threshold is not None and scores[label] < threshold
     name, seen, colour = (
         (texts.NONE_OF_THESE, True, NONE_COLOUR)
         if none

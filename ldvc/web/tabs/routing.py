@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import gradio as gr
 import numpy as np
 
-from ldvc.patch_routing import PatchRouting
 from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, colours_for
 from ldvc.web import html, texts
@@ -15,10 +14,11 @@ from ldvc.web.html import escape, name_label, number, percent
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
 from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head
+from ldvc.web.tabs.similarity import Box, similarity_html
+from ldvc.window_output import PatchRouting
 
 PHOTO_SIDE = 720
 BARS = 12  # names listed, the strongest first
-Box = tuple[float, float, float, float]  # left, top, width, height on the photo, in patches
 
 HELP = "Local-consensus self-attention, step by step. Click on the photo, or focus it and use the arrow keys."
 PHOTO_LABEL = (
@@ -202,7 +202,7 @@ class RoutedPatch:
 
 
 def route_html(patch: RoutedPatch, result: Segmentation, *, photo: str, layer: int, head: int | None) -> str:
-    """The photo to click on, and the three steps beside it.
+    """The photo to click on, which patches are alike, and the three steps beside it.
 
     Args:
         result: where the patch is from.
@@ -211,7 +211,11 @@ def route_html(patch: RoutedPatch, result: Segmentation, *, photo: str, layer: i
     """
     head_name = f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
     listed = steps(patch, result, layer=layer, head=head_name)
-    return f'<div class="ldvc-route" style="--photo:url({photo})">{photo_panel(patch)}{listed}</div>'
+    alike = similarity_html(result, patch.row, patch.column, chosen=patch.boxes)
+    return (
+        f'<div class="ldvc-route" style="--photo:url({photo})"><div class="ldvc-route-photo">{photo_panel(patch)}{alike}</div>'
+        f"{listed}</div>"
+    )
 
 
 def photo_panel(patch: RoutedPatch) -> str:

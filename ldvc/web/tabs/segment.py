@@ -1,7 +1,7 @@
 """The Segment tab: the painted photo, a legend that shows classes alone, a map of every class, downloads.
 
-The browser paints: opacity, outlines, the threshold and a class alone need no server. They are the value of the viewer, which
-other tabs and downloads read.
+The browser paints: opacity, outlines, names, thresholds and a class alone need no server. They are the value of the viewer,
+which other tabs and downloads read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ DOWNLOADS = {
     "overlay": "Overlay (PNG)",
     "mask": "Mask (indexed PNG)",
     "masks": "Mask per class (ZIP)",
+    "cutouts": "Cut-outs (ZIP)",
     "data": "Data (JSON)",
     "coco": "COCO (JSON)",
     "yolo": "YOLO (ZIP)",
@@ -96,17 +97,16 @@ class SegmentTab(Tab):
 
     def make(self, kind: str, answer: Answer, values: Values) -> tuple[str, bytes]:
         """Name and content of a file of a kind in `KINDS`, as the visitor sees the answer."""
-        return self.content(kind, answer, self.shared.settings(values).background, self.shared.style(values))
+        (result,) = self.results(answer, values, answer.decoder)
+        return self.content(kind, answer, result, self.shared.style(values))
 
     def write(self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle) -> str:
         """Path of a new file of a kind in `KINDS`."""
-        return self.files.write(*self.content(kind, answer, background, style))
-
-    def content(
-        self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle
-    ) -> tuple[str, bytes]:
-        """Name and content of a file of a kind in `KINDS`."""
         (result,) = self.segmenter.results(answer, answer.decoder, background=background)
+        return self.files.write(*self.content(kind, answer, result, style))
+
+    def content(self, kind: str, answer: Answer, result: Segmentation, style: OverlayStyle) -> tuple[str, bytes]:
+        """Name and content of a file of a kind in `KINDS`."""
         identity = Identity(self.segmenter.model(answer).name, self.segmenter.weights_digest(answer))
         return make_file(kind, result, style=style, identity=identity, photo=answer.photo_name)
 

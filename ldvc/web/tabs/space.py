@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import gradio as gr
 import numpy as np
 
-from ldvc.embedding_space import DecoderSpace, Space, movement_of, shared_space
+from ldvc.embedding_space import Movement, Space, movement_of, shared_space
 from ldvc.figures import figure_bytes, space_figure
 from ldvc.result import Segmentation
 from ldvc.visualize import colours_for
@@ -141,8 +141,8 @@ def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
     """Which words are written in the plots: all, or of a long list those of the classes that most patches got."""
     if len(words) <= LABELS:
         return set(range(len(words)))
-    patches = sum(np.bincount(part.movement.class_of_patch, minlength=classes) for part in space.decoders.values())
-    class_of = next(iter(space.decoders.values())).movement.class_of_embedding
+    patches = sum(np.bincount(part.class_of_patch, minlength=classes) for part in space.decoders.values())
+    class_of = next(iter(space.decoders.values())).class_of_embedding
     order = sorted(range(len(words)), key=lambda index: -patches[class_of[index]])
     return {index for index in order[:LABELS] if patches[class_of[index]]}
 
@@ -158,7 +158,7 @@ def _slider() -> str:
 
 def _plot(
     decoder: str,
-    part: DecoderSpace,
+    part: Movement,
     frame: Frame,
     words: Sequence[str],
     classes: Sequence[str],
@@ -166,7 +166,7 @@ def _plot(
     written: set[int],
 ) -> str:
     before, after = frame(part.patches_before), frame(part.patches_after)
-    labels = part.movement.class_of_patch
+    labels = part.class_of_patch
     # The same patches in every plot and at every visit; chosen at random, or they would line up with the grid.
     drawn = np.sort(np.random.default_rng(0).permutation(len(before))[:PATCHES])
     trails = "".join(
@@ -203,7 +203,7 @@ def _step(start: np.ndarray, end: np.ndarray) -> str:
     return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
 
 
-def _names(part: DecoderSpace, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
+def _names(part: Movement, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
     """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
     before, after = frame(part.embeddings_before), frame(part.embeddings_after)
     chosen = sorted(written)
@@ -213,8 +213,8 @@ def _names(part: DecoderSpace, frame: Frame, words: Sequence[str], colours: Sequ
     pieces: list[str] = []
     labels: list[str] = []  # on top of all diamonds
     for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
-        (x, y), colour = before[index], colours[part.movement.class_of_embedding[index]]
-        distance = part.movement.embedding_drift[index]
+        (x, y), colour = before[index], colours[part.class_of_embedding[index]]
+        distance = part.embedding_drift[index]
         group = f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
         moves = f"{group}<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
         if index not in written:

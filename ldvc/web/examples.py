@@ -1,0 +1,116 @@
+"""The example photos, and links to answers about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+from ldvc.bundled import ASSETS
+from ldvc.web import texts
+from ldvc.web.models import ModelRegistry
+from ldvc.web.segmenter import ALL_DECODERS, Segmenter, read_names
+from ldvc.web.session import Answer, Problem
+
+log = logging.getLogger(__name__)
+
+EXAMPLES_FOLDER = ASSETS / "examples"
+OPENING = "street"  # key of the example that the page opens with
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photo of the project.
+
+    Attributes:
+        path, title: of the photo.
+        names: fitting class names, separated by commas.
+        fingerprint: SHA-256 of the file, as of an `Answer`.
+    """
+
+    path: str
+    title: str
+    names: str
+    fingerprint: str
+
+    @property
+    def key(self) -> str:
+        """What a link calls it: the name of the file, without its ending."""
+        return Path(self.path).stem
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the page opens with.
+
+    Attributes:
+        example: of the link, or that with the key `OPENING`.
+        names: class names for it, separated by commas.
+        model: key of a model choice, or None for the main one.
+        asked: whether it is more than an address without a question.
+        notice: what could not be followed, in one sentence, or "".
+    """
+
+    example: Example
+    names: str
+    model: str | None = None
+    asked: bool = False
+    notice: str = ""
+
+
+def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[Example]:
+    """The examples of a folder, from its examples.json."""
+    examples = []
+    for entry in json.loads((folder / "examples.json").read_text(encoding="utf-8")):
+        path = folder / entry["file"]
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        examples.append(Example(str(path), entry["title"], ", ".join(entry["names"]), fingerprint))
+    return examples
+
+
+def answer_opening(segmenter: Segmenter, *decoders: str) -> None:
+    """Answer the example that the page opens with, for all visitors; `decoders` as of `Segmenter.keep`."""
+    opening = next(example for example in read_examples() if example.key == OPENING)
+    segmenter.keep(opening.path, opening.names, *decoders)
+
+
+def answer_examples(segmenter: Segmenter) -> None:
+    """Answer every example with its names, for all visitors; the one that the page opens with by all decoders."""
+    for example in read_examples():
+        segmenter.keep(example.path, example.names)
+    answer_opening(segmenter, *ALL_DECODERS)
+    log.info("The examples are answered.")
+
+
+def link_to(answer: Answer, examples: Sequence[Example], registry: ModelRegistry) -> str:
+    """The query of an address that opens an answer; "" if its photo is none of the examples."""
+    for example in examples:
+        if example.fingerprint == answer.fingerprint:
+            query = {"example": example.key, "names": ", ".join(name.text for name in answer.asked)}
+            return "?" + urlencode(query | ({} if answer.model == registry.default else {"model": answer.model}))
+    return ""
+
+
+def read_link(query: Mapping[str, str], examples: Sequence[Example], registry: ModelRegistry) -> Link:
+    """What an address asks for. Of a bad value there is a notice; the value itself is used nowhere.
+
+    A model that is not loaded is not loaded by a link: that may take minutes.
+    """
+    by_key = {example.key: example for example in examples}
+    key, names, model = (query.get(name) for name in ("example", "names", "model"))
+    if key is None:
+        return Link(by_key[OPENING], by_key[OPENING].names)
+    if key not in by_key:
+        return Link(by_key[OPENING], by_key[OPENING].names, notice=texts.LINK_EXAMPLE)
+    example, notice = by_key[key], ""
+    if model and (model not in registry.choices or not registry.is_loaded(model)):
+        model, notice = None, texts.LINK_MODEL
+    try:
+        read_names(names or example.names)
+    except Problem:
+        names, notice = None, texts.LINK_NAMES
+    return Link(example, names or example.names, model or None, True, notice)

@@ -1,0 +1,192 @@
+"""The maps of the Attention tab: a table of names and decoders, and two decoders' maps over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ldvc.result import Segmentation
+from ldvc.visualize import colours_for, fit_size
+from ldvc.web import html, texts
+from ldvc.web.html import MAP_SIDE, escape, percent
+from ldvc.web.segmenter import LCSA_OFF
+
+SLIDER_SIDE = 224
+
+COLUMNS = {
+    "ldvc": "patches attend to similar patches, then to names",
+    "ldvc_without_lcsa": "patches attend to names only",
+    "zegclip": "names attend to patches",
+    LCSA_OFF: "the weights of the first column, without LCSA",
+}
+INTERVENTION = "intervention"
+FIXED_SCALE = "Share of attention, one fixed scale from 0 to 1 for all maps"
+RESCALED = "Share of attention, rescaled to the lowest and highest value shown: not 0 to 1"
+SHARES = "inside its mask {inside}, outside {outside}"
+COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
+SLIDER_LABEL = "Position of the line between the two maps, in percent from the left"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One decoder's maps.
+
+    Attributes:
+        decoder: key of `texts.DECODER_TITLES`.
+        maps: (C, h, w) attention on the patch grid for all names, or None if there is no such decoder.
+        result: where the maps are from.
+        company: (h, w) attention to the words of `result.company` together, or None if there are none.
+        none: (h, w) attention to "none of these", or None before the last layer.
+    """
+
+    decoder: str
+    maps: np.ndarray | None = None
+    result: Segmentation | None = None
+    company: np.ndarray | None = None
+    none: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, decoder: str, result: Segmentation | None, layer: int, head: int | None) -> Column:
+        """Read one layer, and one head or the mean of all, from a result."""
+        if result is None:
+            return cls(decoder)
+        maps = result.cross_attention(layer=layer, head=head)
+        company = result.company_attention(layer=layer, head=head) if result.company else None
+        none = result.none_attention(layer=layer, head=head)
+        return cls(decoder, maps, result, company, none if none.any() else None)
+
+    @property
+    def is_intervention(self) -> bool:
+        """Whether the decoder was not trained like this."""
+        return self.decoder == LCSA_OFF
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """(C, height, width) maps at the size of the table's."""
+        return self.enlarged(self.maps, MAP_SIDE)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(height, width), the decoder's label map at that size, -1 = none of these."""
+        return self.result.labels_at(self.drawn.shape[1:])
+
+    def enlarged(self, attention: np.ndarray, long_side: int) -> np.ndarray:
+        """Maps (..., h, w) at a size of the photo, (..., height, width), padding cut off."""
+        return self.result.attention_at(attention, fit_size(*self.result.size, long_side=long_side))
+
+    def inside_outside(self, index: int) -> tuple[float | None, float | None]:
+        """Mean attention to a name inside its mask and outside it; None where there is no such pixel."""
+        return inside_outside(self.drawn[index], self.labels == index)
+
+
+def inside_outside(values: np.ndarray, inside: np.ndarray) -> tuple[float | None, float | None]:
+    """Mean of a map (height, width) where `inside` is true and where not; None where there is no such pixel."""
+    return tuple(float(values[part].mean()) if part.any() else None for part in (inside, ~inside))
+
+
+def shares_text(shares: Sequence[float | None], form: str = SHARES) -> str:
+    """Both of these as HTML."""
+    inside, outside = ("–" if share is None else percent(share) for share in shares)
+    return form.format(inside=inside, outside=outside)
+
+
+def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: bool) -> tuple[float, float]:
+    """(0, 1), or the lowest and highest value of what is shown when rescaled, unless they are the same."""
+    values = [column.maps[list(shown)] for column in columns if column.maps is not None]
+    values += [shares for column in columns for shares in (column.company, column.none) if shares is not None]
+    if not rescale or not values:
+        return 0.0, 1.0
+    low, high = float(min(each.min() for each in values)), float(max(each.max() for each in values))
+    return (low, high) if high - low > 1e-6 else (0.0, 1.0)
+
+
+def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: str, rescale: bool) -> str:
+    """Rows are names, then a single name's company and "none of these"; columns are decoders; above is one colour bar.
+
+    Args:
+        shown: indices of the names to draw.
+        photo: data of the grey photo under every map.
+        rescale: stretch the scale to the values shown, and say so.
+    """
+    scale = value_range(columns, shown, rescale=rescale)
+    main = next(column.result for column in columns if column.result is not None)
+    names, colours = main.names, colours_for(main.names)
+    rows = ["<span></span>" + "".join(map(_column_head, columns))]
+    for index in shown:
+        cells = "".join(_cell(column, index, names[index], *scale) for column in columns)
+        rows.append(html.name_label(names[index], main.seen[index], colours[index]) + cells)
+    help_text = f'{escape(", ".join(main.company))} <small>{COMPANY_HELP}</small>'
+    rows += _row([(column, column.company) for column in columns], texts.COMPANY, f": {help_text}", *scale)
+    first, *others = [*rows, *_row([(column, column.none) for column in columns], texts.NONE_OF_THESE, "", *scale)]
+    table = f'<div class="ldvc-maps-row ldvc-maps-head">{first}</div>' + "".join(
+        f'<div class="ldvc-maps-row">{row}</div>' for row in others
+    )
+    height, width = main.size
+    return (
+        f'<div class="ldvc-maps" style="--photo:url({photo});--aspect:{width}/{height};--columns:{len(columns)}">'
+        f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, *scale)}{table}</div>"
+    )
+
+
+def _column_head(column: Column) -> str:
+    tag = f'<span class="ldvc-tag ldvc-intervention">{INTERVENTION}</span>' if column.is_intervention else ""
+    title = f"<b>{texts.DECODER_TITLES[column.decoder]}</b>{tag}<small>{COLUMNS[column.decoder]}</small>"
+    return f'<div class="ldvc-maps-title{_mark(column)}">{title}</div>'
+
+
+def _mark(column: Column) -> str:
+    return " ldvc-is-intervention" if column.is_intervention else ""
+
+
+def _row(shares: Sequence[tuple[Column, np.ndarray | None]], title: str, more: str, low: float, high: float) -> list[str]:
+    """The row of what shares the attention with the names; `more` is HTML. No row where no column has it."""
+    if all(values is None for _, values in shares):
+        return []
+    cells = "".join(
+        _missing(column) if values is None else _map(column, column.enlarged(values, MAP_SIDE), title, "", low, high)
+        for column, values in shares
+    )
+    return [f'<div class="ldvc-label ldvc-company"><span><b>{title}</b>{more}</span></div>{cells}']
+
+
+def _cell(column: Column, index: int, name: str, low: float, high: float) -> str:
+    if column.maps is None:
+        return _missing(column)
+    return _map(column, column.drawn[index], name, shares_text(column.inside_outside(index)), low, high)
+
+
+def _missing(column: Column) -> str:
+    return f'<figure class="ldvc-map ldvc-map-missing{_mark(column)}"><span>{texts.DECODER_MISSING}</span></figure>'
+
+
+def _map(column: Column, values: np.ndarray, name: str, caption: str, low: float, high: float) -> str:
+    """One map, enlarged; the caption is HTML already."""
+    picture = html.heat_uri(values, low=low, high=high)
+    title = texts.DECODER_TITLES[column.decoder] + (f" ({INTERVENTION})" if column.is_intervention else "")
+    return (
+        f'<figure class="ldvc-map{_mark(column)}"><div class="ldvc-heat"><img src="{picture}" '
+        f'alt="Attention to {escape(name)}, {title}{f": {caption}" if caption else ""}"></div>'
+        f"{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+    )
+
+
+def attention_slider(left: Column, right: Column, index: int, name: str, *, photo: str, low: float, high: float) -> str:
+    """Two decoders' maps of one name over each other, parted by a line that a range input moves."""
+    height, width = left.result.size
+    sides = []
+    for column, side in ((left, "left"), (right, "right")):
+        picture = html.heat_uri(column.enlarged(column.maps[index], SLIDER_SIDE), low=low, high=high)
+        title = texts.DECODER_TITLES[column.decoder]
+        mark = f' <i class="ldvc-tag ldvc-intervention">{INTERVENTION}</i>' if column.is_intervention else ""
+        sides.append(
+            f'<img class="ldvc-slide-{side}" src="{picture}" alt="Attention to {escape(name)}, {title}">'
+            f'<span class="ldvc-slide-label ldvc-slide-label-{side}" aria-hidden="true">{title}{mark}</span>'
+        )
+    return (
+        f'<div class="ldvc-slide ldvc-heat" style="--photo:url({photo});--aspect:{width}/{height}">{"".join(sides)}'
+        f'<span class="ldvc-slide-line" aria-hidden="true"></span>'
+        f'<input class="ldvc-slide-input" type="range" min="0" max="100" step="1" aria-label="{SLIDER_LABEL}"></div>'
+    )

@@ -1,0 +1,67 @@
+"""Which patches are alike: the cosine similarity of a patch and all others, before and after the decoder, as two maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ldvc.predictor import PLAIN_CLIP
+from ldvc.result import Segmentation
+from ldvc.visualize import fit_size
+from ldvc.web import html
+from ldvc.web.html import MAP_SIDE, number
+
+Box = tuple[float, float, float, float]  # left, top, width, height on the photo, in patches
+
+TITLE = "Which patches are alike?"
+MOMENTS = {False: "before the decoder", True: "after the decoder"}
+NO_DECODER = "in CLIP, which has no decoder"
+SCALE = "Cosine similarity to this patch, one fixed scale from 0 to 1; negative values are drawn as 0"
+CHOSEN_HELP = "White: the regions that LCSA chose."
+CHOSEN = "mean in them {inside}, elsewhere {outside}"
+
+
+def similarity_html(result: Segmentation, row: int, column: int, *, chosen: Sequence[Box] = ()) -> str:
+    """Two maps side by side, or one with plain CLIP.
+
+    Args:
+        row, column: of the patch, within `result.grid`.
+        chosen: the regions that LCSA chose for it.
+    """
+    moments = {False: NO_DECODER} if result.decoder == PLAIN_CLIP else MOMENTS
+    figures = "".join(_figure(result, row, column, chosen, after, title) for after, title in moments.items())
+    help_text = f"<p>{CHOSEN_HELP}</p>" if chosen else ""
+    height, width = result.extent
+    return (
+        f'<section class="ldvc-step ldvc-alike" style="--aspect:{width:.4f}/{height:.4f}"><h3>{TITLE}</h3>{help_text}'
+        f"<div>{figures}</div>{html.scale_bar(SCALE)}</section>"
+    )
+
+
+def _figure(result: Segmentation, row: int, column: int, chosen: Sequence[Box], after: bool, title: str) -> str:
+    similarity = result.patch_similarity(row, column, after=after)
+    picture = html.heat_uri(result.attention_at(similarity, fit_size(*result.size, long_side=MAP_SIDE)))
+    height, width = result.extent
+    here = (column, row, min(1, width - column), min(1, height - row))
+    marks = [*(("region", box) for box in chosen), ("patch", here)]
+    rects = "".join(
+        f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{w:.3f}" height="{h:.3f}"/>' for kind, (x, y, w, h) in marks
+    )
+    inside = within(chosen, similarity.shape, result.extent)
+    means = (number(float(similarity[part].mean())) if part.any() else "–" for part in (inside, ~inside))
+    caption = CHOSEN.format(**dict(zip(("inside", "outside"), means, strict=True))) if chosen else ""
+    return (
+        f'<figure><div class="ldvc-heat"><img src="{picture}" alt="Cosine similarity to this patch {title}">'
+        f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{rects}</svg></div>'
+        f"<figcaption><b>{title}</b>{f'<br>{caption}' if caption else ''}</figcaption></figure>"
+    )
+
+
+def within(boxes: Sequence[Box], grid: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
+    """(h, w), whether the centre of a patch is in one of the boxes, which end where the photo ends."""
+    y, x = (np.minimum(np.arange(side) + 0.5, end - 1e-6) for side, end in zip(grid, extent, strict=True))
+    found = np.zeros(grid, dtype=bool)
+    for left, top, width, height in boxes:
+        found |= ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))
+    return found
