@@ -133,6 +133,16 @@ def test_a_closed_tab_frees_its_session(serve: Callable) -> None:
     visitor.close()
 
 
+def test_components_of_a_session_do_not_add_up(serve: Callable, tmp_path: Path) -> None:
+    """Gradio makes a new component for each update and keeps it in the session."""
+    page = serve()
+    guest = load_test.Guest(page.local_url, 0, tmp_path)
+    for names in guest.names:
+        guest.ask(names)
+    (state,) = page.app.state_holder.session_data.values()
+    assert state.blocks_config.blocks.keys() == page.blocks.keys() == state.config_values.keys()
+
+
 def test_temporary_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(temporary.VARIABLE, str(tmp_path))
     for age, name in enumerate(("new", "middle", "old")):
@@ -237,3 +247,16 @@ def test_a_mixed_up_answer_is_found(serve: Callable, tmp_path: Path) -> None:
     assert load.tally.wrong == len(load.tally.seconds) == 4 and not load.tally.failures
     with pytest.raises(PageError, match="at least one class name"):
         guests[0].ask(" ")
+
+
+def test_the_load_test_notices_the_bound_of_the_answers(
+    serve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDVC_ANSWERS_GB", "1e-9")
+    page = serve()
+    first, second = (load_test.Guest(page.local_url, number, tmp_path) for number in range(2))
+    for guest in (first, second):
+        guest.ask(guest.names[0])
+    assert first.is_forgotten() and not second.is_forgotten()
+    samples = [(0.0, 1.0), (0.2, 5.0), (0.25, 7.0), (0.3, 100.0)]
+    assert load_test.during(samples, 0.2, 0.3) == 6.0 and load_test.during(samples, 0.9, 1.0) == 6.0

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -81,15 +80,10 @@ def test_a_data_url_is_a_photo(page: gr.Blocks, photo: Any) -> None:
         (7, HOW_TO_SEND),
         (["dog.jpg"], HOW_TO_SEND),
         ("dog.jpg", HOW_TO_SEND),
+        *(({"path": path, "meta": FILE}, "") for path in ("/etc/passwd", "../../etc/passwd", data_url(), "a" * 5000)),
     ],
 )
 def test_other_values_get_a_sentence(page: gr.Blocks, photo: Any, sentence: str, capfd: pytest.CaptureFixture) -> None:
     kind, answer = segment(page, photo)
-    assert kind == "error" and sentence in str(answer["error"]), answer
+    assert kind == "error" and sentence in str(answer["error"]) and "root:" not in str(answer), answer
     assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", data_url(), "a" * 5000])
-def test_files_of_the_server_are_no_photos(page: gr.Blocks, path: str, tmp_path: Path) -> None:
-    kind, answer = segment(page, {"path": path, "meta": FILE})
-    assert kind == "error" and "root:" not in str(answer)

@@ -315,16 +315,17 @@ class Api:
         """A file of the segmentation.
 
         Its kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
-        with a black-and-white PNG for each class and classes.json), "data" (JSON: names, seen or unseen, scores, areas,
-        threshold, and which model answered, with the SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class)
-        or "yolo" (ZIP: labels of YOLO segmentation, a polygon for each part of a class, and data.yaml).
+        with a black-and-white PNG for each class and classes.json), "cutouts" (ZIP with a PNG of the photo for each class,
+        transparent outside of it), "data" (JSON: names, seen or unseen, scores, areas, thresholds, and which model answered,
+        with the SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class) or "yolo" (ZIP: labels of YOLO
+        segmentation, a polygon for each part of a class, and data.yaml).
 
         Args:
             photo: an uploaded file, or a data URL.
             names: class names, separated by commas; "sofa | couch" are two words for one class.
             use_background: whether pixels whose best name has a low score are none of these.
             threshold: scores below it are low, from 0 to 1; without one, the checkpoint's own.
-            kind: "overlay", "mask", "masks", "data", "coco" or "yolo".
+            kind: "overlay", "mask", "masks", "cutouts", "data", "coco" or "yolo".
             model: "lite" or "full"; without one, the one that the page opens with.
         """
         if kind not in KINDS:

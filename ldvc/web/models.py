@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from ldvc.bundled import ASSETS
 from ldvc.checkpoint import clip_to_download, is_plain_clip
 from ldvc.errors import CheckpointError, LdvcError, WeightsNotFoundError
-from ldvc.modeling.clip_weights import fetch_weights
+from ldvc.modeling.clip_weights import find_pretrained
 from ldvc.predictor import PLAIN_CLIP, PREDICTOR_DECODERS, Predictor
 from ldvc.web import texts
 from ldvc.web.gpu import gpu_is_lent
@@ -86,23 +87,31 @@ class LoadedModel:
         return [decoder for decoder in PREDICTOR_DECODERS if self.predictor(decoder) is not None]
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether a source is a checkpoint of the Hub; it may be in the cache."""
+    return not (is_plain_clip(source) or source == LITE or Path(source).expanduser().is_dir())
+
+
 class Download:
-    """Weights of a CLIP on their way from the Hub, in a thread.
+    """A checkpoint and the weights of its CLIP on their way from the Hub, in a thread.
+
+    The Hub's client ends a download that stalls: after 10 seconds without a byte, it tries five times more.
 
     Args:
-        clip, weights: architecture and tag, see `ldvc.modeling.clip.build_clip`.
+        source: of the model, see `load_checkpoint`.
 
     Attributes:
-        done, total: bytes; 0 while the Hub has not answered.
+        done, total: bytes of the CLIP; 0 while the Hub has not answered.
+        error: the reason of a failure.
     """
 
-    def __init__(self, clip: str, weights: str) -> None:
+    def __init__(self, source: str) -> None:
         self.done = self.total = 0
-        self._error: LdvcError | None = None
-        self._thread = threading.Thread(target=self._run, args=(clip, weights), daemon=True)
+        self.error: LdvcError | None = None
+        self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
         self._thread.start()
 
-    def _run(self, clip: str, weights: str) -> None:
+    def _run(self, source: str) -> None:
         download = self
 
         class Counter(tqdm):
@@ -116,9 +125,10 @@ class Download:
                 download.done += int(n or 0)
 
         try:
-            fetch_weights(clip, weights, tqdm_class=Counter)
+            if (clip := clip_to_download(source)) is not None:
+                find_pretrained(*clip, tqdm_class=Counter)
         except LdvcError as error:
-            self._error = error
+            self.error = error
 
     @property
     def sentence(self) -> str:
@@ -134,11 +144,6 @@ class Download:
         """Wait for the end; whether it is reached."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
-
-    def take_error(self) -> LdvcError | None:
-        """The reason of a failure, once: then it was told, and another download may start."""
-        error, self._error = self._error, None
-        return error
 
 
 class ModelRegistry:
@@ -228,17 +233,25 @@ class ModelRegistry:
         Raises:
             Problem: there is no such choice, or the download is not possible or has failed. The next call tries again.
         """
-        if key in self._loaded or (clip := self._missing_clip(key)) is None:
+        if key in self._loaded:
+            return None
+        source = self._source(key)
+        if not is_on_hub(source) and self._missing_clip(key) is None:
             return None
         with self._lock:
-            if self._download is not None and not self._download.wait(0):
+            if self._download is None:
+                if not hub_reachable():
+                    if is_on_hub(source):  # it may be in the cache
+                        return None
+                    raise Problem("model", texts.FULL_OFFLINE)
+                self._download = Download(source)
                 return self._download
-            if self._download is not None and (error := self._download.take_error()):
+            if not self._download.wait(0):
+                return self._download
+            if error := self._download.error:
+                self._download = None  # the next call tries again
                 raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
-            if not hub_reachable():
-                raise Problem("model", texts.FULL_OFFLINE)
-            self._download = Download(*clip)
-            return self._download
+            return None
 
     def needs_download(self) -> bool:
         """Whether the full model, without decoders, would have to be downloaded now."""
@@ -266,5 +279,6 @@ class ModelRegistry:
                 try:
                     self._loaded[key] = LoadedModel(source)
                 except LdvcError as error:
+                    self._download = None
                     raise Problem("model", f"{texts.FULL_FAILED} {error}") from error
             return self._loaded[key]

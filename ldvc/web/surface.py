@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import logging
@@ -20,6 +21,8 @@ import gradio as gr
 
 from ldvc.web import temporary, texts
 from ldvc.web.api_data import refusal
+from ldvc.web.photos import HOW_TO_SEND, MAX_FILE_BYTES
+from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Visits
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,13 @@ MCP_ROUTES = re.compile(r"/gradio_api/mcp(/|/http/?|/schema)?")  # without the o
 FILES = "/gradio_api/file="
 UPLOAD = "/gradio_api/upload"
 MAX_SENTENCE = 500  # characters
-SENTENCES = {422: texts.BAD_REQUEST, 503: texts.BUSY}  # instead of Gradio's lists of what is wrong, and "Queue is full"
+MAX_BODY = MAX_FILE_BYTES * 4 // 3 + 1_000_000  # bytes of a request: a photo as a data URL, and what is sent beside it
+SENTENCES = {  # instead of Gradio's lists of what is wrong, and "Queue is full"
+    400: texts.BAD_REQUEST,
+    413: texts.REQUEST_TOO_LARGE,
+    422: texts.BAD_REQUEST,
+    503: texts.BUSY,
+}
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 HUB = "https://huggingface.co https://*.hf.space"
 
@@ -52,6 +61,10 @@ def content_security_policy() -> str:
         f"connect-src 'self' data: blob:{hub}; object-src 'none'; base-uri 'self'; form-action 'self'; "
         f"frame-ancestors 'self' {HUB}"
     )
+
+
+class BodyTooLarge(Exception):
+    """A request has more than `MAX_BODY` bytes."""
 
 
 def first_error(error: BaseException) -> BaseException:
@@ -88,15 +101,26 @@ class Surface:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         started = replaced = full = False
+        received = 0
+
+        async def read() -> dict[str, Any]:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise BodyTooLarge
+            return message
 
         async def answer(message: dict[str, Any]) -> None:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
-                sentence = SENTENCES.get(message["status"]) if path.startswith("/gradio_api/") else None
+                status = 413 if received > MAX_BODY else message["status"]  # Gradio would say that it cannot read the body
+                own = path.startswith("/gradio_api/") and not MCP_ROUTES.fullmatch(path)  # that protocol has its own errors
+                sentence = SENTENCES.get(status) if own else None
                 if sentence:
                     replaced = True
-                    await reply(message["status"], sentence)
+                    await reply(status, sentence)
                 else:
                     await send({**message, "headers": [*message["headers"], *self.headers]})
             elif not replaced:
@@ -115,14 +139,19 @@ class Surface:
         ):
             await reply(404, texts.NOTHING_HERE)
             return
+        if int(dict(scope["headers"]).get(b"content-length", 0)) > MAX_BODY:
+            await reply(413, texts.REQUEST_TOO_LARGE)
+            return
         try:
             if path == UPLOAD:
                 await anyio.to_thread.run_sync(temporary.remove_oldest)
-            await self.app(scope, receive, answer)
+            await self.app(scope, read, answer)
         except Exception as error:
             log.error("%s of a request: %s", type(error).__name__, path.split("/")[1:3])
             if started:
                 await answer({"type": "http.response.body", "body": b""})
+            elif received > MAX_BODY:
+                await reply(413, texts.REQUEST_TOO_LARGE)
             elif isinstance(error, OSError):
                 full = True
                 await reply(507, texts.NO_SPACE)
@@ -151,9 +180,11 @@ class Page(gr.Blocks):
 
     Attributes:
         session: the component with the visitor's `Session`.
+        segmenter: what answers the questions.
     """
 
     session: gr.State
+    segmenter: Segmenter
 
     def __init__(self, visits: Visits, **options: Any) -> None:
         super().__init__(**options)
@@ -165,23 +196,25 @@ class Page(gr.Blocks):
         """Check what was sent and turn it into the values of the function."""
         try:
             return await super().preprocess_data(block_fn, inputs, *rest, **options)
-        except (gr.Error, OSError):
+        except gr.Error:
             raise
         except Exception as error:
-            if isinstance(first := first_error(error), OSError):
+            if isinstance(first := first_error(error), OSError) and first.errno != errno.ENAMETOOLONG:
                 raise OSError(first.errno, first.strerror) from None
             count, wanted = len(inputs), len(block_fn.inputs)
-            raise refusal(
-                texts.TOO_FEW_INPUTS.format(wanted=wanted, count=count) if count < wanted else texts.BAD_REQUEST
-            ) from error
+            if count < wanted:
+                raise refusal(texts.TOO_FEW_INPUTS.format(wanted=wanted, count=count)) from error
+            sent = zip(block_fn.inputs, inputs, strict=False)
+            photo = any(isinstance(component, gr.Image) and value is not None for component, value in sent)
+            raise refusal(HOW_TO_SEND if photo else texts.BAD_REQUEST) from error
 
     async def process_api(self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
         """Answer an event."""
         try:
             return await super().process_api(block_fn, inputs, state, **options)
         except gr.Error as error:
-            if len(str(error.message)) > MAX_SENTENCE:  # it quotes what was sent
-                error.message = f"{str(error.message)[:MAX_SENTENCE]}…"
+            sentence = str(error.message).encode(errors="replace").decode()  # it quotes what was sent, such as half a surrogate
+            error.message = sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[:MAX_SENTENCE]}…"
             raise
         except Exception as error:
             first = first_error(error)
@@ -193,9 +226,17 @@ class Page(gr.Blocks):
             log.error("an event could not be answered: %s\n%s", type(first).__name__, where)
             raise refusal(texts.UNEXPECTED) from error
         finally:
+            if state is not None:
+                self._drop_copies(state)
             if state is not None and self.session in block_fn.inputs:
                 self.visits.keep(state[self.session._id])
                 await self._return_memory()
+
+    def _drop_copies(self, state: Any) -> None:
+        """Remove components that Gradio made to apply updates: it keeps all of them, half a megabyte for each answer."""
+        for key in state.blocks_config.blocks.keys() - self.blocks.keys():
+            del state.blocks_config.blocks[key]
+            state.config_values.pop(key, None)
 
     async def _return_memory(self) -> None:
         """Give memory that was freed back to the system, at most once a second; glibc would keep it for each thread."""

@@ -16,14 +16,23 @@ from typing import Any
 
 from ldvc.errors import LdvcError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 VARIABLE = "GRADIO_TEMP_DIR"
 MAX_BYTES = 2_000_000_000
 MAX_SECONDS = 4 * 3600  # uploads that were broken off; Gradio removes the others
+PREFIX = "ldvc-page-"
+NEW_SECONDS = 60  # the server of a folder that is newer may still be about to lock it
 HOW = f"Set {VARIABLE} to a folder that you may write to, on a disk with free space."
 
 
 def choose_folder() -> str:
     """The folder of `GRADIO_TEMP_DIR`, or else a new one of this process, which is removed at its end.
+
+    The folders of servers that were killed are removed now. A living server has a lock on its own.
 
     SIGTERM ends the process at once from now on: Python would wait for the answers that are being computed.
 
@@ -33,7 +42,10 @@ def choose_folder() -> str:
     named, own, owner = os.environ.get(VARIABLE), "", os.getpid()
     if not named:
         with contextlib.suppress(OSError):
-            own = tempfile.mkdtemp(prefix="ldvc-")
+            own = tempfile.mkdtemp(prefix=PREFIX)
+            if fcntl is not None:
+                _lock(own)
+                _remove_abandoned()
 
     def remove() -> None:
         if own and os.getpid() == owner:  # not in a forked process
@@ -46,6 +58,32 @@ def choose_folder() -> str:
     atexit.register(remove)
     signal.signal(signal.SIGTERM, end)
     return named or own
+
+
+def _lock(folder: str | Path) -> int:
+    """Lock a folder until the descriptor that is returned is closed, or the process ends.
+
+    Raises:
+        OSError: it is no folder, or another process has the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of servers that were killed: this user's, and no process has a lock on them."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > NEW_SECONDS:
+                descriptor = _lock(path)
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
 
 
 def check_folder() -> None:
