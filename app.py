@@ -50,11 +50,11 @@ def main() -> None:
     if gpu_is_lent():
         registry.warm()
     page = build_page(registry)
-    if registry.default == LITE:  # a second; the first visitor shall find an answer
+    if registry.default == LITE:  # it takes a second, and then the page opens with an answer for the first visitor, too
         answer_opening(page.segmenter)
 
     def prepare() -> None:
-        """Load what nobody shall wait for, and answer the examples."""
+        """Load all decoders and answer the examples, so that no visitor waits for them."""
         if not gpu_is_lent():
             registry.warm()
         answer_examples(page.segmenter)

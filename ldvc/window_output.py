@@ -126,7 +126,7 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
     at = ((y + 0.5) * patch, (x + 0.5) * patch)  # input pixels
 
     def distance(output: WindowOutput) -> float:
-        """To the centre of the window; 0.5 at its border."""
+        """From the patch to the centre of the window; 0.5 at its border."""
         window = output.window
         return max(
             abs(window.top + window.height / 2 - at[0]) / window.height,

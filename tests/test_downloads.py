@@ -90,7 +90,8 @@ def test_overlay_file(result: Segmentation) -> None:
     assert (painted[inside] == rgb(colours_for(result.names)[0])).all()
     others = painted[~inside]
     assert (others == others[:, :1]).all(), "the others are grey"
-    untouched = np.asarray(Image.open(io.BytesIO(made("overlay", result, OverlayStyle(opacity=0.0, outline=False, names=False))[1])))
+    _, content = made("overlay", result, OverlayStyle(opacity=0.0, outline=False, names=False))
+    untouched = np.asarray(Image.open(io.BytesIO(content)))
     assert np.array_equal(untouched[result.labels >= 0], result.picture[result.labels >= 0])
 
 

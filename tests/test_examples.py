@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlencode
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.web import texts
+from ldvc.web import temporary, texts
 from ldvc.web.examples import OPENING, Example, Link, answer_examples, link_to, read_examples, read_link
+from ldvc.web.inputs import InputPanel
 from ldvc.web.models import LITE, ModelRegistry
 from ldvc.web.page import build_page, launch_options
 from ldvc.web.segmenter import ALL_DECODERS, Segmenter
-from ldvc.web.session import Session, Visits, size_of
+from ldvc.web.session import Answer, Session, Visits, size_of
+from ldvc.web.tabs import VIEWER_DEFAULT
+from ldvc.web.tabs.segment import SegmentTab
 from tests.browsing import DOG, EVIL, Visitor, open_tab
+from tests.test_web_handlers import ask, by_id, event, values_of
 from tests.tiny import save_tiny_checkpoint
 
 EXAMPLES = {each.key: each for each in read_examples()}
@@ -113,6 +121,44 @@ def test_bad_links(registry: ModelRegistry, opening: Example, address: str, noti
     link = read_link(dict(parse_qsl(address[1:])), list(EXAMPLES.values()), only)
     example = EXAMPLES["dog"] if address.startswith("?example=dog") else opening
     assert (link.example, link.names, link.model, link.notice) == (example, example.names, None, notice)
+
+
+# ---- the photo and the answer on the page --------------------------------------------------------------------------------
+
+
+def test_a_question_during_the_opening_counts(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, session = build_page(registry), Session()
+    opening = event(page, "open_page")
+    request, values = SimpleNamespace(query_params={"example": "dog", "names": "sky"}), values_of(opening, session)
+    segment = page.segmenter.segment_example
+
+    def slow(*question: object, **options: object) -> Answer:
+        ask(page, session, EXAMPLES["horses"].path, "dog, cat", overlay=VIEWER_DEFAULT)
+        return segment(*question, **options)
+
+    monkeypatch.setattr(page.segmenter, "segment_example", slow)
+    shown, answered = map(by_id, opening.fn(values, request))
+    assert shown["names"] == "sky" and session.answer.names == ["dog", "cat"] and set(answered) == {"state"}
+
+    monkeypatch.undo()
+    monkeypatch.setattr(SegmentTab, "draw", None)
+    shown, answered = map(by_id, opening.fn(values_of(opening, Session()), request))
+    assert texts.UNEXPECTED in answered["run-problem"]
+
+
+def test_uploads_of_others_leave_the_photo_of_an_example(
+    segmenter: Segmenter, opening: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, cache = tmp_path / "photo.jpg", tmp_path / "cache"
+    photo.write_bytes(Path(opening.path).read_bytes())
+    os.utime(photo, (0, 0))
+    with gr.Blocks():
+        panel = InputPanel(segmenter, gr.State())
+    monkeypatch.setattr(panel.photo, "GRADIO_CACHE", str(cache))
+    monkeypatch.setenv(temporary.VARIABLE, str(cache))
+    shown = panel.example(replace(opening, path=str(photo)), "dog")[panel.photo]
+    temporary.remove_oldest()
+    assert Path(shown).is_file()
 
 
 # ---- in a browser -------------------------------------------------------------------------------------------------------

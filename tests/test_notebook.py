@@ -73,7 +73,7 @@ def test_the_figures(found: dict[str, Any]) -> None:
     assert pictures(found["prompts_figure"]) == names * 3
     assert pictures(found["routing_figure"]) == 3
     assert len(found["routing_figure"].axes[0].patches) == 4 + 1, "the frames of four regions and of the patch"
-    assert pictures(found["attention_overview"]) == names * 4
+    assert pictures(found["attention_overview"]) == (names + 1) * 4, "the last row is none of these"
     assert pictures(found["masks_figure"]) == 4
     assert pictures(found["none_figure"]) == 3
     assert len(found["embedding_figure"].axes) == 4

@@ -74,8 +74,9 @@ def test_a_class_gets_a_threshold_of_its_own(asked: Visitor) -> None:
     assert name == "dog-cutouts.zip" and archive.namelist() == ["1_dog.png"]
     alpha = np.asarray(Image.open(archive.open("1_dog.png")))[..., 3]
     assert (alpha == 255).mean() * 100 == pytest.approx(lower, abs=1)
+    own.locator("input").focus()
     asked.changed_by(lambda: page.keyboard.press("Escape"))
-    assert own.is_hidden()
+    assert own.is_hidden() and page.evaluate("document.activeElement.className") == "ldvc-entry", "the focus is not lost"
 
     asked.ask("dog, sky")
     asked.ask("grass, dog, cat")

@@ -12,21 +12,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.file_download import http_get
 
 from ldvc.class_names import load_classes
 from ldvc.errors import DataError
 from tests.tiny_archives import Server, png, serving, tar_of, zip_of
 from tests.tiny_data import names_in
 from train import prepare
-from train.data import convert, open_set
+from train.data import convert, download, open_set
 from train.data.download import Archive, DamagedArchiveError, fetch, unpack
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # `http_get` would refuse this machine, too
     with serving(monkeypatch) as server:
         yield server
 
@@ -81,6 +85,7 @@ def archive(server: Server, monkeypatch: pytest.MonkeyPatch) -> Archive:
         (1000, [], ["bytes=1000-"]),  # an interrupted command
         (3_000_000, [], ["bytes=3000000-"]),  # interrupted before it was renamed
         (3_000_001, [], ["bytes=3000001-", None]),  # longer than the server's file
+        (3_000_001, ["", "cut", "whole"], ["bytes=3000001-", None, "bytes=1500000-"]),
     ],
 )
 def test_a_download_is_resumed(
@@ -92,6 +97,20 @@ def test_a_download_is_resumed(
     assert [asked for _, asked in server.requests] == ranges
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
     assert fetch(archive, tmp_path) == tmp_path / "x.tar" and len(server.requests) == len(ranges), "nothing to do"
+
+
+def test_a_connection_that_is_reset(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def resetting(url: str, file: IO[bytes], *, resume_size: int, **options: object) -> None:
+        begun.append(resume_size)
+        if len(begun) < 3:
+            file.write(CONTENT[resume_size : resume_size + 1000])
+            raise HTTPError("connection reset by peer")
+        http_get(url, file, resume_size=resume_size, **options)
+
+    monkeypatch.setattr(download, "http_get", resetting)
+    assert fetch(archive, tmp_path).read_bytes() == CONTENT and begun == [0, 1000, 2000]
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, archive: Archive, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -112,3 +114,17 @@ def test_plain_clip_has_one_map_of_patches_alike(predictor: Predictor, results: 
     result = predictor.sibling("clip").segment("dog, grass", image=image, features=True)
     page = Page(similarity_html(result, 0, 0))
     assert len(page.all("img")) == 1 and NO_DECODER in page.text and not page.all("rect", "ldvc-region")
+
+
+# ---- the name of a patch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_patch_below_the_threshold_is_none_of_these(results: dict, threshold: float) -> None:  # noqa: F811
+    result = copy.copy(results["ldvc"])
+    patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
+    name = result.names[patch.label]
+    result.background, result.thresholds = 0.0, {name: threshold}
+    text = Page(route_html(patch, result, photo="data:", layer=1, head=0)).text
+    verdict = texts.NONE_OF_THESE if threshold else name
+    assert f"Row 3, column 4 is {verdict}" in text and (f"score {number(patch.score)}" in text) == (not threshold)

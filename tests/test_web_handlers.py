@@ -13,6 +13,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from gradio.blocks import BlockFunction
 from PIL import Image, ImageFile
 
 from ldvc.class_names import SeenNames, class_lists, parse_names, plain
@@ -244,7 +245,7 @@ def test_images_and_results_can_be_pickled(segmenter: Segmenter, photo: str) -> 
 # ---- the question -----------------------------------------------------------------------------------------------------
 
 
-def event(page: gr.Blocks, name: str):
+def event(page: gr.Blocks, name: str) -> BlockFunction:
     """The function of an event, by its name, and its inputs."""
     (found,) = (each for each in page.fns.values() if each.name == name)
     return found
@@ -253,15 +254,24 @@ def event(page: gr.Blocks, name: str):
 def ask(page: gr.Blocks, session: Session, photo: str | None, names: str, **settings: object) -> dict:
     """Press the button; returns the changes by elem_id. `settings` are values by elem_id, "-" replaced by "_"."""
     press = event(page, "answer_question")
+    return by_id(press.fn(values_of(press, session, photo=photo, names=names, **settings)))
+
+
+def values_of(event: BlockFunction, session: Session, **settings: object) -> dict:
+    """The values that an event gets from the page."""
     values = {}
-    for component in press.inputs:
+    for component in event.inputs:
         values[component] = getattr(component, "value", None)
         key = (component.elem_id or "").replace("-", "_")
         if isinstance(component, gr.State):
             values[component] = session
-        elif key in {"photo": photo, "names": names, **settings}:
-            values[component] = {"photo": photo, "names": names, **settings}[key]
-    return {component.elem_id or component.get_block_name(): change for component, change in press.fn(values).items()}
+        elif key in settings:
+            values[component] = settings[key]
+    return values
+
+
+def by_id(changes: dict) -> dict:
+    return {component.elem_id or component.get_block_name(): change for component, change in changes.items()}
 
 
 def test_the_answer_replaces_the_older_one_on_every_tab(registry: ModelRegistry, photo: str) -> None:
@@ -291,6 +301,11 @@ def test_settings_of_the_viewer_hold_for_the_next_question(segmenter: Segmenter,
     changes = ask(page, session, photo, "dog, other", overlay=unticked, model="full")
     assert changes["overlay"].value["background"] == OWN_THRESHOLD, "a name allows it"
     assert "“other” is no class" in changes["names-problem"] and changes["names"] == "dog, other"
+
+    session.open_tab = "compare"
+    for model, sent in (("full", True), ("full", False), (None, True)):
+        model = {"model": model} if model else {}
+        assert ("overlay" in ask(page, session, photo, "dog, sky", overlay=viewer, **model)) is sent
 
 
 def test_a_refused_question_changes_nothing(registry: ModelRegistry, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ class Server:
     Attributes:
         files: name -> content.
         faults: name -> what is wrong with the next answers: "cut" breaks off in the middle, "whole" ignores Range, a number is
-            the status.
+            the status, "" is no fault.
         requests: (name, Range header) of every request.
     """
 

@@ -1,1 +1,1 @@
-"""Training and evaluation; nothing in `ldvc` knows of it."""
+"""Training and evaluation; nothing in `ldvc` imports it."""

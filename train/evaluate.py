@@ -124,7 +124,7 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
     try:
         require_inference(result)
     except ValueError as error:
-        raise LdvcError(f"The photos cannot be shown like this: {error}.") from None
+        raise LdvcError(f"These sizes of photos cannot be used: {error}.") from None
     return result
 
 

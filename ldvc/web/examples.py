@@ -51,8 +51,8 @@ class Link:
         example: of the link, or that with the key `OPENING`.
         names: class names for it, separated by commas.
         model: key of a model choice, or None for the main one.
-        asked: whether it is more than an address without a question.
-        notice: what could not be followed, in one sentence, or "".
+        asked: whether the address names an example, which is answered even if that takes a while.
+        notice: which part of the address could not be used, in one sentence, or "".
     """
 
     example: Example
@@ -96,9 +96,9 @@ def link_to(answer: Answer, examples: Sequence[Example], registry: ModelRegistry
 
 
 def read_link(query: Mapping[str, str], examples: Sequence[Example], registry: ModelRegistry) -> Link:
-    """What an address asks for. Of a bad value there is a notice; the value itself is used nowhere.
+    """What an address asks for. A value that cannot be used leads to a notice.
 
-    A model that is not loaded is not loaded by a link: that may take minutes.
+    A link loads no model, because that may take minutes.
     """
     by_key = {example.key: example for example in examples}
     key, names, model = (query.get(name) for name in ("example", "names", "model"))

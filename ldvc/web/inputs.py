@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ def chips(names: Sequence[ClassName], seen: SeenNames) -> str:
 
 
 def copy_link(link: str) -> str:
-    """The button that copies the link to an answer; without a link, it says why."""
+    """The button that copies the link to an answer; without a link it is disabled, and a sentence beside it tells why."""
     attribute, said = (f'data-link="{html.escape(link)}"', "") if link else ("disabled", texts.NO_LINK)
     return (
         f'<div class="ldvc-link"><button type="button" {attribute}>{texts.COPY_LINK}</button><span role="status" '
@@ -166,6 +167,7 @@ class InputPanel:
     def example(self, example: Example, names: str) -> Changes:
         """Updates that put an example and class names for it into the column."""
         path = self.photo.move_resource_to_block_cache(example.path)  # as the browser sends it back
+        os.utime(path)  # the copy is as old as the photo, and uploads remove old files
         return {self.photo: path, self.names: names, self.vocabulary: OWN, **self.sentences()}
 
     def answered(self, answer: Answer) -> Changes:

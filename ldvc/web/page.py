@@ -130,7 +130,7 @@ def answers_limit() -> int:
     return int(gigabytes * 1e9)
 
 
-def build_page(registry: ModelRegistry) -> gr.Blocks:
+def build_page(registry: ModelRegistry) -> Page:
     """Declare the page."""
     segmenter = Segmenter(registry)
     title = f"{texts.TITLE}: segment a photo by any names"
@@ -183,8 +183,12 @@ def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str,
     def answer_question(values: Values) -> Changes:
         return answered(values, segmenter.segment)
 
-    def answered(values: Values, segment: Callable[..., Answer]) -> Changes:
-        """A problem becomes a sentence beside its field and changes nothing else."""
+    def answered(values: Values, segment: Callable[..., Answer], *, opens: bool = False) -> Changes:
+        """A problem becomes a sentence beside its field and changes nothing else.
+
+        Args:
+            opens: the page asks, not the visitor; nothing changes if the visitor asks something meanwhile.
+        """
         session = values[shared.session]
         before = session.answer
         try:
@@ -202,10 +206,13 @@ def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str,
             values[shared.viewer] = {**viewer, "background": background, "thresholds": thresholds}
             opened = {session.open_tab}
             changes = panel.answered(answer) | tabs[session.open_tab].show(answer, values)
+            if opens and session.answer is not before:
+                return {}
             session.answer = answer
             opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
             for key in tabs.keys() - opened:
-                if before is None or key in before.drawn:  # the others are blank already
+                # Others are blank already, but the viewer gets settings that the answer changed.
+                if before is None or key in before.drawn or values[shared.viewer] != viewer:
                     changes |= tabs[key].blank(values)
             return {shared.session: session, **changes}
         except Exception as error:
@@ -216,14 +223,14 @@ def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str,
             log.exception("a question could not be answered")
             return panel.refused(Problem("run", texts.UNEXPECTED))
 
-    def answer_example(values: Values, example: Example, names: str) -> Iterator[Changes]:
+    def answer_example(values: Values, example: Example, names: str, **options: bool) -> Iterator[Changes]:
         """Photo and names together with the answer, or before it if it has to be computed."""
         shown = panel.example(example, names)
         values |= {panel.photo: shown[panel.photo], panel.names: names}
         if not segmenter.is_kept(example.fingerprint, values[panel.model]):
             yield shown
             shown = {}
-        changes = answered(values, segmenter.segment_example)
+        changes = answered(values, segmenter.segment_example, **options)
         if not shown:  # the visitor may be changing the names meanwhile
             changes.pop(panel.names, None)
         yield {**shown, **changes}
@@ -238,10 +245,13 @@ def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str,
     def open_page(values: Values, request: gr.Request) -> Iterator[Changes]:
         """The answer that the address asks for, or an example if its answer is computed already."""
         link = read_link(request.query_params, panel.examples, segmenter.registry)
-        values[panel.model] = link.model or values[panel.model]
-        more = {panel.model: values[panel.model], panel.problems["run"]: html.notice(link.notice)}
+        more = {shared.session: values[shared.session]}
+        if link.model:
+            more[panel.model] = values[panel.model] = link.model
+        if link.notice:
+            more[panel.problems["run"]] = html.notice(link.notice)
         if link.asked or segmenter.is_kept(link.example.fingerprint, values[panel.model]):
-            for changes in answer_example(values, link.example, link.names):
+            for changes in answer_example(values, link.example, link.names, opens=True):
                 yield {**changes, **more}
         else:
             yield more

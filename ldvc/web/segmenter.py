@@ -121,7 +121,7 @@ class Segmenter:
     def keep(self, photo: str, names: str, *decoders: str) -> None:
         """Answer a question about a photo of the project with the main model, for all visitors.
 
-        Later answers about it share the encoded photo, and those to the same names the results.
+        Later answers about it share the encoded photo; those about the same names also share the results.
 
         Args:
             photo: path of the file.
@@ -129,6 +129,7 @@ class Segmenter:
             decoders: others that answer, too; of `ALL_DECODERS`.
         """
         answer = self.segment(photo, names, model=self.at_once(None))
+        answer = answer.kept or answer
         self.results(answer, *decoders)
         self._kept[answer.fingerprint, answer.model] = answer
 
@@ -164,7 +165,7 @@ class Segmenter:
             answer.results |= {(decoder, company): result for decoder, result in found.items()}
         results = []
         for decoder in decoders:
-            result = copy.copy(answer.results.get((decoder, company)))  # so that events with other thresholds do not meet in it
+            result = copy.copy(answer.results.get((decoder, company)))  # events with other thresholds get copies of their own
             if result is not None:
                 result.background = self.threshold(answer, decoder) if background == OWN_THRESHOLD else background
                 result.thresholds = {name: thresholds[name] for name in result.names if name in (thresholds or {})}

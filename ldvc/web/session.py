@@ -43,8 +43,8 @@ class Answer:
         results: by decoder, with company or without.
         pictures: the photo as data for HTML, by the options of `html.photo_uri`; shared by answers about the same photo.
         drawn: by tab, the shared settings with which it was drawn last.
-        kept: the answer about an example from which it has its image, and for the same names its results; see
-            `Segmenter.keep`. All visitors share it; only what is computed from the photo itself is added to its image.
+        kept: the answer of `Segmenter.keep` about the same photo, or None. All visitors share its image and, for the same
+            names, its results. Only what is computed from the photo itself is added to the image.
     """
 
     model: str

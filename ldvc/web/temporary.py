@@ -25,14 +25,14 @@ VARIABLE = "GRADIO_TEMP_DIR"
 MAX_BYTES = 2_000_000_000
 MAX_SECONDS = 4 * 3600  # uploads that were broken off; Gradio removes the others
 PREFIX = "ldvc-page-"
-NEW_SECONDS = 60  # the server of a folder that is newer may still be about to lock it
+NEW_SECONDS = 60  # a folder that is newer may have a server that has not locked it yet
 HOW = f"Set {VARIABLE} to a folder that you may write to, on a disk with free space."
 
 
 def choose_folder() -> str:
     """The folder of `GRADIO_TEMP_DIR`, or else a new one of this process, which is removed at its end.
 
-    The folders of servers that were killed are removed now. A living server has a lock on its own.
+    The folders of servers that were killed are removed now. A running server holds a lock on its folder.
 
     SIGTERM ends the process at once from now on: Python would wait for the answers that are being computed.
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
@@ -119,17 +119,23 @@ def _is_official(path: Path, archive: Archive) -> bool:
 
 
 def _download(url: str, part: Path) -> None:
-    """Downloads what an unfinished file lacks; a transfer that breaks off is resumed some times."""
+    """Downloads what an unfinished file lacks. A transfer that breaks off is resumed until nothing more arrives."""
+    headers = {"Accept-Encoding": "identity"}
     with open(part, "ab") as file:
-        try:
-            http_get(url, file, resume_size=file.tell(), headers={"Accept-Encoding": "identity"}, displayed_filename=part.stem)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 416:
-                raise
-            if error.response.headers.get("Content-Range") != f"bytes */{file.tell()}":  # otherwise it is complete
+        while True:
+            have = file.tell()
+            try:
+                return http_get(url, file, resume_size=have, headers=headers, displayed_filename=part.stem)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 416 or not have:
+                    raise
+                if error.response.headers.get("Content-Range") == f"bytes */{file.tell()}":
+                    return  # it is complete
                 file.seek(0)
                 file.truncate()
-                http_get(url, file, headers={"Accept-Encoding": "identity"}, displayed_filename=part.stem)
+            except HTTPError:  # `http_get` resumes after most, but not after a connection that is reset
+                if file.tell() <= have:
+                    raise
 
 
 # ---- unpacking ----------------------------------------------------------------------------------------------------------

@@ -278,7 +278,9 @@ canvas.addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   const open = element.isConnected && element.offsetParent !== null; // not behind another tab
-  if (event.key === "Escape" && answer && props.value.alone !== null && open) press(props.value.alone);
+  if (event.key !== "Escape" || !answer || props.value.alone === null || !open) return;
+  if (own.contains(document.activeElement)) own.previousElementSibling.focus(); // its threshold will be hidden
+  press(props.value.alone);
 });
 
 new ResizeObserver(soon).observe(canvas); // the size of written names depends on it

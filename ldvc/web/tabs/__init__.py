@@ -206,6 +206,11 @@ def choices_for(result: Segmentation, layer: int, head: int | None) -> list[Any]
     ]
 
 
+def head_text(head: int | None) -> str:
+    """A head in words; None = mean of all."""
+    return f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
+
+
 def chosen_layer_and_head(result: Segmentation, layer: int | None, head: int | None) -> tuple[int, int | None]:
     """Values of the two widgets for a result: the last layer unless there is the chosen one; head None = mean of all."""
     layers, heads = result.attention_shape

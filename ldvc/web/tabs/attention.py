@@ -227,11 +227,11 @@ class AttentionTab(Tab):
         return dict(zip(decoders, self.results(answer, values, *decoders), strict=True))
 
     def there(self, answer: Answer, values: Values) -> dict[str, Segmentation]:
-        """The results of those that there are."""
+        """The results of the decoders that the checkpoint has."""
         return {decoder: result for decoder, result in self.decoders(answer, values).items() if result is not None}
 
     def sides(self, decoders: list[str], values: Values) -> tuple[str, str]:
-        """The decoders under the slider, of those that there are."""
+        """The decoders on the two sides of the slider; `decoders` can be chosen."""
         left, right = values[self.left], values[self.right]
         return (
             left if left in decoders else decoders[0],
@@ -244,7 +244,7 @@ class AttentionTab(Tab):
         return chosen if chosen and len(names) > SHOWN else list(range(min(len(names), SHOWN)))
 
     def heads_decoder_of(self, decoders: list[str], values: Values) -> str:
-        """The decoder whose heads are shown, of those that there are."""
+        """The decoder whose heads are shown; `decoders` can be chosen."""
         return values[self.heads_decoder] if values[self.heads_decoder] in decoders else decoders[0]
 
     def chosen(self, names: list[str], name: str | None) -> int:

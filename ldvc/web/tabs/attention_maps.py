@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,9 +87,9 @@ def inside_outside(values: np.ndarray, inside: np.ndarray) -> tuple[float | None
     return tuple(float(values[part].mean()) if part.any() else None for part in (inside, ~inside))
 
 
-def shares_text(shares: Sequence[float | None], form: str = SHARES) -> str:
-    """Both of these as HTML."""
-    inside, outside = ("–" if share is None else percent(share) for share in shares)
+def shares_text(means: Sequence[float | None], form: str = SHARES, write: Callable[[float], str] = percent) -> str:
+    """The two values of `inside_outside` as HTML; `write` formats each of them."""
+    inside, outside = ("–" if mean is None else write(mean) for mean in means)
     return form.format(inside=inside, outside=outside)
 
 

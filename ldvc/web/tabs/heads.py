@@ -9,6 +9,7 @@ from ldvc.visualize import fit_size
 from ldvc.web import html, texts
 from ldvc.web.html import MAP_SIDE, escape
 from ldvc.web.segmenter import LCSA_OFF
+from ldvc.web.tabs import head_text
 from ldvc.web.tabs.attention_maps import FIXED_SCALE, INTERVENTION, RESCALED, inside_outside, shares_text
 
 TITLE = "All layers and heads"
@@ -75,4 +76,4 @@ def heads_html(
 
 def place(layer: int, head: int | None) -> str:
     """A layer and a head in words."""
-    return f"{texts.LAYER} {layer + 1}, {f'{texts.MEAN} of all heads' if head is None else f'head {head + 1}'}"
+    return f"{texts.LAYER} {layer + 1}, {head_text(head)}"

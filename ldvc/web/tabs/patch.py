@@ -61,14 +61,14 @@ def patch_html(result: Segmentation, row: int, column: int, *, photo: str, readi
     )
     windows = f" {WINDOWS}" if len(result.outputs) > 1 else ""
     return (
-        f'<div class="ldvc-route" style="--photo:url({photo})">{stage}<div class="ldvc-steps">{_verdict(result, row, column)}'
+        f'<div class="ldvc-route" style="--photo:url({photo})">{stage}<div class="ldvc-steps">{verdict(result, row, column)}'
         f'{html.scale_bar(SCALE, 0, highest)}<p class="ldvc-footnote">{READINGS[reading]}{windows}</p>'
         f"{similarity_html(result, row, column)}</div></div>"
     )
 
 
-def _verdict(result: Segmentation, row: int, column: int) -> str:
-    """Place, name and score of the patch."""
+def verdict(result: Segmentation, row: int, column: int) -> str:
+    """Place, name and score of a patch; no score where it is none of these."""
     label, scores = result.patch_label(row, column), result.patch_scores(row, column)
     threshold = result.threshold_of(result.names[label])
     none = threshold is not None and scores[label] < threshold

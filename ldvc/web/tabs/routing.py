@@ -13,8 +13,9 @@ from ldvc.web import html, texts
 from ldvc.web.html import escape, name_label, number, percent
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, layer_and_head
-from ldvc.web.tabs.similarity import Box, similarity_html
+from ldvc.web.tabs import Changes, Shared, Tab, Values, choices_for, chosen_layer_and_head, head_text, layer_and_head
+from ldvc.web.tabs.patch import verdict
+from ldvc.web.tabs.similarity import Box, rect, similarity_html
 from ldvc.window_output import PatchRouting
 
 PHOTO_SIDE = 720
@@ -209,8 +210,7 @@ def route_html(patch: RoutedPatch, result: Segmentation, *, photo: str, layer: i
         photo: as data.
         layer, head: of the patch's attention; head None = mean of all.
     """
-    head_name = f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
-    listed = steps(patch, result, layer=layer, head=head_name)
+    listed = steps(patch, result, layer=layer, head=head_text(head))
     alike = similarity_html(result, patch.row, patch.column, chosen=patch.boxes)
     return (
         f'<div class="ldvc-route" style="--photo:url({photo})"><div class="ldvc-route-photo">{photo_panel(patch)}{alike}</div>'
@@ -244,7 +244,7 @@ def photo_panel(patch: RoutedPatch) -> str:
         _badge(rank, affinity, box, patch.extent)
         for rank, (box, affinity) in enumerate(zip(boxes, patch.routing.affinity, strict=True), start=1)
     )
-    rects = "".join([*(_rect(box, "region") for box in boxes), _rect(own, "own"), _rect(here, "patch")])
+    rects = "".join([*(rect(box, "region") for box in boxes), rect(own, "own"), rect(here, "patch")])
     svg = f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">'
     return (
         f'<div class="ldvc-stage" tabindex="0" role="application" aria-label="{PHOTO_LABEL}" '
@@ -287,19 +287,9 @@ def _thumbnail(box: Box, extent: tuple[float, float]) -> str:
     )
 
 
-def _rect(box: Box, kind: str) -> str:
-    x, y, width, height = box
-    return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
-
-
 def steps(patch: RoutedPatch, result: Segmentation, *, layer: int, head: str) -> str:
     """The three steps beside the photo: route, attend to regions, attend to names."""
     names, seen, colours = result.names, result.seen, colours_for(result.names)
-    verdict = (
-        f'<p class="ldvc-verdict">Row {patch.row + 1}, column {patch.column + 1} is '
-        f"{name_label(names[patch.label], seen[patch.label], colours[patch.label], tag='span')}"
-        f'<span class="ldvc-subdued">score {number(patch.score)}</span></p>'
-    )
     regions = zip(patch.routing.regions, patch.boxes, patch.routing.affinity, patch.inside, strict=True)
     lines = "".join(
         f'<li><span class="ldvc-rank">{rank}</span>{_thumbnail(box, patch.extent)}'
@@ -335,7 +325,7 @@ def steps(patch: RoutedPatch, result: Segmentation, *, layer: int, head: str) ->
         f'<section class="ldvc-step"><h3><span class="ldvc-step-number">{index}</span>{title}</h3><p>{text}</p>{body}</section>'
         for index, (title, text, body) in enumerate(zip(STEPS, help_texts, contents, strict=True), start=1)
     )
-    return f'<div class="ldvc-steps">{verdict}{sections}</div>'
+    return f'<div class="ldvc-steps">{verdict(result, patch.row, patch.column)}{sections}</div>'
 
 
 def affinity_map(patch: RoutedPatch) -> str:

@@ -11,6 +11,7 @@ from ldvc.result import Segmentation
 from ldvc.visualize import fit_size
 from ldvc.web import html
 from ldvc.web.html import MAP_SIDE, number
+from ldvc.web.tabs.attention_maps import inside_outside, shares_text
 
 Box = tuple[float, float, float, float]  # left, top, width, height on the photo, in patches
 
@@ -44,18 +45,20 @@ def _figure(result: Segmentation, row: int, column: int, chosen: Sequence[Box], 
     picture = html.heat_uri(result.attention_at(similarity, fit_size(*result.size, long_side=MAP_SIDE)))
     height, width = result.extent
     here = (column, row, min(1, width - column), min(1, height - row))
-    marks = [*(("region", box) for box in chosen), ("patch", here)]
-    rects = "".join(
-        f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{w:.3f}" height="{h:.3f}"/>' for kind, (x, y, w, h) in marks
-    )
-    inside = within(chosen, similarity.shape, result.extent)
-    means = (number(float(similarity[part].mean())) if part.any() else "–" for part in (inside, ~inside))
-    caption = CHOSEN.format(**dict(zip(("inside", "outside"), means, strict=True))) if chosen else ""
+    rects = "".join([*(rect(box, "region") for box in chosen), rect(here, "patch")])
+    means = inside_outside(similarity, within(chosen, similarity.shape, result.extent))
+    caption = shares_text(means, CHOSEN, write=number) if chosen else ""
     return (
         f'<figure><div class="ldvc-heat"><img src="{picture}" alt="Cosine similarity to this patch {title}">'
         f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{rects}</svg></div>'
         f"<figcaption><b>{title}</b>{f'<br>{caption}' if caption else ''}</figcaption></figure>"
     )
+
+
+def rect(box: Box, kind: str) -> str:
+    """A rectangle of an SVG whose unit is a patch; `kind` chooses its style."""
+    x, y, width, height = box
+    return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
 
 
 def within(boxes: Sequence[Box], grid: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
