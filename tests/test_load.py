@@ -244,7 +244,7 @@ def test_a_mixed_up_answer_is_found(serve: Callable, tmp_path: Path) -> None:
     load = load_test.Load(guests, PATIENCE, 4)
     for guest in guests:
         load.visit(guest)
-    assert load.tally.wrong == len(load.tally.seconds) == 4 and not load.tally.failures
+    assert load.outcome.wrong == len(load.outcome.seconds) == 4 and not load.outcome.failures
     with pytest.raises(PageError, match="at least one class name"):
         guests[0].ask(" ")
 

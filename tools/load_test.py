@@ -44,7 +44,7 @@ GROWTH = 1.1  # memory at the end, compared with that after the warm-up
 
 
 @dataclass
-class Tally:
+class Outcome:
     """What happened to all visitors together."""
 
     seconds: list[float] = field(default_factory=list)
@@ -104,13 +104,13 @@ class Load:
 
     def __init__(self, guests: list[Guest], seconds: float, requests: int | None) -> None:
         self.guests, self.seconds, self.requests = guests, seconds, requests
-        self.tally, self.lock = Tally(), threading.Lock()
+        self.outcome, self.lock = Outcome(), threading.Lock()
         self.start = time.perf_counter()
 
     def share(self) -> float:
         """How much is done, of 1."""
         if self.requests:
-            return len(self.tally.seconds) / self.requests
+            return len(self.outcome.seconds) / self.requests
         return (time.perf_counter() - self.start) / self.seconds
 
     def visit(self, guest: Guest) -> None:
@@ -124,17 +124,17 @@ class Load:
             except httpx.HTTPStatusError as error:
                 with self.lock:
                     if error.response.status_code == 503:
-                        self.tally.busy += 1
+                        self.outcome.busy += 1
                     else:
-                        self.tally.failures.append(str(error))
+                        self.outcome.failures.append(str(error))
                 time.sleep(random.uniform(0.5, 1.5))  # a visitor who tries again
             except (PageError, httpx.HTTPError) as error:
                 with self.lock:
-                    self.tally.failures.append(f"{type(error).__name__}: {error}")
+                    self.outcome.failures.append(f"{type(error).__name__}: {error}")
             else:
                 with self.lock:
-                    self.tally.seconds.append(time.perf_counter() - begin)
-                    self.tally.wrong += digest != guest.expected[names]
+                    self.outcome.seconds.append(time.perf_counter() - begin)
+                    self.outcome.wrong += digest != guest.expected[names]
 
 
 def resident(process: int | None) -> float:
@@ -183,11 +183,11 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
         time.sleep(0.5)
     warm, after = during(samples, WARM_UP, WARM_UP + WINDOW), during(samples, 1 - WINDOW, math.inf)
     peak = max(memory for _, memory in samples)
-    tally = load.tally
-    cuts = statistics.quantiles(tally.seconds, n=20, method="inclusive") if len(tally.seconds) > 1 else [0.0] * 19
+    outcome = load.outcome
+    cuts = statistics.quantiles(outcome.seconds, n=20, method="inclusive") if len(outcome.seconds) > 1 else [0.0] * 19
     took = time.perf_counter() - load.start
     print(f"{platform.machine()}, {os.cpu_count()} processors, {args.visitors} visitors, {took:.0f} s")
-    print(f"answers {len(tally.seconds)}, busy {tally.busy}, wrong {tally.wrong}, failed {len(tally.failures)}")
+    print(f"answers {len(outcome.seconds)}, busy {outcome.busy}, wrong {outcome.wrong}, failed {len(outcome.failures)}")
     print(f"seconds for an answer: alone median {statistics.median(alone):.2f}; at once p50 {cuts[9]:.2f}, p95 {cuts[18]:.2f}")
     if process is not None:
         print(f"memory in MB: idle {idle:.0f}, after the warm-up {warm:.0f}, peak {peak:.0f}, at the end {after:.0f}")
@@ -195,10 +195,10 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
     if files is not None:
         found = [path for path in files.rglob("*") if path.is_file()]
         print(f"temporary files: {len(found)}, {sum(path.stat().st_size for path in found) / 1e6:.1f} MB")
-    for failure in sorted(set(tally.failures))[:5]:
+    for failure in sorted(set(outcome.failures))[:5]:
         print(f"failed: {failure}")
     distinct = len(set(digests)) == len(digests)
-    return distinct and not tally.wrong and not tally.failures and bool(tally.seconds) and after <= GROWTH * warm
+    return distinct and not outcome.wrong and not outcome.failures and bool(outcome.seconds) and after <= GROWTH * warm
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ PRICES_READ = "2026-11-29"
 TRAINING_HOURS = {"voc2012": (20_000, 3.0), "pascal_context59": (40_000, 8.0), "coco_stuff164k": (80_000, 20.0)}
 """Benchmark -> steps of 16 photos, and their hours on four RTX 3090, as the authors of Cascade-CLIP publish them."""
 SPEEDS = {"T4": 0.3, "L4": 0.6, "A10G": 0.8, "L40S": 1.6, "A100": 1.6, "RTX PRO 6000": 2.0, "H200": 3.0}
-"""GPU -> speed over an RTX 3090. Assumed from data sheets, not measured: an estimate may be wrong by a factor of 1.5."""
+"""GPU -> speed over an RTX 3090. Assumed from specifications, not measured: an estimate may be wrong by a factor of 1.5."""
 WITHOUT_ESTIMATE = 12  # hours of the timeout
 _FACTOR = 1.5
 
