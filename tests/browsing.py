@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def browser() -> Iterator:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        pytest.fail("The Python package playwright is missing. Install it: pip install -r requirements-dev.txt")
+        pytest.fail("The Python package playwright is missing. Install it: pip install -e \".[dev]\"")
     with sync_playwright() as playwright:
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
@@ -171,6 +172,17 @@ class Visitor:
         assert not self.dialogs, "a class name ran as a script"
         assert not self.errors, "a script of the page failed"
         self.context.close()
+
+
+@contextmanager
+def asking(browser, url: str, names: str) -> Iterator[Visitor]:
+    """A visitor who has segmented the photo of the dog."""
+    visitor = Visitor(browser, url)
+    visitor.upload(DOG)
+    visitor.ask(names)
+    yield visitor
+    assert "Traceback" not in visitor.page.locator("body").inner_text()
+    visitor.close()
 
 
 def set_range(page, selector: str, value: float) -> None:

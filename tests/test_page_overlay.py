@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import DOG, Visitor, open_tab, set_range
+from tests.browsing import Visitor, asking, open_tab, set_range
 
 OWN = "#legend .ldvc-own-threshold"
 
 
 @pytest.fixture(scope="module")
 def asked(browser, url: str) -> Iterator[Visitor]:
-    visitor = Visitor(browser, url)
-    visitor.upload(DOG)
-    visitor.ask("dog, grass, \u8349")
-    yield visitor
-    visitor.close()
+    with asking(browser, url, "dog, grass, \u8349") as visitor:
+        yield visitor
 
 
 def drawn(page) -> None:

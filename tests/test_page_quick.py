@@ -8,18 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.browsing import DOG, Visitor, open_tab, set_range
+from tests.browsing import Visitor, asking, open_tab, set_range
 
 LOCKED = "document.querySelector('.ldvc-columns').inert"
 
 
 @pytest.fixture(scope="module")
 def asked(browser, url: str) -> Iterator[Visitor]:
-    visitor = Visitor(browser, url)
-    visitor.upload(DOG)
-    visitor.ask("dog, grass")
-    yield visitor
-    visitor.close()
+    with asking(browser, url, "dog, grass") as visitor:
+        yield visitor
 
 
 @contextmanager

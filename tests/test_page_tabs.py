@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import DOG, EVIL, Visitor, open_tab
+from tests.browsing import DOG, EVIL, Visitor, asking, open_tab
 
 NAMES = f"dog, grass | lawn, {EVIL}"
 
@@ -18,14 +18,8 @@ NAMES = f"dog, grass | lawn, {EVIL}"
 @pytest.fixture(scope="module")
 def asked(browser, url: str) -> Iterator[Visitor]:
     """A visitor who has segmented a photo."""
-    visitor = Visitor(browser, url)
-    visitor.upload(DOG)
-    visitor.type_names(NAMES)
-    visitor.segment()
-    visitor.wait_for_answer()
-    yield visitor
-    assert "Traceback" not in visitor.page.locator("body").inner_text()
-    visitor.close()
+    with asking(browser, url, NAMES) as visitor:
+        yield visitor
 
 
 def changed(visitor: Visitor, selector: str, attribute: str, action) -> str:
