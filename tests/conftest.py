@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs two processes
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from open_clip.model import CLIP
 
 from ldvc.config import ModelConfig
 from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
-from tests.browsing import browser, url  # noqa: F401  fixtures of the page
+from tests.browsing import asked, browser, page, registry, segmenter, url  # noqa: F401  fixtures of the page
 from tests.tiny import save_tiny_checkpoint
 
 TINY_ARCHITECTURE: dict[str, Any] = {
@@ -23,6 +28,14 @@ TINY_ARCHITECTURE: dict[str, Any] = {
     "init_logit_bias": -3.0,
 }
 NAMES = ["dog", "potted plant", "tv monitor", "grass"]
+
+
+# The slowest files start first, so that both processes end at about the same time.
+SLOW = ("test_page", "test_resume", "test_examples", "test_space_hosting", "test_distributed", "test_visitors", "test_load")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.stem.startswith(SLOW))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +86,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_run import make_root  # loads the trainer
 
     return make_root(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def configure(root: Path, tiny_clip_folder: Path) -> Callable[..., Any]:
+    """Makes the configuration of a run in `root`; see `tests/tiny_run.py`."""
+    from tests.tiny_run import config_of
+
+    return partial(config_of, root, tiny_clip_folder)
 
 
 @pytest.fixture
