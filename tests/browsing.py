@@ -1,4 +1,4 @@
-"""A visitor of the page in a real Chromium, and the page itself, which is started once for all tests."""
+"""The page, as a process and in this one, and a visitor of it in a real Chromium."""
 
 from __future__ import annotations
 
@@ -14,32 +14,59 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.modeling.clip import LITE_FOLDER
-from tests.tiny import save_tiny_checkpoint
-from tools.remote import serve
+from tools.remote import ROOT, serve
 
-ROOT = Path(__file__).resolve().parents[1]
 DOG = ROOT / "assets" / "examples" / "dog.jpg"
 EVIL = "<img src=x onerror=alert(1)>"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+OWN = ("http://127.0.0.1", "data:", "blob:")  # how addresses begin that the page may fetch
 SECONDS = 60_000  # milliseconds to wait for an answer, on a busy machine
-
-
-def model_to_serve(folder: Path) -> str:
-    """The bundled model; while it is being rebuilt, one of random weights."""
-    there = (LITE_FOLDER / "ldvc" / "config.json").is_file()
-    return "lite" if there else str(save_tiny_checkpoint(folder / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of app.py, started once as users start it, without network."""
-    folder = tmp_path_factory.mktemp("app")
-    with serve(folder, environment={**os.environ, "LDVC_MODEL": model_to_serve(folder)}) as served:
+    with serve(tmp_path_factory.mktemp("app"), environment={**os.environ, "LDVC_MODEL": "lite"}) as served:
         served.wait_for_examples()
         yield served.address
         log = served.log.read_text()
         assert "Traceback" not in log, f"the page met an error:\n{log}"
+
+
+@pytest.fixture(scope="session")
+def registry(tiny_checkpoint: Path):
+    """The models of a page with the tiny checkpoint."""
+    from ldvc.web.models import ModelRegistry  # loads Gradio
+
+    return ModelRegistry(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def segmenter(registry):
+    from ldvc.web.segmenter import Segmenter
+
+    return Segmenter(registry)
+
+
+@pytest.fixture(scope="module")
+def page(registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The page, served by this process, with a folder of its own for temporary files."""
+    with served_here(registry, tmp_path_factory.mktemp("gradio")) as page:
+        yield page
+
+
+@contextmanager
+def served_here(registry, folder: Path, **variables: str) -> Iterator:
+    """A page, served by this process, with a folder for temporary files and environment variables."""
+    from ldvc.web.page import build_page, launch_options
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"GRADIO_TEMP_DIR": str(folder), "HF_HUB_OFFLINE": "1", **variables}.items():
+            patch.setenv(name, value)
+        page = build_page(registry)
+        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        yield page
+        page.close()
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +78,18 @@ def browser() -> Iterator:
             "Chromium is missing on this machine, and the page is tested in a real browser. Install it "
             "(Debian or Ubuntu: apt-get install chromium) or name it in the environment variable LDVC_CHROMIUM."
         )
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("The Python package playwright is missing. Install it: pip install -e \".[dev]\"")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
+
+
+def pixels(file: bytes) -> np.ndarray:
+    """Of a picture file, int (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
 class Visitor:
@@ -75,13 +105,11 @@ class Visitor:
         )
         self.page = self.context.new_page()
         self.page.set_default_timeout(SECONDS)
-        self.foreign: list[str] = []
-        self.dialogs: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", self._note_request)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._note_violation)
-        self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        self.faults: list[str] = []
+        self.page.on("request", lambda request: self.note("fetched", request.url, not request.url.startswith(OWN)))
+        self.page.on("pageerror", lambda error: self.note("a script failed", str(error)))
+        self.page.on("console", lambda message: self.note("console", message.text, "Content Security Policy" in message.text))
+        self.page.on("dialog", lambda dialog: (self.note("a name ran as a script", dialog.message), dialog.dismiss()))
         self.page.goto(url)
         self.page.get_by_role("button", name="Segment", exact=True).wait_for()
         self.opened = 0
@@ -89,13 +117,8 @@ class Visitor:
             self.wait_for_answer()
             self.opened = self.answers()
 
-    def _note_request(self, request) -> None:
-        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
-            self.foreign.append(request.url)
-
-    def _note_violation(self, message) -> None:
-        if "Content Security Policy" in message.text:
-            self.errors.append(message.text)
+    def note(self, kind: str, text: str, is_fault: bool = True) -> None:
+        self.faults += [f"{kind}: {text}"] if is_fault else []
 
     def upload(self, path: Path) -> None:
         """Choose a file instead of the present one and wait until it has arrived."""
@@ -143,15 +166,13 @@ class Visitor:
     def painted(self) -> np.ndarray:
         """Pixels of the painted photo, int (H, W, 3)."""
         uri = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")).astype(int)
+        return pixels(base64.b64decode(uri.partition(",")[2]))
 
     def changed_by(self, action) -> np.ndarray:
         """Do something that paints the photo anew in the browser; the pixels afterwards."""
         before = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
         action()
-        self.page.wait_for_function(
-            "before => document.querySelector('#overlay canvas').toDataURL() !== before", arg=before
-        )
+        self.page.wait_for_function("before => document.querySelector('#overlay canvas').toDataURL() !== before", arg=before)
         return self.painted()
 
     def legend(self) -> list[str]:
@@ -168,18 +189,16 @@ class Visitor:
         return caught.value.suggested_filename, Path(caught.value.path()).read_bytes()
 
     def close(self) -> None:
-        assert not self.foreign, "the page fetched something from elsewhere"
-        assert not self.dialogs, "a class name ran as a script"
-        assert not self.errors, "a script of the page failed"
+        assert not self.faults
         self.context.close()
 
 
-@contextmanager
-def asking(browser, url: str, names: str) -> Iterator[Visitor]:
-    """A visitor who has segmented the photo of the dog."""
+@pytest.fixture(scope="module")
+def asked(request: pytest.FixtureRequest, browser, url: str) -> Iterator[Visitor]:
+    """A visitor who has segmented the photo of the dog by the `NAMES` of the module."""
     visitor = Visitor(browser, url)
     visitor.upload(DOG)
-    visitor.ask(names)
+    visitor.ask(request.module.NAMES)
     yield visitor
     assert "Traceback" not in visitor.page.locator("body").inner_text()
     visitor.close()
@@ -198,3 +217,16 @@ def open_tab(visitor: Visitor, name: str, expected: str) -> None:
     """Click a tab and wait for its content."""
     visitor.page.get_by_role("tab", name=name, exact=True).click()
     visitor.page.locator(expected).first.wait_for()
+
+
+@contextmanager
+def held_back(page, pattern: str = "**/queue/join*") -> Iterator[list]:
+    """Events that are sent in the block reach the server when it is left, the last one first, one after the other's answer."""
+    held, is_left = [], False
+    page.route(pattern, lambda route: route.continue_() if is_left else held.append(route))
+    yield held
+    is_left = True
+    for route in reversed(held):
+        with page.expect_response(lambda response, sent=route.request: response.request == sent):
+            route.continue_()
+    page.unroute(pattern)

@@ -9,10 +9,10 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
-import gradio as gr
 import httpx
 import pytest
 
@@ -21,38 +21,21 @@ from ldvc.predictor import PREDICTOR_DECODERS
 from ldvc.web import page as page_module
 from ldvc.web import temporary, texts
 from ldvc.web.models import ModelRegistry
-from ldvc.web.page import answers_limit, build_page, launch_options
+from ldvc.web.page import answers_limit
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Session, Visits, size_of
-from tests.tiny import save_tiny_checkpoint
+from tests.browsing import DOG, served_here
 from tools import load_test
-from tools.publish_space import ROOT
 from tools.remote import PageError, Visitor
 
-DOG = ROOT / "assets" / "examples" / "dog.jpg"
 PATIENCE = 60  # seconds until a test fails
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
-    return ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")))
-
-
 @pytest.fixture
-def serve(registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], gr.Blocks]]:
-    """Serves a page from this process; several, if it is called again."""
-    monkeypatch.setenv(temporary.VARIABLE, str(tmp_path / "gradio"))
-    pages = []
-
-    def start() -> gr.Blocks:
-        page = build_page(registry)
-        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        pages.append(page)
-        return page
-
-    yield start
-    for page in pages:
-        page.close()
+def serve(registry: ModelRegistry, tmp_path: Path) -> Iterator[Callable]:
+    """Serves a page from this process, with environment variables."""
+    with ExitStack() as pages:
+        yield lambda **variables: pages.enter_context(served_here(registry, tmp_path / "gradio", **variables))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -100,24 +83,19 @@ def test_limit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             answers_limit()
 
 
-def test_an_expired_session_is_told_in_a_sentence(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_session_is_told_in_a_sentence(serve: Callable) -> None:
     """There is room for one answer; the sentence names the way out, which works."""
-    monkeypatch.setenv("LDVC_ANSWERS_GB", "1e-9")
-    page = serve()
+    page = serve(LDVC_ANSWERS_GB="1e-9")
     first, second = Visitor(page.local_url), Visitor(page.local_url)
-    answers = []
-    for visitor in (first, second, first):
-        if visitor.value("photo") is None:
-            visitor.set("photo", visitor.upload(DOG))
-            visitor.set("names", "dog, grass")
-        answers.append(visitor.trigger("run", "click")["overlay"])
-        other = second if visitor is first else first
-        if len(answers) > 1:
-            shown = other.trigger("tab-compare", "select")
-            assert any(texts.EXPIRED in str(change.get("value")) for change in shown.values())
-            assert texts.EXPIRED in other.trigger("download-data", "click")["download-problem"]["value"]
-            other.trigger("tab-segment", "select")
-    assert answers[2]["props"]["answer"] == answers[0]["props"]["answer"]
+    for visitor in (first, second):
+        visitor.set("photo", visitor.upload(DOG))
+        visitor.set("names", "dog, grass")
+        answer = visitor.trigger("run", "click")["overlay"]["props"]["answer"]
+    shown = first.trigger("tab-compare", "select")
+    assert any(texts.EXPIRED in str(change.get("value")) for change in shown.values())
+    assert texts.EXPIRED in first.trigger("download-data", "click")["download-problem"]["value"]
+    first.trigger("tab-segment", "select")
+    assert first.trigger("run", "click")["overlay"]["props"]["answer"] == answer
     first.close(), second.close()
 
 
@@ -230,7 +208,7 @@ def test_the_queue(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_gets_another_answer(serve: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     page = serve()
-    arguments = Namespace(visitors=8, seconds=PATIENCE, requests=24)
+    arguments = Namespace(visitors=4, seconds=PATIENCE, requests=12)
     assert load_test.run(page.local_url, tmp_path, None, tmp_path / "gradio", arguments)
     assert "wrong 0, failed 0" in capsys.readouterr().out
 
@@ -249,11 +227,8 @@ def test_a_mixed_up_answer_is_found(serve: Callable, tmp_path: Path) -> None:
         guests[0].ask(" ")
 
 
-def test_the_load_test_notices_the_bound_of_the_answers(
-    serve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LDVC_ANSWERS_GB", "1e-9")
-    page = serve()
+def test_the_load_test_notices_the_bound_of_the_answers(serve: Callable, tmp_path: Path) -> None:
+    page = serve(LDVC_ANSWERS_GB="1e-9")
     first, second = (load_test.Guest(page.local_url, number, tmp_path) for number in range(2))
     for guest in (first, second):
         guest.ask(guest.names[0])

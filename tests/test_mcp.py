@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,22 @@ import httpx
 import pytest
 
 from ldvc.errors import LdvcError
-from ldvc.web import mcp, temporary, texts
+from ldvc.web import mcp, texts
 from ldvc.web.models import ModelRegistry
-from ldvc.web.page import build_page, launch_options
-from tests.tiny import save_tiny_checkpoint
-from tools.publish_space import ROOT
+from ldvc.web.page import launch_options
+from tests.browsing import DOG, served_here
 
-DOG = ROOT / "assets" / "examples" / "dog.jpg"
 TOOLS = {"segment", "attention", "routing", "space", "compare", "vocabulary", "download"}
 
 
-@contextmanager
-def served(folder: Path, switch: str | None) -> Iterator[gr.Blocks]:
-    """The page, served by this process with a value of GRADIO_MCP_SERVER."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(temporary.VARIABLE, str(folder / "gradio"))
-        patch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(folder / "gradio"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.delenv(mcp.VARIABLE, raising=False)
-        if switch is not None:
-            patch.setenv(mcp.VARIABLE, switch)
-        page = build_page(ModelRegistry(str(save_tiny_checkpoint(folder / "tiny"))))
-        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        yield page
-        page.close()
-
-
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
+def page(registry: ModelRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
     pytest.importorskip("mcp")
-    with served(tmp_path_factory.mktemp("mcp"), "True") as page:
-        yield page
+    folder = tmp_path_factory.mktemp("mcp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(folder))
+        with served_here(registry, folder, GRADIO_MCP_SERVER="True") as page:
+            yield page
 
 
 def ask(page: gr.Blocks, question: Callable) -> Any:
@@ -134,9 +118,9 @@ def test_routes_of_the_tools(page: gr.Blocks) -> None:
         assert answer.status_code == 404 and answer.json() == {"detail": texts.NOTHING_HERE}
 
 
-@pytest.mark.parametrize("switch", [None, "False"])
-def test_off_without_the_switch(tmp_path: Path, switch: str | None) -> None:
-    with served(tmp_path, switch) as page:
+@pytest.mark.parametrize("switch", ["", "False"])
+def test_off_without_the_switch(registry: ModelRegistry, tmp_path: Path, switch: str) -> None:
+    with served_here(registry, tmp_path, GRADIO_MCP_SERVER=switch) as page:
         for path in ("mcp", "mcp/", "mcp/schema", "mcp/sse"):
             assert httpx.get(f"{page.local_url}gradio_api/{path}").status_code == 404
             assert httpx.post(f"{page.local_url}gradio_api/{path}", json={}).status_code == 404

@@ -5,21 +5,15 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import Visitor, asking, open_tab, set_range
+from tests.browsing import Visitor, open_tab, pixels, set_range
 
+NAMES = "dog, grass, \u8349"
 OWN = "#legend .ldvc-own-threshold"
-
-
-@pytest.fixture(scope="module")
-def asked(browser, url: str) -> Iterator[Visitor]:
-    with asking(browser, url, "dog, grass, \u8349") as visitor:
-        yield visitor
 
 
 def drawn(page) -> None:
@@ -36,10 +30,10 @@ def test_names_are_written_and_can_be_switched_off(asked: Visitor) -> None:
     asked.changed_by(lambda: page.locator("#overlay .background").uncheck())
     assert switch.is_checked()
     written = asked.painted()
-    saved = np.asarray(Image.open(io.BytesIO(asked.download("overlay")[1])).convert("RGB")).astype(int)
+    saved = pixels(asked.download("overlay")[1])
     assert np.abs(saved - written).mean() < 4
     bare = asked.changed_by(switch.uncheck)
-    saved_bare = np.asarray(Image.open(io.BytesIO(asked.download("overlay")[1])).convert("RGB")).astype(int)
+    saved_bare = pixels(asked.download("overlay")[1])
     for first, second in ((written, bare), (saved, saved_bare)):
         differs = (first != second).any(axis=2)
         assert 0.0005 < differs.mean() < 0.05 and np.ptp(first[differs].max(axis=1)) > 150, "light letters, dark outlines"

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import pytest
+from tests.browsing import Visitor, held_back, open_tab, set_range
 
-from tests.browsing import Visitor, asking, open_tab, set_range
-
+NAMES = "dog, grass"
 LOCKED = "document.querySelector('.ldvc-columns').inert"
-
-
-@pytest.fixture(scope="module")
-def asked(browser, url: str) -> Iterator[Visitor]:
-    with asking(browser, url, "dog, grass") as visitor:
-        yield visitor
-
-
-@contextmanager
-def held_back(page) -> Iterator[list]:
-    """Events that are sent in the block reach the server only when it is left; the list holds them."""
-    held: list = []
-    page.route("**/queue/join*", lambda route: held.append(route))
-    yield held
-    for route in held:
-        route.continue_()
-    page.unroute("**/queue/join*")
 
 
 def clicked(page, selector: str) -> None:

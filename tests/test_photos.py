@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -14,10 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldvc.web.models import ModelRegistry
-from ldvc.web.page import build_page, launch_options
 from ldvc.web.photos import HOW_TO_SEND, MAX_FILE_BYTES
-from tests.tiny import save_tiny_checkpoint
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -26,14 +22,6 @@ def data_url(size: tuple[int, int] = (48, 32)) -> str:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
-    page = build_page(ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny"))))
-    page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield page
-    page.close()
 
 
 def segment(page: gr.Blocks, photo: Any) -> tuple[str, Any]:

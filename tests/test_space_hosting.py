@@ -20,7 +20,6 @@ from typing import Any
 
 import gradio as gr
 import gradio_client
-import httpx
 import numpy as np
 import open_clip
 import pytest
@@ -35,13 +34,13 @@ from ldvc.modeling.clip_weights import WEIGHT_FILES
 from ldvc.predictor import ImageState
 from ldvc.web import gpu
 from ldvc.web.segmenter import gpu_seconds
+from tests.browsing import DOG
 from tests.tiny import save_tiny_checkpoint
 from tools.page_latency import NAMES, Bench
 from tools.publish_space import ROOT, TORCH, make_plan, space_files
 from tools.remote import PageError, Served, Visitor, serve
 
 PACKAGES = Path(__file__).with_name("hosting") / "packages"
-DOG = ROOT / "assets" / "examples" / "dog.jpg"
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 ZEROGPU_PYTHON = ("3.12.12", "3.10.13")
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # as its own error message lists them
@@ -174,25 +173,6 @@ for attempt in (lambda: urllib.request.urlopen("http://huggingface.co"), lambda:
     assert record[1].endswith("huggingface.co") and record[2].endswith("8.8.8.8")
 
 
-def test_space_serves_its_first_page(space: Served) -> None:
-    page = httpx.get(space.address, trust_env=False)
-    assert page.status_code == 200 and "LDVC" in page.text
-    for path in ("monitoring", "monitoring/summary"):
-        assert httpx.get(space.address + path, trust_env=False).status_code == 404, path
-
-
-def test_space_finds_the_dog_on_the_grass(space: Served) -> None:
-    client = Client(space.address, verbose=False)
-    answer = client.predict(
-        photo=handle_file(str(DOG)), names="dog, grass", use_background=False, threshold=0.5, api_name="/segment"
-    )
-    labels = np.asarray(Image.open(answer[1]).convert("L"))
-    assert labels.shape == Image.open(DOG).size[::-1]
-    assert (labels[240:420, 320:700] == 1).mean() > 0.9  # its flank
-    assert (labels[680:768, 0:1024] == 2).mean() > 0.6  # most of the meadow before it; lite draws animals too fat
-    client.close()
-
-
 def test_program_of_the_documents(space: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Runs as it is in docs/api.md, and leaves no endpoint of the page out."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.DOTALL)
@@ -209,6 +189,8 @@ def test_program_of_the_documents(space: Served, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out.startswith("dog seen 0.")
     labels = np.asarray(Image.open(found["labels"]).convert("L"))
     assert Image.open(found["overlay"]).size == Image.open(DOG).size == labels.shape[::-1]
+    assert (labels[240:420, 320:700] == 1).mean() > 0.9, "the flank of the dog"
+    assert (labels[680:768] == 1).mean() < 0.4, "the meadow before it; lite draws animals too fat"
     for index, each in enumerate(found["data"]["classes"], start=1):
         assert each["area"] == pytest.approx((labels == index).mean(), abs=1e-3)
     assert [each["name"] for each in found["data"]["classes"]] == ["dog", "grass", "cat"]

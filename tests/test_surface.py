@@ -18,16 +18,11 @@ import pytest
 
 from ldvc.errors import LdvcError
 from ldvc.web import surface, temporary, texts
-from ldvc.web.models import ModelRegistry
-from ldvc.web.page import build_page, launch_options
 from ldvc.web.photos import HOW_TO_SEND
 from ldvc.web.surface import content_security_policy
-from tests.tiny import save_tiny_checkpoint
-from tools.publish_space import ROOT
-from tools.remote import PageError, Visitor, serve
+from tests.browsing import DOG, EVIL
+from tools.remote import ROOT, PageError, Visitor, serve
 
-DOG = ROOT / "assets" / "examples" / "dog.jpg"
-EVIL = "<img src=x onerror=alert(1)>"
 GOOD: dict[str, list[Any]] = {
     "segment": ["photo", "dog, cat", True, None, None],
     "attention": ["photo", "dog, cat", "dog", 0, 0, True, 0, 0, None],
@@ -47,23 +42,6 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
-    """The page, served by this process, with a folder of its own for temporary files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(temporary.VARIABLE, str(tmp_path_factory.mktemp("gradio")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        page = build_page(ModelRegistry(str(checkpoint)))
-        page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        yield page
-        page.close()
-
-
-@pytest.fixture(scope="module")
 def client(page: gr.Blocks) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=page.local_url, timeout=60, trust_env=False) as client:
         yield client
@@ -77,14 +55,24 @@ def photo(client: httpx.Client) -> dict[str, Any]:
 
 def call(client: httpx.Client, endpoint: str, data: Any) -> tuple[int, Any]:
     """Status and JSON of an endpoint; an error is the sentence."""
-    answer = client.post(f"gradio_api/run/{endpoint}", json={"data": data})
+    return outcome(client.post(f"gradio_api/run/{endpoint}", json={"data": data}))
+
+
+def call_raw(client: httpx.Client, endpoint: str, values: list[str]) -> tuple[int, Any]:
+    """The same with values that are JSON already, or pretend to be."""
+    body = f'{{"data": [{", ".join(values)}]}}'.encode()
+    return outcome(client.post(f"gradio_api/run/{endpoint}", content=body, headers={"content-type": "application/json"}))
+
+
+def outcome(answer: httpx.Response) -> tuple[int, Any]:
     content = answer.json()
     return answer.status_code, content.get("error") or content.get("detail") or content
 
 
-def assert_sentence(text: Any) -> None:
-    assert isinstance(text, str) and 0 < len(text) < 600 and "Traceback" not in text
-    assert text.rstrip()[-1] in ".…" and text[0] not in "[{" and "Error" not in text
+def is_sentence(text: Any) -> bool:
+    """Whether it is one that a visitor may read."""
+    is_short = isinstance(text, str) and 0 < len(text) < 600
+    return is_short and text.rstrip()[-1] in ".…" and text[0] not in "[{" and "Error" not in text and "Traceback" not in text
 
 
 # ---- requests ---------------------------------------------------------------------------------------------------------
@@ -102,38 +90,33 @@ def test_wrong_kinds_of_input_get_a_sentence(
         for wrong in WRONG:
             status, said = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :], *state])
             refused += status != 200
-            assert status == 200 or assert_sentence(said) is None
+            assert status == 200 or is_sentence(said)
     assert refused >= len(OWN[endpoint]) * (len(WRONG) - 2)
     for data in ([], good[:-1], [good], None, 5, "dog", {"photo": photo}):
         status, said = call(client, endpoint, data)
-        assert status >= 400 or endpoint == "vocabulary", data
-        assert status == 200 or assert_sentence(said) is None
+        assert is_sentence(said) if status >= 400 else endpoint == "vocabulary", data
     assert not any(record.exc_info for record in caplog.records) and "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "places"),
-    [("segment", (1, 2, 3, 4)), ("attention", (2, 3)), ("routing", (2,)), ("download", (4,)), ("vocabulary", (0,))],
-)
+PLACES = [*(("segment", place) for place in range(1, 5)), ("attention", 2), ("routing", 2), ("download", 4), ("vocabulary", 0)]
+
+
+@pytest.mark.parametrize(("endpoint", "place"), PLACES)
 def test_json_of_every_kind_gets_a_sentence(
-    client: httpx.Client, photo: dict[str, Any], endpoint: str, places: tuple[int, ...], caplog: pytest.LogCaptureFixture
+    client: httpx.Client, photo: dict[str, Any], endpoint: str, place: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = [json.dumps(photo if each == "photo" else each) for each in GOOD[endpoint]] + ["null"] * (endpoint != "vocabulary")
-    for place in places:
-        for wrong in RAW:
-            body = f'{{"data": [{", ".join([*good[:place], wrong, *good[place + 1 :]])}]}}'.encode()
-            answer = client.post(f"gradio_api/run/{endpoint}", content=body, headers={"content-type": "application/json"})
-            said = answer.json().get("error") or answer.json().get("detail")
-            assert answer.status_code == 200 or assert_sentence(said) is None, (place, wrong[:40])
-            assert said not in (texts.UNEXPECTED, texts.NO_SPACE)
+    for wrong in RAW:
+        status, said = call_raw(client, endpoint, [*good[:place], wrong, *good[place + 1 :]])
+        assert status == 200 or is_sentence(said), wrong[:40]
+        assert said not in (texts.UNEXPECTED, texts.NO_SPACE)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("wrong", ["true", "NaN", "1e400", "9" * 4000])
 def test_a_threshold_is_a_number(client: httpx.Client, photo: dict[str, Any], wrong: str) -> None:
-    body = f'{{"data": [{json.dumps(photo)}, "dog", true, {wrong}, null, null]}}'
-    answer = client.post("gradio_api/run/segment", content=body, headers={"content-type": "application/json"})
-    assert answer.json()["error"].startswith("The threshold is a number from 0 to 1, not ")
+    _, said = call_raw(client, "segment", [json.dumps(photo), '"dog"', "true", wrong, "null", "null"])
+    assert said.startswith("The threshold is a number from 0 to 1, not ")
 
 
 def test_long_bodies_are_refused_before_they_are_read(page: gr.Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +163,8 @@ def test_a_photo_is_what_was_uploaded(client: httpx.Client, photo: dict[str, Any
         path = str(Path(photo["path"]).with_name("link.jpg"))
         os.symlink(DOG, path)
     for sent in ({"path": path}, {"path": path, "meta": photo["meta"]}, {"path": path, "url": "data:,"}):
-        body = json.dumps({"data": [sent, "dog", True, None, None, None]})
-        answer = client.post("gradio_api/run/segment", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code >= 400 and answer.json()["error"] == HOW_TO_SEND
+        status, said = call_raw(client, "segment", [json.dumps(sent), '"dog"', "true", "null", "null", "null"])
+        assert status >= 400 and said == HOW_TO_SEND
 
 
 def test_unexpected_errors_are_a_sentence_for_programs(
@@ -280,11 +262,7 @@ async def fails_later(*_: Any, **__: Any) -> None:
 
 
 def test_disk_full(
-    page: gr.Blocks,
-    client: httpx.Client,
-    photo: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    page: gr.Blocks, client: httpx.Client, photo: dict, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While a photo is uploaded or sent as data, and while a download is written, by the page or by an endpoint."""
     visitor = Visitor(page.local_url)
@@ -318,13 +296,13 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         temporary.check_folder()
 
 
-def test_sigterm_during_an_answer(checkpoint: Path, tmp_path: Path) -> None:
+def test_sigterm_during_an_answer(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The folder `gradio` of the system belongs to somebody else: the server has its own, and removes it when it ends."""
     system = tmp_path / "tmp"
     system.mkdir()
     (system / "gradio").write_text("not a folder of ours")
     environment = {key: value for key, value in os.environ.items() if key != temporary.VARIABLE}
-    environment |= {"LDVC_MODEL": str(checkpoint), "TMPDIR": str(system), "HF_HUB_OFFLINE": "1"}
+    environment |= {"LDVC_MODEL": str(tiny_checkpoint), "TMPDIR": str(system), "HF_HUB_OFFLINE": "1"}
     with serve(tmp_path, environment={**environment, temporary.VARIABLE: ""}) as served:
         visitor = Visitor(served.address)
         visitor.set("photo", visitor.upload(DOG))

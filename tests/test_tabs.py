@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer, Session
 from ldvc.web.tabs import VIEWER_DEFAULT, Shared, Tab
-from ldvc.web.tabs.attention import ONE_NAME, SHOWN, AttentionTab, make_company
-from ldvc.web.tabs.attention_maps import COMPANY_HELP, INTERVENTION, RESCALED
+from ldvc.web.tabs.attention import SHOWN, AttentionTab, make_company
+from ldvc.web.tabs.attention_maps import INTERVENTION, RESCALED
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
 from ldvc.web.tabs.segment import SegmentTab, make_viewer
@@ -31,11 +30,6 @@ from ldvc.web.tabs.space import SpaceTab
 from tests.tiny import save_tiny_checkpoint
 
 KINDS_OF_TABS = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return Segmenter(ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +47,7 @@ def build(segmenter: Segmenter) -> tuple[dict[type, Any], list[Any]]:
         tabs = {kind: kind(segmenter, shared) for kind in KINDS_OF_TABS}
         for tab in tabs.values():
             tab.wire()
-            tab.wire_downloads({}, lambda event: None)
+            tab.wire_files()
     return tabs, list(page.fns.values())
 
 
@@ -123,25 +117,27 @@ def test_no_tab_shows_an_answer_to_an_older_question(
     monkeypatch.setattr(tab, "draw", overtaken)
     changes = tab.open(values(tab, session))
     assert drawn == [answer, newer] and "cat" in shown(changes) and "zebra" not in shown(changes)
-    assert all("zebra" not in shown({0: change}) for change in tab.blank(values(tab)).values())
+    assert "zebra" not in shown(tab.blank(values(tab)))
 
 
 # ---- downloads --------------------------------------------------------------------------------------------------------
 
 
-def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answer) -> None:
+def files_of(segmenter: Segmenter, kind: type, answer: Answer, **changes: object) -> dict[str, Path]:
+    """The files of all buttons of a tab, by the end of their names; without an answer there is a sentence."""
     tabs, events = build(segmenter)
-    tab = tabs[SegmentTab]
-    makers = [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]
-    assert len(makers) == len(KINDS)
-    viewer = {"background": 1.0, "alone": "zebra"}
-    made = [make(values(tab, Session(answer), **viewer))[0] for make in makers]
-    files = {Path(path).name.partition("-")[2]: path for path in made}
+    tab, files = tabs[kind], {}
+    for make in [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]:
+        path, problem = make(values(tab, Session(answer), **changes))
+        files[Path(path).name.partition("-")[2]] = Path(path)
+        assert not problem and make(values(tab))[1] == html.problem(texts.EXPIRED)
+    return files
+
+
+def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answer) -> None:
+    files = files_of(segmenter, SegmentTab, answer, background=1.0, alone="zebra")
     assert set(files) == set(KINDS.values())
     assert not np.asarray(Image.open(files["mask.png"])).any(), "nothing reaches the threshold 1"
-    for make in makers:
-        _, problem = make(values(tab))
-        assert html.problem(texts.EXPIRED) == problem
 
 
 def test_all_tabs_and_files_follow_the_thresholds_of_single_classes(tabs: dict, answer: Answer) -> None:
@@ -161,22 +157,14 @@ def test_all_tabs_and_files_follow_the_thresholds_of_single_classes(tabs: dict, 
     ("kind", "words"), [(AttentionTab, "switched off"), (SpaceTab, "before the decoder"), (CompareTab, "plain CLIP")]
 )
 def test_figures_of_a_tab(kind: type, words: str, segmenter: Segmenter, answer: Answer) -> None:
-    tabs, events = build(segmenter)
-    tab = tabs[kind]
-    makers = [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]
     options = {"layer": 0, "head": 1, "off": True} if kind is AttentionTab else {}
-    files = {}
-    for make in makers:
-        path, problem = make(values(tab, Session(answer), **options))
-        assert not problem
-        files[Path(path).name] = Path(path).read_bytes()
-        assert make(values(tab))[1] == html.problem(texts.EXPIRED)
+    files = files_of(segmenter, kind, answer, **options)
     suffixes = ["pdf", "svg", "png", *(["npz"] if kind is AttentionTab else [])]
-    assert list(files) == [f"photo-{tab.key}.{suffix}" for suffix in suffixes]
-    (page,) = PdfReader(io.BytesIO(files[f"photo-{tab.key}.pdf"])).pages
+    assert list(files) == [f"{kind.key}.{suffix}" for suffix in suffixes]
+    (page,) = PdfReader(files[f"{kind.key}.pdf"]).pages
     assert "ZegCLIP" in page.extract_text() and words in page.extract_text()
     if kind is AttentionTab:
-        assert {"ldvc/attention", "ldvc_lcsa_off/attention"} <= set(np.load(io.BytesIO(files["photo-attention.npz"])))
+        assert {"ldvc/attention", "ldvc_lcsa_off/attention"} <= set(np.load(files["attention.npz"]))
 
 
 # ---- attention --------------------------------------------------------------------------------------------------------
@@ -207,17 +195,6 @@ def test_many_names_are_chosen_from(tabs: dict, segmenter: Segmenter, photo: str
     assert value(changes[tab.names]) == ["thing 3", "thing 19"] and changes[tab.grid].count("<figure") == 3 * 3
 
 
-def test_company_of_a_single_name(tabs: dict, segmenter: Segmenter, photo: str) -> None:
-    tab, answer = tabs[AttentionTab], segmenter.segment(photo, "dog")
-    changes = tab.draw(answer, values(tab))
-    assert changes[tab.company].visible and not value(changes[tab.note])
-    assert COMPANY_HELP in changes[tab.grid] and changes[tab.grid].count("<img") == 3 * 3
-    for layer in (0, 1):  # the last is 1
-        changes = tab.draw(answer, values(tab, company=False, layer=layer))
-        assert COMPANY_HELP not in changes[tab.grid] and (ONE_NAME in value(changes[tab.note])) == (layer == 0)
-    assert not tab.draw(segmenter.segment(photo, "dog, cat"), values(tab))[tab.company].visible
-
-
 # ---- routing and checkpoints ------------------------------------------------------------------------------------------
 
 
@@ -236,6 +213,8 @@ def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
     answer, tabs = segmenter.segment(photo, "dog, cat"), build(segmenter)[0]
     drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
     assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 3 * 2
+    assert segmenter.model(answer).decoders() == ["ldvc", "clip"]
+    assert "/" not in segmenter.model(answer).name, "visitors see no folders"
     assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_HOW) == 2
     for kind in (AttentionTab, SpaceTab):
         assert value(drawn[kind][tabs[kind].note]).count(texts.DECODER_HOW) == 1
@@ -249,13 +228,16 @@ def api(segmenter: Segmenter, tabs: dict) -> Api:
     return Api(segmenter, tabs[SegmentTab].write)
 
 
-def test_layers_and_heads_of_programs_count_from_one(answer: Answer, segmenter: Segmenter) -> None:
+def test_places_of_programs_count_from_one(api: Api, photo: str, answer: Answer, segmenter: Segmenter) -> None:
     (result,) = segmenter.results(answer, "ldvc")
     assert layer_and_head(result, 0, None) == (1, None) and layer_and_head(result, 1, 2) == (0, 1)
-    with pytest.raises(gr.Error, match="no layer 3; ask for 1 to 2"):
-        layer_and_head(result, 3, 0)
-    with pytest.raises(gr.Error, match="no head 5"):
-        layer_and_head(result, 1, 5)
+    for wrong, sentence in (
+        ({"layer": 3}, "no layer 3; ask for 1 to 2"),
+        ({"head": 5}, "no head 5"),
+        ({"row": 999}, "no patch in row 999"),
+    ):
+        with pytest.raises(gr.Error, match=sentence):
+            api.routing(photo, "dog", **wrong)
 
 
 def test_numbers_for_programs(api: Api, photo: str) -> None:
@@ -299,15 +281,36 @@ def test_company_for_programs(api: Api, photo: str) -> None:
         assert np.allclose(np.array(data["attention"]["ldvc"]) + company + none, 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("ask", ["segment", "compare", "download"])
-def test_thresholds_for_programs(api: Api, photo: str, ask: str) -> None:
-    endpoint: Callable = getattr(api, ask)
-    with pytest.raises(gr.Error, match="true or false, not “no”"):
-        endpoint(photo, "dog", "no")
-    with pytest.raises(gr.Error, match="number from 0 to 1"):
-        endpoint(photo, "dog", True, 7)
-    *_, session = endpoint(photo, "dog", True, 1.0)
-    assert session.answer.names == ["dog"]
+def test_thresholds_for_programs(api: Api, photo: str) -> None:
+    for endpoint in (api.segment, api.compare, api.download):
+        with pytest.raises(gr.Error, match="true or false, not “no”"):
+            endpoint(photo, "dog", "no")
+        with pytest.raises(gr.Error, match="number from 0 to 1"):
+            endpoint(photo, "dog", True, 7)
+        *_, session = endpoint(photo, "dog", True, 1.0)
+        assert session.answer.names == ["dog"]
+
+
+def test_areas_for_programs(api: Api, photo: str) -> None:
+    painted, labels, data, _ = api.segment(photo, ["dog", "zebra"], True, 0.5)
+    assert painted.shape[:2] == labels.shape and [each["name"] for each in data["classes"]] == ["dog", "zebra"]
+    areas = [data["none_of_these"], *(each["area"] for each in data["classes"])]
+    assert areas == pytest.approx([(labels == index).mean() for index in range(3)], abs=1e-3)
+    _, _, data, _ = api.segment(photo, "dog", use_background=False)
+    assert data["threshold"] is data["none_of_these"] is None
+    pictures, compared, _ = api.compare(photo, "dog, zebra", use_background=False)
+    assert len(pictures) == len(compared["decoders"]) == 4
+    assert all(sum(each["area"].values()) == pytest.approx(1, abs=1e-3) for each in compared["decoders"].values())
+
+
+def test_vocabularies_for_programs(api: Api) -> None:
+    titles, found = api.vocabulary("")["vocabularies"], api.vocabulary("voc20")
+    assert found["title"] == titles["voc20"] and len(found["classes"]) == 20
+    assert found["classes"][11] == {"name": "dog", "seen": True}
+    with pytest.raises(gr.Error, match="no vocabulary “klingon”; choose one of household"):
+        api.vocabulary("klingon")
+    with pytest.raises(gr.Error, match="choose one of overlay"):
+        api.download(None, "dog", kind="klingon")
 
 
 def test_numbers_and_scale_bar() -> None:

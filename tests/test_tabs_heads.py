@@ -11,15 +11,14 @@ from ldvc.predictor import Predictor
 from ldvc.visualize import heat_table
 from ldvc.web import texts
 from ldvc.web.html import number
-from ldvc.web.segmenter import LCSA_OFF, Segmenter
+from ldvc.web.segmenter import LCSA_OFF
 from ldvc.web.session import Answer
-from ldvc.web.tabs import heads
 from ldvc.web.tabs.attention import AttentionTab
 from ldvc.web.tabs.attention_maps import FIXED_SCALE, INTERVENTION, RESCALED
 from ldvc.web.tabs.heads import heads_html
 from ldvc.web.tabs.routing import RoutedPatch, route_html
 from ldvc.web.tabs.similarity import CHOSEN, NO_DECODER, similarity_html, within
-from tests.test_tabs import answer, photo, segmenter, tabs, value, values  # noqa: F401  fixtures
+from tests.test_tabs import answer, photo, tabs, value, values  # noqa: F401  fixtures
 from tests.test_tabs_views import EVIL, Page, pixels, predictor, results  # noqa: F401  fixtures
 
 CHOSEN_MAP = {"layer": 1, "head": None, "photo": "data:"}
@@ -59,24 +58,16 @@ def test_an_intervention_and_another_scale_are_marked(results: dict) -> None:  #
     assert palest > heat_table()[230].astype(int).sum()  # the scale is used to its end
 
 
-def test_heads_are_drawn_when_they_are_wanted(
-    tabs: dict, answer: Answer, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:
+def test_heads_are_drawn_when_they_are_wanted(tabs: dict, answer: Answer) -> None:  # noqa: F811
     tab: AttentionTab = tabs[AttentionTab]
-    monkeypatch.setattr(heads, "heads_html", lambda *_, **__: pytest.fail("drawn although nobody wants it"))
     assert tab.draw(answer, values(tab))[tab.heads_view].props["maps"] == ""
-    monkeypatch.undo()
-
     wanted = {"heads": True, "heads_name": "zebra", "layer": 0, "head": 1}
-    changes = tab.draw(answer, values(tab, **wanted, heads_decoder="zegclip"))
-    shown = Page(changes[tab.heads_view].props["maps"])
-    (pressed,) = [each for each in shown.all("button") if each["aria-pressed"] == "true"]
-    assert (pressed["data-layer"], pressed["data-head"]) == ("0", "1")
-    assert "zebra" in shown.text and texts.DECODER_TITLES["zegclip"] in shown.text
-    changes = tab.draw(answer, values(tab, **wanted, heads_decoder=LCSA_OFF))  # that switch is off
-    assert value(changes[tab.heads_decoder]) == "ldvc"
-    changes = tab.draw(answer, values(tab, **wanted, heads_decoder=LCSA_OFF, off=True))
-    assert INTERVENTION in changes[tab.heads_view].props["maps"]
+    for chosen, off, decoder in (("zegclip", False, "zegclip"), (LCSA_OFF, False, "ldvc"), (LCSA_OFF, True, LCSA_OFF)):
+        changes = tab.draw(answer, values(tab, **wanted, heads_decoder=chosen, off=off))
+        page = Page(changes[tab.heads_view].props["maps"])
+        (pressed,) = [each for each in page.all("button") if each["aria-pressed"] == "true"]
+        assert (pressed["data-layer"], pressed["data-head"], value(changes[tab.heads_decoder])) == ("0", "1", decoder)
+        assert "zebra" in page.text and texts.DECODER_TITLES[decoder] in page.text
     assert value(tab.draw(answer, values(tab, heads=True, alone="sofa"))[tab.heads_name]) == "sofa"
 
 
@@ -85,7 +76,7 @@ def test_heads_are_drawn_when_they_are_wanted(
 
 def test_patches_alike_before_and_after(results: dict) -> None:  # noqa: F811
     result = results["ldvc"]
-    patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
+    patch = RoutedPatch(result, 2, 3, 1, 0)
     page = Page(similarity_html(result, 2, 3, chosen=patch.boxes))
     inside = result.outputs[0].routing[1].token_attention(2, 3)[0].numpy() > 0
     for picture, after in zip(page.all("img"), (False, True), strict=True):
@@ -97,14 +88,14 @@ def test_patches_alike_before_and_after(results: dict) -> None:  # noqa: F811
         assert CHOSEN.format(**means) in page.text
     assert len(page.all("rect", "ldvc-region")) == 2 * len(patch.boxes) and len(page.all("rect", "ldvc-patch")) == 2
     assert "negative values are drawn as 0" in page.text
-    assert page.text in Page(route_html(patch, result, photo="data:", layer=1, head=0)).text
+    assert page.text in Page(route_html(patch, photo="data:")).text
 
 
 def test_patches_in_the_chosen_regions(results: dict) -> None:  # noqa: F811
     """Those at the edge of the photo, too, which are mostly padding."""
     result = results["ldvc"]
     for row, column in np.ndindex(*result.grid):
-        boxes = RoutedPatch.of(result, row, column, layer=1, head=0).boxes
+        boxes = RoutedPatch(result, row, column, 1, 0).boxes
         expected = result.outputs[0].routing[1].token_attention(row, column)[0].numpy() > 0
         assert np.array_equal(within(boxes, result.grid, result.extent), expected)
 
@@ -122,9 +113,9 @@ def test_plain_clip_has_one_map_of_patches_alike(predictor: Predictor, results: 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_a_patch_below_the_threshold_is_none_of_these(results: dict, threshold: float) -> None:  # noqa: F811
     result = copy.copy(results["ldvc"])
-    patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
+    patch = RoutedPatch(result, 2, 3, 1, 0)
     name = result.names[patch.label]
     result.background, result.thresholds = 0.0, {name: threshold}
-    text = Page(route_html(patch, result, photo="data:", layer=1, head=0)).text
+    text = Page(route_html(patch, photo="data:")).text
     verdict = texts.NONE_OF_THESE if threshold else name
     assert f"Row 3, column 4 is {verdict}" in text and (f"score {number(patch.score)}" in text) == (not threshold)

@@ -7,8 +7,9 @@ import copy
 import io
 import re
 import zlib
-from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +28,8 @@ from ldvc.web.tabs.compare import Painted, compare_html, paint_all
 from ldvc.web.tabs.routing import BARS, RoutedPatch, route_html
 from ldvc.web.tabs.segment import MAPS_SHOWN, class_maps, viewer_data
 from ldvc.web.tabs.space import LABELS, LINE, MOVED, PATCHES, Frame, space_html, spread
-from tests.tiny import save_tiny_checkpoint
+from tests.browsing import EVIL
 
-EVIL = "<img src=x onerror=alert(1)>"
 NAMES = ["dog", EVIL, "sofa | couch"]
 TITLES = ["dog", EVIL, "sofa"]
 COLOURS = colours_for(TITLES)
@@ -60,8 +60,8 @@ def pixels(uri: str, mode: str = "RGB") -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    return Predictor.from_pretrained(str(save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))), device="cpu")
+def predictor(tiny_checkpoint: Path) -> Predictor:
+    return Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_class_maps(predictor: Predictor, results: dict) -> None:
 
 @pytest.fixture(scope="module")
 def columns(results: dict) -> list[Column]:
-    found = [Column.of(decoder, results[decoder], layer=0, head=1) for decoder in ("ldvc", "zegclip")]
-    return [*found, Column("ldvc_without_lcsa"), replace(found[0], decoder="ldvc_lcsa_off")]
+    maps = {"ldvc": results["ldvc"], "zegclip": results["zegclip"], "ldvc_without_lcsa": None, "ldvc_lcsa_off": results["ldvc"]}
+    return [Column(decoder, result, layer=0, head=1) for decoder, result in maps.items()]
 
 
 def test_attention_grid(columns: list[Column], results: dict) -> None:
@@ -148,12 +148,9 @@ def test_attention_grid(columns: list[Column], results: dict) -> None:
     result = results["ldvc"]
     values = torch.from_numpy(result.cross_attention(layer=0, head=1)[0])[None, None]
     height, width = result.extent
-    whole = torch.nn.functional.interpolate(values, scale_factor=16, mode="bilinear", align_corners=False)
-    input_size = whole[..., : round(height * 16), : round(width * 16)]
-    drawn = pixels(heats[0]["src"])
-    reference = torch.nn.functional.interpolate(input_size, size=drawn.shape[:2], mode="bilinear", align_corners=False)[
-        0, 0
-    ]
+    whole = torch.nn.functional.interpolate(values, scale_factor=16, mode="bilinear")
+    drawn, photo = pixels(heats[0]["src"]), whole[..., : round(height * 16), : round(width * 16)]
+    reference = torch.nn.functional.interpolate(photo, size=drawn.shape[:2], mode="bilinear")[0, 0]
     expected = heat_table()[(reference.numpy() * 255).round().astype(int)]
     assert np.abs(drawn - expected).mean() < 2
 
@@ -174,7 +171,7 @@ def test_attention_inside_and_outside_the_mask(results: dict) -> None:
     """Measured where the map is drawn, against the decoder's own answer, threshold included; a dash where there is none."""
     result = copy.copy(results["ldvc"])
     result.background = float(np.quantile(result.best_at(result.size)[1], 0.3))
-    column = Column.of("ldvc", result, layer=-1, head=None)
+    column = Column("ldvc", result, layer=-1, head=None)
     assert (column.labels < 0).mean() == pytest.approx(0.3, abs=0.1)
     page = Page(attention_grid([column], [0, 1, 2], photo="data:", rescale=False))
     captions = re.findall(r"inside its mask (–|<?\d+%), outside (–|<?\d+%)", page.text.replace("\u202f", ""))
@@ -184,7 +181,7 @@ def test_attention_inside_and_outside_the_mask(results: dict) -> None:
         for share, part in zip(said, (column.labels == index, column.labels != index), strict=True):
             assert share == (f"{drawn[index][part].mean() * 100:.0f}%" if part.any() else "–")
     result.background = 1.1  # nothing reaches it
-    nothing = Column.of("ldvc", result, layer=-1, head=None)
+    nothing = Column("ldvc", result, layer=-1, head=None)
     assert nothing.inside_outside(0) == (None, pytest.approx(drawn[0].mean()))
 
 
@@ -192,7 +189,7 @@ def test_company_has_a_row(predictor: Predictor) -> None:
     photo = np.random.default_rng(4).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL), features=True)
     result.background = None
-    columns = [Column.of("ldvc", result, layer=-1, head=0), Column("zegclip")]
+    columns = [Column("ldvc", result, layer=-1, head=0), Column("zegclip")]
     assert np.allclose(columns[0].company + columns[0].none + columns[0].maps[0], 1, atol=1e-6)
     assert columns[0].inside_outside(0)[1] is None, "a single name without a threshold covers the photo"
     page = Page(attention_grid(columns, [0], photo="data:", rescale=False))
@@ -202,8 +199,8 @@ def test_company_has_a_row(predictor: Predictor) -> None:
     assert len(page.all("figure", "ldvc-map-missing")) == 3
     expected = heat_table()[(columns[0].enlarged(columns[0].company, 112) * 255).round().astype(int)]
     assert np.abs(pixels(heats[1]["src"]) - expected).max() <= 4  # one of 255 steps
-    patch = RoutedPatch.of(result, 0, 0, layer=-1, head=0)
-    assert number(float(columns[0].company[0, 0])) in Page(route_html(patch, result, photo="data:", layer=1, head=0)).text
+    patch = RoutedPatch(result, 0, 0, -1, 0)
+    assert number(float(columns[0].company[0, 0])) in Page(route_html(patch, photo="data:")).text
 
 
 def test_slider(columns: list[Column]) -> None:
@@ -224,62 +221,47 @@ def test_every_patch_of_an_odd_grid(results: dict) -> None:
     height, width = result.extent
     assert (height, width) != (rows, columns), "the last patches must be partly padding"
     down, along = -(-rows // 3), -(-columns // 3)
-    for row in range(rows):
-        for column in range(columns):
-            patch = RoutedPatch.of(result, row, column, layer=-1, head=None)
-            x, y, w, h = patch.patch_box
-            assert (x, y) == (column, row) and x + w <= width and y + h <= height and w > 0 and h > 0
-            left, top = column // along * along, row // down * down
-            assert patch.own_box == pytest.approx(
-                (left, top, min(left + along, width) - left, min(top + down, height) - top)
-            )
-            assert [sum(patch.inside), patch.shares.sum() + patch.none] == pytest.approx([1, 1], abs=1e-5)
-            assert patch.inside == pytest.approx(
-                [
-                    patch.routing.token_attention.mean(axis=0)[
-                        round(y) : round(y) + down, round(x) : round(x) + along
-                    ].sum()
-                    for x, y, _, _ in patch.boxes
-                ],
-                abs=1e-6,
-            )
-            assert list(patch.routing.affinity) == sorted(patch.routing.all_affinities, reverse=True)[: len(patch.inside)]
-    assert RoutedPatch.of(result, 999, -5, layer=-1, head=None).row == rows - 1  # the nearest
+    for row, column in np.ndindex(rows, columns):
+        patch = RoutedPatch(result, row, column, -1, None)
+        left, top = column // along * along, row // down * down
+        assert patch.own_box == pytest.approx((left, top, min(left + along, width) - left, min(top + down, height) - top))
+        attention = patch.routing.token_attention.mean(axis=0)
+        inside = [attention[round(y) : round(y) + down, round(x) : round(x) + along].sum() for x, y, _, _ in patch.boxes]
+        assert patch.inside == pytest.approx(inside, abs=1e-6)
+        assert [sum(patch.inside), patch.shares.sum() + patch.none] == pytest.approx([1, 1], abs=1e-5)
+        assert list(patch.routing.affinity) == sorted(patch.routing.all_affinities, reverse=True)[: len(patch.inside)]
+    assert RoutedPatch(result, 999, -5, -1, None).row == rows - 1  # the nearest
 
 
 def test_a_patch_has_the_name_with_the_highest_score(predictor: Predictor) -> None:
     photo = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment([f"thing {i}" for i in range(40)], image=predictor.encode_image(photo))
     for row, column in np.ndindex(*result.grid):
-        patch, scores = RoutedPatch.of(result, row, column, layer=-1, head=None), result.patch_scores(row, column)
+        patch, scores = RoutedPatch(result, row, column, -1, None), result.patch_scores(row, column)
         assert patch.label == int(scores.argmax()) and patch.score == pytest.approx(scores.max())
 
 
-def test_patch_in_sliding_windows(predictor: Predictor) -> None:
+def test_patch_in_sliding_windows(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of the second window lie where that window lies."""
-    inference = predictor.inference
-    predictor.inference = {"short_side": 64, "window": 64, "stride": 48}
-    try:
-        photo = np.random.default_rng(1).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-        result = predictor.segment(NAMES, image=predictor.encode_image(photo))
-    finally:
-        predictor.inference = inference
-    patch = RoutedPatch.of(result, 1, 7, layer=0, head=0)
-    assert patch.origin == (0, 4) and patch.routing.patch == (1, 3) and patch.patch_box == (7, 1, 1, 1)
+    monkeypatch.setattr(predictor, "inference", {"short_side": 64, "window": 64, "stride": 48})
+    photo = np.random.default_rng(1).integers(0, 255, (64, 128, 3), dtype=np.uint8)
+    result = predictor.segment(NAMES, image=predictor.encode_image(photo))
+    patch = RoutedPatch(result, 1, 7, 0, 0)
+    assert patch.origin == (0, 4) and patch.routing.patch == (1, 3)
     assert all(x >= 4 and x + w <= 8 for x, _, w, _ in patch.boxes)
 
 
 def test_route_draws_what_was_found(results: dict) -> None:
     result = results["ldvc"]
-    patch = RoutedPatch.of(result, 2, 3, layer=1, head=0)
-    source = route_html(patch, result, photo="data:image/jpeg;base64,QQ==", layer=1, head=0)
+    patch = RoutedPatch(result, 2, 3, 1, 0)
+    source = route_html(patch, photo="data:image/jpeg;base64,QQ==")
     page = Page(source)
     sides = ("x", "y", "width", "height")
     regions = [tuple(float(rect[side]) for side in sides) for rect in page.all("rect", "ldvc-region")]
     chosen = len(patch.boxes)
     assert regions[:chosen] == [pytest.approx(box, abs=1e-3) for box in patch.boxes]
     box = page.all("rect", "ldvc-patch")[0]
-    assert [float(box[side]) for side in sides] == pytest.approx(patch.patch_box, abs=1e-3)
+    assert [float(box[side]) for side in sides] == [3, 2, 1, 1]
     for affinity in patch.routing.affinity:
         assert number(float(affinity), 1) in page.text and number(float(affinity), 2) in page.text
 
@@ -303,8 +285,8 @@ def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
     names = [f"thing {i}" for i in range(BARS + 5)]
     photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     result = predictor.segment(names, image=predictor.encode_image(photo), features=True)
-    patch = RoutedPatch.of(result, 0, 0, layer=-1, head=None)
-    page = Page(route_html(patch, result, photo="data:", layer=0, head=None))
+    patch = RoutedPatch(result, 0, 0, -1, None)
+    page = Page(route_html(patch, photo="data:"))
     assert "and 5 more names" in page.text
     listed = [name for name in names if re.search(rf"{name}(?!\d)", page.text)]
     assert set(listed) >= {names[i] for i in np.argsort(-patch.shares)[:BARS]}
@@ -342,10 +324,8 @@ def test_of_a_long_list_the_names_that_patches_got_are_written(predictor: Predic
     space = shared_space({"ldvc": movement_of(result)})
     got = {names[label] for label in space.decoders["ldvc"].class_of_patch}
     source = space_html(space, names, names, colours_for(names))
-    written = re.findall(r"<text [^>]*>([^<]*)</text>", source)
-    assert 0 < len(written) <= LABELS and {word.replace("&lt;", "<").replace("&gt;", ">")[:12] for word in written} <= {
-        name[:12] for name in got
-    }
+    written = [unescape(word) for word in re.findall(r"<text [^>]*>([^<]*)</text>", source)]
+    assert 0 < len(written) <= LABELS and {word[:12] for word in written} <= {name[:12] for name in got}
     assert len(Page(source).all("path", "ldvc-diamond")) == len(names), "the others are there, and say who they are"
     assert source.count("<title>") == len(names) and f"Of the {len(names)} names" in source and "<img" not in source
 
@@ -374,8 +354,8 @@ def test_labels_do_not_cover_each_other() -> None:
 def test_compare_html(results: dict) -> None:
     pictures = paint_all([None if decoder == "ldvc_without_lcsa" else results[decoder] for decoder in compare.DECODERS])
     painted = {decoder: picture for decoder, picture in pictures.items() if picture is not None}
-    page = Page(compare_html(pictures))
-    assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and texts.DECODER_MISSING in page.text
+    page = Page(compare_html(pictures, {"ldvc_without_lcsa": f"How to get it. {EVIL}"}))
+    assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and f"How to get it. {EVIL}" in page.text
     for (decoder, picture), image in zip(painted.items(), page.all("img"), strict=True):
         shown = pixels(image["src"])
         assert shown.shape == picture.overlay.shape and np.abs(shown - picture.overlay).mean() < 20
@@ -391,9 +371,8 @@ def test_compare_html(results: dict) -> None:
 def test_compare_says_none_of_these(results: dict) -> None:
     result = copy.copy(results["ldvc"])
     result.background = float(np.median(result.best_at(result.size)[1]))
-    painted = Painted.of(result)
+    painted = Painted(result)
     assert (painted.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
-    assert texts.NONE_OF_THESE in Page(compare_html({"ldvc": painted})).text
     for own in (True, False):
-        page = Page(compare_html({"ldvc": painted}, own_thresholds=own))
-        assert (compare.OWN_THRESHOLDS in page.text) == own
+        page = Page(compare_html({"ldvc": painted}, {}, own_thresholds=own))
+        assert texts.NONE_OF_THESE in page.text and (compare.OWN_THRESHOLDS in page.text) == own

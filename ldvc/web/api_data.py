@@ -9,7 +9,6 @@ import numpy as np
 
 from ldvc.embedding_space import Space
 from ldvc.result import Segmentation
-from ldvc.web.tabs.compare import Painted
 from ldvc.web.tabs.routing import RoutedPatch
 
 
@@ -19,10 +18,7 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
-    """Layers and heads are counted from 1; 0 is the last layer and the mean of all heads.
-
-    Returns:
-        (index of the layer, index of the head or None).
+    """Indices from numbers that count from 1; 0 is the last layer and the mean of all heads, whose index is None.
 
     Raises:
         gr.Error: there is no such layer or head.
@@ -47,11 +43,6 @@ def place(result: Segmentation, row: float | None, column: float | None) -> tupl
     if not (1 <= row <= rows and 1 <= column <= columns):
         raise refusal(f"There is no patch in row {row}, column {column}; the photo has {rows} rows and {columns} columns.")
     return row - 1, column - 1
-
-
-def differing_share(one: Painted, other: Painted | None) -> float | None:
-    """Share of the photo on which two label maps differ."""
-    return None if other is None else round(float((one.labels != other.labels).mean()), 4)
 
 
 def names_of(layer: int, head: int | None) -> dict[str, Any]:
@@ -79,13 +70,14 @@ def rounded(values: np.ndarray, digits: int = 4) -> list:
     return values.round(digits).tolist()
 
 
-def patch_data(patch: RoutedPatch, names: list[str]) -> dict[str, Any]:
+def patch_data(patch: RoutedPatch) -> dict[str, Any]:
     """A patch as numbers; see the endpoint."""
+    result, (rows, columns) = patch.result, patch.result.grid
     regions = zip(patch.boxes, patch.routing.affinity, patch.inside, strict=True)
     return {
         "patch": {"row": patch.row + 1, "column": patch.column + 1},
-        "grid": {"rows": patch.grid[0], "columns": patch.grid[1]},
-        "class": {"name": names[patch.label], "score": round(patch.score, 4)},
+        "grid": {"rows": rows, "columns": columns},
+        "class": {"name": result.names[patch.label], "score": round(patch.score, 4)},
         "own_region": [round(side, 4) for side in patch.own_box],
         "regions": [
             {"box": [round(side, 4) for side in box], "affinity": round(float(affinity), 4), "attention": round(share, 4)}
@@ -93,8 +85,8 @@ def patch_data(patch: RoutedPatch, names: list[str]) -> dict[str, Any]:
         ],
         "affinities": rounded(patch.routing.all_affinities.reshape(patch.routing.region_grid)),
         "token_attention": rounded(patch.attention, 5),
-        "softmax": dict(zip(names, rounded(patch.shares), strict=True)),
-        "company": patch.company,
+        "softmax": dict(zip(result.names, rounded(patch.shares), strict=True)),
+        "company": result.company,
         "none_of_these": round(patch.none, 4),
     }
 
@@ -103,18 +95,15 @@ def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, An
     """The plane and the decoders as numbers; see the endpoint."""
     decoders = {}
     for decoder, part in space.decoders.items():
+        classes = [names[label] for label in part.class_of_embedding]
+        places = zip(rounded(part.embeddings_before), rounded(part.embeddings_after), strict=True)
+        rows = zip(words, classes, places, part.embedding_drift.tolist(), strict=True)
         decoders[decoder] = {
             "drift": part.drift,
             "similarity": part.similarity,
             "names": [
-                {
-                    "name": word,
-                    "class": names[part.class_of_embedding[index]],
-                    "before": rounded(part.embeddings_before[index]),
-                    "after": rounded(part.embeddings_after[index]),
-                    "drift": float(part.embedding_drift[index]),
-                }
-                for index, word in enumerate(words)
+                {"name": word, "class": name, "before": before, "after": after, "drift": drift}
+                for word, name, (before, after), drift in rows
             ],
             "patches": {
                 "class": [names[label] for label in part.class_of_patch],

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ldvc.web import html, texts
+from ldvc.web.lock import LOCK, PRIVATE, unlock_after
 from ldvc.web.session import Answer
 
 log = logging.getLogger(__name__)
@@ -43,40 +44,26 @@ class Downloads:
         self.file = gr.DownloadButton(visible="hidden", elem_id=f"{prefix}-file")
         self.problem = gr.HTML(elem_classes="ldvc-message", elem_id=f"{prefix}-problem")
 
-    def wire(self, session: gr.State, inputs: set[Any], options: dict[str, Any], after: Callable[[Any], None]) -> None:
-        """Declare the events.
-
-        Args:
-            session: of the visitor, one of `inputs`.
-            options: of the events.
-            after: declares what follows when a file is made.
-        """
+    def wire(self, session: gr.State, inputs: set[Any]) -> None:
+        """Declare the events; `session` is one of the `inputs`."""
         for kind, button in self.buttons.items():
-            made = button.click(
-                self._maker(kind, session),
-                inputs,
-                [self.file, self.problem],
-                show_progress="minimal",
-                show_progress_on=button,
-                api_visibility="private",
-                **options,
-            )
-            made.success(None, self.file, None, js=SAVE, api_visibility="private")
-            after(made)
+            options = {"show_progress": "minimal", "show_progress_on": button, "js": LOCK, **PRIVATE}
+            made = button.click(self._maker(kind, session), inputs, [self.file, self.problem], **options)
+            made.success(None, self.file, None, js=SAVE, **PRIVATE)
+            unlock_after(made)
 
     def _maker(self, kind: str, session: gr.State) -> Callable[[dict[Any, Any]], list[Any]]:
         def make(values: dict[Any, Any]) -> list[Any]:
-            answer = values[session].answer
-            sentence = texts.EXPIRED
-            if answer is not None:
-                try:
+            answer, sentence = values[session].answer, texts.EXPIRED
+            try:
+                if answer is not None:
                     return [self.write(*self.make(kind, answer, values)), ""]
-                except OSError as error:  # the disk is full
-                    log.error("a download could not be written: %s", error.strerror)
-                    sentence = texts.NO_SPACE
-                except Exception:
-                    log.exception("a download failed")
-                    sentence = texts.UNEXPECTED
+            except OSError as error:  # the disk is full
+                log.error("a download could not be written: %s", error.strerror)
+                sentence = texts.NO_SPACE
+            except Exception:
+                log.exception("a download failed")
+                sentence = texts.UNEXPECTED
             return [gr.skip(), html.problem(sentence)]
 
         return make

@@ -67,8 +67,8 @@ def progress(sentence: str, share: float) -> str:
 
 
 def empty(sentence: str) -> str:
-    """The place of a result before there is one, and how to get it."""
-    return f'<p class="ldvc-empty">{escape(sentence)}</p>'
+    """The place of a result before there is one, and how to get it; or nothing."""
+    return sentence and f'<p class="ldvc-empty">{escape(sentence)}</p>'
 
 
 def percent(share: float) -> str:

@@ -17,7 +17,7 @@ from ldvc.web.examples import Example, link_to, read_examples
 from ldvc.web.photos import accept_photos
 from ldvc.web.segmenter import Segmenter, check_photo
 from ldvc.web.session import Answer, Problem
-from ldvc.web.tabs import PRIVATE, QUIET, Changes, Values, message
+from ldvc.web.tabs import QUIET, Changes, Values, message
 
 OWN = "own"  # key of the visitor's own names among the class lists
 MANY_CHIPS = 12  # from here on, a line says how many there are
@@ -39,11 +39,8 @@ def thumbnails(examples: Sequence[Example]) -> str:
     buttons = []
     for index, example in enumerate(examples):
         photo, title = np.asarray(Image.open(example.path).convert("RGB")), html.escape(example.title)
-        picture = html.photo_uri(photo, long_side=THUMBNAIL_SIDE, quality=75)
-        buttons.append(
-            f'<button type="button" data-index="{index}" title="{title}" aria-label="{title}">'
-            f'<img src="{picture}" alt=""></button>'
-        )
+        picture = f'<img src="{html.photo_uri(photo, long_side=THUMBNAIL_SIDE, quality=75)}" alt="">'
+        buttons.append(f'<button type="button" data-index="{index}" title="{title}" aria-label="{title}">{picture}</button>')
     return f'<div class="ldvc-examples">{"".join(buttons)}</div>'
 
 
@@ -62,10 +59,10 @@ def chips(names: Sequence[ClassName], seen: SeenNames) -> str:
     items, sources = [], []
     for name in names:
         source, title, text = seen.source(name), "", html.escape(name.text)
-        kind = tag = texts.UNSEEN if source is None else texts.SEEN
         if name.means_none:
             kind, tag = "none", texts.NONE_OF_THESE
         else:
+            kind = tag = texts.UNSEEN if source is None else texts.SEEN
             sources.append(source)
             if source is not None and plain(source) not in name.keys:
                 title = f' title="The model saw masks of it under the name “{html.escape(source)}”."'
@@ -104,58 +101,29 @@ class InputPanel:
         self.own_names = gr.State("")  # what the visitor had typed before choosing a class list
         gr.HTML(html.section(texts.PHOTO_LABEL))
         self.photo = gr.Image(
-            label=texts.PHOTO_LABEL,
-            show_label=False,
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "clipboard", "webcam"],
-            height=220,
-            placeholder=texts.PHOTO_HINT,
-            buttons=["fullscreen"],
-            elem_id="photo",
-        )
+            label=texts.PHOTO_LABEL, show_label=False, type="filepath", image_mode=None, height=220, elem_id="photo",
+            sources=["upload", "clipboard", "webcam"], placeholder=texts.PHOTO_HINT, buttons=["fullscreen"],
+        )  # fmt: skip
         accept_photos(self.photo)
         photo_problem = message(elem_id="photo-problem")
         gr.HTML(html.caption(texts.EXAMPLES_LABEL))
-        self.gallery = gr.HTML(
-            html_template=thumbnails(self.examples),
-            chosen=None,
-            js_on_load=html.static("examples.js"),
-            apply_default_css=False,
-            elem_id="examples",
-        )
+        options = {"elem_id": "examples", "apply_default_css": False, "js_on_load": html.static("examples.js")}
+        self.gallery = gr.HTML(html_template=thumbnails(self.examples), **options)
         with gr.Group(elem_classes="ldvc-names"):
-            self.names = unchecked(
-                gr.Textbox(
-                    label=texts.NAMES_LABEL,
-                    info=texts.NAMES_INFO,
-                    placeholder=texts.NAMES_PLACEHOLDER,
-                    lines=1,
-                    max_lines=5,
-                    elem_id="names",
-                )
-            )
-            self.chips = gr.HTML(
-                [],
-                html_template="${chips}",
-                chips="",
-                js_on_load=html.static("chips.js"),
-                apply_default_css=False,
-                elem_id="chips",
-            )
+            options = {"placeholder": texts.NAMES_PLACEHOLDER, "lines": 1, "max_lines": 5, "elem_id": "names"}
+            self.names = unchecked(gr.Textbox(label=texts.NAMES_LABEL, info=texts.NAMES_INFO, **options))
+            options = {"elem_id": "chips", "apply_default_css": False, "js_on_load": html.static("chips.js")}
+            self.chips = gr.HTML([], html_template="${chips}", chips="", **options)
         names_problem = message(elem_id="names-problem")
         self.run = gr.Button(texts.RUN, variant="primary", size="lg", elem_id="run")
         run_problem = message(elem_id="run-problem")
         self.share = gr.HTML(js_on_load=html.static("share.js"), apply_default_css=False, elem_id="share")
         with gr.Row(elem_classes="ldvc-choices"):
             lists = [(texts.OWN_NAMES, OWN), *((each.title, key) for key, each in class_lists().items())]
-            self.vocabulary = gr.Dropdown(
-                lists, value=OWN, label=texts.VOCABULARY_LABEL, min_width=150, scale=3, elem_id="vocabulary"
-            )
-            choices = segmenter.registry.choices
-            self.model = gr.Dropdown(
-                choices, value=choices[0], label=texts.MODEL_LABEL, min_width=90, scale=2, elem_id="model"
-            )
+            options = {"min_width": 150, "scale": 3, "elem_id": "vocabulary"}
+            self.vocabulary = gr.Dropdown(lists, value=OWN, label=texts.VOCABULARY_LABEL, **options)
+            choices, options = segmenter.registry.choices, {"min_width": 90, "scale": 2, "elem_id": "model"}
+            self.model = gr.Dropdown(choices, value=choices[0], label=texts.MODEL_LABEL, **options)
         if segmenter.registry.needs_download():
             gr.HTML(f'<p class="ldvc-footnote">{texts.FULL_DOWNLOAD}</p>', elem_id="model-download")
         model_problem = message(elem_id="model-problem")
@@ -173,18 +141,18 @@ class InputPanel:
     def answered(self, answer: Answer) -> Changes:
         """Updates after an answer: the names as they were read, and remarks about them."""
         remarks = []
-        none_words = [name.text for name in answer.asked if name.means_none]
-        if none_words:
+        if none_words := [name.text for name in answer.asked if name.means_none]:
             remark = texts.NONE_NAMED if len(none_words) == 1 else texts.NONE_NAMED_MANY
             remarks.append(remark.format(names=html.quoted(none_words)))
         (result,) = self.segmenter.results(answer, answer.decoder)
-        groups = result.indistinguishable_words
-        if groups:
+        if groups := result.indistinguishable_words:
             remarks.append(texts.INDISTINGUISHABLE.format(names=", nor ".join(map(html.quoted, groups))))
-        names = ", ".join(name.text for name in answer.asked)
-        remarks = {"names": html.notice(" ".join(remarks)), "model": html.notice(answer.notice)}
-        share = copy_link(link_to(answer, self.examples, self.segmenter.registry))
-        return {self.names: names, self.stale: "", self.share: share, **self.sentences(**remarks)}
+        return {
+            self.names: ", ".join(name.text for name in answer.asked),
+            self.stale: "",
+            self.share: copy_link(link_to(answer, self.examples, self.segmenter.registry)),
+            **self.sentences(names=html.notice(" ".join(remarks)), model=html.notice(answer.notice)),
+        }
 
     def sentences(self, **sentences: str) -> Changes:
         """HTML of the sentences beside some fields; those beside all others are removed."""
@@ -197,16 +165,16 @@ class InputPanel:
     def outdated(self, values: Values) -> str:
         """Above the answer: a notice if it answers another question than the one in the column."""
         answer = values[self.session].answer
-        same = answer is not None and (
-            (values[self.photo], values[self.model], parsed(values[self.names]))
-            == (answer.photo, answer.chosen or answer.model, answer.asked)
-        )
-        return html.notice("" if answer is None or same else texts.STALE)
+        if answer is None:
+            return ""
+        question = (values[self.photo], values[self.model], parsed(values[self.names]))
+        same = question == (answer.photo, answer.chosen or answer.model, answer.asked)
+        return html.notice("" if same else texts.STALE)
 
-    def chips_for(self, names: str, model: str | None) -> Any:
-        """A chip for each class: seen or unseen by the model."""
-        seen = self.segmenter.registry.present(model).main.seen_names
-        return gr.HTML(chips=chips(parsed(names), seen))
+    def question_changed(self, values: Values) -> Changes:
+        """Updates after other names or another model: a chip for each class, seen or unseen by the model, and `outdated`."""
+        seen = self.segmenter.registry.present(values[self.model]).main.seen_names
+        return {self.chips: gr.HTML(chips=chips(parsed(values[self.names]), seen)), self.stale: self.outdated(values)}
 
     def wire(self) -> None:
         """Declare the events that need no computing."""
@@ -214,19 +182,16 @@ class InputPanel:
 
         def change_photo(values: Values) -> Changes:
             """Says at once, not only when the button is pressed, that a file is no picture. Decodes nothing."""
-            sentence, path = "", values[self.photo]
+            sentence = ""
             try:
-                if path:
-                    check_photo(path)
+                if values[self.photo]:
+                    check_photo(values[self.photo])
             except Problem as problem:
                 sentence = html.problem(str(problem))
             return {self.problems["photo"]: sentence, self.stale: self.outdated(values)}
 
         def change_names(values: Values) -> Changes:
-            answer = values[self.session].answer
-            changes = {
-                self.chips: self.chips_for(values[self.names], values[self.model]), self.stale: self.outdated(values),
-            }  # fmt: skip
+            answer, changes = values[self.session].answer, self.question_changed(values)
             if answer is None or answer.asked != parsed(values[self.names]):  # the sentence is about other names
                 changes[self.problems["names"]] = ""
             return changes
@@ -256,11 +221,7 @@ class InputPanel:
                     registry.get(key).prepare()
             except Problem as problem:
                 notice = html.notice(str(problem))
-            yield {
-                self.problems["model"]: notice,
-                self.chips: self.chips_for(values[self.names], values[self.model]),
-                self.stale: self.outdated(values),
-            }
+            yield {self.problems["model"]: notice, **self.question_changed(values)}
 
         light = {"queue": False, **QUIET}
         last = {"trigger_mode": "always_last", **light}
@@ -271,5 +232,4 @@ class InputPanel:
         self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **light)  # a changed list is the visitor's own
         self.chips.remove(remove, [self.names, self.chips], [self.names, self.vocabulary], **last)
         places = [self.problems["model"], self.chips, self.stale]
-        options = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden"}
-        self.model.input(choose_model, state, places, **options, **PRIVATE)
+        self.model.input(choose_model, state, places, trigger_mode="multiple", concurrency_limit=None, **QUIET)

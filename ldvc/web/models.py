@@ -55,22 +55,35 @@ class LoadedModel:
 
     def predictor(self, decoder: str) -> Predictor | None:
         """The predictor with a decoder, or None if the checkpoint has no such decoder or it cannot be fetched now."""
-        if decoder not in self._predictors:  # without the lock: a forked process may inherit it locked
-            with self._lock:
+        if decoder in self._predictors:  # without the lock: a forked process may inherit it locked
+            return self._predictors[decoder]
+        with self._lock:
+            try:
                 if decoder not in self._predictors:
-                    try:
-                        self._predictors[decoder] = self.main.sibling(decoder)
-                    except CheckpointError:
-                        self._predictors[decoder] = None
-                    except WeightsNotFoundError as error:  # such as a failed download: the next question tries again
-                        log.warning("%s of %s: %s", decoder, self.name, error)
-                        return None
-        return self._predictors[decoder]
+                    self._predictors[decoder] = self.main.sibling(decoder)
+            except CheckpointError:
+                self._predictors[decoder] = None
+            except WeightsNotFoundError as error:  # such as a failed download: the next question tries again
+                log.warning("%s of %s: %s", decoder, self.name, error)
+            return self._predictors.get(decoder)
 
     def prepare(self) -> None:
         """Encode the words for "none of these" of dense CLIP, which takes a processor long once; then they are on disk."""
         if self.has_dense_clip and not self.borrows_gpu:
             self.predictor(PLAIN_CLIP).encode_names(self.main.plain_clip.stuff)
+
+    def warm(self) -> None:
+        """Load every decoder and run it once.
+
+        A model that borrows the GPU is not run; the digest of its weights is computed, because later they are on the GPU.
+        """
+        decoders = self.decoders()
+        if self.borrows_gpu:
+            log.info("SHA-256 of the weights of %s: %s", self.name, self.main.weights_digest)
+            return
+        image = self.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
+        for decoder in decoders:
+            self.predictor(decoder).segment(["warm", "up"], image=image)
 
     def lacks(self, decoder: str) -> bool:
         """Whether the checkpoint has no such decoder; not if it only could not be fetched."""
@@ -165,11 +178,11 @@ class ModelRegistry:
         self._full = full or self.FULL
         self._download: Download | None = None
         self.default = self.FULL
-        if main != self.FULL:
+        if main == self.FULL:
+            self._load(self.FULL)
+        else:
             first = main if isinstance(main, LoadedModel) else LoadedModel(main)
-            self.default = first.name
-            self._loaded[first.name] = first
-        self._load(self.default)
+            self.default, self._loaded = first.name, {first.name: first}
 
     @classmethod
     def from_environment(cls) -> ModelRegistry:
@@ -178,29 +191,19 @@ class ModelRegistry:
         Raises:
             LdvcError: the main model cannot be loaded.
         """
-        beside = ASSETS / "full"
-        full = os.environ.get("LDVC_FULL") or (str(beside) if beside.is_dir() else None)
-        return cls(os.environ.get("LDVC_MODEL", LITE), full)
+        beside = str(ASSETS / "full") if (ASSETS / "full").is_dir() else None
+        return cls(os.environ.get("LDVC_MODEL", LITE), os.environ.get("LDVC_FULL") or beside)
 
     def warm(self) -> None:
         """Load every decoder of the main model and run it once, so that no visitor waits for it.
 
-        On ZeroGPU, all models are loaded: that must happen before the page is served. A model that borrows the GPU is not run,
-        and the digest of its weights is computed now, because later they can be read on the GPU only.
+        On ZeroGPU, all models are loaded: that must happen before the page is served.
         """
         for key in [*self.choices, LITE] if gpu_is_lent() else [self.default]:
             try:
-                model = self._load(key)
+                self._load(key).warm()
             except Problem as problem:
                 log.warning("%s is not offered: %s", key, problem)
-                continue
-            decoders = model.decoders()
-            if model.borrows_gpu:
-                log.info("SHA-256 of the weights of %s: %s", model.name, model.main.weights_digest)
-                continue
-            image = model.main.encode_image(np.zeros((336, 448, 3), dtype=np.uint8))
-            for decoder in decoders:
-                model.predictor(decoder).segment(["warm", "up"], image=image)
 
     @property
     def choices(self) -> list[str]:
@@ -214,8 +217,7 @@ class ModelRegistry:
             Problem: it is not here; the sentence says what to do. Weights that are missing are downloaded meanwhile.
         """
         key = key or self.default
-        download = self.download(key)
-        if download is not None:
+        if (download := self.download(key)) is not None:
             raise Problem("model", f"{download.sentence} {texts.FULL_WAIT}")
         return self._load(key)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +15,12 @@ from ldvc.errors import LdvcError
 from ldvc.web import api, html, mcp, texts
 from ldvc.web.examples import EXAMPLES_FOLDER, Example, read_link
 from ldvc.web.inputs import InputPanel
+from ldvc.web.lock import LOCK, PRIVATE, unlock_after
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer, Problem, Session, Visits
 from ldvc.web.surface import Page, Surface
-from ldvc.web.tabs import PRIVATE, QUIET, Changes, Shared, Tab, Values
+from ldvc.web.tabs import QUIET, Changes, Shared, Tab, Values
 from ldvc.web.tabs.attention import AttentionTab, make_company
 from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
@@ -36,18 +37,6 @@ QUEUE_SIZE = 60  # events that wait, about half a minute on two cores; others ar
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-# While a question is answered or a file is made, the page takes no input, so that both belong to what is on the screen.
-LOCK = """(...values) => {
-  const page = document.querySelector(".ldvc-columns");
-  page.focused = document.activeElement;
-  page.inert = true;
-  return values;
-}"""
-UNLOCK = """() => {
-  const page = document.querySelector(".ldvc-columns");
-  page.inert = false;
-  page.focused?.focus({ preventScroll: true });
-}"""
 # On a phone the answer is below the question: scroll to it, unless something was wrong with the question.
 SCROLL = """() => {
   const tabs = document.querySelector("#tabs");
@@ -121,13 +110,10 @@ def answers_limit() -> int:
         LdvcError: LDVC_ANSWERS_GB is no positive number.
     """
     text = os.environ.get("LDVC_ANSWERS_GB") or ANSWERS_GB
-    try:
-        gigabytes = float(text)
-    except ValueError:
-        gigabytes = 0.0
-    if not 0 < gigabytes < float("inf"):
-        raise LdvcError(f"LDVC_ANSWERS_GB is a number of gigabytes, such as 1.5, not “{text}”.")
-    return int(gigabytes * 1e9)
+    with contextlib.suppress(ValueError):
+        if 0 < (gigabytes := float(text)) < float("inf"):
+            return int(gigabytes * 1e9)
+    raise LdvcError(f"LDVC_ANSWERS_GB is a number of gigabytes, such as 1.5, not “{text}”.")
 
 
 def build_page(registry: ModelRegistry) -> Page:
@@ -151,125 +137,115 @@ def build_page(registry: ModelRegistry) -> Page:
                         with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as place:
                             gr.HTML(f'<p class="ldvc-look">{texts.LOOK_FOR[kind.key]}</p>')
                             tab = tabs[kind.key] = kind(segmenter, shared)
-                        place.select(
-                            tab.open,
-                            tab.inputs,
-                            tab.outputs,
-                            show_progress_on=[tab.empty, tab.pictures[0]],
-                            trigger_mode="always_last",
-                            **PRIVATE,
-                        )
+                        options = {"show_progress_on": [tab.empty, tab.pictures[0]], "trigger_mode": "always_last", **PRIVATE}
+                        place.select(tab.open, tab.inputs, tab.outputs, **options)
         gr.HTML(f'<p class="ldvc-about">{texts.ABOUT}</p>', elem_classes="ldvc-later")
 
         panel.wire()
         for tab in tabs.values():
             tab.wire()
-            tab.wire_downloads({"js": LOCK}, unlock_after)
-        wire_question(page, shared, panel, tabs)
+            tab.wire_files()
+        Questions(segmenter, shared, panel, tabs).wire(page)
         api.declare(segmenter, panel, session, tabs["segment"])
     return page.queue(max_size=QUEUE_SIZE)
 
 
-def unlock_after(event: Any) -> None:
-    """Declare that the page takes input again after an event that locked it."""
-    event.success(None, js=UNLOCK, **PRIVATE)
-    event.failure(None, js=UNLOCK, **PRIVATE)
+class Questions:
+    """Asks what is in the panel, an example, or what the page's address names, and shows the answer."""
 
+    def __init__(self, segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
+        self.segmenter, self.shared, self.panel, self.tabs = segmenter, shared, panel, tabs
 
-def wire_question(page: Page, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
-    """Connect the button, the examples and the page's address with the tabs."""
-    segmenter = page.segmenter
+    def answer_question(self, values: Values) -> Changes:
+        """The visitor pressed the button."""
+        return self.answered(values, self.segmenter.segment)
 
-    def answer_question(values: Values) -> Changes:
-        return answered(values, segmenter.segment)
+    def choose_example(self, values: Values) -> Iterator[Changes]:
+        """The visitor clicked on an example."""
+        example = self.panel.examples[values[self.panel.gallery]]
+        yield from self.answer_example(values, example, example.names)
 
-    def answered(values: Values, segment: Callable[..., Answer], *, opens: bool = False) -> Changes:
-        """A problem becomes a sentence beside its field and changes nothing else.
-
-        Args:
-            opens: the page asks, not the visitor; nothing changes if the visitor asks something meanwhile.
-        """
-        session = values[shared.session]
-        before = session.answer
-        try:
-            answer = segment(
-                values[panel.photo],
-                values[panel.names],
-                model=values[panel.model],
-                company=values[shared.company],
-                previous=before,
-            )
-            viewer = values[shared.viewer]
-            background, thresholds = answer.background(viewer["background"]), viewer["thresholds"]
-            if before is not None and before.model != answer.model:  # thresholds were chosen for the scores of one checkpoint
-                background, thresholds = None if background is None else OWN_THRESHOLD, {}
-            values[shared.viewer] = {**viewer, "background": background, "thresholds": thresholds}
-            opened = {session.open_tab}
-            changes = panel.answered(answer) | tabs[session.open_tab].show(answer, values)
-            if opens and session.answer is not before:
-                return {}
-            session.answer = answer
-            opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
-            for key in tabs.keys() - opened:
-                # Others are blank already, but the viewer gets settings that the answer changed.
-                if before is None or key in before.drawn or values[shared.viewer] != viewer:
-                    changes |= tabs[key].blank(values)
-            return {shared.session: session, **changes}
-        except Exception as error:
-            if isinstance(error, Problem):
-                return panel.refused(error)
-            if isinstance(error, gr.Error):  # a sentence about ZeroGPU and the visitor's time
-                raise
-            log.exception("a question could not be answered")
-            return panel.refused(Problem("run", texts.UNEXPECTED))
-
-    def answer_example(values: Values, example: Example, names: str, **options: bool) -> Iterator[Changes]:
-        """Photo and names together with the answer, or before it if it has to be computed."""
-        shown = panel.example(example, names)
-        values |= {panel.photo: shown[panel.photo], panel.names: names}
-        if not segmenter.is_kept(example.fingerprint, values[panel.model]):
-            yield shown
-            shown = {}
-        changes = answered(values, segmenter.segment_example, **options)
-        if not shown:  # the visitor may be changing the names meanwhile
-            changes.pop(panel.names, None)
-        yield {**shown, **changes}
-
-    def choose_example(values: Values) -> Iterator[Changes]:
-        index = values[panel.gallery]
-        chosen = gr.HTML(chosen=[index, secrets.token_hex(4)])  # the script sees every answer, also with the same index
-        example = panel.examples[index]
-        for changes in answer_example(values, example, example.names):
-            yield {panel.gallery: chosen, **changes}
-
-    def open_page(values: Values, request: gr.Request) -> Iterator[Changes]:
+    def open_page(self, values: Values, request: gr.Request) -> Iterator[Changes]:
         """The answer that the address asks for, or an example if its answer is computed already."""
-        link = read_link(request.query_params, panel.examples, segmenter.registry)
-        more = {shared.session: values[shared.session]}
+        panel = self.panel
+        link = read_link(request.query_params, panel.examples, self.segmenter.registry)
+        more = {self.shared.session: values[self.shared.session]}
         if link.model:
             more[panel.model] = values[panel.model] = link.model
         if link.notice:
             more[panel.problems["run"]] = html.notice(link.notice)
-        if link.asked or segmenter.is_kept(link.example.fingerprint, values[panel.model]):
-            for changes in answer_example(values, link.example, link.names, opens=True):
+        if link.asked or self.segmenter.is_kept(link.example.fingerprint, values[panel.model]):
+            for changes in self.answer_example(values, link.example, link.names, opens=True):
                 yield {**changes, **more}
         else:
             yield more
 
-    components = {*panel.inputs, *(each for tab in tabs.values() for each in tab.inputs)}
-    outputs = [shared.session, *panel.outputs, *(each for tab in tabs.values() for each in tab.outputs)]
-    options = {"show_progress_on": [panel.run, tabs["segment"].empty, shared.viewer], **PRIVATE}
-    # One after the other, so that what is on the screen belongs to the session's answer.
-    question = {"concurrency_id": "question", **options}
-    pressed = gr.on([panel.run.click, panel.names.submit], answer_question, components, outputs, js=LOCK, **question)
-    unlock_after(pressed)
-    outputs = [panel.gallery, panel.photo, panel.vocabulary, panel.model, *outputs]
-    chosen = panel.gallery.choose(
-        choose_example, {panel.gallery, *components}, outputs, show_progress="minimal", trigger_mode="always_last", **question
-    )
-    opened = page.load(open_page, components, outputs, show_progress="minimal", **options)
-    for event in (pressed, chosen, opened):
-        # After events of the panel that were under way.
-        event.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)
-    for event in (pressed, chosen):
-        event.success(None, js=SCROLL, **PRIVATE)
+    def answer_example(self, values: Values, example: Example, names: str, *, opens: bool = False) -> Iterator[Changes]:
+        """Photo and names together with the answer, or before it if it has to be computed; `opens` as of `answered`."""
+        panel, shown = self.panel, self.panel.example(example, names)
+        values |= {panel.photo: shown[panel.photo], panel.names: names}
+        if self.segmenter.is_kept(example.fingerprint, values[panel.model]):
+            yield {**shown, **self.answered(values, self.segmenter.segment_example, opens=opens)}
+            return
+        yield shown
+        changes = self.answered(values, self.segmenter.segment_example, opens=opens)
+        changes.pop(panel.names, None)  # the visitor may be changing the names meanwhile
+        yield changes
+
+    def answered(self, values: Values, segment: Callable[..., Answer], *, opens: bool = False) -> Changes:
+        """Ask, and show the answer. A problem becomes a sentence beside its field and changes nothing else.
+
+        Args:
+            opens: the page asks, not the visitor; nothing changes if the visitor asks something meanwhile.
+        """
+        panel, previous = self.panel, values[self.shared.session].answer
+        options = {"model": values[panel.model], "company": values[self.shared.company], "previous": previous}
+        try:
+            answer = segment(values[panel.photo], values[panel.names], **options)
+            return self.show(answer, previous, values, opens=opens)
+        except Problem as problem:
+            return panel.refused(problem)
+        except gr.Error:  # a sentence about ZeroGPU and the visitor's time
+            raise
+        except Exception:
+            log.exception("a question could not be answered")
+            return panel.refused(Problem("run", texts.UNEXPECTED))
+
+    def show(self, answer: Answer, previous: Answer | None, values: Values, *, opens: bool) -> Changes:
+        """The panel and the open tab with an answer, which becomes the session's; tabs with the previous one get blank."""
+        session, viewer = values[self.shared.session], values[self.shared.viewer]
+        background, thresholds = answer.background(viewer["background"]), viewer["thresholds"]
+        if previous is not None and previous.model != answer.model:  # thresholds were chosen for the scores of one checkpoint
+            background, thresholds = None if background is None else OWN_THRESHOLD, {}
+        values[self.shared.viewer] = {**viewer, "background": background, "thresholds": thresholds}
+        opened = {session.open_tab}
+        changes = self.panel.answered(answer) | self.tabs[session.open_tab].show(answer, values)
+        if opens and session.answer is not previous:
+            return {}
+        session.answer = answer
+        opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
+        for key in self.tabs.keys() - opened:
+            # Others are blank already, but the viewer gets settings that the answer changed.
+            if previous is None or key in previous.drawn or values[self.shared.viewer] != viewer:
+                changes |= self.tabs[key].blank(values)
+        return {self.shared.session: session, **changes}
+
+    def wire(self, page: Page) -> None:
+        """Declare the events."""
+        panel, shared, tabs = self.panel, self.shared, self.tabs.values()
+        inputs = {*panel.inputs, *(each for tab in tabs for each in tab.inputs)}
+        outputs = [shared.session, *panel.outputs, *(each for tab in tabs for each in tab.outputs)]
+        more = [panel.photo, panel.vocabulary, panel.model, *outputs]
+        options = {"show_progress_on": [panel.run, self.tabs["segment"].empty, shared.viewer], **PRIVATE}
+        # One after the other, so that what is on the screen belongs to the session's answer.
+        question = {"concurrency_id": "question", **options}
+        pressed = gr.on([panel.run.click, panel.names.submit], self.answer_question, inputs, outputs, js=LOCK, **question)
+        unlock_after(pressed)
+        question |= {"show_progress": "minimal", "trigger_mode": "always_last"}
+        chosen = panel.gallery.choose(self.choose_example, {panel.gallery, *inputs}, more, **question)
+        opened = page.load(self.open_page, inputs, more, show_progress="minimal", **options)
+        for event in (pressed, chosen, opened):
+            # After events of the panel that were under way.
+            event.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)
+        for event in (pressed, chosen):
+            event.success(None, js=SCROLL, **PRIVATE)

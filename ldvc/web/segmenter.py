@@ -31,7 +31,7 @@ PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
 LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: the trained LDVC with LCSA left out, an intervention
 ALL_DECODERS = (*PREDICTOR_DECODERS, LCSA_OFF)
 _DECODING = threading.Lock()
-_RETURN_MEMORY = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Segmenter:
@@ -48,15 +48,11 @@ class Segmenter:
         return self.registry.get(answer.model)
 
     def segment(
-        self,
-        photo: str | None,
-        names: Any,
-        *,
-        model: str | None = None,
-        company: bool = True,
-        previous: Answer | None = None,
+        self, photo: str | None, names: Any, *, model: str | None = None, company: bool = True, previous: Answer | None = None
     ) -> Answer:
         """Segment a photo by names with the model's main decoder; others are computed when they are asked for.
+
+        A model that gets no GPU from ZeroGPU is replaced by lite, and the answer has a `notice` about it.
 
         Args:
             photo: path of the uploaded file.
@@ -64,8 +60,6 @@ class Segmenter:
             model: key of the model choice; None = the main one.
             company: segment a single name together with `ldvc.predictor.COMPANY`.
             previous: an answer whose encoded photo is used again if model and photo are the same.
-
-        A model that gets no GPU from ZeroGPU is replaced by lite, and the answer has a `notice` about it.
 
         Raises:
             Problem: the visitor can put it right.
@@ -80,23 +74,14 @@ class Segmenter:
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
         kept = self._kept.get((fingerprint, key))
-        known = previous if previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model) else kept
-        image = known.image if known else read_photo(photo)
+        is_same = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
+        known = previous if is_same else kept
         answer = Answer(
-            model=key,
-            decoder=loaded.decoder,
-            photo=photo,
-            photo_name=Path(photo).name,
-            fingerprint=fingerprint,
-            image=image,
-            asked=asked,
-            names=[name.title for name in classes],
-            company=company,
-            none_named=asked != classes,
-            kept=kept,
+            model=key, decoder=loaded.decoder, photo=photo, fingerprint=fingerprint, asked=asked, company=company, kept=kept,
+            image=known.image if known else read_photo(photo), names=[name.title for name in classes],
+            none_named=asked != classes, pictures=previous.pictures if is_same else {},
             results=dict(kept.results) if kept is not None and kept.asked == asked else {},
-            pictures=known.pictures if known is not None and known is not kept else {},
-        )
+        )  # fmt: skip
         try:
             # A GPU is borrowed once per question.
             self.results(answer, *(ALL_DECODERS if loaded.borrows_gpu else (loaded.decoder,)))
@@ -119,14 +104,9 @@ class Segmenter:
         return LITE if self.registry.present(model).borrows_gpu else model or self.registry.default
 
     def keep(self, photo: str, names: str, *decoders: str) -> None:
-        """Answer a question about a photo of the project with the main model, for all visitors.
+        """Answer a question about a photo of the project with the main model and more `decoders`, for all visitors.
 
         Later answers about it share the encoded photo; those about the same names also share the results.
-
-        Args:
-            photo: path of the file.
-            names: separated by commas.
-            decoders: others that answer, too; of `ALL_DECODERS`.
         """
         answer = self.segment(photo, names, model=self.at_once(None))
         answer = answer.kept or answer
@@ -138,13 +118,9 @@ class Segmenter:
         return (fingerprint, self.at_once(model)) in self._kept
 
     def results(
-        self,
-        answer: Answer,
-        *decoders: str,
-        background: float | str | None = OWN_THRESHOLD,
-        thresholds: Mapping[str, float] | None = None,
-        company: bool | None = None,
-    ) -> list[Segmentation | None]:
+        self, answer: Answer, *decoders: str, background: float | str | None = OWN_THRESHOLD,
+        thresholds: Mapping[str, float] | None = None, company: bool | None = None,
+    ) -> list[Segmentation | None]:  # fmt: skip
         """Segmentations by some decoders of `PREDICTOR_DECODERS`, or `LCSA_OFF`; None where the checkpoint has no such decoder.
 
         They are computed once, in one call, and kept in the answer; the photo is not encoded again.
@@ -255,8 +231,13 @@ def read_photo(photo: str) -> np.ndarray:
         try:
             return load_picture(photo, max_side=PHOTO_SIDE, max_pixels=PHOTO_PIXELS)
         finally:
-            if _RETURN_MEMORY is not None:
-                _RETURN_MEMORY(0)
+            return_memory()
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system; glibc would keep it for each thread."""
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)
 
 
 @contextlib.contextmanager
@@ -300,10 +281,7 @@ def checked_background(use_background: Any, threshold: Any) -> float | str | Non
         return None
     if threshold is None:
         return OWN_THRESHOLD
-    try:
-        value = math.nan if isinstance(threshold, bool) else float(threshold)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise Problem("run", texts.NO_THRESHOLD.format(value=threshold))
-    return value
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(threshold, bool) and 0 <= (value := float(threshold)) <= 1:
+            return value
+    raise Problem("run", texts.NO_THRESHOLD.format(value=threshold))

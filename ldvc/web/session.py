@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,7 @@ class Answer:
     Attributes:
         model: key of the model choice.
         decoder: the one of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`.
-        photo, photo_name: path of the uploaded file, and its name.
+        photo: path of the uploaded file.
         fingerprint: SHA-256 of the file.
         image: the encoded photo: new names do not encode it again.
         asked: the parsed names.
@@ -50,7 +51,6 @@ class Answer:
     model: str
     decoder: str
     photo: str
-    photo_name: str
     fingerprint: str
     image: ImageState
     asked: list[ClassName]
@@ -63,6 +63,11 @@ class Answer:
     pictures: dict[tuple, str] = field(default_factory=dict)
     drawn: dict[str, tuple] = field(default_factory=dict)
     kept: Answer | None = None
+
+    @property
+    def photo_name(self) -> str:
+        """Name of the uploaded file."""
+        return Path(self.photo).name
 
     def background(self, wanted: float | str | None) -> float | str | None:
         """The threshold of "none of these": the wanted one, unless it is None (not allowed) and a name allows it."""
@@ -149,10 +154,8 @@ def _size(root: Any, known: set[Any]) -> int:
             continue
         known.add(identity)
         total += size
-        if isinstance(each, dict):
-            todo += list(each.values())
-        elif isinstance(each, list | tuple):
+        if isinstance(each, list | tuple):
             todo += each
-        elif type(each).__module__.startswith("ldvc."):
-            todo += list(vars(each).values())
+        elif isinstance(each, dict) or type(each).__module__.startswith("ldvc."):
+            todo += (each if isinstance(each, dict) else vars(each)).values()
     return total

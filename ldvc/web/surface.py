@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
-import json
 import logging
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,11 +15,13 @@ from typing import Any
 
 import anyio
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
 
 from ldvc.web import temporary, texts
 from ldvc.web.api_data import refusal
 from ldvc.web.photos import HOW_TO_SEND, MAX_FILE_BYTES
-from ldvc.web.segmenter import Segmenter
+from ldvc.web.segmenter import Segmenter, return_memory
 from ldvc.web.session import Visits
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,6 @@ SENTENCES = {  # instead of Gradio's lists of what is wrong, and "Queue is full"
     422: texts.BAD_REQUEST,
     503: texts.BUSY,
 }
-MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 HUB = "https://huggingface.co https://*.hf.space"
 
 
@@ -88,11 +86,11 @@ class Surface:
         self.app = app
         self.mcp = mcp
         self.folders = [folder.resolve() for folder in folders]
-        self.headers = [
-            (b"content-security-policy", content_security_policy().encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"same-origin"),
-        ]
+        self.headers = {
+            "content-security-policy": content_security_policy(),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+        }
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -117,20 +115,17 @@ class Surface:
                 started = True
                 status = 413 if received > MAX_BODY else message["status"]  # Gradio would say that it cannot read the body
                 own = path.startswith("/gradio_api/") and not MCP_ROUTES.fullmatch(path)  # that protocol has its own errors
-                sentence = SENTENCES.get(status) if own else None
-                if sentence:
+                if own and status in SENTENCES:
                     replaced = True
-                    await reply(status, sentence)
+                    await reply(status, SENTENCES[status])
                 else:
-                    await send({**message, "headers": [*message["headers"], *self.headers]})
+                    MutableHeaders(scope=message).update(self.headers)
+                    await send(message)
             elif not replaced:
                 await send(message)
 
         async def reply(status: int, sentence: str) -> None:
-            body = json.dumps({"detail": sentence}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self.headers]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await JSONResponse({"detail": sentence}, status, self.headers)(scope, receive, send)
 
         if not (
             ROUTES.fullmatch(path)
@@ -163,10 +158,8 @@ class Surface:
 
     def _may_be_fetched(self, path: str) -> bool:
         try:
-            real = Path(path).resolve()
-            return Path(path).is_absolute() and any(
-                real.is_relative_to(folder) for folder in (temporary.folder().resolve(), *self.folders)
-            )
+            real, folders = Path(path).resolve(), (temporary.folder().resolve(), *self.folders)
+            return Path(path).is_absolute() and any(real.is_relative_to(folder) for folder in folders)
         except (OSError, ValueError, RuntimeError):  # such as a null byte, or a loop of links
             return False
 
@@ -217,8 +210,7 @@ class Page(gr.Blocks):
             error.message = sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[:MAX_SENTENCE]}…"
             raise
         except Exception as error:
-            first = first_error(error)
-            if isinstance(first, OSError):
+            if isinstance(first := first_error(error), OSError):
                 log.error("an event could not be answered: %s", first.strerror)
                 raise refusal(texts.NO_SPACE) from error
             # Without the message, which may quote the visitor's data.
@@ -228,9 +220,9 @@ class Page(gr.Blocks):
         finally:
             if state is not None:
                 self._drop_copies(state)
-            if state is not None and self.session in block_fn.inputs:
-                self.visits.keep(state[self.session._id])
-                await self._return_memory()
+                if self.session in block_fn.inputs:
+                    self.visits.keep(state[self.session._id])
+                    await self._return_memory()
 
     def _drop_copies(self, state: Any) -> None:
         """Remove components that Gradio made to apply updates: it keeps all of them, half a megabyte for each answer."""
@@ -239,10 +231,10 @@ class Page(gr.Blocks):
             state.config_values.pop(key, None)
 
     async def _return_memory(self) -> None:
-        """Give memory that was freed back to the system, at most once a second; glibc would keep it for each thread."""
-        if MALLOC_TRIM is not None and time.monotonic() - self._returned > 1:
+        """`return_memory`, at most once a second."""
+        if time.monotonic() - self._returned > 1:
             self._returned = time.monotonic()
-            await anyio.to_thread.run_sync(MALLOC_TRIM, 0)
+            await anyio.to_thread.run_sync(return_memory)
 
     def leave(self, request: gr.Request) -> None:
         """The visitor closed the tab: forget the answer."""

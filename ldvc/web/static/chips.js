@@ -1,5 +1,7 @@
 // The names in front of their chips' buttons are removed by the server; `props.value` lists the removed ones until their chips
-// are gone, so that several buttons may be pressed before the first answer.
+// are gone, so that several buttons may be pressed before the first answer. Clicks in one moment are sent together: Gradio would
+// send each of them, and an answer that comes late would bring names back.
+let timer;
 const buttons = () => [...element.querySelectorAll("button[data-name]")];
 const update = (removed) => {
   props.value = removed;
@@ -9,7 +11,8 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-name]");
   if (!button) return;
   update([...props.value, button.dataset.name]);
-  trigger("remove");
+  clearTimeout(timer);
+  timer = setTimeout(() => trigger("remove"));
 });
 // Gradio takes a quoted word in this script for the name of an event, so the prop has its name without quotes.
 watch(Object.keys({ chips: 0 }), () => {

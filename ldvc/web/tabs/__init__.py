@@ -1,11 +1,9 @@
 """The tabs of the answer, one module each: widgets, texts, and the HTML that they show.
 
 A tab draws an answer with the values of its widgets and nothing else: `draw(answer, values)` returns {component: update}.
-`values` holds the value of each widget in `settings`, which Gradio passes with every event. All that needs a model goes
-through `Tab.results`.
+`values` holds the value of each widget in `settings`, which Gradio passes with every event.
 
-After a question only the open tab is drawn, so that the first overlay does not wait for the others; they are drawn when the
-visitor opens them.
+After a question only the open tab is drawn, so that the first overlay does not wait for the others.
 """
 
 from __future__ import annotations
@@ -21,21 +19,15 @@ from ldvc.result import Segmentation
 from ldvc.visualize import OPACITY
 from ldvc.web import html, texts
 from ldvc.web.downloads import Downloads
+from ldvc.web.lock import PRIVATE
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer
 
 Values = dict[Any, Any]
 Changes = dict[Any, Any]
 
-VIEWER_DEFAULT = {
-    "opacity": OPACITY,
-    "outline": True,
-    "names": True,
-    "alone": None,
-    "background": OWN_THRESHOLD,
-    "thresholds": {},
-}
-PRIVATE = {"api_visibility": "private"}
+VIEWER_DEFAULT = {"opacity": OPACITY, "outline": True, "names": True}
+VIEWER_DEFAULT |= {"alone": None, "background": OWN_THRESHOLD, "thresholds": {}}
 QUIET = {"show_progress": "hidden", **PRIVATE}
 
 
@@ -59,10 +51,9 @@ class Shared:
     def settings(self, values: Values) -> Settings:
         """What the visitor set there."""
         viewer = values[self.viewer]
-        background = viewer["background"]
-        if background not in (None, OWN_THRESHOLD):
-            background = share(background)
-        thresholds = {name: share(value) for name, value in viewer["thresholds"].items()}
+        background, thresholds = viewer["background"], viewer["thresholds"]
+        background = background if background in (None, OWN_THRESHOLD) else share(background)
+        thresholds = {name: share(value) for name, value in thresholds.items()}
         return Settings(background, thresholds, viewer["alone"], bool(values[self.company]))
 
     def style(self, values: Values) -> OverlayStyle:
@@ -78,6 +69,7 @@ class Tab:
         key, title: identifier ("segment") and label of the tab.
         empty_text: shown before the first question.
         empty: the `gr.HTML` with that text.
+        body: the `gr.Column` with all else.
         settings: widgets whose values `draw` reads, beside those of `shared`.
         outputs: the components that `draw` may change.
         pictures: those that show the answer; the first one shows progress.
@@ -91,12 +83,18 @@ class Tab:
         self.settings: list[Any] = []
         self.outputs: list[Any] = []
         self.pictures: list[Any] = []
+        self.body: gr.Column
         self.files: Downloads | None = None
         self.empty = message(html.empty(self.empty_text))
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The whole tab for an answer."""
         raise NotImplementedError
+
+    def filled(self, sentence: str = "") -> Changes:
+        """Updates of `draw` that show the body, or a sentence in its place."""
+        changes = {self.empty: html.empty(sentence), self.body: gr.Column(visible=not sentence)}
+        return changes | ({self.files.problem: ""} if self.files else {})
 
     def blank(self, values: Values) -> Changes:
         """Instead of an older answer, until the tab is opened and drawn."""
@@ -111,10 +109,10 @@ class Tab:
     def wire(self) -> None:
         """Declare the tab's own events."""
 
-    def wire_downloads(self, options: dict[str, Any], after: Callable[[Any], None]) -> None:
-        """Declare the events of `files`; arguments as of `Downloads.wire`."""
+    def wire_files(self) -> None:
+        """Declare the events of `files`."""
         if self.files is not None:
-            self.files.wire(self.shared.session, self.inputs, options, after)
+            self.files.wire(self.shared.session, self.inputs)
 
     def figure_buttons(self, **more: str) -> Downloads:
         """Buttons for the figure of `draw_file` in all formats, and for `more` kinds of files by label."""
@@ -169,14 +167,37 @@ class Tab:
 
     def on(self, triggers: Sequence[Any], draw: Callable[[Answer, Values], Changes], outputs: Sequence[Any]) -> None:
         """Draw parts of the tab on events of its widgets; of events in quick succession the last counts."""
-        gr.on(
-            triggers,
-            lambda values: self.redraw(values, draw),
-            self.inputs,
-            [self.empty, *outputs],
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        outputs = [self.empty, *outputs]
+        gr.on(triggers, lambda values: self.redraw(values, draw), self.inputs, outputs, trigger_mode="always_last", **QUIET)
+
+
+class LayerTab(Tab):
+    """A tab with widgets for a decoder layer and an attention head; head None = mean of all."""
+
+    def declare_layer_and_head(self) -> None:
+        """Declare the widgets `layer` and `head`."""
+        self.layer = gr.Radio([], label=texts.LAYER, elem_id=f"{self.key}-layer", min_width=120)
+        self.head = gr.Dropdown([], label=texts.HEAD, elem_id=f"{self.key}-head", min_width=110)
+
+    def layer_and_head(self, result: Segmentation, values: Values) -> tuple[int, int | None]:
+        """The chosen layer and head, or the last layer and the mean where the result has no such layer or head."""
+        (layers, heads), layer, head = result.attention_shape, values[self.layer], values[self.head]
+        in_range = head is not None and 0 <= head < heads
+        return layer if layer is not None and layer < layers else layers - 1, head if in_range else None
+
+    def choices(self, result: Segmentation, values: Values) -> Changes:
+        """Updates of the two widgets, with the choices that a result has."""
+        (layers, heads), (layer, head) = result.attention_shape, self.layer_and_head(result, values)
+        numbers = [(str(index + 1), index) for index in range(max(layers, heads))]
+        return {
+            self.layer: gr.Radio(numbers[:layers], value=layer),
+            self.head: gr.Dropdown([(texts.MEAN, -1), *numbers[:heads]], value=-1 if head is None else head),
+        }
+
+
+def head_text(head: int | None) -> str:
+    """A head in words; None = mean of all."""
+    return f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
 
 
 def share(value: Any) -> float:
@@ -187,32 +208,3 @@ def share(value: Any) -> float:
 def message(value: str = "", **options: Any) -> gr.HTML:
     """A place for a sentence of `html.problem`, `html.notice` or `html.empty`. The style sheet hides it without one."""
     return gr.HTML(value, elem_classes="ldvc-message", **options)
-
-
-def layer_and_head(prefix: str) -> tuple[gr.Radio, gr.Dropdown]:
-    """The widgets for a decoder layer and an attention head."""
-    layer = gr.Radio([], label=texts.LAYER, elem_id=f"{prefix}-layer", min_width=120)
-    return layer, gr.Dropdown([], label=texts.HEAD, elem_id=f"{prefix}-head", min_width=110)
-
-
-def choices_for(result: Segmentation, layer: int, head: int | None) -> list[Any]:
-    """Updates of the two widgets, with the choices that a result has."""
-    layers, heads = result.attention_shape
-    return [
-        gr.Radio([(str(index + 1), index) for index in range(layers)], value=layer),
-        gr.Dropdown(
-            [(texts.MEAN, -1), *((str(index + 1), index) for index in range(heads))], value=-1 if head is None else head
-        ),
-    ]
-
-
-def head_text(head: int | None) -> str:
-    """A head in words; None = mean of all."""
-    return f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
-
-
-def chosen_layer_and_head(result: Segmentation, layer: int | None, head: int | None) -> tuple[int, int | None]:
-    """Values of the two widgets for a result: the last layer unless there is the chosen one; head None = mean of all."""
-    layers, heads = result.attention_shape
-    layer = layer if layer is not None and layer < layers else layers - 1
-    return layer, head if head is not None and 0 <= head < heads else None

@@ -14,18 +14,7 @@ from ldvc.result import Segmentation
 from ldvc.web import html, texts
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import (
-    Changes,
-    Shared,
-    Tab,
-    Values,
-    choices_for,
-    chosen_layer_and_head,
-    heads,
-    layer_and_head,
-    message,
-    patch,
-)
+from ldvc.web.tabs import Changes, LayerTab, Shared, Values, heads, message, patch
 from ldvc.web.tabs.attention_maps import Column, attention_grid, attention_slider, value_range
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
@@ -63,7 +52,7 @@ def make_company() -> gr.Checkbox:
     )
 
 
-class AttentionTab(Tab):
+class AttentionTab(LayerTab):
     """See the module."""
 
     key, title = "attention", "Attention"
@@ -74,7 +63,7 @@ class AttentionTab(Tab):
         with gr.Column(visible=False, elem_classes="ldvc-tab") as self.body:
             gr.HTML(html.section("Which name does each patch attend to?", HELP))
             with gr.Row(elem_classes="ldvc-controls"):
-                self.layer, self.head = layer_and_head("attention")
+                self.declare_layer_and_head()
                 self.rescale = gr.Checkbox(
                     label="Rescale", info="From the lowest to the highest value shown.", elem_id="attention-rescale",
                     min_width=120,
@@ -126,8 +115,7 @@ class AttentionTab(Tab):
         """Attention to names, if there is a decoder, and of a patch, if CLIP is read densely."""
         dense, decodes = self.segmenter.model(answer).has_dense_clip, answer.decoder != PLAIN_CLIP
         changes = {
-            self.empty: "",
-            self.files.problem: "",
+            **self.filled(),
             self.body: gr.Column(visible=decodes),
             self.patch_body: gr.Column(visible=dense),
             self.missing: "" if decodes else html.notice(f"{TO_NAMES} {texts.NO_DECODER}"),
@@ -147,16 +135,15 @@ class AttentionTab(Tab):
         """Widgets with the choices that the answer has, and the pictures."""
         (main,) = self.results(answer, values, answer.decoder)
         names, alone = answer.names, self.shared.settings(values).alone
-        values = {**values, **(dict.fromkeys((self.name, self.heads_name), alone) if alone in names else {})}
-        layer, head = choices_for(main, *chosen_layer_and_head(main, values[self.layer], values[self.head]))
+        if alone in names:
+            values = {**values, self.name: alone, self.heads_name: alone}
         shown = [names[index] for index in self.shown(names, values)]
         return {
-            self.layer: layer,
-            self.head: head,
+            **self.choices(main, values),
             self.names: gr.Dropdown(names, value=shown, multiselect=True, visible=len(names) > SHOWN),
             self.company: gr.Checkbox(visible=len(names) == 1),
-            self.name: gr.Dropdown(names, value=names[self.chosen(names, values[self.name])]),
-            self.heads_name: gr.Dropdown(names, value=names[self.chosen(names, values[self.heads_name])]),
+            self.name: gr.Dropdown(names, value=pick(values[self.name], names)),
+            self.heads_name: gr.Dropdown(names, value=pick(values[self.heads_name], names)),
             **self.draw_table(answer, values),
             **self.draw_slider_and_heads(answer, values),
         }
@@ -174,34 +161,31 @@ class AttentionTab(Tab):
 
     def draw_slider(self, answer: Answer, values: Values) -> Changes:
         """Two decoders' maps of one name, on the scale of the table."""
-        columns, names = self.columns(answer, values), answer.names
-        low, high = value_range(columns, self.shown(names, values), rescale=values[self.rescale])
+        columns, name = self.columns(answer, values), pick(values[self.name], answer.names)
+        low, high = value_range(columns, self.shown(answer.names, values), rescale=values[self.rescale])
         there = {column.decoder: column for column in columns if column.maps is not None}
-        sides = [there[decoder] for decoder in self.sides(list(there), values)]
-        index = self.chosen(names, values[self.name])
-        photo = self.photo(answer, **html.GREY)
-        return {self.slider: attention_slider(*sides, index, names[index], photo=photo, low=low, high=high)}
+        left, right = (there[decoder] for decoder in self.sides(list(there), values))
+        options = {"photo": self.photo(answer, **html.GREY), "low": low, "high": high}
+        return {self.slider: attention_slider(left, right, answer.names.index(name), name, **options)}
 
     def draw_heads(self, answer: Answer, values: Values) -> Changes:
         """One decoder's maps of one name at all layers and heads, if they are wanted."""
         if not values[self.heads]:
             return {self.heads_view: gr.HTML(maps="")}
-        there = self.there(answer, values)
-        decoder = self.heads_decoder_of(list(there), values)
-        result, index = there[decoder], self.chosen(answer.names, values[self.heads_name])
-        layer, head = chosen_layer_and_head(result, values[self.layer], values[self.head])
+        there, index = self.there(answer, values), answer.names.index(pick(values[self.heads_name], answer.names))
+        decoder = pick(values[self.heads_decoder], list(there))
+        layer, head = self.layer_and_head(there[decoder], values)
         options = {"layer": layer, "head": head, "photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
-        return {self.heads_view: gr.HTML(maps=heads.heads_html(result, decoder, index, **options))}
+        return {self.heads_view: gr.HTML(maps=heads.heads_html(there[decoder], decoder, index, **options))}
 
     def draw_slider_and_heads(self, answer: Answer, values: Values) -> Changes:
         """Slider and heads, and the decoders that can be chosen for them."""
         decoders = list(self.there(answer, values))
         choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in decoders]
-        left, right = self.sides(decoders, values)
+        chosen = (*self.sides(decoders, values), pick(values[self.heads_decoder], decoders))
+        widgets = zip((self.left, self.right, self.heads_decoder), chosen, strict=True)
         return {
-            self.left: gr.Dropdown(choices, value=left),
-            self.right: gr.Dropdown(choices, value=right),
-            self.heads_decoder: gr.Dropdown(choices, value=self.heads_decoder_of(decoders, values)),
+            **{widget: gr.Dropdown(choices, value=decoder) for widget, decoder in widgets},
             **self.draw_slider(answer, values),
             **self.draw_heads(answer, values),
         }
@@ -211,15 +195,15 @@ class AttentionTab(Tab):
         results = self.decoders(answer, values)
         if kind == "npz":
             return npz(results)
-        layer, head = chosen_layer_and_head(results[answer.decoder], values[self.layer], values[self.head])
-        shown = self.shown(answer.names, values)
-        return figure_bytes(attention_figure(results, layer=layer, head=head, shown=shown), kind)
+        layer, head = self.layer_and_head(results[answer.decoder], values)
+        figure = attention_figure(results, layer=layer, head=head, shown=self.shown(answer.names, values))
+        return figure_bytes(figure, kind)
 
     def columns(self, answer: Answer, values: Values) -> list[Column]:
         """Every decoder's maps at the chosen layer and head; what a model computed before is not computed again."""
         results = self.decoders(answer, values)
-        layer, head = chosen_layer_and_head(results[DECODERS[0]], values[self.layer], values[self.head])
-        return [Column.of(decoder, result, layer, head) for decoder, result in results.items()]
+        chosen = self.layer_and_head(results[DECODERS[0]], values)
+        return [Column(decoder, result, *chosen) for decoder, result in results.items()]
 
     def decoders(self, answer: Answer, values: Values) -> dict[str, Segmentation | None]:
         """The result of each decoder of the tab, None where there is no such decoder."""
@@ -232,24 +216,12 @@ class AttentionTab(Tab):
 
     def sides(self, decoders: list[str], values: Values) -> tuple[str, str]:
         """The decoders on the two sides of the slider; `decoders` can be chosen."""
-        left, right = values[self.left], values[self.right]
-        return (
-            left if left in decoders else decoders[0],
-            right if right in decoders else decoders[min(1, len(decoders) - 1)],
-        )
+        return pick(values[self.left], decoders), pick(values[self.right], decoders[1:2] + decoders)
 
     def shown(self, names: list[str], values: Values) -> list[int]:
         """Indices of the names in the table: all, or those chosen, or the first."""
         chosen = [index for index, name in enumerate(names) if name in (values[self.names] or ())][:SHOWN]
         return chosen if chosen and len(names) > SHOWN else list(range(min(len(names), SHOWN)))
-
-    def heads_decoder_of(self, decoders: list[str], values: Values) -> str:
-        """The decoder whose heads are shown; `decoders` can be chosen."""
-        return values[self.heads_decoder] if values[self.heads_decoder] in decoders else decoders[0]
-
-    def chosen(self, names: list[str], name: str | None) -> int:
-        """Index of a chosen name, or of the first."""
-        return names.index(name) if name in names else 0
 
     def wire(self) -> None:
         """The table is drawn before the rest: Gradio answers the events of a widget in the order of their declaration."""
@@ -264,13 +236,10 @@ class AttentionTab(Tab):
         def enlarge(answer: Answer, values: Values) -> Changes:
             """The layer and head of the small map that was clicked become those of the tab."""
             (main,) = self.results(answer, values, answer.decoder)
-            layer, head = (max(int(each), -1) for each in values[self.heads_view])
-            layer, head = chosen_layer_and_head(main, max(layer, 0), head)
-            values = {**values, self.layer: layer, self.head: head}
-            widgets = dict(zip((self.layer, self.head), choices_for(main, layer, head), strict=True))
-            for draw in (self.draw_heads, self.draw_table, self.draw_slider):
-                widgets |= draw(answer, values)
-            return widgets
+            layer, head = (int(each) for each in values[self.heads_view])
+            values = {**values, self.layer: max(layer, 0), self.head: head}
+            pictures = [draw(answer, values) for draw in (self.draw_heads, self.draw_table, self.draw_slider)]
+            return {**self.choices(main, values), **pictures[0], **pictures[1], **pictures[2]}
 
         def show_heads(answer: Answer, values: Values) -> Changes:
             widgets = dict.fromkeys((self.heads_name, self.heads_decoder), gr.Dropdown(visible=values[self.heads]))
@@ -283,3 +252,8 @@ class AttentionTab(Tab):
         pictures = [self.heads_view, self.note, self.grid, self.slider]
         self.on([self.heads_view.input], enlarge, [self.layer, self.head, *pictures])
         self.on([self.heads.input], show_heads, [self.heads_name, self.heads_decoder, self.heads_view])
+
+
+def pick(chosen: str | None, choices: list[str]) -> str:
+    """What was chosen, or the first choice where there is no such one."""
+    return chosen if chosen in choices else choices[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -30,50 +29,45 @@ COMPANY_HELP = "Words that share the attention with a single name; they are not 
 SLIDER_LABEL = "Position of the line between the two maps, in percent from the left"
 
 
-@dataclass(frozen=True)
 class Column:
-    """One decoder's maps.
+    """One decoder's maps at one layer, and one head or the mean of all.
+
+    Args:
+        decoder: key of `texts.DECODER_TITLES`.
+        result: where the maps are from, or None if there is no such decoder.
 
     Attributes:
-        decoder: key of `texts.DECODER_TITLES`.
-        maps: (C, h, w) attention on the patch grid for all names, or None if there is no such decoder.
-        result: where the maps are from.
+        maps: (C, h, w) attention on the patch grid for all names, or None.
         company: (h, w) attention to the words of `result.company` together, or None if there are none.
         none: (h, w) attention to "none of these", or None before the last layer.
+        is_intervention: whether the decoder was not trained like this.
     """
 
-    decoder: str
-    maps: np.ndarray | None = None
-    result: Segmentation | None = None
-    company: np.ndarray | None = None
-    none: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, decoder: str, result: Segmentation | None, layer: int, head: int | None) -> Column:
-        """Read one layer, and one head or the mean of all, from a result."""
-        if result is None:
-            return cls(decoder)
-        maps = result.cross_attention(layer=layer, head=head)
-        company = result.company_attention(layer=layer, head=head) if result.company else None
-        none = result.none_attention(layer=layer, head=head)
-        return cls(decoder, maps, result, company, none if none.any() else None)
+    def __init__(self, decoder: str, result: Segmentation | None = None, layer: int = -1, head: int | None = None) -> None:
+        self.decoder, self.result, self.is_intervention = decoder, result, decoder == LCSA_OFF
+        self.maps = self.company = self.none = None
+        if result is not None:
+            self.maps = result.cross_attention(layer=layer, head=head)
+            self.company = result.company_attention(layer=layer, head=head) if result.company else None
+            none = result.none_attention(layer=layer, head=head)
+            self.none = none if none.any() else None
 
     @property
-    def is_intervention(self) -> bool:
-        """Whether the decoder was not trained like this."""
-        return self.decoder == LCSA_OFF
+    def mark(self) -> str:
+        """More classes of its elements."""
+        return " ldvc-is-intervention" if self.is_intervention else ""
 
     @cached_property
     def drawn(self) -> np.ndarray:
         """(C, height, width) maps at the size of the table's."""
-        return self.enlarged(self.maps, MAP_SIDE)
+        return self.enlarged(self.maps)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """(height, width), the decoder's label map at that size, -1 = none of these."""
         return self.result.labels_at(self.drawn.shape[1:])
 
-    def enlarged(self, attention: np.ndarray, long_side: int) -> np.ndarray:
+    def enlarged(self, attention: np.ndarray, long_side: int = MAP_SIDE) -> np.ndarray:
         """Maps (..., h, w) at a size of the photo, (..., height, width), padding cut off."""
         return self.result.attention_at(attention, fit_size(*self.result.size, long_side=long_side))
 
@@ -114,60 +108,52 @@ def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: st
     scale = value_range(columns, shown, rescale=rescale)
     main = next(column.result for column in columns if column.result is not None)
     names, colours = main.names, colours_for(main.names)
-    rows = ["<span></span>" + "".join(map(_column_head, columns))]
+
+    def row(head: str, cells: Iterable[str], kind: str = "") -> str:
+        return f'<div class="ldvc-maps-row{kind}">{head}{"".join(cells)}</div>'
+
+    rows = [row("<span></span>", map(_column_head, columns), " ldvc-maps-head")]
     for index in shown:
-        cells = "".join(_cell(column, index, names[index], *scale) for column in columns)
-        rows.append(html.name_label(names[index], main.seen[index], colours[index]) + cells)
-    help_text = f'{escape(", ".join(main.company))} <small>{COMPANY_HELP}</small>'
-    rows += _row([(column, column.company) for column in columns], texts.COMPANY, f": {help_text}", *scale)
-    first, *others = [*rows, *_row([(column, column.none) for column in columns], texts.NONE_OF_THESE, "", *scale)]
-    table = f'<div class="ldvc-maps-row ldvc-maps-head">{first}</div>' + "".join(
-        f'<div class="ldvc-maps-row">{row}</div>' for row in others
-    )
+        label = html.name_label(names[index], main.seen[index], colours[index])
+        rows.append(row(label, (_name_map(column, index, *scale) for column in columns)))
+    company = f"<b>{texts.COMPANY}</b>: {escape(', '.join(main.company))} <small>{COMPANY_HELP}</small>"
+    others = [
+        (texts.COMPANY, company, [column.company for column in columns]),
+        (texts.NONE_OF_THESE, f"<b>{texts.NONE_OF_THESE}</b>", [column.none for column in columns]),
+    ]
+    for title, head, maps in others:
+        if any(values is not None for values in maps):
+            pairs = zip(columns, maps, strict=True)
+            cells = (_map(column, each if each is None else column.enlarged(each), title, *scale) for column, each in pairs)
+            rows.append(row(f'<div class="ldvc-label ldvc-company"><span>{head}</span></div>', cells))
     height, width = main.size
     return (
         f'<div class="ldvc-maps" style="--photo:url({photo});--aspect:{width}/{height};--columns:{len(columns)}">'
-        f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, *scale)}{table}</div>"
+        f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, *scale)}{''.join(rows)}</div>"
     )
 
 
 def _column_head(column: Column) -> str:
     tag = f'<span class="ldvc-tag ldvc-intervention">{INTERVENTION}</span>' if column.is_intervention else ""
     title = f"<b>{texts.DECODER_TITLES[column.decoder]}</b>{tag}<small>{COLUMNS[column.decoder]}</small>"
-    return f'<div class="ldvc-maps-title{_mark(column)}">{title}</div>'
+    return f'<div class="ldvc-maps-title{column.mark}">{title}</div>'
 
 
-def _mark(column: Column) -> str:
-    return " ldvc-is-intervention" if column.is_intervention else ""
-
-
-def _row(shares: Sequence[tuple[Column, np.ndarray | None]], title: str, more: str, low: float, high: float) -> list[str]:
-    """The row of what shares the attention with the names; `more` is HTML. No row where no column has it."""
-    if all(values is None for _, values in shares):
-        return []
-    cells = "".join(
-        _missing(column) if values is None else _map(column, column.enlarged(values, MAP_SIDE), title, "", low, high)
-        for column, values in shares
-    )
-    return [f'<div class="ldvc-label ldvc-company"><span><b>{title}</b>{more}</span></div>{cells}']
-
-
-def _cell(column: Column, index: int, name: str, low: float, high: float) -> str:
+def _name_map(column: Column, index: int, low: float, high: float) -> str:
     if column.maps is None:
-        return _missing(column)
-    return _map(column, column.drawn[index], name, shares_text(column.inside_outside(index)), low, high)
+        return _map(column, None, "", low, high)
+    caption = shares_text(column.inside_outside(index))
+    return _map(column, column.drawn[index], column.result.names[index], low, high, caption)
 
 
-def _missing(column: Column) -> str:
-    return f'<figure class="ldvc-map ldvc-map-missing{_mark(column)}"><span>{texts.DECODER_MISSING}</span></figure>'
-
-
-def _map(column: Column, values: np.ndarray, name: str, caption: str, low: float, high: float) -> str:
-    """One map, enlarged; the caption is HTML already."""
+def _map(column: Column, values: np.ndarray | None, name: str, low: float, high: float, caption: str = "") -> str:
+    """One map, enlarged already; the caption is HTML."""
+    if values is None:
+        return f'<figure class="ldvc-map ldvc-map-missing{column.mark}"><span>{texts.DECODER_MISSING}</span></figure>'
     picture = html.heat_uri(values, low=low, high=high)
     title = texts.DECODER_TITLES[column.decoder] + (f" ({INTERVENTION})" if column.is_intervention else "")
     return (
-        f'<figure class="ldvc-map{_mark(column)}"><div class="ldvc-heat"><img src="{picture}" '
+        f'<figure class="ldvc-map{column.mark}"><div class="ldvc-heat"><img src="{picture}" '
         f'alt="Attention to {escape(name)}, {title}{f": {caption}" if caption else ""}"></div>'
         f"{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
     )

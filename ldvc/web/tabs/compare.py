@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
@@ -52,15 +51,9 @@ class CompareTab(Tab):
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The four pictures."""
-        pictures = paint_all(self.results(answer, values, *DECODERS))
-        missing = self.segmenter.missing(answer, *DECODERS)
+        pictures, missing = paint_all(self.results(answer, values, *DECODERS)), self.segmenter.missing(answer, *DECODERS)
         own = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
-        return {
-            self.empty: "",
-            self.files.problem: "",
-            self.body: gr.Column(visible=True),
-            self.view: compare_html(pictures, missing, own_thresholds=own),
-        }
+        return {**self.filled(), self.view: compare_html(pictures, missing, own_thresholds=own)}
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
         """The four pictures as a figure."""
@@ -68,39 +61,32 @@ class CompareTab(Tab):
         return figure_bytes(compare_figure(dict(zip(DECODERS, results, strict=True))), kind)
 
 
-@dataclass(frozen=True)
 class Painted:
     """One decoder's answer.
 
     Attributes:
-        result: the segmentation.
-        overlay: uint8 (height, width, 3).
         labels: (height, width), -1 = none of these.
+        overlay: uint8 (height, width, 3).
         shares: of the area, for each name.
     """
 
-    result: Segmentation
-    overlay: np.ndarray
-    labels: np.ndarray
-    shares: list[float]
+    def __init__(self, result: Segmentation, *, long_side: int = SIDE) -> None:
+        self.result, size = result, fit_size(*result.size, long_side=long_side)
+        self.labels, striped = result.labels_at(size), [not seen for seen in result.seen]
+        self.overlay = overlay(resize_picture(result.picture, size), self.labels, colours_for(result.names), striped=striped)
+        self.shares = result.area_shares(self.labels)
 
-    @classmethod
-    def of(cls, result: Segmentation, *, long_side: int = SIDE) -> Painted:
-        """Paint a result."""
-        size = fit_size(*result.size, long_side=long_side)
-        labels, striped = result.labels_at(size), [not seen for seen in result.seen]
-        painted = overlay(resize_picture(result.picture, size), labels, colours_for(result.names), striped=striped)
-        return cls(result, painted, labels, result.area_shares(labels))
+    def differing_share(self, other: Painted) -> float:
+        """Share of the photo on which two label maps differ."""
+        return float((self.labels != other.labels).mean())
 
 
 def paint_all(results: Sequence[Segmentation | None]) -> dict[str, Painted | None]:
     """Each decoder's answer, None where the checkpoint has no such decoder; `results` in the order of `DECODERS`."""
-    return {decoder: result and Painted.of(result) for decoder, result in zip(DECODERS, results, strict=True)}
+    return {decoder: result and Painted(result) for decoder, result in zip(DECODERS, results, strict=True)}
 
 
-def compare_html(
-    pictures: dict[str, Painted | None], missing: Mapping[str, str] | None = None, *, own_thresholds: bool = False
-) -> str:
+def compare_html(pictures: dict[str, Painted | None], missing: Mapping[str, str], *, own_thresholds: bool = False) -> str:
     """Pictures with captions.
 
     Args:
@@ -108,18 +94,19 @@ def compare_html(
         missing: see `Segmenter.missing`.
         own_thresholds: say that "none of these" is at each decoder's own threshold.
     """
-    sentences = {**dict.fromkeys(pictures, texts.DECODER_MISSING), **(missing or {})}
-    figures = "".join(_figure(*each, pictures.get("ldvc"), sentences[each[0]]) for each in pictures.items())
-    note = f"{FOOTNOTE} {OWN_THRESHOLDS if own_thresholds else ''}".rstrip()
-    return f'<div class="ldvc-compare">{figures}</div><p class="ldvc-footnote">{note}</p>'
+    figures = []
+    for decoder, picture in pictures.items():
+        head = f"<figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{DECODERS[decoder]}</small></figcaption>"
+        if picture is None:
+            body = f'<div class="ldvc-map-missing"><span>{escape(missing[decoder])}</span></div>'
+        else:
+            body = _figure(texts.DECODER_TITLES[decoder], picture, pictures["ldvc"])
+        figures.append(f'<figure class="ldvc-compared">{head}{body}</figure>')
+    note = f"{FOOTNOTE} {OWN_THRESHOLDS}" if own_thresholds else FOOTNOTE
+    return f'<div class="ldvc-compare">{"".join(figures)}</div><p class="ldvc-footnote">{note}</p>'
 
 
-def _figure(decoder: str, picture: Painted | None, reference: Painted | None, missing: str) -> str:
-    title = texts.DECODER_TITLES[decoder]
-    head = f"<figcaption><b>{title}</b><small>{DECODERS[decoder]}</small></figcaption>"
-    if picture is None:
-        missing = f'<div class="ldvc-map-missing"><span>{escape(missing)}</span></div>'
-        return f'<figure class="ldvc-compared">{head}{missing}</figure>'
+def _figure(title: str, picture: Painted, reference: Painted | None) -> str:
     names, seen, colours = picture.result.names, picture.result.seen, colours_for(picture.result.names)
     order = [i for i in np.argsort(-np.array(picture.shares), kind="stable") if picture.shares[i] > 0]
     chips = "".join(_chip(names[i], seen[i], colours[i], picture.shares[i]) for i in order[:NAMES])
@@ -130,13 +117,9 @@ def _figure(decoder: str, picture: Painted | None, reference: Painted | None, mi
     shares = ", ".join(f"{names[i]} {round(picture.shares[i] * 100)} %" for i in order[:NAMES])
     differs = ""
     if reference is not None and picture is not reference:
-        share = float((picture.labels != reference.labels).mean())
-        differs = f'<p class="ldvc-differs">{DIFFERS.format(share=percent(share))}</p>'
+        differs = f'<p class="ldvc-differs">{DIFFERS.format(share=percent(picture.differing_share(reference)))}</p>'
     source = html.photo_uri(picture.overlay, long_side=SIDE, quality=80)
-    return (
-        f'<figure class="ldvc-compared">{head}<img src="{source}" alt="{escape(f"{title}: {shares}")}">'
-        f'<ul class="ldvc-chips">{chips}</ul>{differs}</figure>'
-    )
+    return f'<img src="{source}" alt="{escape(f"{title}: {shares}")}"><ul class="ldvc-chips">{chips}</ul>{differs}'
 
 
 def _chip(name: str, seen: bool, colour: str, share: float) -> str:

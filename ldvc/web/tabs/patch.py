@@ -8,7 +8,7 @@ from ldvc.result import Segmentation
 from ldvc.visualize import NONE_COLOUR, colours_for
 from ldvc.web import html, texts
 from ldvc.web.html import escape, name_label, number
-from ldvc.web.tabs.similarity import similarity_html
+from ldvc.web.tabs.similarity import patch_box, rect, similarity_html, svg
 
 TITLE = "Which patches does this patch attend to?"
 HELP = (
@@ -39,45 +39,61 @@ def patch_html(result: Segmentation, row: int, column: int, *, photo: str, readi
         photo: as data.
         reading: key of `READINGS`.
     """
-    attention = result.patch_attention(row, column)
-    (rows, columns), (height, width) = result.grid, result.extent
-    highest = float(attention.max())
+    attention, (rows, columns) = result.patch_attention(row, column), result.grid
     strongest = np.unravel_index(int(attention.argmax()), attention.shape)
-    aria_text = (
+    text = (
         f"Row {row + 1} of {rows}, column {column + 1} of {columns}. The most attention goes to row {strongest[0] + 1}, "
         f"column {strongest[1] + 1}."
     )
-    place = f"left:0;top:0;width:{columns / width * 100:.3f}%;height:{rows / height * 100:.3f}%"
-    stage = (
-        f'<div class="ldvc-stage" tabindex="0" role="application" aria-label="{LABEL}" aria-describedby="patch-text" '
-        f'data-rows="{rows}" data-columns="{columns}" data-row="{row}" data-column="{column}" data-height="{height:.4f}" '
-        f'data-width="{width:.4f}" data-step="{STEP},{STEP}" style="--aspect:{width:.4f}/{height:.4f}">'
-        f'<img class="ldvc-stage-heat" src="{html.heat_uri(attention, high=highest)}" style="{place}" '
-        'alt="Attention of the patch">'
-        f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="ldvc-patch" x="{column}" y="{row}" width="{min(1, width - column):.3f}" '
-        f'height="{min(1, height - row):.3f}"/></svg></div>'
-        f'<p id="patch-text" class="ldvc-aria-text" role="status">{escape(aria_text)}</p>'
-    )
+    here = svg(result.extent, rect(patch_box(result, row, column), "patch"))
+    content = heat_layer(result, attention, "Attention of the patch") + here
+    clickable = stage(result, row, column, content, key="patch", label=LABEL, text=text, step=(STEP, STEP))
     windows = f" {WINDOWS}" if len(result.outputs) > 1 else ""
     return (
-        f'<div class="ldvc-route" style="--photo:url({photo})">{stage}<div class="ldvc-steps">{verdict(result, row, column)}'
-        f'{html.scale_bar(SCALE, 0, highest)}<p class="ldvc-footnote">{READINGS[reading]}{windows}</p>'
-        f"{similarity_html(result, row, column)}</div></div>"
+        f'<div class="ldvc-route" style="--photo:url({photo})">{clickable}<div class="ldvc-steps">'
+        f"{verdict(result, row, column)}{html.scale_bar(SCALE, 0, float(attention.max()))}"
+        f'<p class="ldvc-footnote">{READINGS[reading]}{windows}</p>{similarity_html(result, row, column)}</div></div>'
     )
+
+
+def stage(
+    result: Segmentation, row: int, column: int, content: str, *, key: str, label: str, text: str, step: tuple[int, int]
+) -> str:
+    """The photo to click on (see routing.js) with something over it, and the patch in words for screen readers.
+
+    Args:
+        step: rows and columns that an arrow key with Shift moves by.
+    """
+    (rows, columns), (height, width) = result.grid, result.extent
+    return (
+        f'<div class="ldvc-stage" tabindex="0" role="application" aria-label="{label}" aria-describedby="{key}-text" '
+        f'data-rows="{rows}" data-columns="{columns}" data-row="{row}" data-column="{column}" data-height="{height:.4f}" '
+        f'data-width="{width:.4f}" data-step="{step[0]},{step[1]}" style="--aspect:{width:.4f}/{height:.4f}">{content}</div>'
+        f'<p id="{key}-text" class="ldvc-aria-text" role="status">{escape(text)}</p>'
+    )
+
+
+def heat_layer(
+    result: Segmentation, values: np.ndarray, alt: str, origin: tuple[float, float] = (0, 0), inside: np.ndarray | None = None
+) -> str:
+    """Values on a grid of patches whose first one is at `origin` on the photo, from 0 to the highest; see `html.heat_uri`."""
+    (rows, columns), (top, left), (height, width) = values.shape, origin, result.extent
+    place = (
+        f"left:{left / width * 100:.3f}%;top:{top / height * 100:.3f}%;"
+        f"width:{columns / width * 100:.3f}%;height:{rows / height * 100:.3f}%"
+    )
+    heat = html.heat_uri(values, high=float(values.max()), inside=inside)
+    return f'<img class="ldvc-stage-heat" src="{heat}" style="{place}" alt="{alt}">'
 
 
 def verdict(result: Segmentation, row: int, column: int) -> str:
     """Place, name and score of a patch; no score where it is none of these."""
-    label, scores = result.patch_label(row, column), result.patch_scores(row, column)
+    label = result.patch_label(row, column)
+    score = float(result.patch_scores(row, column)[label])
     threshold = result.threshold_of(result.names[label])
-    none = threshold is not None and scores[label] < threshold
-    name, seen, colour = (
-        (texts.NONE_OF_THESE, True, NONE_COLOUR)
-        if none
-        else (result.names[label], result.seen[label], colours_for(result.names)[label])
-    )
-    score = "" if none else f'<span class="ldvc-subdued">score {number(float(scores[label]))}</span>'
-    return (
-        f'<p class="ldvc-verdict">Row {row + 1}, column {column + 1} is {name_label(name, seen, colour, tag="span")}{score}</p>'
-    )
+    if threshold is not None and score < threshold:
+        name = name_label(texts.NONE_OF_THESE, True, NONE_COLOUR, tag="span")
+    else:
+        name = name_label(result.names[label], result.seen[label], colours_for(result.names)[label], tag="span")
+        name += f'<span class="ldvc-subdued">score {number(score)}</span>'
+    return f'<p class="ldvc-verdict">Row {row + 1}, column {column + 1} is {name}</p>'

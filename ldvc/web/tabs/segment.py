@@ -46,15 +46,8 @@ SCALE = "One fixed scale from 0 to 1 for all maps"
 
 def make_viewer() -> gr.HTML:
     """The painted photo. Its value is what the visitor set, see `VIEWER_DEFAULT`; `answer` is what it paints."""
-    return gr.HTML(
-        VIEWER_DEFAULT,
-        html_template=html.static("viewer.html"),
-        js_on_load=html.static("viewer.js"),
-        apply_default_css=False,
-        elem_id="overlay",
-        answer=None,
-        render=False,
-    )
+    options = {"html_template": html.static("viewer.html"), "js_on_load": html.static("viewer.js"), "apply_default_css": False}
+    return gr.HTML(VIEWER_DEFAULT, elem_id="overlay", answer=None, render=False, **options)
 
 
 class SegmentTab(Tab):
@@ -78,13 +71,12 @@ class SegmentTab(Tab):
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Viewer and maps."""
         (result,) = self.results(answer, values, answer.decoder)
-        photo = self.photo(answer, long_side=VIEW_SIDE, quality=80)
-        own = self.segmenter.threshold(answer)
-        style = values[self.viewer]
+        photo, style = self.photo(answer, long_side=VIEW_SIDE, quality=80), values[self.viewer]
+        data = viewer_data(result, photo=photo, own_threshold=self.segmenter.threshold(answer))
         style = {**style, "alone": style["alone"] if style["alone"] in result.names else None}
         return {
             self.empty: "",
-            self.viewer: gr.HTML(style, answer=viewer_data(result, photo=photo, own_threshold=own)),
+            self.viewer: gr.HTML(style, answer=data),
             self.downloads_part: gr.Column(visible=True),
             self.maps_part: gr.Column(visible=True),
             self.maps: class_maps(result, photo=self.photo(answer, **html.GREY)),
@@ -139,9 +131,7 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
         "scores": html.packed(scores),
         "width": size[1],
         "height": size[0],
-        "classes": [
-            {"name": name, "title": title, "seen": seen, "colour": colour} for name, title, seen, colour in rows
-        ],
+        "classes": [dict(zip(("name", "title", "seen", "colour"), row, strict=True)) for row in rows],
         "own_threshold": own_threshold,
         "usual_opacity": OPACITY,
         "none": texts.NONE_OF_THESE,
@@ -153,23 +143,21 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
 def class_maps(result: Segmentation, *, photo: str) -> str:
     """One heat map per class over the grey photo: its score at every pixel, on the scale from 0 to 1."""
     size = fit_size(*result.size, long_side=html.MAP_SIDE)
-    words, maps = titles(result), result.scores_at(size)
+    words, maps, left_out = titles(result), result.scores_at(size), ""
     order = list(range(len(words)))
     if len(order) > MAPS_SHOWN:
         shares = result.area_shares(result.labels_at(size))
         order = sorted(sorted(order, key=lambda index: -shares[index])[:MAPS_SHOWN])
+        left_out = f'<p class="ldvc-footnote">{MAPS_LEFT_OUT.format(shown=MAPS_SHOWN)}</p>'
     figures = []
     for index in order:
-        scores, name = maps[index], html.escape(words[index])
-        kind = texts.SEEN if result.seen[index] else texts.UNSEEN
+        name, kind = html.escape(words[index]), texts.SEEN if result.seen[index] else texts.UNSEEN
+        highest = f"up to {maps[index].max():.2f}"
         figures.append(
-            f'<figure class="ldvc-map"><div class="ldvc-heat"><img src="{html.heat_uri(scores)}" '
-            f'alt="Score of {name}: up to {scores.max():.2f}"></div>'
-            f'<figcaption><b>{name}</b> <span class="ldvc-tag ldvc-{kind}">{kind}</span> up to {scores.max():.2f}'
-            "</figcaption></figure>"
+            f'<figure class="ldvc-map"><div class="ldvc-heat"><img src="{html.heat_uri(maps[index])}" '
+            f'alt="Score of {name}: {highest}"></div><figcaption><b>{name}</b> '
+            f'<span class="ldvc-tag ldvc-{kind}">{kind}</span> {highest}</figcaption></figure>'
         )
-    left_out = MAPS_LEFT_OUT.format(shown=len(order)) if len(order) < len(words) else ""
-    note = left_out and f'<p class="ldvc-footnote">{left_out}</p>'
     height, width = result.size
     style = f"--photo:url({photo});--aspect:{width}/{height}"
-    return f'<div class="ldvc-classmaps" style="{style}">{"".join(figures)}</div>{note}'
+    return f'<div class="ldvc-classmaps" style="{style}">{"".join(figures)}</div>{left_out}'

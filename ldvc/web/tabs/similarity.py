@@ -43,20 +43,29 @@ def similarity_html(result: Segmentation, row: int, column: int, *, chosen: Sequ
 def _figure(result: Segmentation, row: int, column: int, chosen: Sequence[Box], after: bool, title: str) -> str:
     similarity = result.patch_similarity(row, column, after=after)
     picture = html.heat_uri(result.attention_at(similarity, fit_size(*result.size, long_side=MAP_SIDE)))
-    height, width = result.extent
-    here = (column, row, min(1, width - column), min(1, height - row))
-    rects = "".join([*(rect(box, "region") for box in chosen), rect(here, "patch")])
+    rects = "".join([*(rect(box, "region") for box in chosen), rect(patch_box(result, row, column), "patch")])
     means = inside_outside(similarity, within(chosen, similarity.shape, result.extent))
-    caption = shares_text(means, CHOSEN, write=number) if chosen else ""
+    caption = f"<br>{shares_text(means, CHOSEN, write=number)}" if chosen else ""
     return (
         f'<figure><div class="ldvc-heat"><img src="{picture}" alt="Cosine similarity to this patch {title}">'
-        f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{rects}</svg></div>'
-        f"<figcaption><b>{title}</b>{f'<br>{caption}' if caption else ''}</figcaption></figure>"
+        f"{svg(result.extent, rects)}</div><figcaption><b>{title}</b>{caption}</figcaption></figure>"
     )
 
 
+def svg(extent: tuple[float, float], content: str) -> str:
+    """A drawing over the photo; its unit is a patch."""
+    height, width = extent
+    return f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
+
+
+def patch_box(result: Segmentation, row: int, column: int) -> Box:
+    """The box of a patch, cut off at the edges of the photo."""
+    height, width = result.extent
+    return column, row, min(1, width - column), min(1, height - row)
+
+
 def rect(box: Box, kind: str) -> str:
-    """A rectangle of an SVG whose unit is a patch; `kind` chooses its style."""
+    """A rectangle of an SVG; `kind` chooses its style."""
     x, y, width, height = box
     return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
 

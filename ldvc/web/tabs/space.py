@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import gradio as gr
@@ -32,6 +33,11 @@ HELP = (
 )
 NEEDS_DECODER = "This shows what a decoder moves."
 MOVED = {"patches": "the patches moved", "names": "the names moved"}
+SLIDER = (
+    '<div class="ldvc-space-slider"><span aria-hidden="true">before the decoder</span>'
+    '<input type="range" min="0" max="100" step="1" value="100" aria-label="From before the decoder (0) to after it (100)">'
+    '<span aria-hidden="true">after</span><button type="button" class="ldvc-play">Play</button></div>'
+)
 TABLE = ("", "names moved by", "patches moved by", "patch and its class: before → after")
 DETAILS = (
     "<p><b>Moved by</b> is the mean of 1 − cos between the input and the output of the decoder, over all names or all "
@@ -66,33 +72,25 @@ class SpaceTab(Tab):
 
     def draw(self, answer: Answer, values: Values) -> Changes:
         """Both plots."""
-        results = dict(zip(DECODERS, self.results(answer, values, *DECODERS), strict=True))
-        missing = self.segmenter.missing(answer, *DECODERS)
-        if len(missing) == len(DECODERS):
-            sentence = f"{NEEDS_DECODER} {missing['ldvc']}"
-            return {self.empty: html.empty(sentence), self.body: gr.Column(visible=False)}
+        results, missing = self.results(answer, values, *DECODERS), self.segmenter.missing(answer, *DECODERS)
+        if not any(results):
+            return self.filled(f"{NEEDS_DECODER} {missing['ldvc']}")
         space, words = space_of(results)
         note = " ".join(f"{texts.DECODER_TITLES[decoder]}: {sentence}" for decoder, sentence in missing.items())
-        return {
-            self.empty: "",
-            self.files.problem: "",
-            self.body: gr.Column(visible=True),
-            self.note: html.notice(note),
-            self.view: space_html(space, words, answer.names, colours_for(answer.names)),
-        }
+        picture = space_html(space, words, answer.names, colours_for(answer.names))
+        return {**self.filled(), self.note: html.notice(note), self.view: picture}
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
         """Both plots as a figure, before and after."""
-        results = dict(zip(DECODERS, self.results(answer, values, *DECODERS), strict=True))
-        first = next(result for result in results.values() if result is not None)
-        return figure_bytes(space_figure(space_of(results)[0], first), kind)
+        there = [result for result in self.results(answer, values, *DECODERS) if result]
+        return figure_bytes(space_figure(space_of(there)[0], there[0]), kind)
 
 
-def space_of(results: dict[str, Segmentation | None]) -> tuple[Space, list[str]]:
+def space_of(results: Sequence[Segmentation | None]) -> tuple[Space, list[str]]:
     """The plane of the decoders that there are, and the word of each class embedding."""
-    there = {decoder: result for decoder, result in results.items() if result is not None}
-    words = [word for group in next(iter(there.values())).synonyms for word in group]
-    return shared_space({decoder: movement_of(result) for decoder, result in there.items()}), words
+    there = [result for result in results if result]
+    words = [word for group in there[0].synonyms for word in group]
+    return shared_space({result.decoder: movement_of(result) for result in there}), words
 
 
 class Frame:
@@ -125,12 +123,12 @@ def space_html(space: Space, words: Sequence[str], classes: Sequence[str], colou
     plots = "".join(_plot(decoder, part, frame, words, classes, colours, written) for decoder, part in space.decoders.items())
     across, up = space.plane.explained
     count = len(next(iter(space.decoders.values())).patches_before)
-    drawn = f"{min(PATCHES, count)} of {count} patches are drawn, all are measured." if count > PATCHES else ""
+    drawn = f"{PATCHES} of {count} patches are drawn, all are measured." if count > PATCHES else ""
     if len(written) < len(words):
-        drawn += f" Of the {len(words)} names, the {len(written)} that most patches got are written; point at a diamond to read"
-        drawn += " its name."
+        drawn += f" Of the {len(words)} names, the {len(written)} that most patches got are written;"
+        drawn += " point at a diamond to read its name."
     return (
-        f'<div class="ldvc-space">{_slider()}<div class="ldvc-plots">{plots}</div>'
+        f'<div class="ldvc-space">{SLIDER}<div class="ldvc-plots">{plots}</div>'
         f'<p class="ldvc-footnote">One principal component analysis of all points of both plots, before and after, all of '
         f"length 1: the axes show {percent(across)} (across) and {percent(up)} (up) of their variance. {drawn}</p>"
         f"{_table(space)}</div>"
@@ -147,45 +145,24 @@ def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
     return {index for index in order[:LABELS] if patches[class_of[index]]}
 
 
-def _slider() -> str:
-    return (
-        '<div class="ldvc-space-slider"><span aria-hidden="true">before the decoder</span>'
-        '<input type="range" min="0" max="100" step="1" value="100" aria-label="From before the decoder (0) to after it (100)">'
-        '<span aria-hidden="true">after</span>'
-        '<button type="button" class="ldvc-play">Play</button></div>'
-    )
-
-
 def _plot(
-    decoder: str,
-    part: Movement,
-    frame: Frame,
-    words: Sequence[str],
-    classes: Sequence[str],
-    colours: Sequence[str],
+    decoder: str, part: Movement, frame: Frame, words: Sequence[str], classes: Sequence[str], colours: Sequence[str],
     written: set[int],
-) -> str:
-    before, after = frame(part.patches_before), frame(part.patches_after)
-    labels = part.class_of_patch
+) -> str:  # fmt: skip
+    before, after, labels = frame(part.patches_before), frame(part.patches_after), part.class_of_patch
     # The same patches in every plot and at every visit; chosen at random, or they would line up with the grid.
     drawn = np.sort(np.random.default_rng(0).permutation(len(before))[:PATCHES])
-    trails = "".join(
-        f'<path class="ldvc-trail" style="--c:{colours[label]}" d="'
-        + "".join(
-            f"M{before[i, 0]:.1f} {before[i, 1]:.1f}L{after[i, 0]:.1f} {after[i, 1]:.1f}"
-            for i in drawn
-            if labels[i] == label and np.abs(after[i] - before[i]).max() >= 0.05
-        )
-        + '"/>'
-        for label in np.unique(labels[drawn])
-    )
+    trails = ""
+    for label in np.unique(labels[drawn]):
+        moved = [i for i in drawn if labels[i] == label and np.abs(after[i] - before[i]).max() >= 0.05]
+        lines = "".join(_line(before[i], after[i]) for i in moved)
+        trails += f'<path class="ldvc-trail" style="--c:{colours[label]}" d="{lines}"/>'
     dots = "".join(
         f'<circle cx="{before[i, 0]:.1f}" cy="{before[i, 1]:.1f}" r="3" '
         f'style="--c:{colours[labels[i]]};{_step(before[i], after[i])}"/>'
         for i in drawn
     )
-    names = _names(part, frame, words, colours, written)
-    drift, similarity = part.drift, part.similarity
+    names, drift, similarity = _names(part, frame, words, colours, written), part.drift, part.similarity
     summary = (
         f"{texts.DECODER_TITLES[decoder]}: class names moved by {number(drift['classes'], 3)}, patches by "
         f"{number(drift['patches'], 3)}; similarity of a patch and its class {number(similarity['before'])} before, "
@@ -199,24 +176,24 @@ def _plot(
     )
 
 
+def _line(start: Sequence[float], end: Sequence[float]) -> str:
+    return f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
+
+
 def _step(start: np.ndarray, end: np.ndarray) -> str:
     return f"--dx:{end[0] - start[0]:.2f};--dy:{end[1] - start[1]:.2f}"
 
 
 def _names(part: Movement, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
     """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
-    before, after = frame(part.embeddings_before), frame(part.embeddings_after)
-    chosen = sorted(written)
-    heights = dict(
-        zip(chosen, spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6), strict=True)
-    )
-    pieces: list[str] = []
-    labels: list[str] = []  # on top of all diamonds
+    before, after, chosen = frame(part.embeddings_before), frame(part.embeddings_after), sorted(written)
+    spread_heights = spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6)
+    heights = dict(zip(chosen, spread_heights, strict=True))
+    pieces, labels = [], []  # labels are on top of all diamonds
     for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
         (x, y), colour = before[index], colours[part.class_of_embedding[index]]
-        distance = part.embedding_drift[index]
         group = f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
-        moves = f"{group}<title>{escape(word)}: moved by {number(float(distance), 3)}</title>"
+        moves = f"{group}<title>{escape(word)}: moved by {number(float(part.embedding_drift[index]), 3)}</title>"
         if index not in written:
             pieces.append(f'{moves}<path class="ldvc-diamond" d="{_diamond(x, y, 4.0)}"/></g>')
             continue
@@ -226,10 +203,10 @@ def _names(part: Movement, frame: Frame, words: Sequence[str], colours: Sequence
         label_x = x - 12 if left else x + 12
         label_y = y + heights[index] - after[index, 1] + 5
         far = abs(heights[index] - after[index, 1]) > LINE / 2
-        leader = f'<path class="ldvc-leader" d="M{x:.1f} {y:.1f}L{label_x:.1f} {label_y - 5:.1f}"/>' if far else ""
+        leader = f'<path class="ldvc-leader" d="{_line((x, y), (label_x, label_y - 5))}"/>' if far else ""
         pieces.append(
             f'<path class="ldvc-diamond-before" d="{_diamond(x, y)}"/>'
-            f'<path class="ldvc-name-trail" d="M{x:.1f} {y:.1f}L{after[index, 0]:.1f} {after[index, 1]:.1f}"/>'
+            f'<path class="ldvc-name-trail" d="{_line((x, y), after[index])}"/>'
             f'{moves}{leader}<path class="ldvc-diamond" d="{_diamond(x, y)}"/></g>'
         )
         anchor = "end" if left else "start"
@@ -255,14 +232,11 @@ def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, 
     found = np.clip(np.asarray(heights, dtype=float), low, high)
     for _ in range(80):
         moved = False
-        order = np.argsort(found, kind="stable")
-        for position, first in enumerate(order):
-            for second in order[position + 1 :]:
-                gap = found[second] - found[first]
-                if gap < LINE - 0.01 and abs(places[first] - places[second]) < near:
-                    push = (LINE - gap) / 2
-                    found[first], found[second] = found[first] - push, found[second] + push
-                    moved = True
+        for first, second in itertools.combinations(np.argsort(found, kind="stable"), 2):
+            gap = found[second] - found[first]
+            if gap < LINE - 0.01 and abs(places[first] - places[second]) < near:
+                push, moved = (LINE - gap) / 2, True
+                found[first], found[second] = found[first] - push, found[second] + push
         found = np.clip(found, low, high)
         if not moved:
             break
@@ -272,12 +246,11 @@ def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, 
 def _table(space: Space) -> str:
     rows = []
     for decoder, part in space.decoders.items():
-        drift, similarity = part.drift, part.similarity
-        gain = similarity["after"] - similarity["before"]
+        before, after = part.similarity["before"], part.similarity["after"]
         rows.append(
-            f'<tr><th scope="row">{texts.DECODER_TITLES[decoder]}</th>{_moved(drift["classes"])}{_moved(drift["patches"])}'
-            f"<td>{number(similarity['before'])} → <b>{number(similarity['after'])}</b> "
-            f'<span class="ldvc-subdued">({"+" if gain >= 0 else ""}{number(gain)})</span></td></tr>'
+            f'<tr><th scope="row">{texts.DECODER_TITLES[decoder]}</th>{_moved(part.drift["classes"])}'
+            f"{_moved(part.drift['patches'])}<td>{number(before)} → <b>{number(after)}</b> "
+            f'<span class="ldvc-subdued">({"+" if after >= before else ""}{number(after - before)})</span></td></tr>'
         )
     heads = "".join(f'<th scope="col">{head}</th>' for head in TABLE)
     return f'<table class="ldvc-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
