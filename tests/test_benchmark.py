@@ -35,13 +35,12 @@ def test_full_attention_equals_lcsa_with_all_regions() -> None:
 
 
 def content(ldvc: float, lcsa: float) -> dict:
+    sides = {side: {"lcsa": [lcsa * (side / 64) ** 2], "full": [(side / 64) ** 4]} for side in (16, 32, 64, 96)}
     return {
         "about": "made up",
         "training": {decoder: {"seconds": [2.0, 4.0, 3.0], "bytes": 5_000_000} for decoder in ("ldvc", "zegclip")},
         "inference": {BARE: {"seconds": [1.0, 1.0, 9.0]}, "ldvc": {"seconds": [ldvc, ldvc, 0.5]}},
-        "attention": {
-            side: {"lcsa": [lcsa * (side / 64) ** 2], "full": [(side / 64) ** 4]} for side in (16, 32, 64, 96)
-        },
+        "attention": sides,
     }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, confusion_matrix
 
 from ldvc.checkpoint import save_checkpoint
 from ldvc.class_names import load_classes, load_split
@@ -34,8 +33,6 @@ from train.data import FolderDataset
 from train.evaluate import chosen_inference, measures, open_predictor
 from train.evaluation import Photo, PhotoReader, Photos, Question, evaluate_set
 from train.tables import class_tables, describe_inference, markdown, quoted_benchmark
-
-SLIDING = {"short_side": 60, "window": 32, "stride": 24}
 
 
 @pytest.fixture(scope="module")
@@ -61,56 +58,39 @@ def predictor_of(model: LDVC, inference: dict[str, int], **calibration: float) -
 
 
 @torch.no_grad()
-def slow_maps(
-    model: LDVC, image: Image.Image, names: list[str], inference: dict[str, int], threshold: float = 0.5
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (mean of the windows) and the last layer's attention (C, H, W) at the photo's size, upsampled by PyTorch."""
-    input_size, windows, pixels = cut_windows(image, inference=inference, patch=16)
-    assert input_size == (image.height, image.width)
-    total, count = torch.zeros(len(names), *input_size), torch.zeros(input_size)
-    for window, piece in zip(windows, pixels, strict=True):
-        output = model(normalise(piece, model.clip)[None], names, return_attention=True)
-        odds = output.cross_attention[-1].mean(dim=1).exp()
-        attention = odds / (odds.sum(dim=1, keepdim=True) + threshold / (1 - threshold))  # with "none of these"
-        maps = torch.cat([output.mask_logits, attention])
-        full = F.interpolate(maps, scale_factor=16, mode="bilinear", align_corners=False)
-        full = full[..., : window.height, : window.width]
-        box = (slice(window.top, window.top + window.height), slice(window.left, window.left + window.width))
-        total[:, box[0], box[1]] += full[0].sigmoid()
-        count[box] += 1
-    return total / count, full[1]
+def slow_maps(model: LDVC, image: Image.Image, names: list[str], threshold: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and the last layer's attention (C, H, W) at the photo's size, upsampled by PyTorch."""
+    _, _, (pixels,) = cut_windows(image, inference={"long_side": image.width}, patch=16)
+    output = model(normalise(pixels, model.clip)[None], names, return_attention=True)
+    odds = output.cross_attention[-1].mean(dim=1).exp()
+    attention = odds / (odds.sum(dim=1, keepdim=True) + threshold / (1 - threshold))  # with "none of these"
+    maps = torch.cat([output.mask_logits, attention])
+    scores, attention = F.interpolate(maps, scale_factor=16, mode="bilinear")[..., : image.height, : image.width]
+    return scores.sigmoid(), attention
 
 
-@pytest.mark.parametrize("inference", [{"long_side": 84}, SLIDING], ids=["whole", "slide"])
-def test_numbers_equal_a_slow_evaluation(
-    tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, inference: dict[str, int]
-) -> None:
+def test_numbers_equal_a_slow_evaluation(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
     names = ["dog", "cat", "grass", "sky", "other"]
     dataset = FolderDataset(make_set(tmp_path / "zoo", ["background", *names], background=0), "val")
     model = LDVC(tiny_config, tiny_clip).eval()
-    shown = [slow_maps(model, dataset.image(index), names, inference)[0] for index in range(len(dataset))]
+    shown = [slow_maps(model, dataset.image(index), names)[0] for index in range(len(dataset))]
     threshold = float(torch.stack(shown).amax(dim=1).median())  # half of the pixels are none of the names
-    predictor = predictor_of(model, inference, threshold=threshold)
+    predictor = predictor_of(model, {"long_side": 84}, threshold=threshold)
     found = evaluate_set(predictor, dataset, Photos(), seen=[name in ("dog", "sky") for name in names])
     offset = torch.tensor([0.1, 0.0, 0.0, 0.1, 0.0])[:, None, None]
-    counts = {way: torch.zeros(5, 5) for way in ("joint", "offset", "present")}
+    counts = {way: np.zeros((5, 5)) for way in ("joint", "offset", "present")}
     pixels, right, values = 0, 0, {key: [] for key in ("iou_present", "fragments", "attention_ap 2", "attention_contrast 2")}
-    for photo, joint in zip(PhotoReader(dataset, range(len(dataset))), shown, strict=True):
+    for photo, joint in zip(PhotoReader(dataset), shown, strict=True):
         image, mask = dataset.pair(photo.index)
         mask = torch.from_numpy(mask).long()  # 0 background, 1 dog, ..., 255 void
         present = [number for number in range(5) if (mask == number + 1).any()]
-        given, _ = slow_maps(model, image, [names[number] for number in present], inference)
-        choice = {
-            "joint": joint.argmax(0),
-            "offset": (joint - offset).argmax(0),
-            "present": torch.tensor(present)[given.argmax(0)],
-        }
+        given, _ = slow_maps(model, image, [names[number] for number in present])
+        choice = {"joint": joint.argmax(0), "offset": (joint - offset).argmax(0)}
+        choice["present"] = torch.tensor(present)[given.argmax(0)]
         for way, guess in choice.items():
-            for truth in range(5):
-                for number in range(5):
-                    counts[way][truth, number] += ((mask == truth + 1) & (guess == number)).sum()
+            counts[way] += confusion_matrix((mask - 1).flatten(), guess.flatten(), labels=range(5))
         asked = Question.about(photo, 5).names
-        scores, attention = slow_maps(model, image, [names[number] for number in asked], inference, threshold)
+        scores, attention = slow_maps(model, image, [names[number] for number in asked], threshold)
         labels = torch.tensor(asked)[scores.argmax(0)].where(scores.amax(0) >= threshold, torch.tensor(-1))
         valid = mask != 255
         pixels, right = pixels + int(valid.sum()), right + int((labels == mask - 1)[valid].sum())
@@ -119,16 +99,14 @@ def test_numbers_equal_a_slow_evaluation(
             values["iou_present"].append(float((guess & truth).sum() / ((guess | truth) & valid).sum()))
             sizes = np.bincount(ndimage.label(guess, np.ones((3, 3)))[0].ravel())[1:]
             values["fragments"].append((sizes >= 64).sum())
-            if inference is SLIDING:  # the reference has the attention of the last window only
-                continue
             ranked, inside = attention[place][valid].numpy(), truth[valid].numpy()
             values["attention_ap 2"].append(average_precision_score(inside, ranked))
             values["attention_contrast 2"].append(ranked[inside].mean() - ranked[~inside].mean())
     for way, matrix in counts.items():
-        assert (getattr(found, way).counts - matrix).abs().sum() <= 4, way  # pixels on an edge may round either way
+        assert np.abs(getattr(found, way).counts.numpy() - matrix).sum() <= 4, way  # pixels on an edge may round either way
     assert found.question["right"] == pytest.approx(right / pixels, abs=1e-3) and 0 < right < pixels
     for key, measured in values.items():
-        assert not measured or found.question[key] == pytest.approx(np.mean(measured), abs=2e-3), key
+        assert found.question[key] == pytest.approx(np.mean(measured), abs=2e-3), key
     assert found.question["fragments_truth"] == 1
     columns = measures(found, [name in ("dog", "sky") for name in names])
     for suffix, way in (("", "joint"), ("_offset", "offset")):
@@ -163,37 +141,24 @@ def test_seen_and_unseen_classes_are_separated_and_patch_tokens_cached(
         assert again["sets"]["meadow"][measure] == result["sets"]["meadow"][measure], measure
     table = markdown([result, again])
     assert "### meadow val, 3 photos; unseen: differ" in table and "| ldvc |" in table and "| - |" in table
-    dog, cat = pets["classes"]
-    counts = np.array(pets["confusion"])
+    (dog, cat), counts = pets["classes"], np.array(pets["confusion"])
     assert dog["pixels"] == counts[0].sum() and cat["predicted_pixels"] == counts[:, 1].sum()
     assert cat["accuracy"] == pytest.approx(counts[1, 1] / counts[1].sum())
     assert (dog["seen_as"], cat["seen_as"], cat["seen"]) == ("dog", None, False)
-    lines = class_tables([result, again]).splitlines()
-    assert any(line.startswith(f"| cat | {cat['pixels']} | **unseen** | {cat['iou']:.3f}") for line in lines)
+    assert f"\n| cat | {cat['pixels']} | **unseen** | {cat['iou']:.3f}" in class_tables([result, again])
 
 
 def test_patch_tokens_are_cached_per_photo_and_size(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
-    dataset = FolderDataset(make_set(tmp_path / "data" / "pets", ["dog", "cat"]), "val")
+    dataset, photos = FolderDataset(make_set(tmp_path / "pets", ["dog", "cat"]), "val"), Photos(str(tmp_path))
     predictor = predictor_of(LDVC(tiny_config, tiny_clip), {"long_side": 84})
-
-    def folder() -> Path | None:
-        return Photos(str(tmp_path)).patch_token_folder(dataset, predictor)
-
-    before = folder()
+    before = photos.patch_token_folder(dataset, predictor)
     dataset.classes = ["hound", "kitten"]
-    assert folder() == before, "other names of the classes"
+    assert photos.patch_token_folder(dataset, predictor) == before, "other names of the classes"
     photo = dataset.photo_path(dataset.stems[0])
     Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo)
-    after = folder()
+    after = photos.patch_token_folder(dataset, predictor)
     predictor.inference = {"long_side": 96}
-    assert len({before, after, folder()}) == 3
-
-
-def test_plain_similarity_needs_no_checkpoint(root: Path, tiny_clip_folder: Path) -> None:
-    datasets = [FolderDataset(root / "pets", "val")]
-    result = evaluate(tiny_clip_folder, datasets, decoder="clip", unseen=load_split("lite_experiment"), joint_only=True)
-    assert result["sets"]["pets"]["unseen"] == ["cat"] and 0 <= result["sets"]["pets"]["pAcc"] <= 1
-    assert "acc, present names" not in markdown([result]), "the literature's measures only"
+    assert len({before, after, photos.patch_token_folder(dataset, predictor)}) == 3
 
 
 def test_plain_similarity_uses_the_settings_of_the_checkpoint_beside_it(
@@ -205,7 +170,8 @@ def test_plain_similarity_uses_the_settings_of_the_checkpoint_beside_it(
     inference = {"long_side": 96, "enlarge": 1.25}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"inference": inference, "clip_calibration": clip_calibration}))
     words = ["--checkpoint", str(checkpoint), "--plain_clip", str(tiny_clip_folder), "--data", str(root), "--sets", "pets"]
-    evaluator.main([*words, "--output", str(tmp_path / "both")])
+    evaluator.main([*words, "--joint_only", "--output", str(tmp_path / "both")])
+    assert "acc, present names" not in (tmp_path / "both.md").read_text(), "the literature's measures only"
     plain, own = json.loads((tmp_path / "both.json").read_text())
     assert (plain["decoder"], own["decoder"]) == ("clip", "ldvc"), "the reference comes first"
     assert plain["inference"] == own["inference"] == inference
@@ -236,19 +202,20 @@ def test_calibration_is_written_and_finds_the_best_threshold(root: Path, checkpo
 
 
 def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
-    lite = {"inference": {"long_side": 448}}
-    assert chosen_inference(lite, {}) == {"long_side": 448}
-    assert chosen_inference(lite, {"mode": "slide"}) == {"short_side": 512, "window": 512, "stride": 426}
-    assert chosen_inference(lite, {"short_side": 300}) == {"short_side": 300}
-    bundled = {"inference": {"long_side": 576, "enlarge": 1.4}}
-    assert chosen_inference(bundled, {"mode": "whole"}) == {"long_side": 576, "enlarge": 1.4}
-    assert chosen_inference(bundled, {"long_side": 448}) == {"long_side": 448, "enlarge": 1.4}
-    assert chosen_inference(bundled, {"enlarge": 2.0}) == {"long_side": 576, "enlarge": 2.0}
-    assert chosen_inference(bundled, {"short_side": 300}) == {"short_side": 300}
-    assert "at most 1.4 times enlarged" in describe_inference(bundled["inference"])
-    paper = {"inference": SLIDING}
-    assert chosen_inference(paper, {"mode": "whole"}) == {"short_side": 60}
-    assert chosen_inference(paper, {"stride": 8}) == {"short_side": 60, "window": 32, "stride": 8}
+    lite, bundled = {"long_side": 448}, {"long_side": 576, "enlarge": 1.4}
+    sliding = {"short_side": 60, "window": 32, "stride": 24}
+    for own, given, expected in (
+        (lite, {}, lite),
+        (lite, {"mode": "slide"}, {"short_side": 512, "window": 512, "stride": 426}),
+        (bundled, {"mode": "whole"}, bundled),
+        (bundled, {"long_side": 448}, {"long_side": 448, "enlarge": 1.4}),
+        (bundled, {"enlarge": 2.0}, {"long_side": 576, "enlarge": 2.0}),
+        (bundled, {"short_side": 300}, {"short_side": 300}),
+        (sliding, {"mode": "whole"}, {"short_side": 60}),
+        (sliding, {"stride": 8}, {"short_side": 60, "window": 32, "stride": 8}),
+    ):
+        assert chosen_inference({"inference": own}, given) == expected
+    assert "at most 1.4 times enlarged" in describe_inference(bundled)
     for wrong, words in (
         ({"mode": "whole", "window": 64}, "--window and --stride belong to --mode slide"),
         ({"mode": "slide", "long_side": 64}, "Give --long_side alone"),
@@ -257,34 +224,24 @@ def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
         ({"enlarge": 0.0}, "'enlarge' .* must be a positive number"),
     ):
         with pytest.raises(LdvcError, match=words):
-            chosen_inference(lite, wrong)
+            chosen_inference({"inference": lite}, wrong)
 
 
-# ---- published numbers --------------------------------------------------------------------------------------------------
-
-
-class Benchmark(SimpleNamespace):
+def benchmark(layout: str, photos: int, classes: str, own_words: bool = True) -> MagicMock:
     """The attributes of a data set that identify a benchmark."""
-
-    own_words, split = True, "val"
-
-    def __len__(self) -> int:
-        return self.photos
-
-    def names(self) -> list[str]:
-        return load_classes(self.classes)
+    dataset = MagicMock(layout=layout, own_words=own_words, split="val", __len__=lambda _: photos)
+    dataset.names.return_value = load_classes(classes)
+    return dataset
 
 
 def test_published_numbers_are_shown_for_their_benchmark_only(root: Path, checkpoint: Path) -> None:
-    voc, unseen = Benchmark(layout="voc", photos=1449, classes="voc20"), sorted(load_split("voc12"))
-    assert quoted_benchmark(voc, unseen) == "voc"
-    assert quoted_benchmark(voc, unseen[:4]) is None, "another split"
-    assert quoted_benchmark(Benchmark(layout="voc", photos=145, classes="voc20"), unseen) is None, "a part of the photos"
-    assert quoted_benchmark(Benchmark(layout="folder", photos=1449, classes="voc20"), unseen) is None
-    voc.own_words = False
-    assert quoted_benchmark(voc, unseen) is None, "other names of the classes"
-    coco = Benchmark(layout="coco_stuff", photos=5000, classes="coco_stuff171")
-    assert quoted_benchmark(coco, sorted(load_split("coco_stuff"))) == "coco_stuff"
+    unseen = sorted(load_split("voc12"))
+    assert quoted_benchmark(benchmark("voc", 1449, "voc20"), unseen) == "voc"
+    assert quoted_benchmark(benchmark("voc", 1449, "voc20"), unseen[:4]) is None, "another split"
+    assert quoted_benchmark(benchmark("voc", 145, "voc20"), unseen) is None, "a part of the photos"
+    assert quoted_benchmark(benchmark("folder", 1449, "voc20"), unseen) is None
+    assert quoted_benchmark(benchmark("voc", 1449, "voc20", own_words=False), unseen) is None, "other names of the classes"
+    assert quoted_benchmark(benchmark("coco_stuff", 5000, "coco_stuff171"), sorted(load_split("coco_stuff"))) == "coco_stuff"
 
     result = evaluate(checkpoint, [FolderDataset(root / "pets", "val")], joint_only=True)
     assert "quoted" not in markdown([result])
@@ -295,12 +252,7 @@ def test_published_numbers_are_shown_for_their_benchmark_only(root: Path, checkp
     assert "| - | 0.923 | 0.899 | 0.911 | - |" in transductive
 
 
-# ---- command line -------------------------------------------------------------------------------------------------------
-
-
-def test_command_line_in_one_and_two_processes(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_command_line_in_one_and_two_processes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Five photos, one of them broken: every photo is counted once, and the broken one is listed."""
     folder = make_set(tmp_path / "data" / "meadow", ["grass", "sky", "aeroplane", "dog"], photos=5)
     (folder / "val.txt").write_text("\n".join(f"photo{number}" for number in range(5)))
@@ -326,12 +278,8 @@ def test_command_line_in_one_and_two_processes(
     assert "AP, layer 1 | AP, layer 2 | contrast, layer 1" in table and "Fragments in the truth: 1.000." in table
     assert "short side 60, windows of 32 every 24 pixels" in table and f"- {sentence}" in table
     assert Image.open(tmp_path / "out" / "one-ldvc-meadow.png").width > 100
-    with open(tmp_path / "out" / "one.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["source"], row["decoder"], row["set"]) == (str(checkpoint), "ldvc", "meadow")
-    assert float(row["pAcc"]) == result["pAcc"] and float(row["attention_ap"]) == result["attention_ap"]
-    assert row["command"] == shlex.join(["python", "train/evaluate.py", *words, str(tmp_path / "out" / "one")])
-    assert row["commit"] == one["commit"]
+    assert one["command"] == shlex.join(["python", "train/evaluate.py", *words, str(tmp_path / "out" / "one")])
+    assert one["command"] in (tmp_path / "out" / "one.csv").read_text()
 
 
 def test_trained_on_coco_stuff_tested_on_voc_and_context(

@@ -21,9 +21,10 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests import forked
 from train import evaluate as evaluator
-from train import experiment, tables
+from train import experiment
 from train import train as trainer
 from train.config import load_config
+from train.files import write_json
 
 
 def options_of(*words: str) -> argparse.Namespace:
@@ -36,8 +37,7 @@ def options_of(*words: str) -> argparse.Namespace:
 def split(command: Sequence[str]) -> tuple[ModuleType, list[str]]:
     """The module of the script that a command starts, and the arguments of the script."""
     (place,) = (place for place, word in enumerate(command) if word.endswith(".py"))
-    module = {"train.py": trainer, "evaluate.py": evaluator}[Path(command[place]).name]
-    assert Path(command[place]) == Path(module.__file__)
+    (module,) = (module for module in (trainer, evaluator) if command[place] == module.__file__)
     return module, list(command[place + 1 :])
 
 
@@ -45,13 +45,6 @@ def arguments_of(command: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command, parsed by the script that it starts."""
     module, arguments = split(command)
     return module.parse(arguments)
-
-
-def run_forked(command: Sequence[str]) -> subprocess.CompletedProcess:
-    """Run the script of a command in a forked process, which saves the time of the imports."""
-    module, arguments = split(command)
-    (code,) = forked.run(module.main, arguments)
-    return subprocess.CompletedProcess(command, code)
 
 
 def test_runs_are_planned_summarised_and_shown(tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_runs_are_planned_summarised_and_shown(tmp_path: Path) -> None:
     assert runs[-1].changes[0] == "max_train_steps=2" and "distill_weight=0" in runs[-1].changes
     for run, value in zip(runs[:4], (0.2, 0.4, 0.3, 0.6), strict=True):
         facts = dict.fromkeys(experiment.COLUMNS, value) | {"mIoU_U": math.nan, "benchmark": "voc"}
-        tables.write_json(run.evaluation, [{"sets": {"voc2012": facts}}])
+        write_json(run.evaluation, [{"sets": {"voc2012": facts}}])
     content = experiment.summarize(experiment.read_results(runs))
     assert content["seeds"] == {"clip": [0], "ldvc": [0, 1], "zegclip": [0]}
     line = content["sets"]["voc2012"]["ldvc"]
@@ -109,8 +102,15 @@ def test_a_whole_experiment(
     tmp_path: Path, tiny_clip_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One training of two steps and two evaluations; then nothing is repeated, and other settings are refused."""
-    commands: list[Sequence[str]] = []
-    monkeypatch.setattr(experiment.subprocess, "run", lambda command, **_: commands.append(command) or run_forked(command))
+    started: list[ModuleType] = []
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess:
+        """In a forked process, which saves the time of the imports."""
+        module, arguments = split(command)
+        started.append(module)
+        return subprocess.CompletedProcess(command, *forked.run(module.main, arguments))
+
+    monkeypatch.setattr(experiment.subprocess, "run", run)
     root = forked.make_workplace(tmp_path, tiny_clip_folder)
     settings = (root / "tiny.yaml").read_text()
     (root / "tiny.yaml").write_text(settings.replace("model: {", "model: {pretrained: null, "))
@@ -125,7 +125,7 @@ def test_a_whole_experiment(
     assert [(row["decoder"], row["set"]) for row in rows] == [("clip", "pets"), ("zegclip", "pets")]
     assert all("train/evaluate.py" in row["command"] and 0 <= float(row["pAcc"]) <= 1 for row in rows)
     experiment.main(words)
-    assert [split(command)[0] for command in commands] == [evaluator, trainer, evaluator], "nothing is repeated"
+    assert started == [evaluator, trainer, evaluator], "nothing is repeated"
     with pytest.raises(SystemExit, match=r"other settings \(changes \['max_train_steps=2'\], not \['max_train_steps=3'\]\)"):
         experiment.main([*words[:-1], "max_train_steps=3"])
 

@@ -20,7 +20,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from ldvc.errors import WeightsNotFoundError
 from ldvc.modeling import clip_weights
 from ldvc.web import texts
-from ldvc.web.models import Download, ModelRegistry
+from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Problem
 from ldvc.weights import hub_reachable
@@ -112,20 +112,14 @@ def segmenter(tiny_checkpoint: Path) -> Segmenter:
     return Segmenter(ModelRegistry(str(tiny_checkpoint), NAME))
 
 
-def download_of(segmenter: Segmenter) -> Download:
-    download = segmenter.registry.download("full")
-    assert download is not None
-    return download
-
-
 def test_a_hub_that_fails_once(segmenter: Segmenter, hub: Hub) -> None:
     hub.status = 403
-    assert download_of(segmenter).wait(60)
+    assert segmenter.registry.download("full").wait(60)
     with pytest.raises(Problem, match=f"{texts.FULL_FAILED} {NAME} "):
         segmenter.segment(DOG, "dog", model="full")
     assert segmenter.segment(DOG, "dog").model == segmenter.registry.default
     hub.status = 200
-    assert download_of(segmenter).wait(60)
+    assert segmenter.registry.download("full").wait(60)
     assert segmenter.segment(DOG, "dog", model="full").model == "full"
     assert segmenter.registry.get("full").name == "model"
 
@@ -140,7 +134,7 @@ def test_nobody_waits_for_a_slow_hub(segmenter: Segmenter, hub: Hub) -> None:
         segmenter.segment(DOG, "dog", model="full")
     assert len(hub.requests) == 1 and segmenter.segment(DOG, "dog").model == segmenter.registry.default
     hub.go_on.set()
-    assert download_of(segmenter).wait(60)
+    assert segmenter.registry.download("full").wait(60)
     assert segmenter.segment(DOG, "dog", model="full").model == "full"
 
 
@@ -152,12 +146,12 @@ def test_a_hub_that_cannot_be_reached(segmenter: Segmenter, hub: Hub, tmp_path: 
             segmenter.segment(DOG, "dog", model="full")
         assert segmenter.segment(DOG, "dog").model == segmenter.registry.default and not hub.requests
     point_to(f"http://127.0.0.1:{hub.server_port}", tmp_path / "other", monkeypatch)
-    assert download_of(segmenter).wait(60)
+    assert segmenter.registry.download("full").wait(60)
     assert segmenter.segment(DOG, "dog", model="full").model == "full"
 
 
 def test_a_checkpoint_in_the_cache_needs_no_hub(segmenter: Segmenter, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert download_of(segmenter).wait(60)
+    assert segmenter.registry.download("full").wait(60)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     count = len(hub.requests)
     again = Segmenter(ModelRegistry(segmenter.registry.get(None), NAME))

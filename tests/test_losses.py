@@ -119,22 +119,14 @@ def test_processes_that_share_photos_have_the_loss_of_one(normalise: str, share:
 
 def slow_attention_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:
     """Pixel by pixel, for logits that need no upsampling."""
-    total, count = 0.0, 0
-    for photo, names in enumerate(annotated):
-        chosen = names.nonzero()[:, 0].tolist()
-        if len(chosen) < 2:
-            continue
-        for y, x in product(range(labels.shape[1]), range(labels.shape[2])):
-            label = int(labels[photo, y, x])
-            if label in (VOID, HELD_OUT):
-                continue
-            attention = logits[photo, chosen, y, x].double().softmax(dim=0)
-            if label >= 0:
-                total -= math.log(attention[chosen.index(label)])
-            else:
-                total -= float(attention.log().mean()) + math.log(len(chosen))
-            count += 1
-    return total / max(count, 1)
+    losses = []
+    for photo, y, x in product(*map(range, labels.shape)):
+        chosen, label = annotated[photo].nonzero()[:, 0].tolist(), int(labels[photo, y, x])
+        if len(chosen) > 1 and label not in (VOID, HELD_OUT):
+            attention = logits[photo, chosen, y, x].double().softmax(dim=0).log()
+            uniform = float(attention.mean()) + math.log(len(chosen))
+            losses.append(-float(attention[chosen.index(label)]) if label >= 0 else -uniform)
+    return sum(losses) / len(losses)
 
 
 def test_attention_loss_is_its_definition() -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from safetensors.torch import load_file
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from ldvc.errors import CheckpointError
 from ldvc.weights import load_tensors
 from tests.forked import history, make_workplace, run, same_end, train_here
-from tests.tiny_run import config_of, make_root
+from tests.tiny_run import Configure, config_of, make_root
 from tools.kill_training import kill_at_random
 from train.checkpoints import checkpoints_of, find_checkpoint, read_state
 from train.config import ConfigError
@@ -38,21 +40,20 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Pa
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(root: Path, processes: int, changes: tuple[str, ...]) -> None:
-    name = f"run{processes}{len(changes)}"
-    assert run(train_here, root, f"{name}-whole", changes, processes=processes) == [0] * processes
-    codes = run(train_here, root, f"{name}-cut", changes, None, ("step", 3), processes=processes)
-    assert KILLED in codes and not (root / f"{name}-cut" / "config.json").exists()
-    assert checkpoints_of(root / f"{name}-cut")[-1].name == "checkpoint-2"
-    assert run(train_here, root, f"{name}-cut", changes, "latest", processes=processes) == [0] * processes
-    log = (root / f"{name}-cut" / "log.txt").read_text()
+    whole, cut = (f"{name}{processes}{len(changes)}" for name in ("whole", "cut"))
+    assert run(train_here, root, whole, changes, processes=processes) == [0] * processes
+    assert KILLED in run(train_here, root, cut, changes, None, ("step", 3), processes=processes)
+    assert checkpoints_of(root / cut)[-1].name == "checkpoint-2" and not (root / cut / "config.json").exists()
+    assert run(train_here, root, cut, changes, "latest", processes=processes) == [0] * processes
+    log = (root / cut / "log.txt").read_text()
     assert "resumed from" in log and "note:" not in log
-    same_end(root / f"{name}-whole", root / f"{name}-cut")
+    same_end(root / whole, root / cut)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets and configuration of runs in this process."""
-    return make_root(tmp_path_factory.mktemp("settings"))
+def configure(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Configure:
+    """Makes the configuration of a run in this process."""
+    return partial(config_of, make_root(tmp_path_factory.mktemp("settings")), tiny_clip_folder)
 
 
 # The function whose n-th call is killed while the second checkpoint is written, and the step that a resumed run starts from.
@@ -60,9 +61,9 @@ MOMENTS = {
     "before anything is written": ("train.checkpoints.save_file", 2, 2),
     "weights are written, the optimiser is not": ("accelerate.checkpointing.save", 2, 2),
     "everything is written but step.json": ("train.checkpoints.fsync_folder", 3, 2),
-    "complete, the older one still there": ("train.checkpoints.clean_up", 2, 4),
+    "complete, the older one still there": ("train.checkpoints.clean_up", 3, 4),
     "the older one marked as incomplete, not yet deleted": ("shutil.rmtree", 1, 4),
-    "all steps done, the result not written": ("train.train.export", 1, 4),
+    "all steps done, the result not written": ("train.train.save_checkpoint", 1, 4),
 }
 
 
@@ -87,10 +88,9 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(root: Path, whole: P
     assert [path.name for path in (root / name).glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_kills_at_random_moments_lose_nothing(tmp_path: Path, tiny_clip_folder: Path, processes: int) -> None:
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path, tiny_clip_folder: Path) -> None:
     """`python -m tools.kill_training --kills 30` does it for longer; docs/trust.md has its output."""
-    kill_at_random(make_workplace(tmp_path, tiny_clip_folder), kills=2, processes=processes, seed=processes)
+    kill_at_random(make_workplace(tmp_path, tiny_clip_folder), kills=2, processes=2, seed=2, steps=8)
 
 
 FULL = {
@@ -101,36 +101,29 @@ FULL = {
 
 
 @pytest.mark.parametrize("what", FULL)
-def test_a_full_disk_leaves_the_earlier_checkpoint(
-    settings: Path, tiny_clip_folder: Path, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint(configure: Configure, what: str) -> None:
     function, error = FULL[what]
-    config = config_of(settings, tiny_clip_folder, f"full-{what}", "checkpointing_steps=2", "max_train_steps=4")
-    train(config_of(settings, tiny_clip_folder, f"full-{what}", "checkpointing_steps=2", "max_train_steps=2"))
-    before = {path.name: path.read_bytes() for path in (Path(config.output_dir) / "checkpoint-2").iterdir()}
-
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
-    with monkeypatch.context() as disk:
-        disk.setattr(function, refuse)
-        words = r"checkpoint-4 cannot be written \(.*(No space|write failed).*\); checkpoint-2 is complete\. Free some space"
+    config = configure(f"full-{what}", "checkpointing_steps=1", "max_train_steps=2")
+    folder = train(configure(f"full-{what}", "checkpointing_steps=1", "max_train_steps=1"))
+    before = {path.name: path.read_bytes() for path in (folder / "checkpoint-1").iterdir()}
+    with patch(function, side_effect=error):
+        words = r"checkpoint-2 cannot be written \(.*(No space|write failed).*\); checkpoint-1 is complete\. Free some space"
         with pytest.raises(CheckpointError, match=words):
             train(config, resume="latest")
-    assert {path.name: path.read_bytes() for path in (Path(config.output_dir) / "checkpoint-2").iterdir()} == before
-    assert checkpoints_of(train(config, resume="latest"))[-1].name == "checkpoint-4"
+    assert {path.name: path.read_bytes() for path in (folder / "checkpoint-1").iterdir()} == before
+    assert checkpoints_of(train(config, resume="latest"))[-1].name == "checkpoint-2"
 
 
-def test_a_damaged_train_json_does_not_stop_a_resumed_run(settings: Path, tiny_clip_folder: Path) -> None:
-    folder = train(config_of(settings, tiny_clip_folder, "half", "max_train_steps=1"))
+def test_a_damaged_train_json_does_not_stop_a_resumed_run(configure: Configure) -> None:
+    folder = train(configure("half", "max_train_steps=1"))
     (folder / "train.json").write_text('{"model": {"cl')
-    train(config_of(settings, tiny_clip_folder, "half", "max_train_steps=2"), resume="latest")
+    train(configure("half", "max_train_steps=2"), resume="latest")
     assert json.loads((folder / "train.json").read_text())["max_train_steps"] == 2
     assert {path.name for path in folder.glob("*.new")} == set()
 
 
-def test_a_damaged_optimiser_state_is_a_sentence(settings: Path, tiny_clip_folder: Path) -> None:
-    config = config_of(settings, tiny_clip_folder, "damaged", "max_train_steps=1")
+def test_a_damaged_optimiser_state_is_a_sentence(configure: Configure) -> None:
+    config = configure("damaged", "max_train_steps=1")
     file = train(config) / "checkpoint-1" / "optimizer.bin"
     os.truncate(file, 1000)
     with pytest.raises(CheckpointError, match="checkpoint-1 cannot be read .*resume from another checkpoint"):
@@ -153,25 +146,28 @@ def test_only_what_learns_is_stored(whole: Path, tiny_clip_folder: Path) -> None
 
 
 def test_a_folder_of_checkpoints_is_not_trained_over_by_mistake(tmp_path: Path) -> None:
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "step.json").write_text(json.dumps({"step": step}))
-    (tmp_path / "checkpoint-12").mkdir()  # by an older version, incomplete
-    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-10"
-    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
-    with pytest.raises(ConfigError, match="resume_from_checkpoint latest"):
-        find_checkpoint(tmp_path, None)
-    with pytest.raises(ConfigError, match="checkpoint-10, which is not"):
-        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
-    with pytest.raises(ConfigError, match="no checkpoint"):
-        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12"))
-    (tmp_path / "checkpoint-10" / "step.json").write_text('{"step"')
+    early, late, incomplete = (tmp_path / f"checkpoint-{step}" for step in (2, 10, 12))
+    for folder in (early, late, incomplete):
+        folder.mkdir()
+    for folder in (early, late):
+        (folder / "step.json").write_text('{"step": 1}')
+    assert find_checkpoint(tmp_path, "latest") == find_checkpoint(tmp_path, str(late)) == late
+    for wanted, message in (
+        (None, "resume_from_checkpoint latest"),
+        (str(early), "checkpoint-10, which is not"),
+        (str(incomplete), "no checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            find_checkpoint(tmp_path, wanted)
+    (late / "step.json").write_text('{"step"')
     with pytest.raises(CheckpointError, match="another checkpoint"):
-        read_state(tmp_path / "checkpoint-10")
+        read_state(late)
 
 
 def test_a_resumed_run_logs_changed_settings(root: Path, whole: Path) -> None:
     folder = shutil.copytree(whole, root / "longer")
+    with open(folder / "history.jsonl", "a") as file:
+        file.write('{"step": 5, "loss": 0}\n{"step": 6, "lo')  # of a run that was killed
     changes = ("train_batch_size=1", "max_train_steps=5", "checkpoints_total_limit=1")
     assert run(train_here, root, "longer", changes, "latest") == [0]
     log = (folder / "log.txt").read_text()

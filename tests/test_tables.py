@@ -12,16 +12,6 @@ import pytest
 
 from train import tables
 
-
-@pytest.mark.parametrize("benchmark", ["voc", "coco_stuff", "context"])
-def test_published_numbers_are_consistent(benchmark: str) -> None:
-    """hIoU is the harmonic mean of the other two, up to their rounding."""
-    for setting, reported in tables.published()["benchmarks"][benchmark]["results"].items():
-        for method, row in reported["methods"].items():
-            s, u = row["mIoU_S"], row["mIoU_U"]
-            assert row["hIoU"] == pytest.approx(2 * s * u / (s + u), abs=0.11), (setting, method)
-
-
 # Quoted from the publications a second time: pAcc, S, U, hIoU.
 QUOTED = {
     ("voc", "inductive", "ZegCLIP"): ("0.946", "0.919", "0.778", "0.843"),
@@ -53,10 +43,8 @@ def test_quoted_rows_have_the_columns_with_which_they_were_measured(benchmark: s
 def test_a_csv_file_has_a_row_for_each_source_decoder_and_set(tmp_path: Path) -> None:
     facts = {"split": "val", "photos": 3, "pAcc": 0.25, "mIoU": 0.5, "mIoU_U": math.nan, "hIoU": None, "classes": []}
     sets = {"msrc": facts, "pets": facts}
-    results = [
-        {"source": "runs/a, b", "decoder": "ldvc", "sets": sets, "command": "python x", "commit": "abc"},
-        {"source": "lite", "decoder": "clip", "sets": {"msrc": facts}},
-    ]
+    results = [{"source": "runs/a, b", "decoder": "ldvc", "sets": sets, "command": "python x", "commit": "abc"}]
+    results.append({"source": "lite", "decoder": "clip", "sets": {"msrc": facts}})
     tables.write_csv(tmp_path / "table.csv", results)
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -18,7 +18,7 @@ from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_data import make_set
-from tests.tiny_run import close_gates, config_of
+from tests.tiny_run import Configure, close_gates
 from train import evaluate as evaluator
 from train.config import load_config
 from train.data import Vocabulary, WordSampler, open_sets
@@ -60,43 +60,37 @@ def test_a_step_reads_another_word_now_and_then() -> None:
     assert WordSampler(others, share=1.0, seed=0).sample(3, names).tolist()[1:] == [1, 5]
 
 
+@torch.no_grad()
 def test_losses_are_those_of_the_word_that_is_read(
-    root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip, tmp_path: Path
+    configure: Configure, root: Path, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
     """Reading "lawn" for "grass" costs what it costs where the data set itself calls the class "lawn"."""
     make_set(tmp_path / "lawns", ["lawn", "sky", "aeroplane", "dog"])
-    config = config_of(
-        root, tiny_clip_folder, "words", "unseen=none", "decoder=zegclip", "distill_unannotated_weight=1"
-    )
-    torch.manual_seed(0)
+    changes = ("unseen=none", "decoder=zegclip", "distill_unannotated_weight=1")
+    config = configure("words", *changes)
     model = close_gates(LDVC(config.model, tiny_clip)).eval()  # the logits of zegclip are then CLIP's own
     meadow = Vocabulary(open_sets(root / "data", ["meadow"], "train"), other_words=OTHERS)
     lawns = Vocabulary(open_sets(tmp_path, ["lawns"], "train"))
     one, other = (Objective(model, vocabulary, ["teapot"], config) for vocabulary in (meadow, lawns))
-    labels = torch.randint(-1, 4, (1, 16, 16), generator=torch.Generator().manual_seed(0)).short()
+    labels = torch.randint(-1, 4, (1, 16, 16)).short()
     batch = {"patch_tokens": torch.randn(1, 64, 4, 4), "labels": labels, "set": torch.tensor([0])}
     names, distilled = torch.arange(4), torch.tensor([0])
-    words = names.clone()
-    words[0] = meadow.words.index("lawn")
-    with torch.no_grad():
-        read, plain = one(batch, names, distilled, words), one(batch, names, distilled)
-        expected = other(batch, names, distilled)
+    words = torch.tensor([meadow.words.index("lawn"), 1, 2, 3])
+    read, plain, expected = one(batch, names, distilled, words), one(batch, names, distilled), other(batch, names, distilled)
     assert read["focal"].item() == pytest.approx(expected["focal"].item(), rel=1e-5)
     assert read["dice"].item() == pytest.approx(expected["dice"].item(), rel=1e-5)
     assert read["focal"].item() != pytest.approx(plain["focal"].item(), rel=1e-4)
 
     unannotated = {**batch, "labels": torch.full((1, 16, 16), -1, dtype=torch.int16)}
     one.annotated = torch.zeros_like(one.annotated)  # a set that annotates none of the names: all are distilled
-    with torch.no_grad():
-        assert one(unannotated, names, distilled, words)["distill"].item() == pytest.approx(0, abs=1e-4)
+    assert one(unannotated, names, distilled, words)["distill"].item() == pytest.approx(0, abs=1e-4)
 
 
-def test_a_word_of_several_names_is_no_negative(
-    root: Path, tiny_clip_folder: Path, tiny_clip: FrozenClip, tmp_path: Path
-) -> None:
+@torch.no_grad()
+def test_a_word_of_several_names_is_no_negative(configure: Configure, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     """"animal", read for the dog, must not be learned as absent from a photo of a cat."""
     make_set(tmp_path / "pets", ["dog", "cat", "sky", "grass"])
-    config = config_of(root, tiny_clip_folder, "words", "unseen=none")
+    config = configure("words", "unseen=none")
     model = LDVC(config.model, tiny_clip).eval()
     words = {"dog": ["hound", "animal"], "cat": ["animal"]}
     vocabulary = Vocabulary(open_sets(tmp_path, ["pets"], "train"), other_words=words)
@@ -108,8 +102,7 @@ def test_a_word_of_several_names_is_no_negative(
         objective.annotated = torch.tensor([[annotated, True, True, True]])
         target = torch.full((1, 16, 16), labels).short()
         batch = {"patch_tokens": torch.ones(1, 64, 4, 4), "labels": target, "set": torch.tensor([0])}
-        with torch.no_grad():
-            return objective(batch, torch.arange(4), torch.arange(0), torch.tensor([dog, 1, 2, 3]))["focal"].item()
+        return objective(batch, torch.arange(4), torch.arange(0), torch.tensor([dog, 1, 2, 3]))["focal"].item()
 
     cat, dog = 1, 0
     assert focal(animal, cat) == pytest.approx(focal(animal, cat, annotated=False), rel=1e-6)
@@ -117,10 +110,10 @@ def test_a_word_of_several_names_is_no_negative(
     assert focal(animal, dog) != pytest.approx(focal(animal, dog, annotated=False), rel=1e-3)
 
 
-def test_the_checkpoint_of_a_run_with_other_words_lists_them(root: Path, tiny_clip_folder: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_of_a_run_with_other_words_lists_them(configure: Configure, tmp_path: Path) -> None:
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"grass": ["lawn"], "cat": ["tomcat"]}))
-    folder = train(config_of(root, tiny_clip_folder, "words_run", f"other_words={file}"))
+    folder = train(configure("words_run", f"other_words={file}"))
     _, metadata = load_checkpoint(folder)
     assert metadata["seen_names"][0] == "grass" and metadata["seen_words"] == {"grass": ["lawn"]}  # cats are held out
     seen = SeenNames(metadata["seen_names"], metadata["seen_words"])
@@ -156,9 +149,7 @@ def test_words_that_measure_are_words_that_were_not_learned() -> None:
     assert all(name in seen for name in words)
 
 
-def test_classes_asked_for_by_other_words(
-    root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path
-) -> None:
+def test_classes_asked_for_by_other_words(root: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     """--rename evaluates as if the data set had called its classes so."""
     metadata = {"seen_names": ["grass", "sky", "dog"], "inference": {"long_side": 80}}
     checkpoint = save_checkpoint(LDVC(tiny_config, tiny_clip), tmp_path / "model", metadata=metadata)
@@ -170,15 +161,13 @@ def test_classes_asked_for_by_other_words(
 
     def results(data: Path, *rest: str) -> dict:
         evaluator.main([*same, "--data", str(data), "--output", str(tmp_path / "table"), "--sets", *rest])
-        return json.loads((tmp_path / "table.json").read_text())[0]
+        return json.loads((tmp_path / "table.json").read_text())[0]["sets"]
 
     renamed = results(root / "data", "meadow", "pets", "--rename", str(words))
-    plain, expected = results(root / "data", "meadow"), results(tmp_path, "lawns")
-    assert [row["name"] for row in renamed["sets"]["meadow"]["classes"]] == ["lawn", "sky", "aeroplane", "dog"]
-    assert renamed["sets"]["meadow"]["confusion"] == expected["sets"]["lawns"]["confusion"]
-    assert renamed["sets"]["meadow"]["confusion"] != plain["sets"]["meadow"]["confusion"]
-    assert renamed["sets"]["meadow"]["unseen"] == ["lawn", "aeroplane"]
-    assert renamed["sets"]["pets"]["unseen"] == ["tabby"]
+    meadow, plain, expected = renamed["meadow"], results(root / "data", "meadow"), results(tmp_path, "lawns")
+    assert [row["name"] for row in meadow["classes"]] == ["lawn", "sky", "aeroplane", "dog"]
+    assert meadow["confusion"] == expected["lawns"]["confusion"] != plain["meadow"]["confusion"]
+    assert meadow["unseen"] == ["lawn", "aeroplane"] and renamed["pets"]["unseen"] == ["tabby"]
 
     datasets = open_sets(root / "data", ["meadow", "pets"], "val")
     words.write_text('{"cat": "tabby"}')

@@ -24,30 +24,30 @@ from train import prepare
 SIZE = (48, 72)
 
 
-# ---- archives in the official structure ---------------------------------------------------------------------------------
+def stripes(numbers: list[int]) -> np.ndarray:
+    """Upright stripes."""
+    row = np.repeat(np.array(numbers, dtype=np.uint8), -(-SIZE[1] // len(numbers)))[: SIZE[1]]
+    return np.broadcast_to(row, SIZE).copy()
+
+
+def picture(pixels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return buffer.getvalue()
 
 
 def png(numbers: list[int]) -> bytes:
-    """Upright stripes."""
-    stripes = np.repeat(np.array(numbers, dtype=np.uint8), -(-SIZE[1] // len(numbers)))[: SIZE[1]]
-    buffer = io.BytesIO()
-    Image.fromarray(np.broadcast_to(stripes, SIZE).copy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return picture(stripes(numbers), format="PNG")
 
 
 def jpg() -> bytes:
     """Noise."""
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=100)
-    return buffer.getvalue()
+    return picture(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8), format="JPEG", quality=100)
 
 
 def mat(numbers: list[int]) -> bytes:
     """A file of SBD: the struct GTcls with Segmentation, Boundaries and CategoriesPresent."""
-    with Image.open(io.BytesIO(png(numbers))) as file:
-        mask = np.array(file)
-    buffer = io.BytesIO()
+    mask, buffer = stripes(numbers), io.BytesIO()
     savemat(buffer, {"GTcls": {"Segmentation": mask, "Boundaries": np.zeros(20), "CategoriesPresent": np.unique(mask)}})
     return buffer.getvalue()
 
@@ -81,12 +81,8 @@ def zip_of(files: dict[str, bytes]) -> bytes:
 def voc_archives() -> dict[str, bytes]:
     """Two photos of VOC's train.txt, two of its val.txt, and three more; SBD has masks of all but one."""
     kit, sbd = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
-    official = {
-        "2007_000032": [0, 1, 255, 15],
-        "2007_000039": [20, 0, 255, 12],
-        "2007_000033": [0, 1, 255, 16],
-        "2011_000003": [19, 15],
-    }
+    official = {"2007_000032": [0, 1, 255, 15], "2007_000039": [20, 0, 255, 12], "2007_000033": [0, 1, 255, 16]}
+    official |= {"2011_000003": [19, 15]}
     added = {"2008_000002": [15, 18, 0], "2008_000007": [0, 4, 9], "2009_000001": [7, 0]}
     voc = {f"{kit}/JPEGImages/{stem}.jpg": jpg() for stem in (*official, *added)}
     voc |= {f"{kit}/SegmentationClass/{stem}.png": png(numbers) for stem, numbers in official.items()}
@@ -138,9 +134,6 @@ def context_archives() -> dict[str, bytes]:
     return {"VOCtrainval_03-May-2010.tar": tar_of(photos), "trainval_merged.json": json.dumps(content).encode()}
 
 
-# ---- a server -----------------------------------------------------------------------------------------------------------
-
-
 class Server:
     """Serves files over HTTP with Range.
 
@@ -171,20 +164,16 @@ class Server:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name, asked = request.path[1:], request.headers.get("Range")
         self.requests.append((name, asked))
-        faults = self.faults.get(name)
-        fault = faults.pop(0) if faults else None
+        fault = next(iter(self.faults.get(name, ())), "")
+        self.faults[name] = self.faults.get(name, [])[1:]
         if isinstance(fault, int) or name not in self.files:
             request.send_error(fault or 404)
             return
         content = self.files[name]
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and fault != "whole" else 0
-        body = content[start:]
-        if start and not body:
-            request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{len(content)}")
-        else:
-            request.send_response(206 if start else 200)
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        body, part = content[start:], f"{start}-{len(content) - 1}"
+        request.send_response(416 if start and not body else 206 if start else 200)
+        request.send_header("Content-Range", f"bytes {part if body else '*'}/{len(content)}")
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body[: len(body) // 2] if fault == "cut" else body)

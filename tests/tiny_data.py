@@ -20,21 +20,15 @@ COLOURS = {
 
 
 def make_set(
-    folder: Path,
-    classes: list[str],
-    *,
-    photos: int = 6,
-    background: int | None = None,
-    size: tuple[int, int] = (60, 84),
+    folder: Path, classes: list[str], *, photos: int = 6, background: int | None = None, size: tuple[int, int] = (60, 84)
 ) -> Path:
     """Photos of two flat areas and a strip of void; the first class (or background) lies on the left."""
     height, width = size
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     generator = np.random.default_rng(len(classes))
-    stems = []
-    for number in range(photos):
-        stem = f"photo{number}"
+    stems = [f"photo{number}" for number in range(photos)]
+    for number, stem in enumerate(stems):
         pair = (number % len(classes), (number + 1) % len(classes))
         mask = np.full((height, width), 255, dtype=np.uint8)
         mask[:, : width // 2], mask[:, width // 2 : width - 4] = pair
@@ -44,7 +38,6 @@ def make_set(
         pixels += generator.normal(0, 8, pixels.shape)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{stem}.jpg")
         Image.fromarray(mask).save(folder / "masks" / f"{stem}.png")
-        stems.append(stem)
     description = {"classes": classes, "ignore_index": 255, "background_index": background}
     (folder / "dataset.json").write_text(json.dumps(description))
     (folder / "train.txt").write_text("\n".join(stems) + "\n")

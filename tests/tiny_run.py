@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from tests.tiny_data import make_sets
 from train.config import TrainConfig, load_config
 
+Configure = Callable[..., TrainConfig]
+"""The fixture `configure`: (name of a run, *changes) -> its configuration."""
 CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
 
 

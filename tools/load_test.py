@@ -33,6 +33,7 @@ import httpx
 from PIL import Image
 
 from ldvc.web import texts
+from tools.fuzz_pictures import resident
 from tools.remote import ROOT, PageError, Visitor, serve
 
 EXAMPLES = sorted((ROOT / "assets" / "examples").glob("*.jpg"))
@@ -54,13 +55,7 @@ class Outcome:
 
 
 class Guest:
-    """A visitor with a photo of their own.
-
-    Args:
-        address: of the page.
-        number: of the visitor.
-        folder: for the photo.
-    """
+    """A visitor of a page, with a photo of their own in a folder."""
 
     def __init__(self, address: str, number: int, folder: Path) -> None:
         self.visitor = Visitor(address)
@@ -74,12 +69,7 @@ class Guest:
         self.expected: dict[str, str] = {}
 
     def ask(self, names: str) -> str:
-        """Press the button; a digest of the answer.
-
-        Raises:
-            PageError: there is no answer.
-            httpx.HTTPError: there is no connection, or the server is busy.
-        """
+        """Press the button; a digest of the answer. PageError without one, HTTPError if the server is busy or gone."""
         self.visitor.set("names", names)
         changes = self.visitor.trigger("run", "click")
         answer = changes.get("overlay", {}).get("props", {}).get("answer") or changes.get("overlay", {}).get("answer")
@@ -94,13 +84,7 @@ class Guest:
 
 
 class Load:
-    """All visitors, in threads.
-
-    Args:
-        guests: the visitors.
-        seconds: how long they ask, unless `requests` is given.
-        requests: how many questions they ask together.
-    """
+    """All visitors, in threads: they ask so many seconds, or so many questions together."""
 
     def __init__(self, guests: list[Guest], seconds: float, requests: int | None) -> None:
         self.guests, self.seconds, self.requests = guests, seconds, requests
@@ -121,51 +105,33 @@ class Load:
             begin = time.perf_counter()
             try:
                 digest = guest.ask(names)
-            except httpx.HTTPStatusError as error:
-                with self.lock:
-                    if error.response.status_code == 503:
-                        self.outcome.busy += 1
-                    else:
-                        self.outcome.failures.append(str(error))
-                time.sleep(random.uniform(0.5, 1.5))  # a visitor who tries again
             except (PageError, httpx.HTTPError) as error:
                 with self.lock:
-                    self.outcome.failures.append(f"{type(error).__name__}: {error}")
+                    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503:
+                        self.outcome.busy += 1
+                    else:
+                        self.outcome.failures.append(f"{type(error).__name__}: {error}")
+                time.sleep(random.uniform(0.5, 1.5))  # a visitor who tries again
             else:
                 with self.lock:
                     self.outcome.seconds.append(time.perf_counter() - begin)
                     self.outcome.wrong += digest != guest.expected[names]
 
 
-def resident(process: int | None) -> float:
-    """Memory of a process in MB, by /proc; 0 where that is unknown."""
-    path = Path(f"/proc/{process}/status")
-    if process is None or not path.exists():
-        return 0.0
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return int(lines["VmRSS"].split()[0]) / 1024
-
-
 def during(samples: list[tuple[float, float]], start: float, end: float) -> float:
-    """The median of the memory in a part of the run; of all where there is no sample.
-
-    Args:
-        samples: (share of the run, memory).
-        start, end: shares of the run.
-    """
+    """The median of the memory between two shares of the run, from (share, memory); of all where there is no sample."""
     found = [memory for share, memory in samples if start <= share < end]
     return statistics.median(found or [memory for _, memory in samples])
 
 
 def run(address: str, folder: Path, process: int | None, files: Path | None, args: argparse.Namespace) -> bool:
-    """Ask alone, then all at once; print what happened.
-
-    Returns:
-        Whether all was well.
-    """
+    """Ask alone, then all at once; print what happened, and return whether all was well."""
     guests = [Guest(address, number, folder) for number in range(args.visitors)]
-    alone = []
-    idle = resident(process)
+
+    def memory() -> float:
+        return resident(process=process) if process else 0.0
+
+    alone, idle = [], memory()
     for guest in guests:
         for names in guest.names:
             begin = time.perf_counter()
@@ -179,11 +145,10 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
         thread.start()
     samples = [(0.0, idle)]
     while any(thread.is_alive() for thread in threads):
-        samples.append((load.share(), resident(process)))
+        samples.append((load.share(), memory()))
         time.sleep(0.5)
     warm, after = during(samples, WARM_UP, WARM_UP + WINDOW), during(samples, 1 - WINDOW, math.inf)
-    peak = max(memory for _, memory in samples)
-    outcome = load.outcome
+    peak, outcome = max(used for _, used in samples), load.outcome
     cuts = statistics.quantiles(outcome.seconds, n=20, method="inclusive") if len(outcome.seconds) > 1 else [0.0] * 19
     took = time.perf_counter() - load.start
     print(f"{platform.machine()}, {os.cpu_count()} processors, {args.visitors} visitors, {took:.0f} s")
@@ -203,9 +168,7 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.load_test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--visitors", type=int, default=50, help="at once (default: 50)")
     parser.add_argument("--seconds", type=float, default=600, help="how long they ask (default: 600)")
     parser.add_argument("--requests", type=int, help="how many questions they ask together, instead of a time")

@@ -53,12 +53,12 @@ def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
 
     turned = Image.Exif()
     turned[0x0112] = 6
-    zipped = {"compression": "tiff_adobe_deflate"}
+    quick, zipped = {"compress_level": 1}, {"compression": "tiff_adobe_deflate"}
     plans: list[tuple[str, Callable[[], Image.Image], str, dict]] = [
-        ("PNG RGB turned, profile", lambda: base("RGB"), "PNG", {"compress_level": 1, "icc_profile": profile, "exif": turned}),
-        ("PNG RGBA", lambda: base("RGBA"), "PNG", {"compress_level": 1}),
-        ("PNG palette, transparent", lambda: base("P"), "PNG", {"compress_level": 1, "transparency": 3}),
-        ("PNG 16 bits", lambda: deep(200, np.uint16), "PNG", {"compress_level": 1}),
+        ("PNG RGB turned, profile", lambda: base("RGB"), "PNG", {**quick, "icc_profile": profile, "exif": turned}),
+        ("PNG RGBA", lambda: base("RGBA"), "PNG", quick),
+        ("PNG palette, transparent", lambda: base("P"), "PNG", {**quick, "transparency": 3}),
+        ("PNG 16 bits", lambda: deep(200, np.uint16), "PNG", quick),
         ("JPEG", lambda: base("RGB"), "JPEG", {}),
         ("JPEG 100 megapixels", lambda: photo((10_000, 10_000)), "JPEG", {}),
         ("JPEG progressive 4:4:4", lambda: base("RGB"), "JPEG", {"progressive": True, "subsampling": 0}),
@@ -70,7 +70,7 @@ def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
         ("WebP, 20 megapixels", lambda: photo((4470, 4470)), "WEBP", {"method": 0}),
         ("AVIF, 24 megapixels", lambda: photo((4900, 4900)), "AVIF", {"speed": 10}),
         ("JPEG 2000, 12 megapixels", lambda: photo((4000, 3000)), "JPEG2000", {}),
-        ("PNG RGBA 98 megapixels", lambda: Image.new("RGBA", (9900, 9900)), "PNG", {"compress_level": 1}),
+        ("PNG RGBA 98 megapixels", lambda: Image.new("RGBA", (9900, 9900)), "PNG", quick),
     ]
 
     def write(description: str, make: Callable[[], Image.Image], kind: str, options: dict) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from huggingface_hub.utils import filter_repo_objects
 
 from ldvc.errors import LdvcError
+from train.files import project_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_FILE_BYTES = 10_000_000  # larger files need large-file storage on the Hub, and a Space should start fast
@@ -37,10 +37,8 @@ PATTERNS = [
 ]
 IGNORED = ["*/.*", "*/__pycache__/*"]
 REPLACED = ("ldvc/", "assets/")  # what is no longer in these folders is deleted on the Space
-NEEDED = (
-    *SINGLE_FILES, "ldvc/web/page.py", "ldvc/web/static/style.css", "assets/examples/examples.json",
-    "assets/lite/ldvc/config.json",
-)  # fmt: skip
+NEEDED = (*SINGLE_FILES, "ldvc/web/page.py", "ldvc/web/static/style.css")
+NEEDED += ("assets/examples/examples.json", "assets/lite/ldvc/config.json")
 
 ZEROGPU = SpaceHardware.ZERO_A10G.value
 # The newest version that ZeroGPU documents, and the torchvision that belongs to it.
@@ -71,38 +69,23 @@ class Plan:
     def __str__(self) -> str:
         """The plan for a person to read."""
         total = sum(map(self.size, self.files))
-        return "\n".join(
-            [
-                f"Space: {self.repo_id}",
-                f"Hardware: {self.hardware}",
-                f"Variables: {', '.join(f'{key}={value}' for key, value in self.variables.items()) or 'none'}",
-                "",
-                *(f"{self.size(name):>12,}  {name}" for name in self.files),
-                f"{total:>12,}  bytes in {len(self.files)} files ({total / 1e6:.1f} MB)",
-                "",
-                f"README.md begins with:\n---\n{self.card.data}\n---\n",
-                "requirements.txt:",
-                self.files["requirements.txt"].decode(),
-            ]
-        )
+        variables = ", ".join(f"{key}={value}" for key, value in self.variables.items()) or "none"
+        lines = [f"Space: {self.repo_id}", f"Hardware: {self.hardware}", f"Variables: {variables}", ""]
+        lines += [f"{self.size(name):>12,}  {name}" for name in self.files]
+        lines += [f"{total:>12,}  bytes in {len(self.files)} files ({total / 1e6:.1f} MB)", ""]
+        lines += [f"README.md begins with:\n---\n{self.card.data}\n---\n"]
+        lines += ["requirements.txt:", self.files["requirements.txt"].decode()]
+        return "\n".join(lines)
 
 
 def space_files(root: Path = ROOT) -> list[str]:
     """The files for the Space, as sorted paths relative to `root`; without links and what git ignores."""
-    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, capture_output=True, encoding="utf-8")
-    if listed.returncode == 0:
-        names = set(filter(None, listed.stdout.split("\0")))
-    else:  # no repository: a downloaded archive
-        names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
-    real = (name for name in names if (root / name).is_file() and (root / name).resolve() == root.resolve() / name)
-    return sorted(filter_repo_objects(real, allow_patterns=PATTERNS, ignore_patterns=IGNORED))
+    return sorted(filter_repo_objects(project_files(root), allow_patterns=PATTERNS, ignore_patterns=IGNORED))
 
 
 def check_files(files: Sequence[str], root: Path = ROOT) -> None:
     """Raises `PublishError` if a file is too large, or if one is missing without which the Space would not start."""
-    too_large = [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]
-    if too_large:
+    if too_large := [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]:
         limit = f"{MAX_FILE_BYTES / 1e6:.0f} MB"
         raise PublishError(f"Larger than {limit}: {', '.join(too_large)}. Save these weights in smaller shards.")
     needed = set(NEEDED)
@@ -112,8 +95,7 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
             needed |= {f"{folder}/{shard}" for shard in json.loads((root / name).read_text("utf-8"))["weight_map"].values()}
         elif name == "assets/examples/examples.json":
             needed |= {f"{folder}/{each['file']}" for each in json.loads((root / name).read_text("utf-8"))}
-    missing = sorted(needed.difference(files))
-    if missing:
+    if missing := sorted(needed.difference(files)):
         raise PublishError(f"The page cannot start without {', '.join(missing)}. Restore them, then publish again.")
 
 
@@ -159,16 +141,12 @@ def make_plan(repo_id: str, *, root: Path = ROOT, hardware: str = ZEROGPU, full:
 
 
 def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None, move: bool = False) -> str:
-    """Create the Space if it does not exist, upload the files, and delete files there that are no longer here.
+    """Create the Space if it does not exist, upload the files, delete those that are no longer here, and return the address.
 
     Args:
-        plan: of `make_plan`.
         api: client of the Hub; None = one with the token of this machine.
         private: of a new Space; None = the account's default.
         move: also put a Space that exists on the plan's hardware.
-
-    Returns:
-        Address of the Space.
 
     Raises:
         PublishError: with a sentence that says what to do.
@@ -184,10 +162,8 @@ def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None
         for key, value in plan.variables.items():
             api.add_space_variable(repo_id, key, value)
         old = [name for name in api.list_repo_files(**space) if name.startswith(REPLACED) and name not in plan.files]
-        operations = [
-            *(CommitOperationAdd(name, content) for name, content in plan.files.items()),
-            *(CommitOperationDelete(name) for name in old),
-        ]
+        operations = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
+        operations += map(CommitOperationDelete, old)
         api.create_commit(**space, operations=operations, commit_message="Publish the page")
     except Exception as error:  # of the Hub's client, of Python, or of the HTTP library that the client uses
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
@@ -201,21 +177,15 @@ def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.publish_space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repo_id", help="user/space")
-    parser.add_argument("--dry_run", action="store_true", help="show the plan and stop")
-    parser.add_argument("--private", action="store_true", help="only the owner sees a new Space")
-    parser.add_argument(
-        "--hardware",
-        choices=[each.value for each in SpaceHardware],
-        help=f"default: {ZEROGPU} (ZeroGPU) for a new Space; one that exists is moved only if this is given",
-    )
-    parser.add_argument(
-        "--full",
-        help="Hub id of a decoder checkpoint that the page opens with; without it, a Space's variables stay as they are",
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, kinds = parser.add_argument, [each.value for each in SpaceHardware]
+    add("--repo_id", help="user/space")
+    add("--dry_run", action="store_true", help="show the plan and stop")
+    add("--private", action="store_true", help="only the owner sees a new Space")
+    hardware = f"default: {ZEROGPU} (ZeroGPU) for a new Space; one that exists is moved only if this is given"
+    add("--hardware", choices=kinds, help=hardware)
+    full = "Hub id of a decoder checkpoint that the page opens with; without it, a Space's variables stay as they are"
+    add("--full", help=full)
     args = parser.parse_args(arguments)
     if not (args.repo_id or args.dry_run):
         parser.error("give --repo_id user/space, or --dry_run")

@@ -44,15 +44,11 @@ class Served:
 
 @contextlib.contextmanager
 def serve(scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """Run `python app.py` in a folder until the block is left.
+    """Run `python app.py` in a folder until the block is left; PageError if it ends, or serves nothing in time.
 
     Args:
         scratch: for the log and uploaded files.
-        folder: contains app.py.
         environment: of the process; None = this process's own. The port is added.
-
-    Raises:
-        PageError: it ended, or served nothing in time.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,9 +58,8 @@ def serve(scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] 
     variables |= {**(os.environ if environment is None else environment), "GRADIO_SERVER_PORT": str(port)}
     start = time.perf_counter()
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT
-        )
+        where = {"cwd": folder, "env": variables, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen([sys.executable, "app.py"], **where)
     try:
         while not _answers(address):
             if process.poll() is not None:
@@ -125,9 +120,7 @@ class Visitor:
     def send(self, elem_id: str, event: str) -> dict[str, Any]:
         """Send an event of a component and return Gradio's description of it, without waiting for the answer.
 
-        Raises:
-            PageError: the page has no such event.
-            httpx.HTTPStatusError: it was refused; status 503: the queue is full.
+        PageError: the page has no such event. httpx.HTTPStatusError: it was refused; status 503: the queue is full.
         """
         source = self._ids[elem_id]
         found = next((each for each in self._events if [source, event] in each["targets"] and each["backend_fn"]), None)
@@ -144,14 +137,7 @@ class Visitor:
         return found
 
     def trigger(self, elem_id: str, event: str) -> dict[str, Any]:
-        """Send an event of a component and wait for the answer.
-
-        Returns:
-            What the event changed, by the elem_id of the component, as sent.
-
-        Raises:
-            PageError: the event failed, or see `send`.
-        """
+        """Send an event, see `send`, and return what it changed, by the elem_id of the component; PageError if it failed."""
         outputs = self.send(elem_id, event)["outputs"]
         names = {component: name for name, component in self._ids.items()}
         changes = {}

@@ -43,19 +43,17 @@ from torch.nn import functional as F
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.errors import LdvcError
 from ldvc.modeling.attention import RoutedSelfAttention
-from ldvc.modeling.clip import build_clip
+from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.dense import dense_features
 from ldvc.modeling.model import LDVC
+from train.files import write_json
 from train.losses import mask_loss
-from train.tables import table, write_json
+from train.tables import table
 
 SECTIONS = ("training", "inference", "attention")
 BARE = "bare open_clip image encoder"
 LIMITS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
 """Upper limits of ratios: LDVC to the bare encoder at 32 x 32 patches, LCSA to full attention at 64 x 64, LCSA's exponent."""
-
-
-# ---- clock and memory ---------------------------------------------------------------------------------------------------
 
 
 def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, list[float]]:
@@ -96,9 +94,6 @@ def fit_exponent(tokens: Sequence[int], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(tokens), np.log(seconds), 1)[0])
 
 
-# ---- candidates ---------------------------------------------------------------------------------------------------
-
-
 class FullSelfAttention(nn.Module):
     """Multi-head self-attention of all tokens, with the projections of LCSA."""
 
@@ -116,10 +111,10 @@ class FullSelfAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-def build(decoder: str, options: argparse.Namespace, clip: Any = None) -> LDVC:
+def build(decoder: str, options: argparse.Namespace, clip: FrozenClip | None = None) -> LDVC:
     """A model with random weights and the published initialisation."""
-    recipe = {"visual_prompts": options.prompts, "recipe": "published"}
-    return LDVC(ModelConfig(clip=options.clip, pretrained=None, decoder=decoder, **recipe), clip)
+    prompts = {"visual_prompts": options.prompts}
+    return LDVC(ModelConfig(clip=options.clip, pretrained=None, decoder=decoder, recipe="published", **prompts), clip)
 
 
 def bare_encoder(clip: str, side: int) -> nn.Module:
@@ -161,9 +156,6 @@ def memory_of(decoder: str, options: argparse.Namespace) -> int:
     return peak_memory(lambda: (step(), step()))
 
 
-# ---- sections -----------------------------------------------------------------------------------------------------------
-
-
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of a training step of each decoder."""
     clip = build_clip(options.clip)
@@ -173,7 +165,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for decoder in DECODERS:  # each in a new process, where no memory is left over from other decoders
         quiet = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **quiet) as process:
+        with ProcessPoolExecutor(1, mp_context=get_context("forkserver"), **quiet) as process:
             found[decoder] = {"seconds": seconds[decoder], "bytes": process.submit(memory_of, decoder, options).result()}
     return found
 
@@ -203,18 +195,13 @@ def attention(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of an LCSA layer and of full self-attention on growing grids: side -> {"lcsa", "full"}."""
     width, heads = build_clip(options.clip).embed_dim, ModelConfig().decoder_heads
     lcsa, full = RoutedSelfAttention(width, heads).eval(), FullSelfAttention(width, heads).eval()
-    result = {}
-    for side in options.grids:
+
+    def measured(side: int) -> dict[str, list[float]]:
         tokens = torch.randn(1, side * side, width)
-        candidates = {
-            "lcsa": lambda tokens=tokens, side=side: lcsa(tokens, (side, side)),
-            "full": lambda tokens=tokens: full(tokens),
-        }
-        result[side] = in_turn(candidates, options.rounds, options.clock)
-    return result
+        candidates = {"lcsa": lambda: lcsa(tokens, (side, side)), "full": lambda: full(tokens)}
+        return in_turn(candidates, options.rounds, options.clock)
 
-
-# ---- tables ----------------------------------------------------------------------------------------------------
+    return {side: measured(side) for side in options.grids}
 
 
 def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, float]]]:
@@ -239,19 +226,14 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
         limits["LDVC inference over the bare image encoder"] = (ratios["ldvc"], LIMITS["inference"])
     if found := content.get("attention"):
         ratios = {side: median(both["lcsa"]) / median(both["full"]) for side, both in found.items()}
-        rows = [
-            [f"{side} x {side}", *cells(both["lcsa"]), *cells(both["full"]), f"{ratios[side]:.2f}"]
-            for side, both in found.items()
-        ]
+        rows = [[f"{n} x {n}", *cells(both["lcsa"]), *cells(both["full"]), f"{ratios[n]:.2f}"] for n, both in found.items()]
         lines += table(["grid", "LCSA, median ms", "best ms", "full, median ms", "best ms", "LCSA / full"], rows)
         if 64 in ratios:
             limits["LCSA over full self-attention at 64 x 64 tokens"] = (ratios[64], LIMITS["attention"])
         sides = list(found)[1:]
         if len(sides) > 1:
-            tokens = [side**2 for side in sides]
-            own, other = (
-                fit_exponent(tokens, [median(found[side][layer]) for side in sides]) for layer in ("lcsa", "full")
-            )
+            times = ([median(found[side][layer]) for side in sides] for layer in ("lcsa", "full"))
+            own, other = (fit_exponent([side**2 for side in sides], each) for each in times)
             lines += ["", f"Time grows with tokens^{own:.2f} for LCSA and with tokens^{other:.2f} for full self-attention."]
             limits["exponent of LCSA's time in the number of tokens"] = (own, LIMITS["exponent"])
         lines.append("")

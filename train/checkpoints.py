@@ -26,7 +26,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ldvc.calibration import Calibration
-from ldvc.checkpoint import save_checkpoint
 from ldvc.errors import CheckpointError
 from ldvc.modeling.model import LDVC
 from train.config import ConfigError, TrainConfig
@@ -73,16 +72,16 @@ def _lock(file: Any, timeout: float) -> str | None:
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             if time.monotonic() > end:
                 file.seek(0)
                 return file.read().strip()
             time.sleep(0.2)
-        else:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            return None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return None
 
 
 def register_trainable_only(accelerator: Accelerator, model: LDVC) -> None:
@@ -112,11 +111,9 @@ def checkpoints_of(folder: Path, *, complete: bool = True) -> list[Path]:
 
 
 def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any], limit: int) -> None:
-    """Saves everything that a run needs to continue.
+    """Saves everything that a run needs to continue, with `state`, the plain values that `read_state` returns.
 
     Args:
-        folder: the run's output folder.
-        state: "step" and other plain values that `read_state` returns.
         limit: how many checkpoints stay; older ones are deleted when this one is complete.
 
     Raises:
@@ -127,10 +124,9 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
         accelerator.save_state(str(target))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            temporary = target / f"{STATE}.new"
-            temporary.write_text(json.dumps(state))
+            (target / f"{STATE}.new").write_text(json.dumps(state))
             fsync_folder(target)
-            os.replace(temporary, target / STATE)
+            os.replace(target / f"{STATE}.new", target / STATE)
             fsync_folder(target)
     except (OSError, RuntimeError, SafetensorError) as error:  # libraries have their own for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -179,21 +175,17 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     found = checkpoints_of(folder)
     if wanted == "latest":
         return found[-1] if found else None
+    if wanted is None and found:
+        advice = "add --resume_from_checkpoint latest to continue it, or give another --output_dir"
+        raise ConfigError(f"{folder} holds checkpoints of an earlier run; {advice}.")
     if wanted is None:
-        if found:
-            raise ConfigError(
-                f"{folder} holds checkpoints of an earlier run; add --resume_from_checkpoint latest to continue it, or give "
-                "another --output_dir."
-            )
         return None
     path = Path(wanted)
     if not (path / STATE).is_file():
         raise ConfigError(f"{wanted} is no checkpoint to resume from; give a folder checkpoint-N or 'latest'.")
     if found and path.resolve() != found[-1].resolve():
-        raise ConfigError(
-            f"{folder} holds {found[-1].name}, which is not the checkpoint to resume from; delete it, or give another "
-            "--output_dir."
-        )
+        wrong = f"{found[-1].name}, which is not the checkpoint to resume from"
+        raise ConfigError(f"{folder} holds {wrong}; delete it, or give another --output_dir.")
     return path
 
 
@@ -203,9 +195,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads((checkpoint / STATE).read_text())
         return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint."
-        ) from None
+        raise CheckpointError(f"{checkpoint / STATE} cannot be read ({error}); resume from another checkpoint.") from None
 
 
 def changes_since(checkpoint: Path, config: TrainConfig) -> str:
@@ -232,16 +222,8 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); resume from another checkpoint.") from None
     if stored != {name: tuple(tensor.shape) for name, tensor in model.trainable_state_dict().items()}:
         changed = changes_since(checkpoint, config)
-        raise ConfigError(
-            f"{checkpoint} is of another model{f' ({changed})' if changed else ''}: resume with the configuration of "
-            "its run, or start a new run in another --output_dir."
-        )
-
-
-def export(model: LDVC, folder: Path, vocabulary: Vocabulary, config: TrainConfig) -> None:
-    """Writes the finished checkpoint."""
-    dtype = torch.float16 if config.half_precision_checkpoint else None
-    save_checkpoint(model, folder, metadata=metadata_of(vocabulary, config), dtype=dtype)
+        what = f"{checkpoint} is of another model{f' ({changed})' if changed else ''}"
+        raise ConfigError(f"{what}: resume with the configuration of its run, or start a new run in another --output_dir.")
 
 
 def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:
@@ -251,11 +233,6 @@ def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:
         "seen_words": vocabulary.seen_words,
         "calibration": asdict(Calibration()),
         "inference": config.inference,
-        "training": {
-            "steps": config.max_train_steps,
-            "seed": config.seed,
-            "sets": config.sets,
-            "unseen": config.unseen,
-            "setting": config.setting,
-        },
+        "training": {"steps": config.max_train_steps}
+        | {name: getattr(config, name) for name in ("seed", "sets", "unseen", "setting")},
     }

@@ -175,32 +175,20 @@ class TrainConfig:
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         require_inference(self.inference)
-        views = self.views_per_photo
+        unnamed = self.transductive and self.unseen in (None, "none")
+        one_side = (self.long_side is None) != (self.short_side is None)
+        uncounted = isinstance(self.views_per_photo, dict) and not set(self.sets) <= set(self.views_per_photo)
+        fractions = any(not isinstance(value, int) for name, value in self.inference.items() if name != "enlarge")
         for wrong, sentence in (
             (not self.sets, "The configuration names no data sets; add for example 'sets: {msrc: 1.0}'"),
             (not sum(self.sets.values()), "One of the weights of 'sets' must be more than 0"),
             (self.scale[0] > self.scale[1], f"scale must be smallest and largest, not {list(self.scale)}"),
             (self.crop % self.loss_stride, f"crop {self.crop} must divide by loss_stride {self.loss_stride}"),
-            (
-                (self.long_side is None) == (self.short_side is None),
-                "Give exactly one of long_side and short_side; set the other to null",
-            ),
-            (
-                isinstance(views, dict) and not set(self.sets) <= set(views),
-                "views_per_photo needs a number for each data set, or one number for all",
-            ),
-            (
-                self.setting == "transductive" and self.unseen in (None, "none"),
-                "The transductive setting needs held-out classes; name a split, for example 'unseen: voc12'",
-            ),
-            (
-                any(not isinstance(value, int) for name, value in self.inference.items() if name != "enlarge"),
-                f"The sides, window and stride of inference must be whole numbers of pixels, not {self.inference}",
-            ),
-            (
-                self.push_to_hub and not self.hub_model_id,
-                "push_to_hub needs a repository: add --hub_model_id owner/name",
-            ),
+            (not one_side, "Give exactly one of long_side and short_side; set the other to null"),
+            (uncounted, "views_per_photo needs a number for each data set, or one number for all"),
+            (unnamed, "The transductive setting needs held-out classes; name a split, for example 'unseen: voc12'"),
+            (fractions, f"The sides, window and stride of inference must be whole numbers of pixels, not {self.inference}"),
+            (self.push_to_hub and not self.hub_model_id, "push_to_hub needs a repository: add --hub_model_id owner/name"),
         ):
             if wrong:
                 raise ValueError(sentence)
@@ -230,6 +218,7 @@ class TrainConfig:
         values = {name: getattr(self, name) for name in shared}
         return Augmentation(**values, stride=self.loss_stride, padding=self.model.parts.padding)
 
+
 # ---- files and the command line -----------------------------------------------------------------------------------------
 
 _MODEL_FIELDS = frozenset(each.name for each in fields(ModelConfig))
@@ -240,16 +229,14 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: 3e-4 is a number, and only true and false are booleans, so that "no" is text."""
 
 
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|[-+]?\.inf$|\.nan$", re.I)
 _Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [pair for pair in pairs if pair[0] not in (_BOOL, _FLOAT)]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false$", re.I), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|[-+]?\.inf$|\.nan$", re.I),
-    list("-+.0123456789"),
-)
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"true|false$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
 
 
 def read_yaml(text: str) -> Any:
@@ -289,22 +276,19 @@ def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, An
         if decoder not in DECODERS or not isinstance(own, Mapping) or "decoder" in own:
             names = ", ".join(DECODERS)
             raise ConfigError(f"per_decoder of {path} must map a decoder ({names}) to fields, not {decoder} to {own}.")
-        per_decoder = {**per_decoder, decoder: {**per_decoder.get(decoder, {}), **own}}
+        per_decoder[decoder] = {**per_decoder.get(decoder, {}), **own}
     _merge(merged, values)
     return merged, per_decoder
 
 
 def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> TrainConfig:
-    """Reads a configuration.
+    """Reads a configuration; ConfigError for an unknown file or field, or a value that is not allowed.
 
     Args:
         path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_decoder`
             holds, for each decoder, fields that differ from the others.
         changes: "key=value" with a YAML value, e.g. "distill_weight=0", "topk=8", "sets={msrc: 1}".
         overrides: further fields; None leaves the file's value.
-
-    Raises:
-        ConfigError: unknown file or field, or a value that is not allowed.
     """
     values, per_decoder = _read_file(path)
     given: dict[str, Any] = {}

@@ -64,14 +64,12 @@ from train.config import make_writable
 from train.data import SegmentationDataset, open_sets
 from train.data.vocabulary import rename_classes
 from train.evaluation import OFFSET, UNLIMITED, Counts, Photos, calibrate, evaluate_set, gather, unlimited
+from train.files import write_json
 from train.metrics import iou_measures
-from train.tables import current_commit, markdown, quoted_benchmark, write_json, write_tables
+from train.tables import current_commit, markdown, quoted_benchmark, write_tables
 
 logger = logging.getLogger("evaluate")
 PROTOCOL = {"short_side": 512, "window": 512, "stride": 426}
-
-
-# ---- one checkpoint -----------------------------------------------------------------------------------------------------
 
 
 def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
@@ -129,11 +127,7 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def open_predictor(
-    source: str,
-    *,
-    decoder: str | None = None,
-    beside: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
+    source: str, *, decoder: str | None = None, beside: Mapping[str, Any] = {}, options: Mapping[str, Any] = {}
 ) -> Predictor:
     """Load a checkpoint, or towers for plain similarity.
 
@@ -152,10 +146,10 @@ def open_predictor(
         if towers in open_clip.list_models() and not weights:
             raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
         model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0))
-        metadata = {key: beside[key] for key in ("inference", "clip_calibration") if key in (beside or {})}
+        metadata = {key: beside[key] for key in ("inference", "clip_calibration") if key in beside}
     else:
         model, metadata = load_checkpoint(source, decoder=decoder)
-    metadata = metadata | {"inference": unlimited(chosen_inference(metadata, options or {}))}
+    metadata = metadata | {"inference": unlimited(chosen_inference(metadata, options))}
     return Predictor(model, metadata, decoder=decoder, device=PartialState().device, source=str(source))
 
 
@@ -198,14 +192,9 @@ def evaluate(
             return None if canonical(name) in unseen else name
         return predictor.seen_names.source(name)
 
-    result: dict[str, Any] = {
-        "source": predictor.source,
-        "decoder": predictor.decoder,
-        "calibration": asdict(predictor.calibration),
-        "inference": {key: value for key, value in predictor.inference.items() if value != UNLIMITED},
-        "offset": offset,
-        "sets": {},
-    }
+    inference = {key: value for key, value in predictor.inference.items() if value != UNLIMITED}
+    result: dict[str, Any] = {"source": predictor.source, "decoder": predictor.decoder}
+    result |= {"calibration": asdict(predictor.calibration), "inference": inference, "offset": offset, "sets": {}}
     for dataset in datasets:
         started, names = time.monotonic(), dataset.names()
         sources = [learned_name(name) for name in names]
@@ -241,9 +230,6 @@ def write_calibration(source: str, decoder: str, calibration: Calibration, *, ke
     if not file.is_file():  # a folder with several decoders
         file = Path(source) / decoder / "config.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {key: asdict(calibration)})
-
-
-# ---- command line -------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -296,7 +282,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     shared = {key: getattr(options, key) for key in ("offset", "joint_only", "layers", "cache_dir", "num_workers")}
     results: list[dict[str, Any]] = []
-    beside: dict[str, Any] | None = None  # metadata of the first checkpoint
+    beside: dict[str, Any] = {}  # metadata of the first checkpoint
     plain = [(options.plain_clip, PLAIN_CLIP)] if options.plain_clip else []
     for source, decoder in [*((source, options.decoder) for source in options.checkpoint), *plain]:
         predictor = open_predictor(source, decoder=decoder, beside=beside, options=vars(options))

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldvc.calibration import Calibration
 from ldvc.class_names import ClassName, plain
@@ -24,19 +25,10 @@ from ldvc.errors import DataError
 from ldvc.inference import ImageState, model_input_size, sliding_windows
 from ldvc.predictor import PLAIN_CLIP, Predictor
 from ldvc.result import Segmentation
-from train.data import BACKGROUND, VOID, SegmentationDataset, weights_digest
-from train.metrics import (
-    BackgroundCurve,
-    ConfusionMatrix,
-    Means,
-    ThresholdCurve,
-    average_precision,
-    best_threshold,
-    contrast,
-    fit_calibration,
-    fragments,
-    mask_iou,
-)
+from train import metrics
+from train.data import VOID, SegmentationDataset, weights_digest
+from train.data.vocabulary import lookup
+from train.metrics import BackgroundCurve, ConfusionMatrix, Means, ThresholdCurve
 
 logger = logging.getLogger("evaluate")
 
@@ -64,27 +56,17 @@ class Photo:
 
 
 class PhotoReader(Dataset):
-    """Some photos of a data set; a photo that cannot be read is an error message instead."""
+    """The photos of a data set; a photo that cannot be read is an error message instead."""
 
-    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-        self.table = torch.full((256,), VOID, dtype=torch.int64)
-        for number, index in enumerate(dataset.class_indices()):
-            self.table[index] = number
-        if dataset.background_index is not None:
-            self.table[dataset.background_index] = BACKGROUND
-        self.table[dataset.ignore_index] = VOID
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset, self.table = dataset, lookup(dataset, range(len(dataset.names()))).astype(np.int64)
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> Photo | str:
-        index = self.indices[place]
+    def __getitem__(self, index: int) -> Photo | str:
         try:
             image, mask = self.dataset.pair(index)
         except DataError as error:
             return str(error)
-        return Photo(index, self.dataset.stems[index], np.asarray(image), self.table[torch.from_numpy(mask).int()])
+        return Photo(index, self.dataset.stems[index], np.asarray(image), torch.from_numpy(self.table[mask]))
 
 
 @dataclass(frozen=True)
@@ -98,8 +80,8 @@ class Photos:
 
     def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
         """This process's photos of a data set."""
-        reader = PhotoReader(dataset, range(self.process, len(dataset), self.processes))
-        return iter(DataLoader(reader, batch_size=None, num_workers=self.num_workers))
+        own = Subset(PhotoReader(dataset), range(self.process, len(dataset), self.processes))
+        return iter(DataLoader(own, batch_size=None, num_workers=self.num_workers))
 
     def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
         """Folder of the patch tokens of these photos at this size and with these weights; None without a cache."""
@@ -129,7 +111,7 @@ def encode(predictor: Predictor, photo: Photo, folder: Path | None) -> ImageStat
         tokens = torch.load(path, weights_only=True)
         return ImageState(photo.picture, input_size, windows, predictor.encoder_id, tokens)
     state = predictor.encode_image(photo.picture)
-    temporary = path.with_suffix(f".{os.getpid()}.new")  # an interrupted write leaves no file with the final name
+    temporary = path.with_suffix(f".{os.getpid()}.new")  # another process may evaluate the same photo
     torch.save(state.patch_tokens, temporary)
     os.replace(temporary, path)
     return state
@@ -181,23 +163,17 @@ class Counts:
     blank: list[int] = field(default_factory=list)  # indices of photos without a labelled pixel
     broken: list[str] = field(default_factory=list)  # an error message for each photo that cannot be read
 
-    @classmethod
-    def empty(cls, classes: int) -> Counts:
-        """The counts of no photo."""
-        return cls(*(ConfusionMatrix(classes) for _ in range(3)))
-
     def merge(self, other: Counts) -> None:
         """Add the counts of other photos."""
-        for name in ("joint", "offset", "present", "question"):
-            getattr(self, name).merge(getattr(other, name))
-        for name in ("photos", "blank", "broken"):
-            getattr(self, name).extend(getattr(other, name))
+        for own, more in zip(vars(self).values(), vars(other).values(), strict=True):
+            add = own.extend if isinstance(own, list) else own.merge
+            add(more)
 
 
 def gather(counts: Counts) -> Counts:
     """The sum of the counts of all processes; each process must call it."""
-    total = Counts.empty(len(counts.joint.counts))
-    for part in gather_object([counts]):
+    total, *others = gather_object([counts])
+    for part in others:
         total.merge(part)
     seen = total.photos + total.blank
     assert len(seen) == len(set(seen)), "a photo was counted twice"
@@ -222,9 +198,9 @@ def evaluate_set(
         joint_only: decode each photo once, with all names; other measures stay empty.
         layers: measure the attention of every layer instead of the last one.
     """
-    names = dataset.names()
+    names, counts = dataset.names(), Counts(*(ConfusionMatrix(len(seen)) for _ in range(3)))
     lowered = None if offset is None else offset * torch.tensor(seen, dtype=torch.float32)
-    counts, folder = Counts.empty(len(names)), photos.patch_token_folder(dataset, predictor)
+    folder = photos.patch_token_folder(dataset, predictor)
     for photo in photos.of(dataset):
         if isinstance(photo, str):
             logger.warning("skipped: %s", photo)
@@ -266,20 +242,18 @@ def count_question(means: Means, result: Segmentation, question: Question, *, la
     """Add the measures of a result for a `Question`; train/evaluate.py defines them."""
     labels, truth, valid = result.labels, question.truth.numpy(), question.valid.numpy()
     means.add("right", labels[valid] == truth[valid])
-    depth = result.attention_shape[0]
-    measured = range(depth) if layers else range(depth)[-1:]
-    maps = {
-        layer: result.attention_at(result.cross_attention(layer)[: question.present], result.size)[:, valid]
-        for layer in measured
-    }
     for place in range(question.present):
         guess, inside = labels == place, truth == place
-        means.add("iou_present", mask_iou(guess[valid], inside[valid]))
-        means.add("fragments", fragments(guess))
-        means.add("fragments_truth", fragments(inside))
-        for layer, attention in maps.items():
-            means.add(f"attention_ap {layer + 1}", average_precision(attention[place], inside[valid]))
-            means.add(f"attention_contrast {layer + 1}", contrast(attention[place], inside[valid]))
+        means.add("iou_present", metrics.mask_iou(guess[valid], inside[valid]))
+        means.add("fragments", metrics.fragments(guess))
+        means.add("fragments_truth", metrics.fragments(inside))
+    depth = result.attention_shape[0]
+    for layer in range(depth) if layers else range(depth)[-1:]:
+        maps = result.attention_at(result.cross_attention(layer)[: question.present], result.size)[:, valid]
+        for place, attention in enumerate(maps):
+            inside = truth[valid] == place
+            means.add(f"attention_ap {layer + 1}", metrics.average_precision(attention, inside))
+            means.add(f"attention_contrast {layer + 1}", metrics.contrast(attention, inside))
 
 
 # ---- calibration --------------------------------------------------------------------------------------------------------
@@ -296,9 +270,8 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
         DataError: no photo has a labelled pixel.
     """
     predictor.calibration = Calibration()  # then scores are sigmoids of the logits
-    masks = {dataset.name: ThresholdCurve() for dataset in datasets}
-    rejection = {dataset.name: BackgroundCurve() for dataset in datasets}
-    for dataset in datasets:
+    curves = [(ThresholdCurve(), BackgroundCurve()) for _ in datasets]
+    for dataset, (masks, rejection) in zip(datasets, curves, strict=True):
         names, folder = dataset.names(), photos.patch_token_folder(dataset, predictor)
         for photo in photos.of(dataset):
             if isinstance(photo, str) or not bool((photo.target >= 0).any()):
@@ -307,19 +280,18 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
             state = encode(predictor, photo, folder)
             result = ask(predictor, [names[number] for number in question.names], state, background=None)
             wanted = question.truth == torch.arange(len(question.names))[:, None, None]
-            masks[dataset.name].update(torch.logit(torch.from_numpy(result.scores)), wanted, question.valid)
+            masks.update(torch.logit(torch.from_numpy(result.scores)), wanted, question.valid)
             labels, scores = map(torch.from_numpy, result.best_at(result.size))
             values = (torch.logit(scores), labels, question.truth)
-            rejection[dataset.name].update(*(value[question.valid] for value in values), present=question.present)
-    all_masks, all_rejection = ({name: kind() for name in masks} for kind in (ThresholdCurve, BackgroundCurve))
-    for some_masks, some_rejection in gather_object([(masks, rejection)]):
-        for name, curve in some_masks.items():
-            all_masks[name].merge(curve)
-            all_rejection[name].merge(some_rejection[name])
-    if not any(map(len, all_masks.values())):
+            rejection.update(*(value[question.valid] for value in values), present=question.present)
+    total, *others = gather_object([curves])
+    for part in others:
+        for own, more in zip(chain(*total), chain(*part), strict=True):
+            own.merge(more)
+    all_masks, all_rejection = zip(*total, strict=True)
+    if not any(map(len, all_masks)):
         raise DataError("There is nothing to calibrate on: not one photo can be read and has a labelled pixel.")
-    scale, bias = fit_calibration(list(all_masks.values()))
-    edge = best_threshold(list(all_rejection.values()))
-    threshold = float(torch.sigmoid(torch.tensor(scale * edge + bias)))
+    scale, bias = metrics.fit_calibration(all_masks)
+    threshold = float(torch.sigmoid(torch.tensor(scale * metrics.best_threshold(all_rejection) + bias)))
     predictor.calibration = Calibration(scale, bias, threshold)
     return predictor.calibration

@@ -39,11 +39,13 @@ from ldvc.config import DECODERS
 from ldvc.errors import LdvcError
 from train import job_plan, jobs
 from train.config import CONFIG_FOLDER, ConfigError, TrainConfig, load_config
-from train.tables import COLUMNS, quoted_note, quoted_rows, show, table, write_csv, write_json
+from train.files import write_json
+from train.tables import COLUMNS, quoted_note, quoted_rows, show, table, write_csv
 
 logger = logging.getLogger("experiment")
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = "clip"
+SETTINGS = "settings.json"  # in the folder of a run, see `settings_of`
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,6 @@ class Run:
         """The file with the results of the run; it exists if the run is finished."""
         return self.folder / "evaluation.json"
 
-    @property
-    def settings_file(self) -> Path:
-        """The file with the settings of the run, see `settings_of`."""
-        return self.folder / "settings.json"
-
 
 def plan(
     root: Path,
@@ -81,18 +78,11 @@ def plan(
         runs += [Run(name, name, seed, tuple(changes), root / name / f"seed{seed}") for name in decoders]
     for seed in ablation_seeds:
         for name, own in ablations.items():
-            decoder = [change.removeprefix("decoder=") for change in own if change.startswith("decoder=")]
-            rest = [change for change in own if not change.startswith("decoder=")]
+            decoder = next((each.removeprefix("decoder=") for each in own if each.startswith("decoder=")), "ldvc")
+            rest = [each for each in own if not each.startswith("decoder=")]
             folder = root / "ablations" / name / f"seed{seed}"
-            runs.append(Run(f"ldvc, {name}", decoder[-1] if decoder else "ldvc", seed, (*changes, *rest), folder))
+            runs.append(Run(f"ldvc, {name}", decoder, seed, (*changes, *rest), folder))
     return runs
-
-
-def launch(processes: int) -> list[str]:
-    """The command that starts a script in this many processes."""
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
 def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
@@ -105,9 +95,8 @@ def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 def require_same(run: Run, options: argparse.Namespace) -> None:
     """Raises ConfigError if a run in the output folder was made with other settings."""
-    if not run.settings_file.is_file():
-        return
-    found, wanted = json.loads(run.settings_file.read_text(encoding="utf-8")), settings_of(run, options)
+    file, wanted = run.folder / SETTINGS, settings_of(run, options)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else wanted
     others = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if others:
         raise ConfigError(
@@ -117,26 +106,22 @@ def require_same(run: Run, options: argparse.Namespace) -> None:
 
 def commands_of(run: Run, options: argparse.Namespace) -> list[list[str]]:
     """The commands that finish a run: the training, unless it is finished, and the evaluation."""
-    shared, commands = ["--data", options.data], []
-    if run.decoder != CLIP and not (run.folder / "config.json").is_file():  # the last file that a training writes
-        train = [*launch(options.processes), str(ROOT / "train" / "train.py"), "--config", options.config]
-        train += ["--decoder", run.decoder, "--seed", str(run.seed), *shared, "--cache_dir", options.cache_dir]
-        train += ["--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
-        if options.clip:
-            train += ["--clip", options.clip]
-        if run.changes:
-            train += ["--set", *run.changes]
-        commands.append(train)
-    evaluate = [*launch(options.processes), str(ROOT / "train" / "evaluate.py"), *shared, "--sets", *options.sets]
+    start = [sys.executable]
+    if options.processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.processes)]
+    train = [*start, str(ROOT / "train" / "train.py"), "--config", options.config, "--data", options.data]
+    train += ["--decoder", run.decoder, "--seed", str(run.seed), "--cache_dir", options.cache_dir]
+    train += ["--output_dir", str(run.folder), "--resume_from_checkpoint", "latest"]
+    train += ["--clip", options.clip] if options.clip else []
+    train += ["--set", *run.changes] if run.changes else []
+    evaluate = [*start, str(ROOT / "train" / "evaluate.py"), "--data", options.data, "--sets", *options.sets]
     evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
-    if options.keep_patch_tokens:
-        evaluate += ["--cache_dir", options.cache_dir]
+    evaluate += ["--cache_dir", options.cache_dir] if options.keep_patch_tokens else []
     if run.decoder == CLIP:
-        evaluate += ["--plain_clip", options.towers, *options.shown]
-    else:
-        evaluate += ["--checkpoint", str(run.folder)]
-    commands.append(evaluate)
-    return commands
+        return [[*evaluate, "--plain_clip", options.towers, *options.shown]]
+    evaluate += ["--checkpoint", str(run.folder)]
+    trained = (run.folder / "config.json").is_file()  # the last file that a training writes
+    return [evaluate] if trained else [train, evaluate]
 
 
 def finish(run: Run, options: argparse.Namespace) -> None:
@@ -152,7 +137,7 @@ def finish(run: Run, options: argparse.Namespace) -> None:
         except BlockingIOError:
             logger.info("%s, seed %d: another process is working on it", run.line, run.seed)
             return
-        write_json(run.settings_file, settings_of(run, options))
+        write_json(run.folder / SETTINGS, settings_of(run, options))
         logger.info("%s, seed %d: started; output in %s", run.line, run.seed, output.name)
         for words in commands_of(run, options):
             done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
@@ -175,36 +160,29 @@ def summarize(results: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
         "seeds": line -> seeds; "sets": set -> line -> measure -> {"values", "mean", "spread"}; "benchmarks": set -> published
         benchmark or None.
     """
-    lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    content: dict[str, Any] = {"seeds": {}, "sets": {}, "benchmarks": {}}
     for run, result in results:
-        lines.setdefault(run.line, []).append((run.seed, result["sets"]))
-    content: dict[str, Any] = {"seeds": {line: [seed for seed, _ in found] for line, found in lines.items()}}
-    content |= {"sets": {}, "benchmarks": {}}
-    for line, found in lines.items():
-        for name, facts in found[0][1].items():
+        content["seeds"].setdefault(run.line, []).append(run.seed)
+        for name, facts in result["sets"].items():
             content["benchmarks"][name] = facts["benchmark"]
-            measures = content["sets"].setdefault(name, {})[line] = {}
+            measures = content["sets"].setdefault(name, {}).setdefault(run.line, {})
             for measure in COLUMNS:
-                values = [sets[name][measure] for _, sets in found if sets[name][measure] is not None]
-                measures[measure] = {
-                    "values": values,
-                    "mean": mean(values) if values else None,
-                    "spread": stdev(values) if len(values) > 1 else None,
-                }
+                values = measures.get(measure, {"values": []})["values"]
+                values += [] if facts[measure] is None else [facts[measure]]
+                average, spread = mean(values) if values else None, stdev(values) if len(values) > 1 else None
+                measures[measure] = {"values": values, "mean": average, "spread": spread}
     return content
 
 
 def markdown(content: dict[str, Any], about: str) -> str:
     """One table per data set: mean ± sample standard deviation over seeds."""
     text = [about, ""]
+
+    def cell(measure: dict[str, Any]) -> str:
+        return show(measure["mean"]) + ("" if measure["spread"] is None else f" ± {measure['spread']:.3f}")
+
     for name, lines in content["sets"].items():
-        rows = []
-        for line, measures in lines.items():
-            row = [line, str(len(content["seeds"][line]))]
-            for measure in COLUMNS:
-                spread = measures[measure]["spread"]
-                row.append(show(measures[measure]["mean"]) + ("" if spread is None else f" ± {spread:.3f}"))
-            rows.append(row)
+        rows = [[line, str(len(content["seeds"][line])), *map(cell, measures.values())] for line, measures in lines.items()]
         benchmark = content["benchmarks"][name]
         rows += quoted_rows(benchmark, list(COLUMNS))
         text += [f"### {name} val", "", *table(["decoder", "seeds", *COLUMNS.values()], rows), *quoted_note(benchmark), ""]
@@ -214,12 +192,9 @@ def markdown(content: dict[str, Any], about: str) -> str:
 def read_ablations(wanted: Sequence[str]) -> dict[str, list[str]]:
     """Ablations of train/configs/lite_ablations.yaml: name -> changes of the configuration; ConfigError for an unknown name."""
     known = yaml.safe_load((CONFIG_FOLDER / "lite_ablations.yaml").read_text(encoding="utf-8"))
-    if "all" in wanted:
-        return known
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"There is no ablation '{name}'. Known ones: {', '.join(known)}, or all.")
-    return {name: known[name] for name in wanted}
+    if unknown := [name for name in wanted if name not in (*known, "all")]:
+        raise ConfigError(f"There is no ablation '{unknown[0]}'. Known ones: {', '.join(known)}, or all.")
+    return known if "all" in wanted else {name: known[name] for name in wanted}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

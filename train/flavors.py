@@ -30,12 +30,7 @@ _TABLE = {
     "A10G": {"a10g-small": (1, 1.00), "a10g-large": (1, 1.50), "a10g-largex2": (2, 3.00), "a10g-largex4": (4, 5.00)},
     "A100": {"a100-large": (1, 2.50), "a100x4": (4, 10.00), "a100x8": (8, 20.00)},
     "H200": {"h200": (1, 5.00), "h200x2": (2, 10.00), "h200x4": (4, 20.00), "h200x8": (8, 40.00)},
-    "RTX PRO 6000": {
-        "rtx-pro-6000": (1, 2.75),
-        "rtx-pro-6000x2": (2, 5.50),
-        "rtx-pro-6000x4": (4, 11.00),
-        "rtx-pro-6000x8": (8, 22.00),
-    },
+    "RTX PRO 6000": {"rtx-pro-6000": (1, 2.75)} | {f"rtx-pro-6000x{n}": (n, n * 2.75) for n in (2, 4, 8)},
 }
 FLAVORS = {name: Flavor(n, gpu, price) for gpu, rows in _TABLE.items() for name, (n, price) in rows.items()}
 """The GPU flavors as https://huggingface.co/docs/hub/jobs-pricing listed them on `PRICES_READ`."""
@@ -56,15 +51,11 @@ def hours_of(timeout: str) -> float:
     return float(timeout[:-1]) * {"s": 1 / 3600, "m": 1 / 60, "h": 1, "d": 24}[timeout[-1]]
 
 
-def estimate(
-    flavor: Flavor, sets: Sequence[str], steps: int, photos: int, seconds_per_step: float | None
-) -> tuple[str, str]:
+def estimate(flavor: Flavor, sets: Sequence[str], steps: int, photos: int, seconds_per_step: float | None) -> tuple[str, str]:
     """How long trainings on data sets take: one sentence with hours, costs and their basis, and a timeout that is long enough.
 
     Args:
-        steps: of all trainings together.
-        photos: of one step.
-        seconds_per_step: as somebody measured it on this flavor.
+        steps: of all trainings together. photos: of one step. seconds_per_step: as somebody measured it on this flavor.
     """
     basis = f"{steps:,} steps"
     if seconds_per_step:
@@ -74,13 +65,12 @@ def estimate(
         reference, hours = TRAINING_HOURS[sets[0]]
         middle = 4 * hours * steps / reference * photos / 16 / flavor.gpus / SPEEDS[flavor.gpu]
         low, high = middle / _FACTOR, middle * _FACTOR
-        basis += (
-            f"; Cascade-CLIP publishes {hours:g} hours on four RTX 3090 for {reference:,}, and one {flavor.gpu} is assumed to "
-            f"be {SPEEDS[flavor.gpu]:g} times as fast"
-        )
+        basis += f"; Cascade-CLIP publishes {hours:g} hours on four RTX 3090 for {reference:,}, and one {flavor.gpu} is assumed"
+        basis += f" to be {SPEEDS[flavor.gpu]:g} times as fast"
     else:
         return f"none: no time is published for {basis} on {', '.join(sets)}; give --seconds_per_step", f"{WITHOUT_ESTIMATE}h"
-    span = f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
-    cost = f"{low * flavor.price:.2f}" if low == high else f"{low * flavor.price:.2f} to {high * flavor.price:.2f}"
+    span, cost = f"{low:.1f}", f"{low * flavor.price:.2f}"
+    if low < high:
+        span, cost = f"{span} to {high:.1f}", f"{cost} to {high * flavor.price:.2f}"
     text = f"{span} hours of training, {cost} USD ({basis}); installation, data and evaluation come on top"
     return text, f"{math.ceil(2 * high) + 3}h"

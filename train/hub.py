@@ -18,8 +18,8 @@ tags: [open-vocabulary-segmentation, clip]
 
 # {name}
 
-Prompts, text adapter and the decoder `{decoder}` for the frozen CLIP `{clip}`, which is not stored here. Trained for {steps}
-steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
+Prompts, text adapter and the decoder `{config.model.decoder}` for the frozen CLIP `{config.model.clip}`, which is not stored
+here. Trained for {config.max_train_steps} steps on {sets}; held-out classes: {unseen}. `train.json` is the whole configuration.
 
 ```python
 from ldvc import Predictor
@@ -57,19 +57,11 @@ def push(folder: Path, repository: str, config: TrainConfig) -> str:
     """Uploads the finished checkpoint and returns its address; HubError if that fails."""
     card = folder / "README.md"
     if not card.exists():
-        text = _CARD.format(
-            name=repository,
-            decoder=config.model.decoder,
-            clip=config.model.clip,
-            steps=config.max_train_steps,
-            sets=", ".join(config.sets),
-            unseen=config.unseen or "none",
-        )
+        text = _CARD.format(name=repository, config=config, sets=", ".join(config.sets), unseen=config.unseen or "none")
         card.write_text(text, encoding="utf-8")
     try:
-        message = f"Step {config.max_train_steps}"
-        upload = HfApi().upload_folder
-        return str(upload(repo_id=repository, folder_path=folder, ignore_patterns=NOT_UPLOADED, commit_message=message))
+        options = {"ignore_patterns": NOT_UPLOADED, "commit_message": f"Step {config.max_train_steps}"}
+        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, **options))
     except Exception as error:
         raise HubError(
             f"The upload to {repository} failed: {first_line(error)}. The checkpoint in {folder} is complete; run the same "

@@ -7,8 +7,6 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from ldvc.bundled import ASSETS
 from ldvc.errors import LdvcError
 from train.config import TrainConfig
 from train.data.benchmarks import NAMES
+from train.files import project_files, real_files
 from train.flavors import Flavor, estimate, hours_of
 from train.hub import NOT_UPLOADED
 
@@ -28,7 +27,7 @@ MOUNT = "/bucket"
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CODE = ("ldvc", "train", "recipes/lite", "pyproject.toml", "requirements.lock")
-CODE_KINDS = {".py", ".json", ".yaml", ".txt", ".toml", ".lock"}
+CODE_KINDS = (".py", ".json", ".yaml", ".txt", ".toml", ".lock")
 PAGE_AND_RECIPE = re.compile(r"ldvc/web/|recipes/.*\.py$")  # of the recipe, training needs the lists of words alone
 
 
@@ -79,13 +78,11 @@ def experiment(config: TrainConfig, options: Mapping[str, Any], defaults: Mappin
     def lines(gpus: int, output: str, repository: str) -> list[str]:
         batch = [f"train_batch_size={_photos_of_one_gpu(config, gpus)}"] if gpus > 1 else []
         changes = {"data": "data", "output_dir": output, "processes": gpus, "set": [*flags["set"], *batch]}
-        found = [f"{_mirrored(output)} python train/experiment.py {_words(flags, defaults, changes)}"]
         exclude = [word for pattern in NOT_UPLOADED for word in ("--exclude", pattern)]
-        for decoder in flags["decoders"]:
-            folder = f"{output}/{decoder}/seed{flags['seeds'][0]}"
-            found.append(shlex.join(["hf", "upload", repository, folder, decoder, *exclude]))
-        found.append(shlex.join(["hf", "upload", repository, output, ".", "--include", "results.*"]))
-        return found
+        uploads = [[f"{output}/{each}/seed{flags['seeds'][0]}", each, *exclude] for each in flags["decoders"]]
+        uploads.append([output, ".", "--include", "results.*"])
+        found = [f"{_mirrored(output)} python train/experiment.py {_words(flags, defaults, changes)}"]
+        return found + [shlex.join(["hf", "upload", repository, *words]) for words in uploads]
 
     sets_in_all = list(dict.fromkeys([*config.sets, *flags["sets"]]))
     named = [flags["config"], *filter(None, [flags["clip"]])]
@@ -110,9 +107,6 @@ def _photos_of_one_gpu(config: TrainConfig, gpus: int) -> int:
 
 def _mirrored(folder: str) -> str:
     return f"python -m train.mirror {shlex.join([folder, f'{MOUNT}/{folder}'])} --"
-
-
-# ---- the plan -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,10 +191,8 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
     steps = config.max_train_steps * work.trainings
     expected, timeout = estimate(machine, list(config.sets), steps, photos, job.seconds_per_step)
     files = staged_files(_named_files(work))
-    digest = hashlib.sha256()
-    for name in files:
-        digest.update(f"{name}\0".encode() + (ROOT / name).read_bytes())
-    code = f"code/{digest.hexdigest()[:12]}"
+    content = b"".join(f"{name}\0".encode() + (ROOT / name).read_bytes() for name in files)
+    code = f"code/{hashlib.sha256(content).hexdigest()[:12]}"
     own = {name: Path(work.data) / name for name in work.sets if name not in NAMES}
     for name, folder in own.items():
         if not folder.is_dir():
@@ -222,23 +214,10 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
 
 
 def staged_files(named: Iterable[Path] = (), root: Path = ROOT) -> list[str]:
-    """The files that a job gets, as sorted paths below `root`: the code, without the page and without what git ignores.
-
-    Args:
-        named: further files and folders below `root`.
-    """
-    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *CODE]
-    listed = subprocess.run(command, capture_output=True, encoding="utf-8") if shutil.which("git") else None
-    if listed and listed.returncode == 0:
-        paths = [root / name for name in listed.stdout.split("\0") if name]
-    else:  # a downloaded archive
-        paths = [path for name in CODE for path in (root / name, *(root / name).rglob("*"))]
-    names = {path.relative_to(root).as_posix() for path in paths if path.suffix in CODE_KINDS}
-    names = {name for name in names if not PAGE_AND_RECIPE.match(name)}
-    names |= {path.relative_to(root).as_posix() for place in named for path in (place, *place.rglob("*"))}
-    hidden = re.compile(r"(^|/)(\.|__pycache__|checkpoint-)")
-    real = (name for name in names if (root / name).is_file() and (root / name).resolve() == root.resolve() / name)
-    return sorted(name for name in real if not hidden.search(name))
+    """The files that a job gets, as sorted paths below `root`: the code without the page, and the `named` files and folders."""
+    names = {name for name in project_files(root, *CODE) if name.endswith(CODE_KINDS) and not PAGE_AND_RECIPE.match(name)}
+    names |= real_files(root, (path.relative_to(root).as_posix() for place in named for path in (place, *place.rglob("*"))))
+    return sorted(name for name in names if not re.search(r"(^|/)(\.|__pycache__|checkpoint-)", name))
 
 
 def _named_files(work: Work) -> list[Path]:

@@ -164,17 +164,12 @@ def one_sentence(task: str) -> Iterator[None]:
         raise JobError(f"{task} failed: {reason}; check the network and run the same command again.") from None
 
 
-def fetch_archives(benchmark: str, folder: str) -> None:
-    """Downloads the archives of a benchmark (inside the job)."""
+if __name__ == "__main__":  # inside the job: python -m train.jobs voc2012 archives/voc2012
     from train.data.download import fetch
     from train.prepare import STEPS
 
-    for step in STEPS[benchmark]:
-        fetch(step.archive, Path(folder))
-
-
-if __name__ == "__main__":  # python -m train.jobs voc2012 archives/voc2012
     try:
-        fetch_archives(*sys.argv[1:])
+        for step in STEPS[sys.argv[1]]:
+            fetch(step.archive, Path(sys.argv[2]))
     except LdvcError as failure:
         sys.exit(f"error: {failure}")

@@ -73,9 +73,7 @@ def focal_sum(logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float = 
     """Weighted sum of the sigmoid focal loss (Lin et al., "Focal Loss for Dense Object Detection", 2017, equation 5).
 
     Args:
-        logits: (P, H, W) float32.
-        target: (P, H, W) bool.
-        weight: (P, H, W) or broadcastable over the last two axes, float32; no gradient.
+        logits: (P, H, W) float32. target: (P, H, W) bool. weight: (P, H, W) float32, without gradient.
         alpha: weight of positives; negatives have 1 - alpha.
         gamma: exponent of the probability of being wrong.
     """
@@ -157,9 +155,7 @@ def mask_loss(
     if pairs.shape[-2:] != size:
         pairs = F.interpolate(pairs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]  # (P, H, W)
     target = labels[photo] == name[:, None, None]  # (P, H, W)
-    valid = labels != HELD_OUT  # (B, H, W)
-    if not void_is_negative:
-        valid = valid & (labels != VOID)
+    valid = (labels != HELD_OUT) & ((labels != VOID) | void_is_negative)  # (B, H, W)
     pixels = valid.flatten(1).sum(dim=1).float()  # (B,)
     present = target.flatten(1).any(dim=1)  # (P,)
     masks = processes.share(present.sum(), at_least=processes.count if normalise == "masks" else 1)
@@ -175,9 +171,7 @@ def mask_loss(
     return MaskLoss(focal=focal, dice=dice)
 
 
-def attention_loss(
-    mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, processes: Processes = ONE_PROCESS
-) -> Tensor:
+def attention_loss(mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, processes: Processes = ONE_PROCESS) -> Tensor:
     """Cross-entropy of the attention to names, the softmax over names of the mask logits; in nats per pixel.
 
         -log A_y                          where the pixel carries the name y

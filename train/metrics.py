@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from scipy import ndimage
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 SMALLEST_FRAGMENT = 64  # pixels
@@ -52,9 +51,7 @@ class ConfusionMatrix:
 
 def mean_iou(iou: Tensor, classes: Sequence[bool] | None = None) -> float:
     """Mean of the IoUs that are not NaN, over all classes or those marked True; NaN if there are none."""
-    if classes is not None:
-        iou = iou[torch.tensor(classes, dtype=torch.bool)]
-    return float(torch.nanmean(iou)) if iou.numel() else float("nan")
+    return float(torch.nanmean(iou if classes is None else iou[torch.tensor(classes, dtype=torch.bool)]))
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:
@@ -79,29 +76,25 @@ class Means:
     """Running means of named values. NaN is left out."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._totals: dict[str, np.ndarray] = {}  # sum and count
 
     def add(self, name: str, values: float | np.ndarray) -> None:
         """Add one value or an array of values."""
         values = np.asarray(values, dtype=np.float64)
-        valid = ~np.isnan(values)
-        self._sums[name] = self._sums.get(name, 0.0) + float(values[valid].sum())
-        self._counts[name] = self._counts.get(name, 0) + int(valid.sum())
+        self._totals[name] = self._totals.get(name, 0) + np.array([np.nansum(values), np.sum(~np.isnan(values))])
 
     def merge(self, other: Means) -> None:
         """Add the values of other photos."""
-        for name, total in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
+        for name, total in other._totals.items():
+            self._totals[name] = self._totals.get(name, 0) + total
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sums)
+        return iter(self._totals)
 
     def __getitem__(self, name: str) -> float:
         """The mean; NaN without values."""
-        count = self._counts.get(name, 0)
-        return self._sums[name] / count if count else math.nan
+        total, count = self._totals.get(name, (0, 0))
+        return float(total / count) if count else math.nan
 
 
 # ---- one mask, one map --------------------------------------------------------------------------------------------------
@@ -123,6 +116,8 @@ def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
         values: (N,) float, without void pixels.
         inside: (N,) bool, the pixels of the class.
     """
+    from sklearn.metrics import average_precision_score  # slow to import, and few commands need it
+
     return float(average_precision_score(inside, values)) if 0 < inside.sum() < inside.size else math.nan
 
 
@@ -192,13 +187,11 @@ class BackgroundCurve(_Curve):
     parts = ("right",)  # correct pixels with the threshold at each bin's lower edge
 
     def update(self, best: Tensor, labels: Tensor, truth: Tensor, *, present: int) -> None:
-        """Add the pixels of a photo, without void pixels.
+        """Add the N pixels of a photo that are not void; names 0 .. present - 1 are the classes of the photo.
 
         Args:
-            best: (N,) float, the highest logit.
-            labels: (N,) int, the name of this logit.
+            best: (N,) float, the highest logit. labels: (N,) int, its name.
             truth: (N,) int, the true name, or -1 for none of the names.
-            present: names 0 .. present - 1 are the classes of the photo.
         """
         place = self._bins_of(best)
 
@@ -231,13 +224,7 @@ class ThresholdCurve(_Curve):
     parts = ("inside", "outside")  # sums over pairs of the share of the pixels that lie in the bin, by the truth
 
     def update(self, logits: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Add the masks of a photo.
-
-        Args:
-            logits: (P, H, W) float, one mask per name.
-            truth: (P, H, W) bool.
-            valid: (H, W) bool; False at void pixels.
-        """
+        """Add the P masks of a photo: logits (P, H, W), true masks (P, H, W), and `valid` (H, W), False at void pixels."""
         pairs = logits.shape[0]
         key = (torch.arange(pairs, device=logits.device)[:, None, None] * 2 + truth.long()) * self.bins + self._bins_of(logits)
         counts = torch.bincount(key[:, valid].flatten(), minlength=pairs * 2 * self.bins).view(pairs, 2, self.bins)
@@ -265,6 +252,5 @@ def fit_calibration(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
     mean = sum(curve.mean_iou() for curve in filled) / len(filled)
     threshold = float(filled[0].edges[int(mean.argmax())])
     scales = np.geomspace(0.1, 4.0, 60)
-    losses = [sum(curve.log_loss(scale, -scale * threshold) for curve in filled) for scale in scales]
-    scale = float(scales[int(np.argmin(losses))])
+    scale = float(min(scales, key=lambda scale: sum(curve.log_loss(scale, -scale * threshold) for curve in filled)))
     return scale, -scale * threshold

@@ -61,15 +61,14 @@ def run(source: Path, target: Path, command: Sequence[str]) -> int:
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(INTERVAL)
-        finished = process.returncode is not None  # before the update, which then sees everything
+        status, failed = process.returncode, False  # before the update, which then sees everything
         try:
             copy_changes(source, target, copied)
         except OSError as error:
             print(f"{source} was not copied to {target}: {error}", file=sys.stderr, flush=True)
-            if finished:
-                return process.returncode or 1
-        if finished:
-            return process.returncode
+            failed = True
+        if status is not None:
+            return status or int(failed)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,9 @@ class Objective(nn.Module):
         self.word_count = len(vocabulary.words)  # the tokens of distillation names follow
         tokens = model.text_tower.tokenize([*vocabulary.words, *distillation_names])
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("frozen_embeddings", self._frozen_embeddings(tokens), persistent=False)
-
-    @torch.no_grad()
-    def _frozen_embeddings(self, tokens: Tensor, batch: int = 256) -> Tensor:
-        return torch.cat([self.model.text_tower(part, prompted=False).float() for part in tokens.split(batch)])
+        with torch.no_grad():
+            frozen = torch.cat([model.text_tower(part, prompted=False).float() for part in tokens.split(256)])
+        self.register_buffer("frozen_embeddings", frozen, persistent=False)
 
     def forward(
         self, batch: dict[str, Tensor], names: Tensor, distilled: Tensor, words: Tensor | None = None
@@ -81,28 +79,19 @@ class Objective(nn.Module):
         mask_logits = all_logits[:, : len(names)]
 
         labels, annotated = self._targets(batch, names, words, mask_logits)
-        masks = mask_loss(
-            mask_logits,
-            labels,
-            annotated,
-            alpha=config.focal_alpha,
-            gamma=config.focal_gamma,
-            void_is_negative=config.ignore_as_negative,
-            normalise=config.focal_normalise,
-            processes=self.processes,
-        )
+        options = {"alpha": config.focal_alpha, "gamma": config.focal_gamma, "normalise": config.focal_normalise}
+        options |= {"void_is_negative": config.ignore_as_negative, "processes": self.processes}
+        masks = mask_loss(mask_logits, labels, annotated, **options)
         parts = {"focal": config.focal_weight * masks.focal, "dice": config.dice_weight * masks.dice}
         if config.attention_weight:
             attention = attention_loss(mask_logits, labels, annotated, processes=self.processes)
             parts["attention"] = config.attention_weight * attention
         if config.distill_unannotated_weight or (config.distill_weight and len(distilled)):
             with torch.no_grad():
-                features = batch.get("features")
+                features, clip = batch.get("features"), self.model.clip
                 if features is None:
                     features = self.model.image_tower(patch_tokens=patch_tokens, prompted=False).patch_features
-                reference = similarity_logits(
-                    features, self.frozen_embeddings[tokens], scale=self.model.clip.scale, bias=self.model.clip.bias
-                )
+                reference = similarity_logits(features, self.frozen_embeddings[tokens], scale=clip.scale, bias=clip.bias)
                 reference = rearrange(reference, "b c (h w) -> b c h w", h=all_logits.shape[-2])
             unannotated = (~annotated).float()  # (B, C)
             weights = config.distill_unannotated_weight * unannotated / self.processes.share(unannotated.sum())
@@ -113,9 +102,7 @@ class Objective(nn.Module):
         loss = sum(parts.values())
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
-    def _targets(
-        self, batch: dict[str, Tensor], names: Tensor, words: Tensor | None, mask_logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _targets(self, batch: dict[str, Tensor], names: Tensor, words: Tensor | None, mask_logits: Tensor) -> tuple:
         """Labels (B, H, W) as places in `names`, and (B, C) bool: whether the mask of a photo decides about a name."""
         unseen = self.unseen.to(names.device)[names]  # (C,)
         self_training = bool(unseen.any())
@@ -147,12 +134,9 @@ def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
             prompt = name.startswith(("image_tower", "text_tower"))
             matrix = parameter.ndim > 1 and "gate" not in name.rsplit(".", 1)[-1]
             groups.setdefault((prompt, matrix or model.config.parts.vectors_decay), []).append(parameter)
+    peaks = {True: config.learning_rate * config.prompt_multiplier, False: config.learning_rate * config.head_multiplier}
     return [
-        {
-            "params": parameters,
-            "peak": config.learning_rate * (config.prompt_multiplier if prompt else config.head_multiplier),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
+        {"params": parameters, "peak": peaks[prompt], "weight_decay": config.weight_decay if decays else 0.0}
         for (prompt, decays), parameters in groups.items()
     ]
 

@@ -30,11 +30,19 @@ from train.data.download import Archive, DamagedArchiveError, fetch, is_url, unp
 
 GB = 10**9
 
+# Sizes are rounded. Checksums of VOC and SBD are torchvision's, that of PASCAL Context is PyTorch-Encoding's.
 _VOC_HOST = "https://thor.robots.ox.ac.uk/pascal/VOC"
 _SBD_HOST = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
-_COCO_HOST = "http://images.cocodataset.org/zips"
 _STUFF_HOST = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
 _CONTEXT_URL = "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
+_CONTEXT_MIRROR = f"https://web.archive.org/web/20251122105902id_/{_CONTEXT_URL}"
+VOC2012 = Archive(f"{_VOC_HOST}/voc2012/VOCtrainval_11-May-2012.tar", 2.0, "md5:6cd6e144f989b92b3379bac3b3de84fd")
+VOC2010 = Archive(f"{_VOC_HOST}/voc2010/VOCtrainval_03-May-2010.tar", 1.3, "md5:da459979d0c395079b5c75ee67908abb")
+SBD = Archive(f"{_SBD_HOST}/benchmark.tgz", 1.4, "md5:82b4d87ceb2ed10f6038a1cba92111cb")
+COCO_TRAIN = Archive("http://images.cocodataset.org/zips/train2017.zip", 19.3)
+COCO_VAL = Archive("http://images.cocodataset.org/zips/val2017.zip", 0.8)
+COCO_STUFF = Archive(f"{_STUFF_HOST}/stuffthingmaps_trainval2017.zip", 0.7)
+CONTEXT_JSON = Archive(_CONTEXT_URL, 0.6, "sha1:169325d9f7e9047537fedca7b04de4dddf10b881", mirror=_CONTEXT_MIRROR)
 
 
 @dataclass(frozen=True)
@@ -56,44 +64,30 @@ def _unpacking(archive: Archive, disk: float, parts: dict[str, Path]) -> Step:
     return Step(archive, disk, tuple(parts.values()), lambda path, out, data: unpack(path, out, parts))
 
 
-# Sizes are rounded. Checksums of VOC and SBD are torchvision's, that of PASCAL Context is PyTorch-Encoding's.
 STEPS: dict[str, tuple[Step, ...]] = {
     "voc2012": (
-        _unpacking(
-            Archive(f"{_VOC_HOST}/voc2012/VOCtrainval_11-May-2012.tar", 2.0, "md5:6cd6e144f989b92b3379bac3b3de84fd"),
-            2.0,
-            {str(path): path for path in (VOC / "JPEGImages", VOC / "SegmentationClass", VOC_LISTS)},
-        ),
+        _unpacking(VOC2012, 2.0, {str(path): path for path in (VOC / "JPEGImages", VOC / "SegmentationClass", VOC_LISTS)}),
         Step(
-            Archive(f"{_SBD_HOST}/benchmark.tgz", 1.4, "md5:82b4d87ceb2ed10f6038a1cba92111cb"),
+            SBD,
             0.1,
             (VOC / "SegmentationClassAug", VOC_LISTS / "aug.txt", VOC_LISTS / "trainaug.txt"),
             lambda path, out, data: convert_sbd(path, out, data / VOC_LISTS),
         ),
     ),
     "coco_stuff164k": (
-        _unpacking(Archive(f"{_COCO_HOST}/train2017.zip", 19.3), 19.5, {"train2017": COCO / "images/train2017"}),
-        _unpacking(Archive(f"{_COCO_HOST}/val2017.zip", 0.8), 0.9, {"val2017": COCO / "images/val2017"}),
+        _unpacking(COCO_TRAIN, 19.5, {"train2017": COCO / "images/train2017"}),
+        _unpacking(COCO_VAL, 0.9, {"val2017": COCO / "images/val2017"}),
         Step(
-            Archive(f"{_STUFF_HOST}/stuffthingmaps_trainval2017.zip", 0.7),
+            COCO_STUFF,
             1.0,
             (COCO / "annotations/train2017", COCO / "annotations/val2017"),
             lambda path, out, data: convert_coco_stuff(path, out),
         ),
     ),
     "pascal_context59": (
-        _unpacking(
-            Archive(f"{_VOC_HOST}/voc2010/VOCtrainval_03-May-2010.tar", 1.3, "md5:da459979d0c395079b5c75ee67908abb"),
-            1.3,
-            {str(CONTEXT / "JPEGImages"): CONTEXT / "JPEGImages"},
-        ),
+        _unpacking(VOC2010, 1.3, {str(CONTEXT / "JPEGImages"): CONTEXT / "JPEGImages"}),
         Step(
-            Archive(
-                _CONTEXT_URL,
-                0.6,
-                "sha1:169325d9f7e9047537fedca7b04de4dddf10b881",
-                mirror=f"https://web.archive.org/web/20251122105902id_/{_CONTEXT_URL}",
-            ),
+            CONTEXT_JSON,
             0.2,
             (CONTEXT / "SegmentationClassContext", CONTEXT / "ImageSets/SegmentationContext"),
             lambda path, out, data: convert_context(path, out),
@@ -105,20 +99,15 @@ PHOTOS = {"voc2012": (10_582, 1_449), "coco_stuff164k": (118_287, 5_000), "pasca
 """Photos of train and val."""
 
 
-# ---- the command --------------------------------------------------------------------------------------------------------
-
-
 def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
     """Prints what will be downloaded and written; DataError if the disk is too small."""
-    local = source is not None and not is_url(source)
     print(f"{NAMES[name].title}\n{'':34}{'download':>10}{'on disk':>10}")
     made = most = 0.0
     for step in STEPS[name]:
-        download = 0.0 if local else step.archive.size
-        if not step.is_done(data):  # the archive is removed after its step
-            most = max(most, made + step.disk + download)
-            made += step.disk
-        size = "done" if step.is_done(data) else f"{download:.1f} GB"
+        size = "done"
+        if not step.is_done(data):
+            download = step.archive.size if source is None or is_url(source) else 0.0  # removed after its step
+            size, most, made = f"{download:.1f} GB", max(most, made + step.disk + download), made + step.disk
         print(f"{step.archive.name:34}{size:>10}{step.disk:>7.1f} GB")
     needed = most - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / GB
     free = shutil.disk_usage(data).free / GB
@@ -167,8 +156,7 @@ def check(name: str, data: Path) -> None:
                 "remove the folder and run the command again."
             )
         files = [path for stem in dataset.stems for path in (dataset.photo_path(stem), dataset.mask_path(stem))]
-        missing = [path for path in files if not path.is_file()]
-        if missing:
+        if missing := [path for path in files if not path.is_file()]:
             raise DataError(
                 f"{missing[0]} is missing, the first of {len(missing)}; "
                 f"remove the folder {missing[0].parent} and run the command again."
@@ -202,10 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if work.is_dir() and not any(work.iterdir()):
                 work.rmdir()
         check(options.name, data)
-    except LdvcError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (LdvcError, OSError) as error:
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             sys.exit(f"error: {error}")
         sys.exit(f"error: The disk of {data} is full; free some space and run the command again, which continues from here.")
     except KeyboardInterrupt:

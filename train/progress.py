@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from ldvc.errors import LdvcError
 from train.config import ConfigError, TrainConfig
+from train.files import for_json, written
 
 _ADVICE = (
     ", so training stops. Resume from the last checkpoint with a lower learning rate (--set learning_rate=...), "
@@ -79,31 +79,20 @@ class Progress:
             options = {"tensorboard": {"purge_step": self.first + 1}} if self.first else {}
             project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # a folder for the one, a name for others
             accelerator.init_trackers(project, init_kwargs=options)
-        if self.main:
-            self._cut_history(self.first)
-        self.bar = tqdm(
-            total=config.max_train_steps,
-            initial=self.first,
-            disable=None if self.main else True,  # None: no bar if the output is no terminal; log lines remain
-            unit="step",
-            dynamic_ncols=True,
-        )
+        if self.main and (self.folder / "history.jsonl").is_file():
+            self._cut_history()
+        hidden = None if self.main else True  # None: no bar if the output is no terminal; log lines remain
+        steps = {"total": config.max_train_steps, "initial": self.first, "unit": "step"}
+        self.bar = tqdm(disable=hidden, dynamic_ncols=True, **steps)
 
-    def _cut_history(self, step: int) -> None:
+    def _cut_history(self) -> None:
         """Removes the lines that a killed run wrote after its last checkpoint; those steps are computed again."""
-        path = self.folder / "history.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:  # half a line
-                break
-        temporary = path.with_name("history.jsonl.new")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        kept, path = "", self.folder / "history.jsonl"
+        with suppress(ValueError):  # the last line may be half a line
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                kept += line if json.loads(line)["step"] <= self.first else ""
+        with written(path) as temporary:
+            temporary.write_text(kept, encoding="utf-8")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, as plain numbers."""
@@ -188,21 +177,14 @@ class Progress:
 
     def log_validation(self, results: Mapping[str, Mapping[str, float]], figure: np.ndarray | None) -> None:
         """One line per data set of `results` (set -> measure -> value), and the same for the trackers, with the figure."""
-        finite = {
-            name: {measure: None if math.isnan(value) else value for measure, value in measures.items()}
-            for name, measures in results.items()
-        }
-        for name, measures in finite.items():
-            values = ", ".join(f"{measure} {value:.3f}" for measure, value in measures.items() if value is not None)
+        flat: dict[str, float] = {}
+        for name, measures in results.items():
+            found = {measure: value for measure, value in measures.items() if not math.isnan(value)}
+            values = ", ".join(f"{measure} {value:.3f}" for measure, value in found.items())
             self.log(f"validation at step {self.step}, {name}: {values}")
-        self._record({"step": self.step, "validation": finite})
+            flat |= {f"validation/{name}/{measure}": value for measure, value in found.items()}
+        self._record({"step": self.step, "validation": for_json(results)})
         if self.config.report_to:
-            flat = {
-                f"validation/{name}/{measure}": value
-                for name, measures in finite.items()
-                for measure, value in measures.items()
-                if value is not None
-            }
             self.accelerator.log(flat, step=self.step)
             if self.main and figure is not None and self.config.report_to == "tensorboard":
                 tracker = self.accelerator.get_tracker("tensorboard")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ldvc.class_names import canonical, load_split
 from train.data.reader import file_name
+from train.files import for_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {  # measure -> head of its column
@@ -83,9 +81,8 @@ def quoted_rows(benchmark: str | None, columns: Sequence[str]) -> list[list[str]
 
 def quoted_note(benchmark: str | None) -> list[str]:
     """The paragraph below quoted rows. No lines without a benchmark."""
-    if benchmark is None:
-        return []
-    return ["", f"Lines marked as quoted are published numbers, not run here. {published()['benchmarks'][benchmark]['note']}"]
+    note = "Lines marked as quoted are published numbers, not run here."
+    return [] if benchmark is None else ["", f"{note} {published()['benchmarks'][benchmark]['note']}"]
 
 
 # ---- Markdown -----------------------------------------------------------------------------------------------------------
@@ -114,7 +111,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         sets = [result["sets"][name] for result in own]
         facts = sets[0]
         unseen = {", ".join(each["unseen"]) or "none" for each in sets}
-        listed = "differ between checkpoints, see below" if len(unseen) > 1 else next(iter(unseen))
+        listed = "differ between checkpoints, see below" if len(unseen) > 1 else min(unseen)
         columns = [key for key in COLUMNS if any(exists(each[key]) for each in sets)]
         if unseen == {"none"}:  # then the offset changes nothing
             columns = [key for key in columns if not key.endswith("_offset")]
@@ -123,9 +120,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         offset = f" Offset: {offsets}." if any(key.endswith("_offset") for key in columns) else ""
         lines += [f"### {name} {facts['split']}, {facts['photos']} photos; unseen: {listed}", ""]
         lines += [f"Photos shown with {sizes}.{offset}", ""]
-        rows = [
-            [result["decoder"], result["source"], *(show(result["sets"][name][key]) for key in columns)] for result in own
-        ]
+        rows = [[each["decoder"], each["source"], *(show(each["sets"][name][key]) for key in columns)] for each in own]
         benchmarks = {each["benchmark"] for each in sets}
         benchmark = benchmarks.pop() if len(benchmarks) == 1 else None
         rows += quoted_rows(benchmark, columns)
@@ -156,17 +151,16 @@ def _by_set(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
 
 def _layer_table(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Attention of every layer on the data set `name`; no lines if only the last layer was measured."""
-    measures = ("attention_ap_by_layer", "attention_contrast_by_layer")
-    layers = sorted({layer for result in results for layer in result["sets"][name][measures[0]]})
-    if all(len(result["sets"][name][measures[0]]) < 2 for result in results):
-        return []
-    heads = [f"{measure}, layer {layer}" for measure in ("AP", "contrast") for layer in layers]
-    rows = [
-        [result["decoder"], result["source"]]
-        + [show(result["sets"][name][measure].get(layer)) for measure in measures for layer in layers]
-        for result in results
-    ]
-    return ["", *table(["decoder", "checkpoint", *heads], rows)]
+    heads, rows = ["decoder", "checkpoint"], [[result["decoder"], result["source"]] for result in results]
+    for head, measure in (("AP", "attention_ap_by_layer"), ("contrast", "attention_contrast_by_layer")):
+        found = [result["sets"][name][measure] for result in results]
+        if all(len(by_layer) < 2 for by_layer in found):
+            return []
+        for layer in sorted(set().union(*found)):
+            heads.append(f"{head}, layer {layer}")
+            for row, by_layer in zip(rows, found, strict=True):
+                row.append(show(by_layer.get(layer)))
+    return ["", *table(heads, rows)]
 
 
 def class_tables(results: Sequence[Mapping[str, Any]]) -> str:
@@ -191,25 +185,6 @@ def class_tables(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------
-
-
-def for_json(value: Any) -> Any:
-    """The value with NaN, which JSON does not have, replaced by None."""
-    if isinstance(value, Mapping):
-        return {key: for_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [for_json(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as a whole; rows of integers (confusion matrices) take one line each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    text = json.dumps(for_json(content), indent=2, ensure_ascii=False)
-    text = re.sub(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", text)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:

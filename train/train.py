@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
@@ -30,47 +31,19 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldvc.checkpoint import load_checkpoint
+from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import ModelConfig
 from ldvc.errors import DataError, LdvcError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from train import hub, job_plan, jobs
-from train.checkpoints import (
-    CONFIG,
-    changes_since,
-    check_fits,
-    clean_up,
-    export,
-    find_checkpoint,
-    load_state,
-    read_state,
-    register_trainable_only,
-    run_lock,
-    write_checkpoint,
-)
+from train import checkpoints, data, hub, job_plan, jobs
 from train.config import ConfigError, TrainConfig, load_config, make_writable
-from train.data import (
-    NameSampler,
-    SampleSchedule,
-    SegmentationDataset,
-    SkippedPhotos,
-    TrainingViews,
-    ViewCache,
-    Vocabulary,
-    WordSampler,
-    build_caches,
-    dropout_seed,
-    inspect_masks,
-    open_sets,
-    weights_digest,
-)
 from train.data.vocabulary import read_other_words
+from train.files import write_json
 from train.losses import Processes
 from train.objective import Objective, parameter_groups, set_learning_rate, usable_distillation_names
 from train.processes import build_accelerator, message_of
 from train.progress import Progress, check_tracker, require_finite_weights
-from train.tables import write_json
 from train.validation import Validation
 
 VIEW_SEED = 0  # of the stored views, which all runs share
@@ -91,7 +64,7 @@ def train(config: TrainConfig, *, resume: str | None = None, on_step: Callable |
     """
     check_tracker(config.report_to)
     accelerator, folder = build_accelerator(config), Path(config.output_dir)
-    with run_lock(accelerator, folder):
+    with checkpoints.run_lock(accelerator, folder):
         _train(config, accelerator, folder, resume, on_step)
     return folder
 
@@ -102,20 +75,20 @@ def _train(
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         if main:
-            clean_up(folder, config.checkpoints_total_limit)
-    checkpoint = find_checkpoint(folder, resume)
-    state = read_state(checkpoint) if checkpoint else {}
+            checkpoints.clean_up(folder, config.checkpoints_total_limit)
+    checkpoint = checkpoints.find_checkpoint(folder, resume)
+    state = checkpoints.read_state(checkpoint) if checkpoint else {}
     if config.views_per_photo:
         make_writable(config.cache_dir, "--cache_dir")
     repository = hub.open_repository(config) if config.push_to_hub and main else ""
     set_seed(config.seed)
 
     # ---- data and model
-    datasets = open_sets(config.data, list(config.sets), "train", every=config.photos_every)
-    skipped = SkippedPhotos(folder / "skipped.txt")
+    datasets = data.open_sets(config.data, list(config.sets), "train", every=config.photos_every)
+    skipped = data.SkippedPhotos(folder / "skipped.txt")
     if main and not checkpoint:
         skipped.forget()  # the list of an earlier run in this folder
-    notes = inspect_masks(datasets)
+    notes = data.inspect_masks(datasets)
     vocabulary = build_vocabulary(config, datasets)
     validation = Validation(config, vocabulary, accelerator) if config.validation_steps else None
     model = build_model(config, checkpoint).to(accelerator.device)
@@ -123,30 +96,23 @@ def _train(
     caches = stored_views(config, datasets, model, accelerator, skipped) if config.views_per_photo else None
 
     photos_per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
-    views = training_views(
-        config, datasets, vocabulary, model.clip, photos_per_step=photos_per_step, caches=caches, skipped=skipped
-    )
-    loader = DataLoader(
-        views,
-        batch_size=config.train_batch_size,
-        shuffle=False,  # the schedule is random already
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-    )
+    views = training_views(config, datasets, vocabulary, model.clip, photos_per_step, caches=caches, skipped=skipped)
+    workers = {"num_workers": config.num_workers, "persistent_workers": config.num_workers > 0}
+    loader = DataLoader(views, batch_size=config.train_batch_size, shuffle=False, **workers)  # the schedule is random
     name_sampler = build_name_sampler(config, vocabulary, distillation_names)
-    word_sampler = WordSampler(vocabulary.other_words, seed=config.seed)
+    word_sampler = data.WordSampler(vocabulary.other_words, seed=config.seed)
 
     # ---- losses, optimiser, state of an interrupted run
     processes = Processes(total=lambda value: accelerator.reduce(value, "sum"), count=accelerator.num_processes)
     objective = Objective(model, vocabulary, distillation_names, config, processes=processes)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=0.0, fused=True)
-    register_trainable_only(accelerator, model)
+    checkpoints.register_trainable_only(accelerator, model)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     if checkpoint:
-        load_state(accelerator, checkpoint)
-    changes = changes_since(checkpoint, config) if checkpoint else ""  # before train.json is replaced
+        checkpoints.load_state(accelerator, checkpoint)
+    changes = checkpoints.changes_since(checkpoint, config) if checkpoint else ""  # before train.json is replaced
     if main:
-        write_json(folder / CONFIG, asdict(config))
+        write_json(folder / checkpoints.CONFIG, asdict(config))
     progress = Progress(accelerator, config, photos_per_step=photos_per_step, state=state)
     parts = ", ".join(f"{name} {count:,}" for name, count in model.parameter_report().items())
     progress.log(f"{model.config.decoder}: learnable parameters: {parts}")
@@ -171,7 +137,7 @@ def _train(
             present = accelerator.reduce(vocabulary.present(batch["labels"]).float(), "sum").cpu() > 0
             names, distilled = (ids.to(accelerator.device) for ids in name_sampler.sample(step, present))
             words = word_sampler.sample(step, names).to(accelerator.device)
-            torch.manual_seed(dropout_seed(config.seed, step))
+            torch.manual_seed(data.dropout_seed(config.seed, step))
             losses = objective(batch, names, distilled, words)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
@@ -194,10 +160,11 @@ def _train(
             if last or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0):
                 progress.require_finite()
                 require_finite_weights(trainable(model), progress.step)
-                write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
+                checkpoints.write_checkpoint(accelerator, folder, progress.state(), config.checkpoints_total_limit)
 
     if main:
-        export(model, folder, vocabulary, config)
+        dtype = torch.float16 if config.half_precision_checkpoint else None
+        save_checkpoint(model, folder, metadata=checkpoints.metadata_of(vocabulary, config), dtype=dtype)
         if summary := skipped.summary():
             progress.log(summary)
         progress.log(f"finished: {folder} is a checkpoint for `ldvc.checkpoint.load_checkpoint` and train/evaluate.py")
@@ -209,15 +176,11 @@ def _train(
 # ---- the parts of a run -------------------------------------------------------------------------------------------------
 
 
-def build_vocabulary(config: TrainConfig, datasets: Sequence[SegmentationDataset]) -> Vocabulary:
+def build_vocabulary(config: TrainConfig, datasets: Sequence[data.SegmentationDataset]) -> data.Vocabulary:
     """The names to learn; ConfigError if every class is held out."""
-    vocabulary = Vocabulary(
-        datasets,
-        config.held_out(),
-        transductive=config.transductive,
-        held_out_as_background=config.held_out_as_negative,
-        other_words=read_other_words(config.other_words) if config.other_words else None,
-    )
+    words = read_other_words(config.other_words) if config.other_words else None
+    options = {"transductive": config.transductive, "held_out_as_background": config.held_out_as_negative}
+    vocabulary = data.Vocabulary(datasets, config.held_out(), other_words=words, **options)
     if vocabulary.unseen.all() or not vocabulary.spellings:  # also if there are no names at all, or no mask shows one
         raise ConfigError(
             f"No class with masks is left: the split '{config.unseen}' holds out every class of {', '.join(config.sets)}; "
@@ -232,14 +195,14 @@ def build_model(config: TrainConfig, checkpoint: Path | None) -> LDVC:
     if config.crop % model.clip.patch_size:
         raise ConfigError(f"crop {config.crop} must divide by {model.clip.patch_size}, the patch size of the CLIP.")
     if checkpoint:
-        check_fits(checkpoint, model, config)
+        checkpoints.check_fits(checkpoint, model, config)
     elif config.init_from:
         start, _ = load_checkpoint(config.init_from, decoder=model.config.decoder, clip=model.clip)
         model.load_trainable_state_dict(start.trainable_state_dict())
     return model
 
 
-def read_distillation_names(config: TrainConfig, vocabulary: Vocabulary) -> list[str]:
+def read_distillation_names(config: TrainConfig, vocabulary: data.Vocabulary) -> list[str]:
     """The names for distillation, from a file with one a line; DataError if it is missing."""
     file = Path(config.distillation_names)
     if not file.is_file():
@@ -252,37 +215,29 @@ def read_distillation_names(config: TrainConfig, vocabulary: Vocabulary) -> list
 
 def stored_views(
     config: TrainConfig,
-    datasets: Sequence[SegmentationDataset],
+    datasets: Sequence[data.SegmentationDataset],
     model: LDVC,
     accelerator: Accelerator,
-    skipped: SkippedPhotos,
-) -> list[ViewCache]:
+    skipped: data.SkippedPhotos,
+) -> list[data.ViewCache]:
     """The stored views of every data set; missing ones are computed, each data set by one process."""
-    clip, device = model.clip, accelerator.device
-    side = config.crop // clip.patch_size
-    width = clip.visual.class_embedding.shape[0]
-    towers = weights_digest(clip.visual)
-    caches = [
-        ViewCache(
-            config.cache_dir,
-            dataset,
-            augmentation=config.augmentation(),
-            views=config.views(dataset.name),
-            seed=VIEW_SEED,
-            towers=towers,
-            token_shape=(width, side, side),
-            feature_shape=(side * side, clip.embed_dim),
-        )
-        for dataset in datasets
-    ]
+    clip, side = model.clip, config.crop // model.clip.patch_size
+    shared = {
+        "augmentation": config.augmentation(),
+        "seed": VIEW_SEED,
+        "towers": data.weights_digest(clip.visual),
+        "token_shape": (clip.visual.class_embedding.shape[0], side, side),
+        "feature_shape": (side * side, clip.embed_dim),
+    }
+    caches = [data.ViewCache(config.cache_dir, dataset, views=config.views(dataset.name), **shared) for dataset in datasets]
 
     @torch.inference_mode()
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         with accelerator.autocast():
-            patch_tokens = model.image_tower.embed_patches(images.to(device))
+            patch_tokens = model.image_tower.embed_patches(images.to(accelerator.device))
             return patch_tokens.cpu(), model.image_tower(patch_tokens=patch_tokens, prompted=False).patch_features.cpu()
 
-    build_caches(caches, encode, mean=clip.mean, std=clip.std)
+    data.build_caches(caches, encode, mean=clip.mean, std=clip.std)
     with accelerator.main_process_first():
         for cache in caches:
             skipped.merge(cache.skipped)
@@ -291,49 +246,28 @@ def stored_views(
 
 def training_views(
     config: TrainConfig,
-    datasets: Sequence[SegmentationDataset],
-    vocabulary: Vocabulary,
+    datasets: Sequence[data.SegmentationDataset],
+    vocabulary: data.Vocabulary,
     clip: FrozenClip,
-    *,
     photos_per_step: int,
-    caches: list[ViewCache] | None = None,
-    skipped: SkippedPhotos | None = None,
-) -> TrainingViews:
-    """The views of all steps of a run."""
-    return TrainingViews(
-        datasets,
-        vocabulary,
-        SampleSchedule([len(dataset) for dataset in datasets], list(config.sets.values()), config.seed),
-        samples=config.max_train_steps * photos_per_step,
-        augmentation=config.augmentation(),
-        mean=clip.mean,
-        std=clip.std,
-        seed=config.seed,
-        caches=caches,
-        skipped=skipped,
-    )
+    **stored: Any,
+) -> data.TrainingViews:
+    """The views of all steps of a run; `caches` and `skipped` as of `TrainingViews`."""
+    schedule = data.SampleSchedule(list(map(len, datasets)), list(config.sets.values()), config.seed)
+    options = {"samples": config.max_train_steps * photos_per_step, "augmentation": config.augmentation(), "seed": config.seed}
+    return data.TrainingViews(datasets, vocabulary, schedule, mean=clip.mean, std=clip.std, **options, **stored)
 
 
-def build_name_sampler(config: TrainConfig, vocabulary: Vocabulary, distillation_names: Sequence[str]) -> NameSampler:
+def build_name_sampler(config: TrainConfig, vocabulary: data.Vocabulary, distillation_names: Sequence[str]) -> data.NameSampler:
     """The sampler of the names of each step."""
-    return NameSampler(
-        len(vocabulary),
-        len(distillation_names),
-        distilled=config.distill_per_step,
-        full_probability=config.full_vocabulary,
-        seed=config.seed,
-        unseen=vocabulary.unseen,
-        self_training_from=config.self_training_from,
-        limit=config.names_per_step,
-    )
+    options = {"distilled": config.distill_per_step, "full_probability": config.full_vocabulary, "seed": config.seed}
+    options |= {"unseen": vocabulary.unseen, "self_training_from": config.self_training_from, "limit": config.names_per_step}
+    return data.NameSampler(len(vocabulary), len(distillation_names), **options)
 
 
 def trainable(model: LDVC) -> list[torch.nn.Parameter]:
     """The parameters that learn."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-# ---- the command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

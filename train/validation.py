@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,7 @@ class Validation:
         every = dict.fromkeys(names, config.validation_every)
         self.datasets = open_sets(config.data, names, "val", every=every)
         self.photos = fixed_photos(self.datasets)
-        self._learned = SeenNames(vocabulary.spellings, vocabulary.seen_words)
-
-    def seen(self, name: str) -> bool:
-        """Whether the run has masks of a name, by the rule of train/evaluate.py."""
-        return name in self._learned
+        self.seen = SeenNames(vocabulary.spellings, vocabulary.seen_words)  # as in train/evaluate.py
 
     def __call__(self, model: LDVC, step: int) -> tuple[dict[str, dict[str, float]], np.ndarray | None]:
         """Evaluates; every process must call it.
@@ -85,28 +81,21 @@ class Validation:
         return results, figure
 
     def _evaluate(self, predictor: Predictor, dataset: SegmentationDataset) -> dict[str, float]:
-        photos = Photos(
-            self.config.cache_dir if self.config.views_per_photo else None,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        seen = [self.seen(name) for name in dataset.names()]
+        cache = self.config.cache_dir if self.config.views_per_photo else None
+        photos = Photos(cache, self.accelerator.process_index, self.accelerator.num_processes)
+        seen = [name in self.seen for name in dataset.names()]
         counts = gather(evaluate_set(predictor, dataset, photos, seen=seen, offset=None, joint_only=True))
         return {COLUMNS.get(key, key): value for key, value in iou_measures(counts.joint, seen).items()}
 
     def _figure(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> np.ndarray:
         rows = examples(predictor, self.datasets, self.photos)
-        scores = ", ".join(
-            f"{name} mIoU {values['mIoU']:.3f}" for name, values in results.items() if not math.isnan(values["mIoU"])
-        )
+        found = {name: values["mIoU"] for name, values in results.items() if not math.isnan(values["mIoU"])}
+        scores = ", ".join(f"{name} mIoU {value:.3f}" for name, value in found.items())
         figure = draw_figure(rows, seen=self.seen, title=f"step {step}: {scores}")
         path = Path(self.config.output_dir) / "figures" / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(figure).save(path)
         return figure
-
-
-# ---- the figure ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -140,26 +129,23 @@ def examples(
     """Predictions for the photos of a figure: at each pixel the best of all names."""
     rows = []
     for index, place in chosen:
-        dataset = datasets[index]
-        photo = PhotoReader(dataset, [place])[0]
-        result = ask(predictor, dataset.names(), predictor.encode_image(photo.picture), background=None)
-        rows.append(Example(photo.picture, photo.target.numpy(), result.labels, dataset.names()))
+        photo, names = PhotoReader(datasets[index])[place], datasets[index].names()
+        result = ask(predictor, names, predictor.encode_image(photo.picture), background=None)
+        rows.append(Example(photo.picture, photo.target.numpy(), result.labels, names))
     return rows
 
 
-def panels(row: Example, colours: Mapping[str, str], seen: Callable[[str], bool]) -> list[np.ndarray]:
+def panels(row: Example, colours: Mapping[str, str], seen: Container[str]) -> list[np.ndarray]:
     """The four pictures of a row, each (H, W, 3) uint8."""
-    own, striped = [colours[name] for name in row.names], [not seen(name) for name in row.names]
+    own, striped = [colours[name] for name in row.names], [name not in seen for name in row.names]
     mistakes = np.repeat(grey_version(row.photo) * 0.6 + 90, 3, axis=2).clip(0, 255).astype(np.uint8)
     mistakes[(row.truth >= 0) & (row.truth != row.prediction)] = WRONG
-    truth, prediction = (
-        overlay(row.photo, np.where(labels < 0, -1, labels), own, striped=striped) for labels in (row.truth, row.prediction)
-    )
+    truth, prediction = (overlay(row.photo, np.maximum(x, -1), own, striped=striped) for x in (row.truth, row.prediction))
     return [row.photo, truth, prediction, mistakes]
 
 
-def draw_figure(rows: Sequence[Example], *, seen: Callable[[str], bool], title: str) -> np.ndarray:
-    """Draws a figure of at least one row, (H, W, 3) uint8; `seen` decides whether a name has been learned."""
+def draw_figure(rows: Sequence[Example], *, seen: Container[str], title: str) -> np.ndarray:
+    """Draws a figure of at least one row, (H, W, 3) uint8; `seen` contains the names that have been learned."""
     names = list(dict.fromkeys(name for row in rows for name in row.names))
     colours = dict(zip(names, colours_for(names), strict=True))
     figure = Figure(figsize=(10, 2 * len(rows) + 1.5), layout="constrained")
@@ -171,9 +157,8 @@ def draw_figure(rows: Sequence[Example], *, seen: Callable[[str], bool], title: 
     for axis, words in zip(axes[0], TITLES, strict=True):
         axis.set_title(words)
     shown = {row.names[i] for row in rows for labels in (row.truth, row.prediction) for i in np.unique(labels) if i >= 0}
-    legend = [
-        Patch(color=colours[name], label=name if seen(name) else f"{name} (unseen)") for name in names if name in shown
-    ]
+    labels = {name: name if name in seen else f"{name} (unseen)" for name in names if name in shown}
+    legend = [Patch(color=colours[name], label=label) for name, label in labels.items()]
     figure.suptitle(title)
     figure.legend(handles=legend, loc="outside lower center", ncols=6, fontsize="small")
     canvas = FigureCanvasAgg(figure)

@@ -78,12 +78,7 @@ class ImageStudent(nn.Module):
 
 
 def label_nouns(photos: list[dict[str, str]], known: set[str], wordnet: WordNet) -> tuple[list[str], Tensor, Tensor]:
-    """The nouns that are true of each photo, from labels and captions.
-
-    Args:
-        photos: with `label` and `captions`.
-        known: names that the text tower has learned.
-        wordnet: the nouns.
+    """The nouns that are true of each photo, from its `label` and `captions`, among the known names of the text tower.
 
     Returns:
         The L nouns that at least three photos have; (photos, L) bool, the true ones, hypernyms included; (photos, L) bool,
@@ -143,8 +138,8 @@ def main() -> None:
     print(f"{len(concepts)} concepts, {len(nouns)} nouns on {int(labelled.sum())} photos", flush=True)
 
     n_views = json.loads((args.work / "stem_cache.json").read_text())["done"]
-    arrays = {k: np.load(args.work / f"{k}.npy", mmap_mode="r")
-              for k in ("features", "top_classes", "top_probabilities", "image_probabilities", "photo")}  # fmt: skip
+    kinds = ("features", "top_classes", "top_probabilities", "image_probabilities", "photo")
+    arrays = [np.load(args.work / f"{kind}.npy", mmap_mode="r") for kind in kinds]
     torch.manual_seed(0)
     student = ImageStudent()
     learned = [p for p in student.parameters() if p.requires_grad]
@@ -155,9 +150,8 @@ def main() -> None:
     training = Training(args.work / "image.pt", student, groups, rate=LEARNING_RATE, minutes=args.minutes)
     for passed in training:
         rows = np.sort(np.random.default_rng((0, training.step)).choice(n_views, BATCH, replace=False))
-        features, top_classes, top_probabilities, image_probabilities, photo = (
-            torch.from_numpy(array[rows]) for array in arrays.values()
-        )
+        views = [torch.from_numpy(array[rows]) for array in arrays]
+        features, top_classes, top_probabilities, image_probabilities, photo = views
         image_probabilities, photo = image_probabilities.float(), photo.long()  # (B, 4, 1000), (B, 4)
         whole = passed > 1 - WHOLE_SHARE
         pick = torch.randperm(GRID * GRID)[:PATCHES].sort().values  # patches in the loss

@@ -150,8 +150,8 @@ def main() -> None:
     for low in range(first, V, BATCH):
         batch = views[low : low + BATCH]
         done = low + len(batch)
-        images = [make_view(kind, [photos[i]["path"] for i in ids], random.Random(f"0-{low}-{j}"))
-                  for j, (kind, ids) in enumerate(batch)]  # fmt: skip
+        paths = [(kind, [photos[i]["path"] for i in ids]) for kind, ids in batch]
+        images = [make_view(*each, random.Random(f"0-{low}-{j}")) for j, each in enumerate(paths)]
         quadrants = [ids if kind == "mosaic" else ids * 4 for kind, ids in batch]
         labelled = torch.stack([torch.stack([allowed[photos[i]["wnid"]] for i in ids]) for ids in quadrants])
         is_mosaic = torch.tensor([kind == "mosaic" for kind, _ in batch])

@@ -19,11 +19,7 @@ READ = (4, 6)  # stages whose outputs `ConvPatchEmbed` concatenates
 
 
 class Trunk(nn.Module):
-    """A copy of a patch embedding's backbone whose late stages learn.
-
-    Args:
-        patch_embed: its weights are copied, not changed.
-    """
+    """A copy of a patch embedding's backbone whose late stages learn."""
 
     def __init__(self, patch_embed: ConvPatchEmbed) -> None:
         super().__init__()
@@ -35,15 +31,9 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def early(self, images: Tensor) -> list[list[Tensor]]:
-        """Apply the frozen stages at each scale.
+        """Apply the frozen stages at each scale: pictures (B, 3, H, W) -> for each scale, tensors (n, C, h, w) of B in all.
 
         On a CPU the photos go through one by one, because the activations of one photo fit into the cache of a core.
-
-        Args:
-            images: (B, 3, H, W).
-
-        Returns:
-            For each scale, tensors (n, C, h, w) whose first dimensions sum up to B.
         """
         photos = 1 if images.device.type == "cpu" else len(images)
         return [[self.frozen(part) for part in scaled.split(photos)] for scaled in scales(images, self.grid(images))]

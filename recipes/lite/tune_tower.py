@@ -68,9 +68,8 @@ class Tuning(nn.Module):
         self.reference_trunk.requires_grad_(False)
         self.reference_tower = ImageTower(self.reference, prompts=0)
         self.decoders = nn.ModuleDict(decoders)
-        self.objectives = nn.ModuleDict(
-            {name: Objective(decoder, vocabulary, concepts, config) for name, decoder in decoders.items()}
-        )
+        objectives = {name: Objective(decoder, vocabulary, concepts, config) for name, decoder in decoders.items()}
+        self.objectives = nn.ModuleDict(objectives)
         clip.visual.requires_grad_(True)
         for frozen in (clip.visual.conv1.backbone, clip.visual.conv1.scale):
             frozen.requires_grad_(False)
@@ -93,8 +92,7 @@ class Tuning(nn.Module):
         for name, objective in self.objectives.items():
             losses = objective(views, names, concepts, words)
             parts |= {f"{name}: {part}": value for part, value in losses.items()}
-        objective = next(iter(self.objectives.values()))
-        chosen = torch.cat([words, concepts + objective.word_count])
+        chosen = torch.cat([words, concepts + objective.word_count])  # the same for each objective
         parts["similarity"] = self._similarity_loss(patch_tokens, reference, objective, chosen)
         loss = sum(parts[f"{name}: loss"] for name in self.objectives) + parts["similarity"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
@@ -103,10 +101,9 @@ class Tuning(nn.Module):
         """Distillation of plain similarity: nats per patch and name, times the weight."""
         features = objective.model.image_tower(patch_tokens=patch_tokens, prompted=False)
         embeddings = objective.frozen_embeddings[chosen]  # (C + K, d)
-        new, old = (
-            similarity_logits(patches, embeddings, scale=self.clip.scale, bias=self.clip.bias).unflatten(-1, features.grid)
-            for patches in (features.patch_features, reference)
-        )
+        options = {"scale": self.clip.scale, "bias": self.clip.bias}
+        logits = (similarity_logits(patches, embeddings, **options) for patches in (features.patch_features, reference))
+        new, old = (each.unflatten(-1, features.grid) for each in logits)
         weight = new.new_full(new.shape[:2], SIMILARITY_WEIGHT / (new.shape[0] * new.shape[1]))
         return distillation_loss(new, old, weight)
 
@@ -172,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"resumed at step {first}", flush=True)
 
     steps, size = config.max_train_steps, config.train_batch_size
-    views = training_views(config, datasets, vocabulary, clip, photos_per_step=size)
+    views = training_views(config, datasets, vocabulary, clip, size)
     rest = Subset(views, range(first * size, len(views)))
     loader = DataLoader(rest, batch_size=size, num_workers=config.num_workers, pin_memory=device.type == "cuda")
     sampler = build_name_sampler(config, vocabulary, concepts)

@@ -36,17 +36,11 @@ class Synset:
 
 
 class WordNet:
-    """The nouns of WordNet.
+    """The nouns of WordNet, from a folder with `data.noun`, `index.noun` and `noun.exc`.
 
     Attributes:
         synsets: offset -> synset.
         senses: lemma -> offsets, the most frequent sense first.
-
-    Args:
-        folder: contains `data.noun`, `index.noun` and `noun.exc`.
-
-    Raises:
-        FileNotFoundError: the files are missing.
     """
 
     def __init__(self, folder: Path = WORDNET_DIR) -> None:

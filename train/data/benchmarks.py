@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,14 +26,14 @@ class _Benchmark(SegmentationDataset):
 
     class_list: str
 
-    def __init__(self, folder: str | Path, split: str = "train", *, every: int = 1, name: str | None = None) -> None:
-        self.folder, self.split, self.name = Path(folder), split, name or self.layout
+    def __init__(self, folder: Path, split: str, *, every: int, name: str) -> None:
+        self.folder, self.split, self.name = folder, split, name
         self.classes = load_classes(self.class_list)
         self._keep(self._open(), every)
 
+    @abstractmethod
     def _open(self) -> list[str]:
         """Checks the folders, sets what the numbers of masks mean, and returns the stems of the split."""
-        raise NotImplementedError
 
 
 class _VocKit(_Benchmark):
@@ -63,7 +64,7 @@ class _VocKit(_Benchmark):
         paths = [folder / f"{stem}.png" for folder in self._mask_folders]
         there = [path for path in paths if path.is_file()]
         if len(there) > 1:  # one of them may have been painted for people
-            return next((path for path in there if is_usable(path)), there[0])
+            return next(filter(is_usable, there), there[0])
         return there[0] if there else paths[-1]
 
 
@@ -88,12 +89,13 @@ class Voc2012(_VocKit):
 
     def _list_files(self, folder: Path) -> list[Path]:
         if self.split != "train":
-            return [folder / f"{self.split}.txt"]
-        for files in (("trainaug.txt",), ("train_aug.txt",), ("train.txt", "aug.txt"), ("train.txt",)):
-            if all((folder / file).is_file() for file in files):
-                if files == ("train.txt",):
+            return super()._list_files(folder)
+        for names in ("trainaug.txt", "train_aug.txt", "train.txt aug.txt", "train.txt"):
+            files = [folder / name for name in names.split()]
+            if all(file.is_file() for file in files):
+                if names == "train.txt":
                     logger.warning("%s has neither trainaug.txt nor aug.txt: 1,464 photos instead of 10,582", folder)
-                return [folder / file for file in files]
+                return files
         return [folder / "trainaug.txt"]
 
 
@@ -192,10 +194,8 @@ def open_set(root: str | Path, name: str, split: str, *, every: int = 1) -> Segm
             return reader(_find(root, name, reader), split, every=every, name=name)
         if not (root / name).is_dir():
             there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"
-            raise DataError(
-                f"There is no data set '{name}' in {root}, which holds {there}. Benchmarks are called {', '.join(NAMES)}; "
-                f"any other set is a folder with\n{FolderDataset.tree}"
-            )
+            what = f"There is no data set '{name}' in {root}, which holds {there}. Benchmarks are called {', '.join(NAMES)}"
+            raise DataError(f"{what}; any other set is a folder with\n{FolderDataset.tree}")
         return FolderDataset(root / name, split, every=every, name=name)
     except OSError as error:
         raise DataError(f"The data set {name} cannot be read: {error.filename}: {error.strerror}.") from None
@@ -206,7 +206,5 @@ def open_sets(
 ) -> list[SegmentationDataset]:
     """Opens several data sets that lie side by side, see `open_set`; `every` maps sets to n, to take every n-th photo only."""
     if not Path(root).is_dir():
-        raise DataError(
-            f"The data folder {root} does not exist. Give the folder that holds {', '.join(names)} with --data."
-        )
+        raise DataError(f"The data folder {root} does not exist. Give the folder that holds {', '.join(names)} with --data.")
     return [open_set(root, name, split, every=(every or {}).get(name, 1)) for name in names]

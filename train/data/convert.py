@@ -24,7 +24,8 @@ from pycocotools.mask import decode
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from train.data.download import DamagedArchiveError, open_archive, written
+from train.data.download import DamagedArchiveError, open_archive
+from train.files import written
 
 VOC = Path("VOCdevkit/VOC2012")
 VOC_LISTS = VOC / "ImageSets/Segmentation"
@@ -62,9 +63,6 @@ def _write_list(path: Path, stems: Iterable[str]) -> None:
         temporary.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
 
 
-# ---- SBD ----------------------------------------------------------------------------------------------------------------
-
-
 def convert_sbd(path: Path, out: Path, voc_lists: Path) -> None:
     """SBD's `.mat` files -> SegmentationClassAug, aug.txt and trainaug.txt of VOC 2012.
 
@@ -97,9 +95,6 @@ def convert_sbd(path: Path, out: Path, voc_lists: Path) -> None:
 def _convert_mat(task: tuple[bytes, Path]) -> None:
     content, target = task
     _save_mask(loadmat(io.BytesIO(content))["GTcls"][0]["Segmentation"][0].astype(np.uint8), target)
-
-
-# ---- COCO-Stuff ---------------------------------------------------------------------------------------------------------
 
 
 def convert_coco_stuff(path: Path, out: Path) -> None:
@@ -142,9 +137,6 @@ def _convert_coco_mask(task: tuple[Path, str, Path]) -> None:
     if (mask == _NO_CLASS).any():
         raise DamagedArchiveError(f"{path} is not the official archive: {name} holds {numbers[mask == _NO_CLASS][0]}.")
     _save_mask(mask.astype(np.uint8), target)
-
-
-# ---- PASCAL Context -----------------------------------------------------------------------------------------------------
 
 
 def convert_context(path: Path, out: Path) -> None:

@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
 from ldvc.errors import DataError
+from train.files import written
 from train.hub import first_line
 
 CHUNK = 1 << 20  # bytes read at once
@@ -51,9 +52,6 @@ class Member(NamedTuple):
 
     name: str
     open: Callable[[], IO[bytes]]
-
-
-# ---- download -----------------------------------------------------------------------------------------------------------
 
 
 def is_url(source: str | None) -> bool:
@@ -92,12 +90,11 @@ def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
                 return path
             part.unlink()
             reason = f"does not have the checksum {archive.checksum} and was removed"
-        except HfHubHTTPError as error:
-            reason = f"cannot be downloaded (the server answers {error.response.status_code})"
         except Exception as error:  # no answer, a transfer that breaks off again and again, an address that is none
             if getattr(error, "errno", None):  # of the disk
                 raise
-            reason = f"cannot be downloaded ({first_line(error)})"
+            status = f"the server answers {error.response.status_code}" if isinstance(error, HfHubHTTPError) else ""
+            reason = f"cannot be downloaded ({status or first_line(error)})"
         if url != urls[-1]:
             print(f"{url} {reason}; trying the next address", flush=True)
     raise DataError(
@@ -138,9 +135,6 @@ def _download(url: str, part: Path) -> None:
                     raise
 
 
-# ---- unpacking ----------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def open_archive(path: Path) -> Iterator[Iterable[Member]]:
     """Opens a tar, tar.gz or zip file for one walk through its regular files; links and devices are left out.
@@ -166,19 +160,6 @@ def _safe(path: Path, name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
         raise DamagedArchiveError(f"{path} is not the official archive: its file {name} leads out of the folder.")
     return str(PurePosixPath(name))
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which gets its name when the block is finished and vanishes when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def unpack(path: Path, out: Path, parts: Mapping[str, Path]) -> None:

@@ -61,8 +61,7 @@ class FolderDataset(SegmentationDataset):
         for name in classes:
             if [plain(word) for word in words_of(name)] != [plain(name)]:
                 raise ValueError(f"the class {name!r} must be one name without commas, semicolons, bars, quotes or list marks")
-        repeated = [name for name, count in Counter(map(plain, classes)).items() if count > 1]
-        if repeated:
+        if repeated := [name for name, count in Counter(map(plain, classes)).items() if count > 1]:
             raise ValueError(f"'classes' names '{repeated[0]}' more than once; each class needs a name of its own")
         if len(classes) > 255:
             raise ValueError(f"{len(classes)} classes do not fit 8-bit masks")

@@ -26,24 +26,20 @@ def inspect_masks(datasets: Sequence[SegmentationDataset]) -> list[str]:
     notes = []
     for dataset in datasets:
         notes += _synonyms(dataset)
-        if dataset.layout == "folder":
-            notes += _inspect(dataset)
-        else:
-            _require_labels(dataset)
+        notes += _inspect(dataset) if dataset.layout == "folder" else _require_labels(dataset)
     return notes
 
 
-def _require_labels(dataset: SegmentationDataset) -> None:
-    """Checks that one of some masks, spread over the list, shows a class."""
-    sample = range(0, len(dataset), max(1, len(dataset) // SAMPLE))
-    problem = None
+def _require_labels(dataset: SegmentationDataset) -> list[str]:
+    """Checks that one of some masks, spread over the list, shows a class; no notes."""
+    sample, why = range(0, len(dataset), max(1, len(dataset) // SAMPLE)), ""
     for index in sample:
         try:
             if np.isin(dataset.mask(index), dataset.class_indices()).any():
-                return
+                return []
         except DataError as error:
-            problem = problem or error
-    why = problem or "All their pixels are void."
+            why = why or str(error)
+    why = why or "All their pixels are void."
     raise DataError(f"None of {len(sample)} masks of {dataset.name} shows a class, so nothing can be learned. {why}")
 
 
@@ -125,9 +121,6 @@ def _listed(values: Sequence[object] | frozenset[int], most: int = 12) -> str:
 
 def _synonyms(dataset: SegmentationDataset) -> list[str]:
     first: dict[str, str] = {}
-    notes = []
-    for name in dataset.names():
-        other = first.setdefault(canonical(name), name)
-        if other != name:
-            notes.append(f"{dataset.name}: '{other}' and '{name}' mean the same and are learned as one class")
-    return notes
+    pairs = [(first.setdefault(canonical(name), name), name) for name in dataset.names()]
+    same = "mean the same and are learned as one class"
+    return [f"{dataset.name}: '{other}' and '{name}' {same}" for other, name in pairs if other != name]

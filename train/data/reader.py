@@ -109,25 +109,22 @@ class SegmentationDataset(ABC):
         except Exception as error:  # as above
             raise DataError(f"The photo {photo} cannot be read: {_reason(error)}.") from None
         if (height, width) != shape:
-            why = ""
-            if turn >= 5 and (width, height) == shape:
-                why = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
+            turned = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
+            why = turned if turn >= 5 and (width, height) == shape else ""
             sizes = f"has {width} x {height} pixels, but its mask has {shape[1]} x {shape[0]}"
             raise DataError(f"The photo {photo} {sizes}{why}.")
 
     def fingerprint(self, *, masks: bool = True) -> str:
-        """SHA-256 (hex) of all stems, file sizes and modification times, by which a cache of computed values is named.
-
-        Args:
-            masks: include the masks and their classes.
+        """SHA-256 (hex) of all stems, file sizes and modification times, by which a cache of computed values is named; with or
+        without the masks and their classes.
         """
         digest = hashlib.sha256()
         if masks:
             digest.update(json.dumps([self.classes, self.background_index, self.ignore_index]).encode())
         for stem in self.stems:
-            for path in (self.photo_path(stem), *([self.mask_path(stem)] if masks else [])):
+            for path_of in (self.photo_path, self.mask_path)[: 1 + masks]:
                 try:
-                    stat = path.stat()
+                    stat = path_of(stem).stat()
                     facts = f"{stat.st_size} {stat.st_mtime_ns}"
                 except OSError:
                     facts = "missing"
@@ -175,8 +172,7 @@ class SegmentationDataset(ABC):
         stems = [stem for line in lines if line and (stem := self._stem_of(line))]
         if not stems:
             raise self._missing(files[0], "lists no photos")
-        repeated = len(stems) - len(set(stems))
-        if repeated:
+        if repeated := len(stems) - len(set(stems)):
             logger.warning("%s names %d photos more than once; each line counts", files[0], repeated)
         return stems
 
@@ -264,7 +260,6 @@ def is_usable(path: Path) -> bool:
 
 def _raw_mode(file: Image.Image) -> str:
     """How the file stores a pixel, such as "L;4", if Pillow tells."""
-    arguments = file.tile[0][3] if getattr(file, "tile", None) else ""
-    if isinstance(arguments, tuple):
-        arguments = arguments[0] if arguments else ""
-    return arguments if isinstance(arguments, str) else ""
+    arguments = file.tile[0].args if file.tile else ""
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return mode if isinstance(mode, str) else ""

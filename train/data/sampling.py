@@ -5,6 +5,7 @@ processes, sees the same samples as an uninterrupted single process.
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -60,38 +61,25 @@ class SampleSchedule:
         return index, int(self._orders[index, epoch][place]), epoch
 
 
+@dataclass(eq=False)
 class TrainingViews(Dataset):
     """Sample index -> one view, ready for the model. Its length is the number of samples of a whole run.
 
     An item holds `labels` (H, W) int16 (indices of the vocabulary, VOID, BACKGROUND), `set` (int) and either
     `images` (3, crop, crop) float32, or `patch_tokens` (width, h, w) and `features` (h * w, d) in bfloat16.
-
-    Args:
-        vocabulary: made from the same data sets, in the same order.
-        samples: length.
-        augmentation, mean, std, seed: for views that are not stored.
-        caches: one per data set, complete; None = no view is stored.
-        skipped: the list of photos that cannot be used; another photo replaces them, see `readable_view`.
     """
 
-    def __init__(
-        self,
-        datasets: Sequence[SegmentationDataset],
-        vocabulary: Vocabulary,
-        schedule: SampleSchedule,
-        *,
-        samples: int,
-        augmentation: Augmentation,
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        caches: Sequence[ViewCache] | None = None,
-        skipped: SkippedPhotos | None = None,
-    ) -> None:
-        self.datasets, self.vocabulary, self.schedule, self.samples = datasets, vocabulary, schedule, samples
-        self.augmentation, self.mean, self.std, self.seed, self.caches = augmentation, mean, std, seed, caches
-        self.skipped = SkippedPhotos() if skipped is None else skipped
-        self.tables = [torch.from_numpy(table) for table in vocabulary.tables]
+    datasets: Sequence[SegmentationDataset]
+    vocabulary: Vocabulary  # of these data sets, in this order
+    schedule: SampleSchedule
+    _: KW_ONLY
+    samples: int
+    augmentation: Augmentation  # this to `seed`: of views that are not stored
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int
+    caches: Sequence[ViewCache] | None = None  # one for each data set, complete; None = no view is stored
+    skipped: SkippedPhotos = field(default_factory=SkippedPhotos)  # photos that others replace, see `readable_view`
 
     def __len__(self) -> int:
         return self.samples
@@ -101,46 +89,34 @@ class TrainingViews(Dataset):
         if self.caches is None:
             seed = (self.seed, _VIEW, sample_index)
             pixels, raw = readable_view(self.datasets[index], photo, self.augmentation, seed, self.skipped)
-            labels = self.tables[index][torch.from_numpy(raw).int()]
-            return {"images": normalise(pixels, self.mean, self.std), "labels": labels, "set": index}
-        cache = self.caches[index]
-        number = photo * cache.views + epoch % cache.views
-        labels = self.tables[index][cache.labels[number].int()]
-        return {"patch_tokens": cache.patch_tokens[number], "features": cache.features[number], "labels": labels, "set": index}
+            inputs = {"images": normalise(pixels, self.mean, self.std)}
+        else:
+            cache = self.caches[index]
+            number = photo * cache.views + epoch % cache.views
+            raw = cache.labels[number].numpy()
+            inputs = {"patch_tokens": cache.patch_tokens[number], "features": cache.features[number]}
+        return {**inputs, "labels": torch.from_numpy(self.vocabulary.tables[index][raw]), "set": index}
 
 
+@dataclass(eq=False)
 class NameSampler:
     """Samples the names of a training step.
 
     The paper learns with all names at every step. Here a step may have the batch's own names and a random part of the others
     instead, so that a decoder does not rely on one fixed list.
-
-    Args:
-        names: number of names to learn. distillation_names: number of further names for distillation.
-        distilled: number of those in each step.
-        full_probability: probability that a step has all names; 1 = as in the paper.
-        limit: most names of a step, besides those that its photos show; 0 = no limit. The text tower of a long vocabulary costs
-            more than the rest of the step.
-        unseen: (names,) bool; held-out names, which are in no step before `self_training_from` and in every step from then on.
     """
 
-    def __init__(
-        self,
-        names: int,
-        distillation_names: int,
-        *,
-        distilled: int,
-        full_probability: float,
-        seed: int,
-        unseen: Tensor | None = None,
-        self_training_from: int = 0,
-        limit: int = 0,
-    ) -> None:
-        self.names, self.distillation_names, self.seed, self.limit = names, distillation_names, seed, limit
-        self.unseen = torch.zeros(names, dtype=torch.bool) if unseen is None else unseen
-        self.self_training_from = self_training_from
-        self.distilled = min(distilled, distillation_names)
-        self.full_probability = full_probability
+    names: int  # number of names to learn
+    distillation_names: int  # number of further names for distillation
+    _: KW_ONLY
+    distilled: int  # most distillation names of a step
+    full_probability: float  # probability that a step has all names; 1 = as in the paper
+    seed: int
+    unseen: Tensor | None = None  # (names,) bool; held-out names ...
+    self_training_from: int = 0  # ... which are in every step from this one on, and in no earlier one
+    limit: int = 0
+    """Most names of a step, besides those that its photos show; 0 = no limit. The text tower of a long vocabulary costs more
+    than the rest of the step."""
 
     def sample(self, step: int, present: Tensor) -> tuple[Tensor, Tensor]:
         """Sorted indices of names to learn (C,) and indices of distillation names (K,), int64, of a (micro) step.
@@ -151,14 +127,14 @@ class NameSampler:
         generator = np.random.default_rng((self.seed, _NAMES, step))
         full, share = generator.random(2)
         lots = generator.random(self.names)
-        distilled = np.zeros(0, dtype=np.int64)
-        if self.distilled:
-            distilled = generator.choice(self.distillation_names, size=self.distilled, replace=False)
+        count = min(self.distilled, self.distillation_names)
+        distilled = generator.choice(self.distillation_names, size=count, replace=False) if count else np.zeros(0, np.int64)
         chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
         chosen |= torch.from_numpy(lots < share)  # a random part of random size
         if self.limit:
             chosen &= present | torch.from_numpy(lots.argsort().argsort() < self.limit)
-        chosen[self.unseen] = step >= self.self_training_from
+        if self.unseen is not None:
+            chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(distilled)
 
 

@@ -40,9 +40,7 @@ class Augmentation:
     the colour to its right and below it, as mmsegmentation pads."""
 
 
-def colour_change(
-    pixels: np.ndarray, probability: float, generator: np.random.Generator, *, hue: float = 18.0
-) -> np.ndarray:
+def colour_change(pixels: np.ndarray, probability: float, generator: np.random.Generator, *, hue: float = 18.0) -> np.ndarray:
     """Randomly changes brightness (+-32), contrast and saturation (x 0.5 to 1.5) and hue (in degrees), each with a probability.
 
     The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with; saturation and hue change in
@@ -94,9 +92,7 @@ def random_view(
     """A random crop at a random scale, mirrored and recoloured.
 
     Args:
-        image: RGB photo.
-        mask: (H, W) uint8, the photo's class indices.
-        void: the index of what lies outside the photo.
+        image: RGB photo. mask: (H, W) uint8, its class indices. void: the index of what lies outside the photo.
 
     Returns:
         pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8.
@@ -111,7 +107,7 @@ def random_view(
     if augmentation.uniform_scale:
         zoom = base * generator.uniform(*augmentation.scale)
     else:
-        zoom = base * math.exp(generator.uniform(*(math.log(bound) for bound in augmentation.scale)))
+        zoom = base * math.exp(generator.uniform(*map(math.log, augmentation.scale)))
     stretch = math.exp(0.5 * math.log(augmentation.aspect) * generator.uniform(-1, 1))
     zooms = (zoom * stretch, zoom / stretch)
     for _ in range(_TRIES):
@@ -124,16 +120,15 @@ def random_view(
         if augmentation.largest_class >= 1 or _is_mixed(labels, augmentation.largest_class, void):
             break
 
-    box, place = [], []
-    for start, size, z in ((left, width, zooms[0]), (top, height, zooms[1])):
-        inside = (max(0.0, start), min(float(size), start + crop / z))
-        pixels = [min(crop, max(0, round((edge - start) * z))) for edge in inside]
-        box.append(inside)
-        place.append((pixels[0], max(pixels[0] + 1, pixels[1])))
-    (x0, x1), (y0, y1) = place
-    part = image.resize(
-        (x1 - x0, y1 - y0), resample=Image.Resampling.BILINEAR, box=(box[0][0], box[1][0], box[0][1], box[1][1])
-    )
+    def inside(start: float, size: int, z: float) -> tuple[float, float, int, int]:
+        """The part of an axis of the window that shows the photo, in the photo and in the view."""
+        edges = max(0.0, start), min(float(size), start + crop / z)
+        first, last = (min(crop, max(0, round((edge - start) * z))) for edge in edges)
+        return *edges, first, max(first + 1, last)
+
+    (box_left, box_right, x0, x1), (box_top, box_bottom, y0, y1) = map(inside, (left, top), (width, height), zooms)
+    box = (box_left, box_top, box_right, box_bottom)
+    part = image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box)
     part = colour_change(np.asarray(part), augmentation.photometric, generator, hue=augmentation.hue)
     view = np.full((crop, crop, 3), augmentation.padding or 127, dtype=np.uint8)
     view[y0:y1, x0:x1] = part[: crop - y0, : crop - x0]

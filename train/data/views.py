@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from ldvc.errors import DataError
 from train.data.reader import SegmentationDataset
 from train.data.transforms import Augmentation, random_view
+from train.files import write_json
 
 logger = logging.getLogger(__name__)
+PROGRESS = "progress.json"  # of a cache
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Normalised images (B, 3, H, W) -> patch tokens (B, width, h, w) and frozen patch features (B, h * w, d)."""
@@ -36,10 +38,7 @@ class SkippedPhotos:
     """A list of photos that cannot be read, each once.
 
     With a file, all processes and loader workers of a run, and later resumed runs, share one list: a line per photo, with tabs
-    between data set, file stem and reason.
-
-    Args:
-        file: the list, or None to keep it in this process only.
+    between data set, file stem and reason. Without one, the list is of this process only.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -62,16 +61,14 @@ class SkippedPhotos:
             self.file.unlink(missing_ok=True)
 
     def _note(self, name: str, stem: str, reason: str) -> None:
-        if (name, stem) in self._own:
+        if (name, stem) in self._own or (name, stem) in self.found():
             return
-        new = (name, stem) not in self.found()
         self._own[name, stem] = reason
-        if new:
-            logger.warning("skipped: %s", reason)
-            if self.file is not None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.file, "a", encoding="utf-8") as file:
-                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
+        logger.warning("skipped: %s", reason)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
 
     def found(self) -> dict[tuple[str, str], str]:
         """(Data set, stem) -> reason, of every process that shares the file."""
@@ -82,11 +79,9 @@ class SkippedPhotos:
 
     def summary(self) -> str:
         """One line for the end of a run; empty when nothing was skipped."""
-        found = self.found()
-        if not found:
+        if not (found := self.found()):
             return ""
-        counts = Counter(name for name, _ in found)
-        parts = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+        parts = ", ".join(f"{count} of {name}" for name, count in sorted(Counter(name for name, _ in found).items()))
         where = f"listed in {self.file}" if self.file else f"the first: {next(iter(found.values()))}"
         return f"skipped photos that cannot be used: {parts}; {where}"
 
@@ -102,11 +97,7 @@ def readable_view(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random view of a photo or, if it cannot be read, of the next one in the list that can; a function of `seed`.
 
-    Returns:
-        Pixels (crop, crop, 3) uint8 and labels (crop / stride, crop / stride) uint8 of the data set's classes.
-
-    Raises:
-        DataError: no photo of the data set can be used.
+    Returns `random_view`'s pixels and labels; DataError if no photo of the data set can be used.
     """
     for step in range(len(dataset)):
         index = (photo + step) % len(dataset)
@@ -156,14 +147,8 @@ class ViewCache:
         sampling = asdict(augmentation)
         if augmentation.padding is None:
             del sampling["padding"]  # so that older caches keep their name
-        key = {
-            "photos": dataset.fingerprint(),
-            "augmentation": sampling,
-            "seed": seed,
-            "views": views,
-            "towers": towers,
-            "format": 2,
-        }
+        key = {"photos": dataset.fingerprint(), "augmentation": sampling, "towers": towers}
+        key |= {"seed": seed, "views": views, "format": 2}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.file_name}-{dataset.split}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -184,15 +169,14 @@ class ViewCache:
                 if hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(handle.fileno(), 0, size)
         except OSError as error:
-            raise DataError(
-                f"{path} of {size / 1e6:,.0f} MB cannot be written ({error.strerror}); free space or give another --cache_dir."
-            ) from None
+            reason = f"cannot be written ({error.strerror}); free space or give another --cache_dir"
+            raise DataError(f"{path} of {size / 1e6:,.0f} MB {reason}.") from None
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(len(self), *shape)
 
     @property
     def done(self) -> int:
         """Number of stored views."""
-        path = self.folder / "progress.json"
+        path = self.folder / PROGRESS
         return json.loads(path.read_text())["done"] if path.is_file() else 0
 
     def build(
@@ -217,7 +201,7 @@ class ViewCache:
                 self.patch_tokens[start:stop], self.features[start:stop] = tokens.bfloat16(), features.bfloat16()
                 self.labels[start:stop] = torch.from_numpy(np.stack(labels))
                 if (start - first) // batch % 16 == 0 or stop == len(self):
-                    self._write_progress(stop)
+                    write_json(self.folder / PROGRESS, {"done": stop})
                     rate = (stop - first) / (time.monotonic() - started)
                     text = "views of %s: %d / %d, %.1f views/s, %.0f s left"
                     logger.info(text, self.dataset.name, stop, len(self), rate, (len(self) - stop) / rate)
@@ -227,14 +211,8 @@ class ViewCache:
         photo, view = divmod(index, self.views)
         return readable_view(self.dataset, photo, self.augmentation, (self.seed, photo, view), self.skipped)
 
-    def _write_progress(self, done: int) -> None:
-        temporary = self.folder / "progress.json.new"
-        temporary.write_text(json.dumps({"done": done}))
-        os.replace(temporary, self.folder / "progress.json")
-
 
 def build_caches(caches: Sequence[ViewCache], encode: Encoder, *, mean: Sequence[float], std: Sequence[float]) -> None:
     """Completes several caches. Processes that start together begin with different data sets."""
-    waiting = [cache for cache in caches if not cache.build(encode, mean=mean, std=std, wait=False)]
-    for cache in waiting:
-        cache.build(encode, mean=mean, std=std, wait=True)
+    for cache in [cache for cache in caches if not cache.build(encode, mean=mean, std=std, wait=False)]:
+        cache.build(encode, mean=mean, std=std)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ ROOT = Path(__file__).resolve().parents[2]
 VOID = -1  # ignored
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
 HELD_OUT = -3  # of a held-out class whose name is known (transductive setting)
+
+
+def lookup(dataset: SegmentationDataset, codes: Iterable[int]) -> np.ndarray:
+    """(256,) int16: mask index -> code of its class, one for each of the set's `names`; BACKGROUND or VOID for the others."""
+    table = np.full(256, VOID, dtype=np.int16)
+    table[dataset.class_indices()] = list(codes)
+    if dataset.background_index not in (None, dataset.ignore_index):
+        table[dataset.background_index] = BACKGROUND
+    return table
 
 
 class Vocabulary:
@@ -95,19 +104,12 @@ class Vocabulary:
 
         self.tables: list[np.ndarray] = []
         self.annotated = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
+        unknown = BACKGROUND if held_out_as_background else VOID
         for dataset, annotated in zip(datasets, self.annotated, strict=True):
-            table = np.full(256, VOID, dtype=np.int16)
-            for index in dataset.class_indices():
-                place = index_of.get(canonical(dataset.classes[index]))
-                if place is not None:
-                    table[index] = HELD_OUT if self.unseen[place] else place
-                    annotated[place] = True
-                elif held_out_as_background:
-                    table[index] = BACKGROUND
-            if dataset.background_index is not None:
-                table[dataset.background_index] = BACKGROUND
-            table[dataset.ignore_index] = VOID
-            self.tables.append(table)
+            places = [index_of.get(canonical(name)) for name in dataset.names()]
+            annotated[[place for place in places if place is not None]] = True
+            codes = [unknown if place is None else HELD_OUT if self.unseen[place] else place for place in places]
+            self.tables.append(lookup(dataset, codes))
         exhaustive = torch.tensor([dataset.exhaustive for dataset in datasets], dtype=torch.bool)
         self.partially_annotated = self.annotated & ~exhaustive[:, None]
 
