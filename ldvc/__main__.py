@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ldvc.annotations import COCO_KINDS
 from ldvc.arrays import npz
@@ -27,10 +26,10 @@ from ldvc.figures import COLUMN, FORMATS, attention_figure, compare_figure, figu
 from ldvc.predictor import PREDICTOR_DECODERS, Predictor
 from ldvc.result import Segmentation
 
-DECODERS = {  # of each figure, from left to right
-    "attention": ("ldvc", "ldvc_without_lcsa", "zegclip"),
-    "compare": PREDICTOR_DECODERS[::-1],
-    "space": ("ldvc", "zegclip"),
+FIGURES = {  # their decoders, from left to right, and what they show
+    "attention": (("ldvc", "ldvc_without_lcsa", "zegclip"), "draw what each patch attends to, under three decoders"),
+    "compare": (PREDICTOR_DECODERS[::-1], "draw the photo as four decoders segment it"),
+    "space": (("ldvc", "zegclip"), "draw patches and names before and after two decoders"),
 }
 
 
@@ -61,12 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     segment.add_argument("--jobs", type=positive, default=1, help="processes, each with one thread if there are several")
 
-    helps = {
-        "attention": "draw what each patch attends to, under three decoders",
-        "compare": "draw the photo as four decoders segment it",
-        "space": "draw patches and names before and after two decoders",
-    }
-    for command, text in helps.items():
+    for command, (_, text) in FIGURES.items():
         figure = commands.add_parser(command, parents=[shared], help=text)
         figure.add_argument("photo", type=Path)
         figure.add_argument("--output", type=figure_path, required=True, help=f"file with the suffix {', '.join(FORMATS)}")
@@ -105,38 +99,22 @@ def positive(text: str) -> int:
 
 
 def question(options: argparse.Namespace) -> tuple[list[ClassName], float | str | None]:
-    """The classes, of a list's name or of names as people type them, and the threshold.
-
-    Raises:
-        InvalidNamesError: the names cannot be used.
-    """
+    """The classes, of a list's name or of names as people type them, and the threshold."""
     ready = class_lists().get(options.names.strip())
     classes, none_named = drop_none_words(parse_names(ready.classes if ready else options.names))
     return classes, "default" if none_named and options.threshold is None else options.threshold
 
 
 def segment(options: argparse.Namespace) -> str:
-    """Segment many photos; returns a sentence about the result.
-
-    Raises:
-        LdvcError: no photo could be read, or the model cannot be loaded.
-    """
+    """Segment many photos; returns a sentence about the result. Raises LdvcError if no photo could be read."""
     names, background = question(options)
-    batch = Batch(
-        output=options.output,
-        names=tuple(names),
-        model=options.model,
-        decoder=options.decoder,
-        background=background,
-        coco=options.coco,
-        yolo=options.yolo,
-        cutouts=options.cutouts,
-        overlay_names=options.overlay_names,
-    )
+    settings = {each.name for each in fields(Batch)}
+    given = {name: value for name, value in vars(options).items() if name in settings}
+    batch = Batch(**given | {"names": tuple(names), "background": background})
     photos = find_photos(options.photos, options.output)
     if not photos:
         raise LdvcError(f"There are no photos in {', '.join(map(str, options.photos))}.")
-    done = run(batch, photos, jobs=options.jobs, progress=lambda each: tqdm(each, total=len(photos), unit="photo"))
+    done = run(batch, photos, jobs=options.jobs)
     skipped, resumed = sum(each.problem is not None for each in done), sum(each.resumed for each in done)
     listed = f"{skipped} could not be read, see {options.output / 'skipped.txt'}"
     if skipped == len(photos):
@@ -148,15 +126,11 @@ def segment(options: argparse.Namespace) -> str:
 
 
 def draw(options: argparse.Namespace) -> str:
-    """Draw a figure of a photo; returns a sentence about the files.
-
-    Raises:
-        LdvcError: the photo cannot be read, the model cannot be loaded, or the decoder has no such layer or head.
-    """
+    """Draw a figure of a photo; returns a sentence about the files."""
     names, background = question(options)
     main = Predictor.from_pretrained(options.model)
     image, results = main.encode_image(options.photo), {}
-    for decoder in DECODERS[options.command]:
+    for decoder in FIGURES[options.command][0]:
         with suppress(CheckpointError, WeightsNotFoundError):  # a checkpoint need not have all decoders
             results[decoder] = main.sibling(decoder).segment(names, image=image, background=background, features=True)
     if options.command == "attention":
@@ -173,11 +147,7 @@ def draw(options: argparse.Namespace) -> str:
 
 
 def layer_and_head(results: dict[str, Segmentation], options: argparse.Namespace) -> dict[str, int | None]:
-    """Arguments of `attention_figure`.
-
-    Raises:
-        LdvcError: a decoder has no such layer or head.
-    """
+    """Arguments of `attention_figure`; raises LdvcError if a decoder has no such layer or head."""
     layers, heads = map(min, zip(*(result.attention_shape for result in results.values()), strict=True))
     if not (0 <= options.layer <= layers and 0 <= options.head <= heads):
         raise LdvcError(
@@ -186,27 +156,22 @@ def layer_and_head(results: dict[str, Segmentation], options: argparse.Namespace
     return {"layer": (options.layer or layers) - 1, "head": options.head - 1 if options.head else None}
 
 
-COMMANDS = {"segment": segment, "attention": draw, "compare": draw, "space": draw}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = parse(arguments)
     try:
-        print(COMMANDS[options.command](options))
+        print((segment if options.command == "segment" else draw)(options))
+        return 0
     except LdvcError as error:
-        print(error, file=sys.stderr)
-        return 1
+        problem, status = error, 1
     except OSError as error:
-        print(f"A file cannot be used: {error}", file=sys.stderr)
-        return 1
+        problem, status = f"A file cannot be used: {error}", 1
     except BrokenProcessPool:
-        print("A process ended, perhaps for want of memory. Use fewer --jobs; finished photos are kept.", file=sys.stderr)
-        return 1
+        problem, status = "A process ended, perhaps for want of memory. Use fewer --jobs; finished photos are kept.", 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one ended.", file=sys.stderr)
-        return 130
-    return 0
+        problem, status = "Stopped. The same command goes on where this one ended.", 130
+    print(problem, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

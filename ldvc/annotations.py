@@ -5,8 +5,6 @@ leads to each hole and back, so that a program that fills the ring leaves the ho
 outline moves by more than about `TOLERANCE` pixels.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from contourpy import FillType, contour_generator
 from matplotlib.path import Path as Outline
+from PIL import Image
 from pycocotools import mask as rle
 
 TOLERANCE = 0.5  # pixels
@@ -21,19 +20,14 @@ COCO_KINDS = ("rle", "polygons")
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask: one closed ring for each part.
+    """The outlines of a mask, bool (H, W): one closed ring for each part.
 
-    Args:
-        mask: bool (H, W).
-
-    Returns:
-        (n, 2) arrays of x, y in pixels; (0, 0) is the upper left corner of the picture. The last point is not the first again.
+    A ring is (n, 2): x, y in pixels; (0, 0) is the upper left corner of the picture. The first point is not repeated.
     """
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    if not len(rows):
+    left, top, width, height = box_of(mask)
+    if not width:
         return []
-    top, left = rows[0], columns[0]
-    inner = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.float32), 1)
+    inner = np.pad(mask[top : top + height, left : left + width].astype(np.float32), 1)
     parts, offsets = contour_generator(z=inner, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     shift = np.array([left - 0.5, top - 0.5])  # of the padding, and from the centre of a pixel to its corner
     found = []
@@ -41,6 +35,12 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
         outer, *holes = (simplified(points[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True))
         found.append(joined(outer, holes) + shift)
     return found
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(x, y, width, height) of the pixels of a mask (H, W); zeros if there are none."""
+    left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, 0, 0)
+    return left, top, right - left, bottom - top
 
 
 def simplified(ring: np.ndarray) -> np.ndarray:
@@ -71,15 +71,11 @@ def coco_annotations(labels: np.ndarray, classes: int, kind: str = "rle") -> Ite
         classes: how many there are; class i is category i + 1.
         kind: of `COCO_KINDS`. RLE is exact; polygons are within `TOLERANCE`. Area and box are exact in both.
     """
-    for index in range(classes):
-        mask = labels == index
-        if not mask.any():
-            continue
-        encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+    for index in np.unique(labels[(labels >= 0) & (labels < classes)]).tolist():
+        encoded = rle.encode(np.asfortranarray(labels == index, dtype=np.uint8))
+        shape: Any = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
         if kind == "polygons":
-            shape: Any = [ring.round(2).ravel().tolist() for ring in polygons(mask)]
-        else:
-            shape = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
+            shape = [ring.round(2).ravel().tolist() for ring in polygons(labels == index)]
         yield {
             "category_id": index + 1,
             "segmentation": shape,
@@ -96,12 +92,9 @@ def coco(
     seen: Sequence[bool],
     info: dict[str, Any],
 ) -> dict[str, Any]:
-    """A COCO file of some photos.
+    """A COCO file of some photos, each {"file_name", "width", "height"} and its `coco_annotations`.
 
-    Args:
-        photos: of each, {"file_name", "width", "height"} and its `coco_annotations`.
-        names: of the classes; `seen`: whether the model was trained on masks of it, an extra field of each category.
-        info: free fields about the file.
+    `names` are those of the classes; `seen`, whether the model was trained on their masks, is an extra field of each.
     """
     images, annotations = [], []
     for number, (image, found) in enumerate(photos, start=1):

@@ -29,13 +29,13 @@ and for each decoder, as "ldvc/labels" and so on (attention: not for "clip"; rou
     routing_affinity         (n, layers, R, R) float32  of the row's region to the column's
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
+from dataclasses import astuple
 
 import numpy as np
 
+from ldvc.annotations import box_of
 from ldvc.result import Segmentation
 from ldvc.visualize import fit_size
 
@@ -64,15 +64,14 @@ def arrays(results: Mapping[str, Segmentation | None]) -> dict[str, np.ndarray]:
         "extent": np.array(first.extent, dtype=np.float32),
     }
     for decoder, result in there.items():
-        parts = {**of_masks(result), **of_attention(result), **of_routing(result)}
+        parts = of_masks(result) | of_attention(result) | of_routing(result)
         found |= {f"{decoder}/{key}": value for key, value in parts.items()}
     return found
 
 
 def of_masks(result: Segmentation) -> dict[str, np.ndarray]:
     """Labels, scores and boxes."""
-    labels = result.labels
-    scores = result.scores_at(fit_size(*result.size, long_side=SCORES_SIDE))
+    labels, scores = result.labels, result.scores_at(fit_size(*result.size, long_side=SCORES_SIDE))
     return {
         "labels": labels.astype(np.int16),
         "threshold": np.float32(np.nan if result.background is None else result.background),
@@ -82,27 +81,14 @@ def of_masks(result: Segmentation) -> dict[str, np.ndarray]:
     }
 
 
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(x, y, width, height) of the pixels of a mask (H, W); zeros if there are none."""
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    if not len(rows):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
-
-
 def of_attention(result: Segmentation) -> dict[str, np.ndarray]:
     """Attention of every layer and head; nothing if the result holds none."""
     layers, heads = map(range, result.attention_shape)
     if not layers:
         return {}
-    maps = {
-        "attention": result.cross_attention,
-        "none_attention": result.none_attention,
-        "company_attention": result.company_attention,
-    }
-    found = {
-        key: np.stack([[read(layer, head) for head in heads] for layer in layers]) for key, read in maps.items()
-    }
+    reads = (result.cross_attention, result.none_attention, result.company_attention)
+    maps = [np.stack([[read(layer, head) for head in heads] for layer in layers]) for read in reads]
+    found = dict(zip(("attention", "none_attention", "company_attention"), maps, strict=True))
     return {**found, "attention_mean": np.stack([result.cross_attention(layer) for layer in layers])}
 
 
@@ -110,14 +96,11 @@ def of_routing(result: Segmentation) -> dict[str, np.ndarray]:
     """The regions of LCSA in every window; nothing if the result holds no routing. All windows have one size."""
     if not result.has_routing:
         return {}
-    windows = [output.window for output in result.outputs]
-    layouts = [output.routing[0].layout for output in result.outputs]
-    places = [(each.top, each.left, each.height, each.width) for each in windows]
+    routings = [output.routing for output in result.outputs]
+    layouts = [layers[0].layout for layers in routings]
     return {
-        "windows": np.array(places, dtype=np.float32) / result.patch,
+        "windows": np.array([astuple(each.window) for each in result.outputs], dtype=np.float32) / result.patch,
         "routing_boxes": np.array([[layout.box(region) for region in range(layout.total)] for layout in layouts]),
-        "routing_regions": np.stack([[layer.regions[0].numpy() for layer in each.routing] for each in result.outputs]),
-        "routing_affinity": np.stack(
-            [[layer.affinity[0].float().numpy() for layer in each.routing] for each in result.outputs]
-        ),
+        "routing_regions": np.stack([[layer.regions[0].numpy() for layer in layers] for layers in routings]),
+        "routing_affinity": np.stack([[layer.affinity[0].float().numpy() for layer in layers] for layers in routings]),
     }

@@ -14,24 +14,23 @@ renamed, NAME.json last. A photo whose NAME.json has the same settings is not se
 it ended.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from ldvc import __version__
 from ldvc.annotations import coco, coco_annotations, yolo_data, yolo_labels
@@ -56,21 +55,13 @@ class Photo:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a photo.
-
-    Attributes:
-        photo: the photo.
-        problem: why it could not be read, or None.
-        data: content of its JSON file.
-        annotations: for the COCO file; empty if there will be none.
-        resumed: whether an earlier run had segmented it.
-    """
+    """What became of a photo."""
 
     photo: Photo
-    problem: str | None = None
-    data: dict[str, Any] | None = None
-    annotations: tuple[dict[str, Any], ...] = ()
-    resumed: bool = False
+    problem: str | None = None  # why it could not be read
+    data: dict[str, Any] | None = None  # content of its JSON file
+    annotations: tuple[dict[str, Any], ...] = ()  # for the COCO file; empty if there will be none
+    resumed: bool = False  # an earlier run had segmented it
 
 
 def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
@@ -84,15 +75,14 @@ def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
         paths = [source]
         if source.is_dir():
             inside = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
-            hidden = (path for path in inside if not path.name.startswith("."))
-            paths = [path for path in hidden if output.resolve() not in path.resolve().parents]
+            visible = (path for path in inside if not path.name.startswith("."))
+            paths = [path for path in visible if output.resolve() not in path.resolve().parents]
         for path in paths:
             relative = path.relative_to(source) if source.is_dir() else Path(path.name)
-            stem = name = relative.with_suffix("").as_posix()
-            count = 1
-            while name.casefold() in taken:  # two photos of one name, or names that some file systems do not tell apart
-                count += 1
-                name = f"{stem}_{count}"
+            stem = relative.with_suffix("").as_posix()
+            # two photos may have one name, or names that some file systems do not tell apart
+            names = (stem, *(f"{stem}_{number}" for number in range(2, len(taken) + 2)))
+            name = next(name for name in names if name.casefold() not in taken)
             taken.add(name.casefold())
             found.append(Photo(path, relative.as_posix(), name))
     return found
@@ -100,52 +90,36 @@ def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Settings of a run.
+    """Settings of a run."""
 
-    Attributes:
-        output: folder of all files.
-        names: the classes.
-        model, decoder: see `Predictor.from_pretrained`.
-        background: threshold, see `Predictor.segment`.
-        coco: None, or of `ldvc.annotations.COCO_KINDS`.
-        yolo: whether to write labels of YOLO segmentation.
-        cutouts: whether to write the cut-outs of each class.
-        overlay_names: whether names are written on the overlays.
-    """
-
-    output: Path
+    output: Path  # folder of all files
     names: tuple[ClassName, ...]
-    model: str = "lite"
-    decoder: str = "ldvc"
-    background: float | str | None = "default"
-    coco: str | None = None
-    yolo: bool = False
-    cutouts: bool = False
-    overlay_names: bool = True
+    model: str  # and decoder: see `Predictor.from_pretrained`
+    decoder: str
+    background: float | str | None  # threshold, see `Predictor.segment`
+    coco: str | None  # of `ldvc.annotations.COCO_KINDS`; None = no COCO file
+    yolo: bool  # write labels of YOLO segmentation
+    cutouts: bool  # write the cut-outs of each class
+    overlay_names: bool  # write names on the overlays
 
     @cached_property
     def predictor(self) -> Predictor:
-        """Loaded once in each process.
-
-        Raises:
-            CheckpointError, WeightsNotFoundError: it cannot be loaded.
-        """
+        """Loaded once in each process."""
         return Predictor.from_pretrained(self.model, decoder=self.decoder)
 
     def process(self, photo: Photo) -> Done:
         """Segment a photo unless an earlier run did, and write its files."""
-        digest = self.predictor.weights_digest
+        settings = {
+            "names": [each.text for each in self.names],
+            "decoder": self.decoder,
+            "threshold": self.background,
+            "overlay_names": self.overlay_names,
+            "weights_sha256": self.predictor.weights_digest,
+            "software": __version__,
+        }
         try:
-            fingerprint = hashlib.sha256(photo.path.read_bytes()).hexdigest() if photo.path.is_file() else ""
-            settings = {
-                "photo_sha256": fingerprint,
-                "names": [each.text for each in self.names],
-                "decoder": self.decoder,
-                "threshold": self.background,
-                "overlay_names": self.overlay_names,
-                "weights_sha256": digest,
-                "software": __version__,
-            }
+            content = photo.path.read_bytes() if photo.path.is_file() else b""
+            settings = {"photo_sha256": hashlib.sha256(content).hexdigest(), **settings}
             earlier = self._earlier(photo, settings)
             picture = load_picture(photo.path) if self.cutouts or not earlier else None
         except (InvalidImageError, OSError) as error:
@@ -154,8 +128,8 @@ class Batch:
         if self.yolo:
             write(self._path("yolo/labels", photo, "txt"), yolo_labels(labels, len(self.names)).encode())
         if self.cutouts:
-            names = [each.title for each in self.names]
-            write(self._path("cutouts", photo, "zip"), cutouts_zip(picture, labels, names))
+            titles = [each.title for each in self.names]
+            write(self._path("cutouts", photo, "zip"), cutouts_zip(picture, labels, titles))
         annotations = coco_annotations(labels, len(self.names), self.coco) if self.coco else ()
         return Done(photo, data=data, annotations=tuple(annotations), resumed=earlier is not None)
 
@@ -195,24 +169,16 @@ def write(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def run(
-    batch: Batch,
-    photos: Sequence[Photo],
-    *,
-    jobs: int = 1,
-    progress: Callable[[Iterator[Done]], Iterator[Done]] = iter,
-) -> list[Done]:
-    """Process all photos and write the files about all of them.
+def run(batch: Batch, photos: Sequence[Photo], *, jobs: int) -> list[Done]:
+    """Process all photos, with a progress bar, and write the files about all of them.
 
-    Args:
-        photos: of `find_photos`.
-        jobs: processes. With several, each computes with one thread; they share a GPU if there is one.
-        progress: wraps the iterator of finished photos, as tqdm does.
+    With several `jobs`, each process computes with one thread; they share a GPU if there is one.
 
     Raises:
         CheckpointError, WeightsNotFoundError: the model cannot be loaded.
         BrokenProcessPool: the system ended a process, mostly for want of memory.
     """
+    progress = partial(tqdm, total=len(photos), unit="photo")
     if jobs == 1 or len(photos) < 2:
         done = list(progress(map(batch.process, photos)))
     else:
@@ -226,14 +192,13 @@ def run(
     finished = [each for each in done if each.problem is None]
     write(batch.output / "areas.csv", areas_csv(finished))
     if batch.coco and finished:
-        write(batch.output / "coco.json", coco_of(batch, finished))
+        write(batch.output / "coco.json", coco_of(finished))
     if batch.yolo:
         write(batch.output / "yolo" / "data.yaml", yolo_data([each.title for each in batch.names]).encode())
     skipped = "".join(f"{each.photo.path}\t{each.problem}\n" for each in done if each.problem is not None)
+    (batch.output / "skipped.txt").unlink(missing_ok=True)
     if skipped:
         write(batch.output / "skipped.txt", skipped.encode())
-    else:
-        (batch.output / "skipped.txt").unlink(missing_ok=True)
     return done
 
 
@@ -252,13 +217,12 @@ def areas_csv(finished: Sequence[Done]) -> bytes:
     return text.getvalue().encode()
 
 
-def coco_of(batch: Batch, finished: Sequence[Done]) -> bytes:
+def coco_of(finished: Sequence[Done]) -> bytes:
     """The COCO file of all photos."""
-    first = finished[0].data
     photos = [({"file_name": each.photo.file_name, **each.data["size"]}, each.annotations) for each in finished]
-    classes = first["classes"]
+    classes, info = finished[0].data["classes"], finished[0].data["model"]
     names, seen = [row["name"] for row in classes], [row["seen"] for row in classes]
-    return json.dumps(coco(photos, names=names, seen=seen, info=first["model"]), ensure_ascii=False).encode()
+    return json.dumps(coco(photos, names=names, seen=seen, info=info), ensure_ascii=False).encode()
 
 
 _batch: Batch | None = None  # of a process of `run`

@@ -22,24 +22,15 @@ from ldvc.config import first_mistake
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Calibration:
-    """How logits of a decoder become scores and labels; `train/evaluate.py --calibrate` measures it.
-
-    Attributes:
-        scale, bias: of the sigmoid.
-        threshold: in 0..1. A pixel whose best score is lower is "none of these".
-    """
+    """How logits of a decoder become scores and labels; `train/evaluate.py --calibrate` measures it."""
 
     scale: PositiveFloat = 1.0
     bias: float = 0.0
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5  # a pixel whose best score is lower is "none of these"
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> Calibration:
-        """From the metadata of a checkpoint; absent values take their defaults, and other values are ignored.
-
-        Raises:
-            ValueError, TypeError: a value cannot be used.
-        """
+        """From the metadata of a checkpoint; raises ValueError or TypeError if a value cannot be used."""
         try:
             return cls(**(content or {}))
         except ValidationError as error:
@@ -57,15 +48,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SoftmaxCalibration:
-    """How cosines of dense CLIP become scores and labels.
+    """How cosines of dense CLIP become scores and labels. Where a stuff word is the best, it is "none of these"."""
 
-    Attributes:
-        scale: of the cosines before the softmax.
-        threshold: in 0..1. A pixel whose best score is lower is "none of these", and so is one whose best word is a stuff word.
-    """
-
-    scale: float = 40.0
-    threshold: float = 0.15
+    scale: float = 40.0  # of the cosines before the softmax
+    threshold: float = 0.15  # a pixel whose best score is lower is "none of these"
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits of the softmax, of any shape."""

@@ -32,7 +32,7 @@ from ldvc.calibration import Calibration
 from ldvc.config import DECODERS, FULL_CLIP_SETTINGS, ModelConfig, PlainClipSettings
 from ldvc.errors import CheckpointError, WeightsNotFoundError
 from ldvc.inference import require_inference
-from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip
+from ldvc.modeling.clip import LITE_FOLDER, NO_LITE, FrozenClip, build_clip
 from ldvc.modeling.clip_weights import FULL_CLIP, WEIGHTS_VARIABLE, default_weights, is_architecture, weights_here
 from ldvc.modeling.model import LDVC, PlainClip
 from ldvc.weights import hub_reachable, load_tensors, read_json, replaced_files, save_tensors, write_json
@@ -56,7 +56,7 @@ def save_checkpoint(
     clip: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a checkpoint.
+    """Write a checkpoint; returns its folder.
 
     Args:
         model: its trainable part is stored.
@@ -65,9 +65,6 @@ def save_checkpoint(
         clip: name of the CLIP in the configuration, such as "../clip"; None = that of the model's configuration. The path of
             a folder becomes relative to `folder`, so that both can be moved together.
         dtype: of the stored matrices; None = float32, `torch.float16` halves the file.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; an existing checkpoint stays.
@@ -105,7 +102,13 @@ def load_checkpoint(
         CheckpointError: the source is no checkpoint of this project, or does not hold this decoder.
     """
     if is_plain_clip(str(source)):
-        return _load_plain_clip(str(source), decoder, clip)
+        config = _plain_config(str(source))
+        if decoder != "clip":
+            raise CheckpointError(
+                f"{config.clip} alone has no decoder {decoder or DEFAULT_DECODER!r}, only 'clip': train one "
+                "(docs/training.md) and give its folder or Hub id, on the page as LDVC_FULL."
+            )
+        return PlainClip(config, clip).eval(), {**DEFAULT_METADATA, "plain_clip": dict(FULL_CLIP_SETTINGS)}
     root = _source_folder(source)
     folder = _checkpoint_folder(root, decoder)
     config, metadata = read_config(folder)
@@ -139,10 +142,8 @@ def clip_to_download(source: str) -> tuple[str, str] | None:
     Raises:
         WeightsNotFoundError, CheckpointError: the source cannot be found or used.
     """
-    if is_plain_clip(source):
-        config = _plain_config(source)
-    else:
-        config, _ = read_config(_checkpoint_folder(_source_folder(source), None))
+    plain = is_plain_clip(source)
+    config = _plain_config(source) if plain else read_config(_checkpoint_folder(_source_folder(source), None))[0]
     if not is_architecture(config.clip) or config.pretrained is None or os.environ.get(WEIGHTS_VARIABLE):
         return None
     return None if weights_here(config.clip, config.pretrained) else (config.clip, config.pretrained)
@@ -152,16 +153,6 @@ def _plain_config(source: str) -> ModelConfig:
     architecture = FULL_CLIP if source == "full" else source
     weights = "openai" if os.environ.get(WEIGHTS_VARIABLE) else default_weights(architecture)
     return ModelConfig(clip=architecture, pretrained=weights, visual_prompts=0, text_prompts=False, text_adapter=False)
-
-
-def _load_plain_clip(source: str, decoder: str | None, clip: FrozenClip | None) -> tuple[PlainClip, dict[str, Any]]:
-    if decoder != "clip":
-        architecture = FULL_CLIP if source == "full" else source
-        raise CheckpointError(
-            f"{architecture} alone has no decoder {decoder or DEFAULT_DECODER!r}, only 'clip': train one (docs/training.md) "
-            "and give its folder or Hub id, on the page as LDVC_FULL."
-        )
-    return PlainClip(_plain_config(source), clip).eval(), {**DEFAULT_METADATA, "plain_clip": dict(FULL_CLIP_SETTINGS)}
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -178,29 +169,24 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         config, metadata = ModelConfig.from_dict(content.pop("model")), {**DEFAULT_METADATA, **content}
         for key in ("calibration", "clip_calibration"):
             Calibration.from_metadata(metadata.get(key))
-        require_inference(metadata["inference"])
-        _require_names(metadata["seen_names"] or [], metadata.get("seen_words") or {})
-        if (inference := PlainClipSettings.from_metadata(metadata.get("plain_clip")).inference) is not None:
+        plain = PlainClipSettings.from_metadata(metadata.get("plain_clip"))
+        for inference in (metadata["inference"], metadata["inference"] if plain.inference is None else plain.inference):
             require_inference(inference)
+        words = metadata.get("seen_words") or {}
+        for names in (metadata["seen_names"] or [], *(words.values() if isinstance(words, dict) else [None])):
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                wanted = "'seen_names' must be a list of names, and 'seen_words' a list of words for each of them"
+                raise ValueError(wanted)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}.") from error
     return config, metadata
-
-
-def _require_names(seen: Any, words: Any) -> None:
-    """Check the lists of learned names; raises ValueError with the reason."""
-    lists = [seen, *(words.values() if isinstance(words, dict) else [None])]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise ValueError("'seen_names' must be a list of names, and 'seen_words' a list of words for each of them")
 
 
 def _source_folder(source: str | Path) -> Path:
     """The local folder of a source; a Hub repository is downloaded, or taken from the cache."""
     if str(source) == "lite":
         if not LITE_FOLDER.is_dir():
-            raise WeightsNotFoundError(
-                f"The lite model is not at {LITE_FOLDER}; fetch the whole project, with its assets folder."
-            )
+            raise WeightsNotFoundError(NO_LITE)
         return LITE_FOLDER
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -220,11 +206,8 @@ def _source_folder(source: str | Path) -> Path:
 
 def _describes_model(folder: Path) -> bool:
     """Whether a folder holds one checkpoint; a folder of a CLIP has another kind of config.json."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return False
     try:
-        return "model" in read_json(path)
+        return (folder / CONFIG_FILE).is_file() and "model" in read_json(folder / CONFIG_FILE)
     except CheckpointError:
         return True  # damaged: `read_config` raises the error
 
@@ -245,11 +228,7 @@ def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:
 
 
 def _require_inside(config: ModelConfig, folder: Path, root: Path) -> None:
-    """Checks that a checkpoint from the Hub names no files of this machine.
-
-    Raises:
-        CheckpointError: it does.
-    """
+    """Raises CheckpointError if a checkpoint from the Hub names files of this machine."""
     clip = (folder / Path(config.clip).expanduser()).resolve()
     outside = config.clip.startswith((".", "/", "~")) and not clip.is_relative_to(root.resolve())
     if outside or (config.pretrained and Path(config.pretrained).expanduser().exists()):
@@ -269,9 +248,9 @@ def _relative_clip(clip: str, folder: Path) -> str:
 
 def _resolve_clip(clip: str, folder: Path) -> str:
     """The CLIP of a configuration: a relative path starts at the checkpoint's folder; names stay."""
-    if clip.startswith((".", "/", "~")):
-        path = (folder / Path(clip).expanduser()).resolve()
-        if not path.is_dir():
-            raise WeightsNotFoundError(f"The CLIP that the checkpoint in {folder} needs is not at {path}.")
-        return str(path)
-    return clip
+    if not clip.startswith((".", "/", "~")):
+        return clip
+    path = (folder / Path(clip).expanduser()).resolve()
+    if not path.is_dir():
+        raise WeightsNotFoundError(f"The CLIP that the checkpoint in {folder} needs is not at {path}.")
+    return str(path)

@@ -11,8 +11,6 @@ Names are compared in three ways, each on top of the one before:
 - `SeenNames`: also singular and plural. It only decides whether a checkpoint counts as trained on a name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,19 +34,9 @@ NONE_WORDS = frozenset(
 
 # Nouns of everyday class lists whose plural is not made with an "s".
 IRREGULAR = {
-    "people": "person",
-    "men": "man",
-    "women": "woman",
-    "children": "child",
-    "mice": "mouse",
-    "geese": "goose",
-    "feet": "foot",
-    "teeth": "tooth",
-    "knives": "knife",
-    "leaves": "leaf",
-    "shelves": "shelf",
-    "wolves": "wolf",
-}
+    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose",
+    "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "wolves": "wolf",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,17 +114,12 @@ def parse_names(names: str | Sequence[str]) -> list[ClassName]:
 
 
 def drop_none_words(classes: Sequence[ClassName]) -> tuple[list[ClassName], bool]:
-    """Classes without `NONE_WORDS`, and whether there was one.
-
-    Raises:
-        InvalidNamesError: nothing else is left.
-    """
+    """Classes without `NONE_WORDS`, and whether there was one; raises InvalidNamesError if nothing else is left."""
     rest = [ClassName(tuple(word for word in each.words if plain(word) not in NONE_WORDS)) for each in classes]
     kept = [each for each in rest if each.words]
     if not kept:
-        raise InvalidNamesError(
-            f"“{classes[0].text}” means none of the other names; type at least one class name beside it."
-        )
+        name = classes[0].text
+        raise InvalidNamesError(f"“{name}” means none of the other names; type at least one class name beside it.")
     return kept, kept != list(classes)
 
 
@@ -243,21 +226,11 @@ def class_lists() -> dict[str, ClassList]:
     """All ready lists by key, in the order in which the page offers them."""
     files = {path.stem: path for path in sorted((_FOLDER / "class_lists").glob("*.json"))}
     contents = {key: json.loads(files[key].read_text(encoding="utf-8")) for key in dict.fromkeys((*LIST_ORDER, *files))}
-    return {
-        key: ClassList(key, content["title"], content["source"], tuple(content["classes"]))
-        for key, content in contents.items()
-    }
+    return {key: ClassList(key, each["title"], each["source"], tuple(each["classes"])) for key, each in contents.items()}
 
 
 def load_classes(name: str) -> list[str]:
-    """The names of a class list in the order of its labels.
-
-    Args:
-        name: a file of `ldvc/class_lists` without ".json".
-
-    Raises:
-        DataError: no such list.
-    """
+    """The names of a file of `ldvc/class_lists` in the order of its labels; raises DataError if there is none."""
     if name not in class_lists():
         raise DataError(f"There is no class list called '{name}'. Known lists: {', '.join(sorted(class_lists()))}.")
     return list(class_lists()[name].classes)
@@ -274,18 +247,16 @@ def load_split(name: str | None) -> frozenset[str]:
     """
     if name is None or name == "none":
         return frozenset()
-    path = _FOLDER / "splits" / f"{name}.json"
+    splits = {file.stem: file for file in sorted((_FOLDER / "splits").glob("*.json"))}
+    path = splits.get(name, Path(name))
     if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in (_FOLDER / "splits").glob("*.json")))
+        known = ", ".join(splits)
         raise DataError(f"There is no split called '{name}'. Known splits: {known}; or give the path of a JSON file.")
     try:
         unseen = json.loads(path.read_text(encoding="utf-8"))["unseen"]
         if not (isinstance(unseen, list) and all(isinstance(each, str) for each in unseen)):
             raise TypeError("it is no list of names")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'The split {path} cannot be used ({error}); it should hold {{"unseen": ["cow", "train"]}}.'
-        ) from None
+        example = '{"unseen": ["cow", "train"]}'
+        raise DataError(f"The split {path} cannot be used ({error}); it should hold {example}.") from None
     return canonical_set(unseen)

@@ -13,39 +13,30 @@ from ldvc.errors import CheckpointError
 
 Decoder = Literal["ldvc", "ldvc_without_lcsa", "zegclip"]
 DECODERS: tuple[str, ...] = get_args(Decoder)
-GATE = 0.05  # first value of a gate on a residual branch, and on visual prompts
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 _REMOVED = {"gate_init", "start_at_clip", "branch_init", "normalize_output"}  # fields of earlier versions
 
 
 class Recipe(NamedTuple):
-    """What a recipe means for the parts of model and training. D1 to D11 are the numbers of docs/method.md."""
+    """What a recipe means for the parts of model and training; the defaults are the recipe clip_start.
 
-    starts_at_clip: bool  # projections of the decoder and the text adapter start at CLIP's similarity
-    gate: float | None  # first value of the gates on residual branches and visual prompts; None = no gates
-    class_tokens: int  # D1: how many times the class token is added before the first block
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None  # D2: mean and std of pictures; None = those of the CLIP
-    vectors_decay: bool  # D4: weight decay on norms, biases and gates, too
-    score_bias: bool  # D5: a learnable bias on the mask logits
-    resampling: str  # D6: of the positional embedding at another grid
-    padding: tuple[int, int, int] | None  # D7: see `train.data.Augmentation`
-    first_warmup_step: int  # D8: the warm-up factor of step i is (i + first_warmup_step) / warm-up steps
-    norm_of_prompts: bool  # D10: the norm is on the prompts (eps 1e-5); otherwise on the last block's output (eps 1e-6)
+    D1 to D11 are the numbers of docs/method.md.
+    """
+
+    starts_at_clip: bool = True  # projections of the decoder and the text adapter start at CLIP's similarity
+    gate: float | None = 0.05  # first value of the gates on residual branches and visual prompts; None = no gates
+    class_tokens: int = 1  # D1: how many times the class token is added before the first block
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # D2: mean, std; None = those of the CLIP
+    vectors_decay: bool = False  # D4: weight decay on norms, biases and gates, too
+    score_bias: bool = True  # D5: a learnable bias on the mask logits
+    resampling: str = "bicubic"  # D6: of the positional embedding at another grid
+    padding: tuple[int, int, int] | None = None  # D7: see `train.data.Augmentation`
+    first_warmup_step: int = 1  # D8: the warm-up factor of step i is (i + first_warmup_step) / warm-up steps
+    norm_of_prompts: bool = True  # D10: the norm is on the prompts (eps 1e-5), or on the last block's output (eps 1e-6)
 
 
 RECIPES = {
-    "clip_start": Recipe(
-        starts_at_clip=True,
-        gate=GATE,
-        class_tokens=1,
-        statistics=None,
-        vectors_decay=False,
-        score_bias=True,
-        resampling="bicubic",
-        padding=None,
-        first_warmup_step=1,
-        norm_of_prompts=True,
-    ),
+    "clip_start": Recipe(),
     "published": Recipe(
         starts_at_clip=False,
         gate=None,
@@ -132,11 +123,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; absent keys take their defaults.
-
-        Raises:
-            CheckpointError: a key is unknown or a value not valid.
-        """
+        """Inverse of `to_dict`; absent keys take their defaults. Raises CheckpointError if one is unknown or not valid."""
         if _REMOVED & set(values):
             raise CheckpointError(
                 "This checkpoint is of an older version of this project, which built its decoders in another way; "
@@ -181,11 +168,7 @@ class PlainClipSettings:
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> PlainClipSettings:
-        """From the metadata of a checkpoint; absent values take their defaults.
-
-        Raises:
-            ValueError: a setting is unknown or not valid.
-        """
+        """From the metadata of a checkpoint; absent values take their defaults. Raises ValueError if one is not valid."""
         try:
             return cls(**(content or {}))
         except ValidationError as error:

@@ -10,8 +10,6 @@ all decoders together, so that plots of two decoders have the same axes.
     space = shared_space({each.decoder: movement_of(each) for each in found})
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -29,10 +27,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosine_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """1 - cos of rows, (n, d) x (n, d) -> (n,).
-
-    Computed as |a - b|^2 / 2 of unit vectors, which is exactly 0 for equal vectors.
-    """
+    """1 - cos of rows, (n, d) x (n, d) -> (n,), as |a - b|^2 / 2 of unit vectors: exactly 0 for equal vectors."""
     return ((unit(first) - unit(second)) ** 2).sum(axis=-1) / 2
 
 
@@ -42,26 +37,17 @@ class Movement:
 
     A class has one embedding for each of its words. The text adapter gives a word another embedding in each window;
     embeddings and their distances are means over windows.
-
-    Attributes:
-        patches_before, patches_after: (N, d), unit length; (N, 2) in a `Space`.
-        embeddings_before, embeddings_after: (E, d), unit length unless windows are averaged; (E, 2) in a `Space`.
-        class_of_embedding: (E,), index of a class.
-        class_of_patch: (N,), the best class of each patch by this decoder.
-        embedding_drift: (E,), mean cosine distance in all d dimensions between before and after.
-        patch_drift: (N,), the same for patches.
-        similarity_before, similarity_after: (N,), cosine of each patch and its class (of synonyms, the closest).
     """
 
-    patches_before: np.ndarray
+    patches_before: np.ndarray  # (N, d), unit length; (N, 2) in a `Space`
     patches_after: np.ndarray
-    embeddings_before: np.ndarray
+    embeddings_before: np.ndarray  # (E, d), unit length unless windows are averaged; (E, 2) in a `Space`
     embeddings_after: np.ndarray
-    class_of_embedding: np.ndarray
-    class_of_patch: np.ndarray
-    embedding_drift: np.ndarray
-    patch_drift: np.ndarray
-    similarity_before: np.ndarray
+    class_of_embedding: np.ndarray  # (E,), index of a class
+    class_of_patch: np.ndarray  # (N,), the best class of each patch by this decoder
+    embedding_drift: np.ndarray  # (E,), mean cosine distance in all d dimensions between before and after
+    patch_drift: np.ndarray  # (N,), the same for patches
+    similarity_before: np.ndarray  # (N,), cosine of each patch and its class (of synonyms, the closest)
     similarity_after: np.ndarray
 
     @property
@@ -80,27 +66,18 @@ def similarity_to_class(
 ) -> np.ndarray:
     """Cosine of each patch and the embedding of its class, the closest one where a class has several: (N,)."""
     cosine = unit(patches) @ unit(embeddings).T  # (N, E)
-    own = class_of_patch[:, None] == class_of_embedding[None]
-    return np.where(own, cosine, -np.inf).max(axis=1)
+    return np.where(class_of_patch[:, None] == class_of_embedding, cosine, -np.inf).max(axis=1)
 
 
 def movement_of(result: Segmentation) -> Movement:
-    """Measure the change by the decoder of a result.
-
-    Args:
-        result: segmented with `features=True`.
-
-    Raises:
-        LdvcError: the result holds no features.
-    """
+    """Measure the change by the decoder of a result; raises LdvcError unless it was segmented with `features=True`."""
     windows, labels = result.features, result.patch_labels
     groups = np.asarray(result.embedding_classes)
 
     def similarity(moment: str) -> np.ndarray:
         features = [(getattr(each, f"patches_{moment}"), getattr(each, f"classes_{moment}")) for each in windows]
-        return np.concatenate(
-            [similarity_to_class(*pair, own, groups) for pair, own in zip(features, labels, strict=True)]
-        )
+        each = (similarity_to_class(*pair, own, groups) for pair, own in zip(features, labels, strict=True))
+        return np.concatenate(list(each))
 
     return Movement(
         patches_before=np.concatenate([unit(each.patches_before) for each in windows]),
@@ -118,17 +95,11 @@ def movement_of(result: Segmentation) -> Movement:
 
 @dataclass(frozen=True)
 class Plane:
-    """The plane of the two largest principal components.
+    """The plane of the two largest principal components; the largest element of each axis is positive."""
 
-    Attributes:
-        mean: (d,).
-        axes: (2, d), orthonormal; the largest element of each is positive, so that the sign is always the same.
-        explained: share of the variance along each axis, two numbers in 0..1.
-    """
-
-    mean: np.ndarray
-    axes: np.ndarray
-    explained: tuple[float, float]
+    mean: np.ndarray  # (d,)
+    axes: np.ndarray  # (2, d), orthonormal
+    explained: tuple[float, float]  # share of the variance along each axis, in 0..1
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """(n, d) -> (n, 2)."""

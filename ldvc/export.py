@@ -1,7 +1,5 @@
 """Files of a segmentation: the overlay, the masks, what they mean, and annotations. Pure functions of a result."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -33,19 +31,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How the overlay is painted.
+    """How the overlay is painted."""
 
-    Attributes:
-        opacity: of the colours, 0..1.
-        outline: whether there are lines between areas.
-        alone: the one class that is painted, or None.
-        names: whether names are written on the areas.
-    """
-
-    opacity: float = OPACITY
-    outline: bool = True
-    alone: str | None = None
-    names: bool = True
+    opacity: float = OPACITY  # of the colours, 0..1
+    outline: bool = True  # lines between areas
+    alone: str | None = None  # the one class that is painted; None = all
+    names: bool = True  # written on the areas
 
 
 @dataclass(frozen=True)
@@ -70,13 +61,7 @@ def photo_stem(photo: str) -> str:
 def make_file(
     kind: str, result: Segmentation, *, style: OverlayStyle, identity: Identity, photo: str = "photo"
 ) -> tuple[str, bytes]:
-    """A file's name and its content.
-
-    Args:
-        kind: one of `KINDS`.
-        result: the segmentation, with its threshold.
-        photo: the photo's file name; only its stem is used.
-    """
+    """A file's name and its content, of a kind in `KINDS`. `photo` is the photo's file name."""
     stem = photo_stem(photo)
     makers = {
         "overlay": lambda: overlay_png(result, style),
@@ -92,40 +77,31 @@ def make_file(
 
 def overlay_png(result: Segmentation, style: OverlayStyle) -> bytes:
     """The painted photo at its own size."""
-    painted = overlay(
-        result.picture,
-        result.labels,
-        colours_for(result.names),
-        striped=[not seen for seen in result.seen],
-        opacity=style.opacity,
-        outline=style.outline,
-        only=result.names.index(style.alone) if style.alone in result.names else None,
-        names=result.names if style.names else None,
-    )
-    return _png(Image.fromarray(painted))
+    options = {
+        "striped": [not seen for seen in result.seen],
+        "opacity": style.opacity,
+        "outline": style.outline,
+        "only": result.names.index(style.alone) if style.alone in result.names else None,
+        "names": result.names if style.names else None,
+    }
+    return _png(Image.fromarray(overlay(result.picture, result.labels, colours_for(result.names), **options)))
 
 
 def mask_png(result: Segmentation) -> bytes:
     """Label map as a palette picture: 0 is none of these, i is the class with "index" i; colours as on the page."""
     mask = Image.fromarray((result.labels + 1).astype(np.uint8)).convert("P")
-    palette = [rgb(NONE_COLOUR), *(rgb(colour) for colour in colours_for(result.names))]
-    mask.putpalette([value for colour in palette for value in colour])
+    mask.putpalette([value for colour in (NONE_COLOUR, *colours_for(result.names)) for value in rgb(colour)])
     return _png(mask)
 
 
 def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
     """One black-and-white mask (0 or 255) per class, numbered by index, and classes.json."""
-    buffer, labels = io.BytesIO(), result.labels
-    listed = list(enumerate(result.names, start=1))
-    if result.background is not None:
-        listed.insert(0, (0, "none of these"))
-    digits = len(str(len(result.names)))
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for index, name in listed:
-            mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
-            archive.writestr(f"{index:0{digits}d}_{safe_name(name)}.png", _png(mask), zipfile.ZIP_STORED)
-        archive.writestr("classes.json", as_json(description(result, identity, photo)))
-    return buffer.getvalue()
+    files, labels, digits = {}, result.labels, len(str(len(result.names)))
+    none = [] if result.background is None else [(0, "none of these")]
+    for index, name in [*none, *enumerate(result.names, start=1)]:
+        mask = Image.fromarray(np.where(labels + 1 == index, 255, 0).astype(np.uint8))
+        files[f"{index:0{digits}d}_{safe_name(name)}.png"] = _png(mask)
+    return _zip({**files, "classes.json": as_json(description(result, identity, photo))})
 
 
 def cutouts_zip(picture: np.ndarray, labels: np.ndarray, names: Sequence[str], *, alone: str | None = None) -> bytes:
@@ -136,31 +112,25 @@ def cutouts_zip(picture: np.ndarray, labels: np.ndarray, names: Sequence[str], *
         labels: int (H, W), index into `names`.
         alone: the one class that is cut out; None, or no name of a class = all.
     """
-    buffer, digits = io.BytesIO(), len(str(len(names)))
-    chosen = [names.index(alone)] if alone in names else np.unique(labels[labels >= 0])
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for index in chosen:
-            mask = labels == index
-            cutout = Image.fromarray(np.dstack([picture * mask[..., None], mask * np.uint8(255)]))
-            archive.writestr(f"{index + 1:0{digits}d}_{safe_name(names[index])}.png", _png(cutout))
-    return buffer.getvalue()
+    files, digits = {}, len(str(len(names)))
+    for index in [names.index(alone)] if alone in names else np.unique(labels[labels >= 0]):
+        mask = labels == index
+        cutout = Image.fromarray(np.dstack([picture * mask[..., None], mask * np.uint8(255)]))
+        files[f"{index + 1:0{digits}d}_{safe_name(names[index])}.png"] = _png(cutout)
+    return _zip(files)
 
 
 def coco_json(result: Segmentation, identity: Identity, photo: str) -> bytes:
     """A COCO file of one photo with the masks as RLE."""
     image = {"file_name": photo, "width": result.size[1], "height": result.size[0]}
-    found = list(coco_annotations(result.labels, len(result.names)))
-    content = coco([(image, found)], names=result.names, seen=result.seen, info=model_info(result, identity))
-    return as_json(content)
+    photos = [(image, list(coco_annotations(result.labels, len(result.names))))]
+    return as_json(coco(photos, names=result.names, seen=result.seen, info=model_info(result, identity)))
 
 
 def yolo_zip(result: Segmentation, stem: str) -> bytes:
     """A YOLO data set of one photo, without the photo: labels/STEM.txt and data.yaml."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"labels/{stem}.txt", yolo_labels(result.labels, len(result.names)))
-        archive.writestr("data.yaml", yolo_data(result.names))
-    return buffer.getvalue()
+    labels = yolo_labels(result.labels, len(result.names))
+    return _zip({f"labels/{stem}.txt": labels.encode(), "data.yaml": yolo_data(result.names).encode()})
 
 
 def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
@@ -219,6 +189,15 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
 def as_json(content: dict[str, Any]) -> bytes:
     """Readable JSON, names in their own script."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    """A ZIP of files by name; PNGs, which are compressed, are stored as they are."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content, zipfile.ZIP_STORED if name.endswith(".png") else None)
+    return buffer.getvalue()
 
 
 def _png(picture: Image.Image) -> bytes:

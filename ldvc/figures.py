@@ -5,8 +5,6 @@ Names have the colours of the page; a dagger marks those that the model saw no m
 from 0 to 1. Text stays text in PDF and SVG, and the same result gives the same file.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Mapping, Sequence
@@ -72,23 +70,18 @@ def attention_figure(
     """
     there = present(results)
     first = next(iter(there.values()))
-    shown = largest(first, ROWS) if shown is None else shown
+    shown = list(largest(first, ROWS) if shown is None else shown)
     colours = colours_for(first.names)
     rows = [(marked(first, index), colours[index]) for index in shown]
-    maps = []
-    for result in there.values():
-        attention = result.cross_attention(layer, head)[list(shown)]
-        none = result.none_attention(layer, head)[None]
-        maps.append(np.concatenate([attention, none]))
-    if any(each[-1].any() for each in maps):  # earlier layers have none
+    if any(result.none_attention(layer, head).any() for result in there.values()):  # earlier layers have none
         rows.append((NONE, NONE_COLOUR))
     notes = [f"Attention is shared with {', '.join(first.company)}."] if first.company else []
-    titles = ["photo", *(TITLES[decoder] for decoder in there)]
-    sheet = Sheet(
-        len(rows), titles, width=width, aspect=aspect(first), left=0.16, below=3.2 * LINE, notes=notes + dagger(first)
-    )
-    photo = resize_picture(first.picture, sheet.pixels)
-    maps = [result.attention_at(each, sheet.pixels) for result, each in zip(there.values(), maps, strict=True)]
+    room = {"left": 0.16, "below": 3.2 * LINE, "notes": notes + dagger(first)}
+    sheet = Sheet(len(rows), ["photo", *map(TITLES.get, there)], width=width, aspect=aspect(first), **room)
+    photo, maps = resize_picture(first.picture, sheet.pixels), []
+    for result in there.values():
+        small = [*result.cross_attention(layer, head)[shown], result.none_attention(layer, head)]
+        maps.append(result.attention_at(np.stack(small), sheet.pixels))
     for place, (axes, (name, colour)) in enumerate(zip(sheet.axes, rows, strict=True)):
         show_row(axes, [photo, *(heat_map(each[place], photo, strength=HEAT_STRENGTH) for each in maps)])
         name_row(axes[0], name, colour, left=0.16)
@@ -113,7 +106,7 @@ def compare_figure(results: Mapping[str, Segmentation | None], *, width: float =
     if -1 in found:
         legend.append((NONE, NONE_COLOUR))
     below = (legend_lines(legend, width) + 0.6) * LINE
-    titles = ["photo", *(TITLES[decoder] for decoder in there)]
+    titles = ["photo", *map(TITLES.get, there)]
     sheet = Sheet(1, titles, width=width, aspect=aspect(first), below=below, notes=dagger(first, shown))
     photo = resize_picture(first.picture, sheet.pixels)
     striped = [not seen for seen in first.seen]
@@ -126,15 +119,13 @@ def compare_figure(results: Mapping[str, Segmentation | None], *, width: float =
 def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -> Figure:
     """A row for each decoder: patches (dots) and names (diamonds) before it and after it, in one plane.
 
-    Args:
-        space: of `shared_space`.
-        result: of one of the decoders, for the names.
-        width: of the figure in inches.
+    `result` is that of one of the decoders, for the names.
     """
     colours = np.array(colours_for(result.names))
     legend = [(marked(result, index), colour) for index, colour in enumerate(colours)]
     left, low, right, high = space.bounds
     margin = 0.05 * max(right - left, high - low, 1e-9)
+    limits = {"xlim": (left - margin, right + margin), "ylim": (low - margin, high + margin)}
     tall = float(np.clip((high - low + 2 * margin) / (right - left + 2 * margin), 0.6, 1.0))
     below = (legend_lines(legend, width) + 1.8) * LINE
     titles = ["before the decoder", "after the decoder"]
@@ -142,14 +133,13 @@ def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -
     for axes, (decoder, part) in zip(sheet.axes, space.decoders.items(), strict=True):
         axes[0].set_ylabel(TITLES[decoder].replace("\n", " "), fontsize=LETTERS, labelpad=2)
         for axis, moment in zip(axes, ("before", "after"), strict=True):
-            axis.set(xlim=(left - margin, right + margin), ylim=(low - margin, high + margin), xticks=[], yticks=[])
+            axis.set(**limits, xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
             axis.spines[:].set_linewidth(FRAME)
             patches, names = getattr(part, f"patches_{moment}"), getattr(part, f"embeddings_{moment}")
             axis.scatter(*patches.T, s=2, c=colours[part.class_of_patch], linewidths=0, alpha=0.7)
-            axis.scatter(
-                *names.T, s=22, c=colours[part.class_of_embedding], marker="D", edgecolors="black", linewidths=0.6
-            )
+            diamonds = {"marker": "D", "edgecolors": "black", "linewidths": 0.6}
+            axis.scatter(*names.T, s=22, c=colours[part.class_of_embedding], **diamonds)
     across, up = space.plane.explained
     axes_note = f"Two principal components: {across:.0%} and {up:.0%} of the variance."
     write_notes(sheet.figure, [axes_note], bottom=sheet.bottom - 1.5 * LINE)
@@ -168,8 +158,7 @@ class Sheet:
         titles: of the columns.
         width: of the figure in inches.
         aspect: height over width of an axis.
-        left: room for the names of rows, in inches.
-        below: room between the axes and the notes, in inches.
+        left, below: room for the names of rows, and between the axes and the notes, in inches.
         notes: lines at the foot.
 
     Attributes:
@@ -238,7 +227,8 @@ def aspect(result: Segmentation) -> float:
 
 def dagger(result: Segmentation, shown: Sequence[int] | None = None) -> list[str]:
     """A note about the daggers if one of the names has one; `shown` are their indices, None = all."""
-    return [] if all(result.seen[index] for index in (range(len(result.seen)) if shown is None else shown)) else [UNSEEN]
+    seen = result.seen if shown is None else [result.seen[index] for index in shown]
+    return [] if all(seen) else [UNSEEN]
 
 
 def present(results: Mapping[str, Segmentation | None]) -> dict[str, Segmentation]:
@@ -269,21 +259,12 @@ def legend_lines(legend: Sequence[tuple[str, Any]], width: float) -> int:
 
 def draw_legend(figure: Figure, legend: Sequence[tuple[str, Any]], *, bottom: float, width: float) -> None:
     """Draw names with their colours in the middle, above `bottom` (inches)."""
-    drawn = figure.legend(
-        handles=[Patch(facecolor=colour, label=name) for name, colour in legend],
-        loc="lower center",
-        bbox_to_anchor=(0.5, bottom / figure.get_figheight()),
-        ncols=legend_columns(legend, width),
-        fontsize=LETTERS,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.0,
-        handleheight=0.7,
-        handletextpad=0.4,
-        columnspacing=1.0,
-        labelspacing=0.25,
-    )
+    handles = [Patch(facecolor=colour, label=name) for name, colour in legend]
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, bottom / figure.get_figheight())}
+    space = {"borderpad": 0, "borderaxespad": 0, "columnspacing": 1.0, "labelspacing": 0.25}
+    patches = {"handlelength": 1.0, "handleheight": 0.7, "handletextpad": 0.4}
+    columns = legend_columns(legend, width)
+    drawn = figure.legend(handles=handles, ncols=columns, fontsize=LETTERS, frameon=False, **place, **space, **patches)
     for text in drawn.get_texts():
         text.set_parse_math(False)
 

@@ -1,8 +1,5 @@
 """Reading pictures: any file, PIL image or array becomes an upright sRGB array; its cost is bounded before it is decoded."""
 
-from __future__ import annotations
-
-import functools
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -27,21 +24,16 @@ PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 PNG_COLOURS = {b"tRNS", b"iCCP", b"eXIf"}
 STRIP_PIXELS = 1_000_000  # colours are converted in strips, so that no second copy of the picture is made
 TRANSPARENT = {"RGBA": "RGB", "LA": "L", "PA": "RGB", "RGBa": "RGB", "La": "L"}  # modes, and those without alpha
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(TURNS, start=2)}  # of EXIF
+JPEGS = ("JPEG", "MPO")
 DAMAGED = "The picture is damaged or incomplete; save it again and retry."
 EMPTY = "The picture is empty; choose one that is at least one pixel wide and high."
 TOO_LARGE = (
     "The picture has {width} x {height} pixels, more than the {limit:.0f} million that are accepted of a {format} picture; "
     "make it smaller, or save it as a JPEG, and try again."
 )
+TOO_MANY = "The picture has too many pixels; make it smaller and try again."
 UNREADABLE = "This file is not a picture that can be read; save it as JPEG, PNG, WebP or HEIC and try again."
 
 Source = Image.Image | np.ndarray | str | Path
@@ -76,15 +68,12 @@ def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int
 
 
 def check_picture(path: str | Path, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
-    """Read the header of a picture, and decode nothing.
+    """Read only the header of a picture; raises InvalidImageError if it is no picture, empty or too large.
 
     Args:
         path: of the file.
         max_side: as for `load_picture`; if it is given, the decoders of JPEG and JPEG 2000 reduce larger pictures.
         max_pixels: of a picture that takes 8 bytes per pixel while it is decoded; see `BYTES_PER_PIXEL` for other formats.
-
-    Raises:
-        InvalidImageError: it is not a picture, or it is empty or too large.
     """
     _open(Path(path), max_pixels, reduce=max_side is not None).close()
 
@@ -95,9 +84,8 @@ def _as_image(source: Source, max_pixels: int, reduce: bool) -> Image.Image:
     if isinstance(source, np.ndarray):
         source = _from_array(source)
     if not isinstance(source, Image.Image):
-        raise InvalidImageError(
-            f"Give a PIL image, a path or a uint8 array of shape (H, W, 3), not a {type(source).__name__}."
-        )
+        kind = type(source).__name__
+        raise InvalidImageError(f"Give a PIL image, a path or a uint8 array of shape (H, W, 3), not a {kind}.")
     _check_size(source, source.width * source.height * USUAL_BYTES, max_pixels)
     return source
 
@@ -107,23 +95,23 @@ def _open(path: Path, max_pixels: int, reduce: bool) -> Image.Image:
         raise InvalidImageError(f"There is no picture at {path}.")
     try:
         image = _open_png(path) or Image.open(path, formats=FORMATS)
-        cost = functools.partial(_decoding_bytes, image, _buffer_bytes(image))
-    except Image.DecompressionBombError as error:
-        raise InvalidImageError("The picture has too many pixels; make it smaller and try again.") from error
+        buffer = _buffer_bytes(image)
     except InvalidImageError:
         raise
     except Exception as error:  # decoders raise many types
-        raise InvalidImageError(UNREADABLE) from error
-    scale = 1
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise InvalidImageError(TOO_MANY if bomb else UNREADABLE) from error
+    decoded = image.width * image.height * BYTES_PER_PIXEL.get(image.format, USUAL_BYTES)
+    scale = 1  # by which the decoder divides each side
     if reduce and image.format == "JPEG2000":
         while scale < 32 and image.width * image.height > JPEG2000_PIXELS * scale**2:
             scale *= 2
         image.reduce = scale.bit_length() - 1
-    elif reduce and image.format in ("JPEG", "MPO"):
-        while scale < 8 and cost(scale) > max_pixels * USUAL_BYTES:
+    elif reduce and image.format in JPEGS:
+        while scale < 8 and buffer + decoded / scale**2 > max_pixels * USUAL_BYTES:
             scale *= 2
-    _check_size(image, cost(scale), max_pixels)
-    if image.format in ("JPEG", "MPO") and scale > 1:
+    _check_size(image, buffer + decoded / scale**2, max_pixels)
+    if image.format in JPEGS and scale > 1:
         image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
     return image
 
@@ -153,22 +141,13 @@ def _open_png(path: Path) -> Image.Image | None:
     raise error
 
 
-def _decoding_bytes(image: Image.Image, buffer: float, scale: int = 1) -> float:
-    """Peak memory of decoding a file, if the decoder divides each side by `scale`."""
-    return buffer + image.width * image.height * BYTES_PER_PIXEL.get(image.format, USUAL_BYTES) / scale**2
-
-
 def _buffer_bytes(image: Image.Image) -> float:
-    """Memory that the decoder needs besides the picture: coefficients of a JPEG in several passes, strips of a TIFF.
-
-    Raises:
-        InvalidImageError: the file would keep the decoder busy for many seconds.
-    """
+    """Memory that the decoder needs besides the picture: coefficients of a JPEG in several passes, strips of a TIFF."""
     pixels = image.width * image.height
-    if image.format in ("JPEG", "MPO"):
+    if image.format in JPEGS:
         scan = image.fp.read()
         scans = 1 + scan[: scan.find(b"\xff\xd9") % (len(scan) + 1)].count(b"\xff\xda")
-        if scans * pixels > MAX_SCANNED_PIXELS and scans > 4:  # 4: one for each channel
+        if scans * pixels > MAX_SCANNED_PIXELS and scans > 4:  # many seconds of work; 4: one for each channel
             raise InvalidImageError("The picture is stored in too many passes; save it again as a usual JPEG and retry.")
         if scans == 1:
             return 0
@@ -192,15 +171,13 @@ def _check_size(image: Image.Image, cost: float, max_pixels: int) -> None:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
         raise InvalidImageError(
             f"A picture given as an array must be uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}."
         )
     if array.size == 0:
         raise InvalidImageError(EMPTY)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 
 # ---- colours: every mode of Pillow becomes upright 8-bit sRGB -----------------------------------------------------------

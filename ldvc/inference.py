@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,13 +66,11 @@ def model_input_size(height: int, width: int, *, inference: dict[str, Any], patc
     (sliding window). A picture is enlarged at most by the factor `enlarge` of `inference` (2 if absent), or to a long side of
     `SMALL_LONG_SIDE` patches if that is more. No side is shorter than a patch, which may change the aspect of thin strips.
     """
-    longest, shortest = max(height, width), min(height, width)
+    longest, short_side = max(height, width), inference.get("short_side")
     if "long_side" in inference:
         scale = inference["long_side"] / longest
-    else:
-        scale = inference["short_side"] / shortest
-        longest_allowed = 4 * inference.get("window", inference["short_side"])
-        scale = min(scale, longest_allowed / longest)  # limits the number of windows of a panorama
+    else:  # at most four windows long, which limits the number of windows of a panorama
+        scale = min(short_side / min(height, width), 4 * inference.get("window", short_side) / longest)
     scale = min(scale, max(inference.get("enlarge", 2.0), SMALL_LONG_SIDE * patch / longest))
     return max(patch, round(height * scale)), max(patch, round(width * scale))
 
@@ -85,30 +83,25 @@ def sliding_windows(height: int, width: int, *, inference: dict[str, Any]) -> li
     if "window" not in inference:
         return [Window(0, 0, height, width)]
 
-    def starts(length: int) -> list[int]:
-        window, stride = inference["window"], inference["stride"]
-        steps = max(0, -(-(length - window) // stride))
-        return [min(step * stride, max(0, length - window)) for step in range(steps + 1)]
+    window, stride = inference["window"], inference["stride"]
 
-    window = inference["window"]
-    return [
-        Window(top, left, min(window, height), min(window, width)) for top in starts(height) for left in starts(width)
-    ]
+    def starts(length: int) -> list[int]:
+        last = max(0, length - window)
+        return [min(step * stride, last) for step in range(-(-last // stride) + 1)]
+
+    size = min(window, height), min(window, width)
+    return [Window(top, left, *size) for top in starts(height) for left in starts(width)]
 
 
 def cut_windows(
     image: Image.Image, *, inference: dict[str, Any], patch: int
 ) -> tuple[tuple[int, int], list[Window], np.ndarray]:
-    """Resize a picture to the model's input, cut it into windows and pad these to whole patches.
+    """Resize an RGB picture to the model's input, cut it into windows and pad these to whole patches.
 
-    Args:
-        image: RGB.
-        inference: see `model_input_size`.
-        patch: pixels per patch side.
+    Padding repeats the last row and column, so that convolutions see no artificial edge.
 
     Returns:
-        (height, width) of the model's input, n windows of equal size, and their pixels (n, h, w, 3) uint8. Padding repeats
-        the last row and column, so that convolutions see no artificial edge.
+        (height, width) of the model's input, n windows of equal size, and their pixels (n, h, w, 3) uint8.
     """
     size = model_input_size(image.height, image.width, inference=inference, patch=patch)
     windows = sliding_windows(*size, inference=inference)
@@ -131,87 +124,70 @@ def normalise(pixels: np.ndarray | Tensor, clip: FrozenClip) -> Tensor:
 class ImageState:
     """The encoding of one photo. It is small and on the CPU, so that a server can keep one for each user.
 
-    Attributes:
-        picture: uint8 (H, W, 3).
-        input_size: (height, width) of the model's input, without padding.
-        windows: of the model's input.
-        encoder_id: predictors with this id have the same frozen towers and sizes, see pictures with the same mean and
-            deviation, and may share this state.
-        patch_tokens: the frozen patch embedding of each window, (1, width, h, w).
-        features: by decoder, the image features of each window, computed at first use; prompts differ between decoders.
-        others: by `encoder_id`, states of the same photo for predictors with other towers or sizes, computed at first use.
+    Predictors with the same `encoder_id` have the same frozen towers and sizes, see pictures with the same mean and
+    deviation, and may share this state. `features` (by decoder) and `others` (by `encoder_id`) are computed at first use.
     """
 
-    picture: np.ndarray
-    input_size: tuple[int, int]
+    picture: np.ndarray  # uint8 (H, W, 3)
+    input_size: tuple[int, int]  # (height, width) of the model's input, without padding
     windows: list[Window]
     encoder_id: str
-    patch_tokens: list[Tensor]
-    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)
-    others: dict[str, ImageState] = field(default_factory=dict)
+    patch_tokens: list[Tensor]  # of each window, the frozen patch embedding (1, width, h, w)
+    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)  # of each window; prompts differ
+    others: dict[str, ImageState] = field(default_factory=dict)  # of the same photo, for other towers or sizes
 
 
 def encode_picture(
     picture: np.ndarray, tower: ImageTower, *, inference: dict[str, Any], encoder_id: str, prompted: bool = True
 ) -> ImageState:
-    """Resize a picture, cut it into windows and compute the patch embedding, which all decoders share.
+    """Resize a picture, uint8 (H, W, 3), cut it into windows and compute the patch embedding, which all decoders share.
 
-    Args:
-        picture: uint8 (H, W, 3).
-        tower: around the frozen CLIP.
-        inference: see `model_input_size`.
-        encoder_id: see `ImageState`.
-        prompted: False = for plain CLIP, see `ImageTower.embed_patches`.
+    `inference`: see `model_input_size`; `encoder_id`: see `ImageState`; `prompted`: see `ImageTower.embed_patches`.
     """
-    clip = tower.clip
-    device = clip.model.logit_scale.device
+    clip, patch_tokens = tower.clip, []
     input_size, windows, crops = cut_windows(Image.fromarray(picture), inference=inference, patch=clip.patch_size)
-    patch_tokens = []
     for crop in crops:
-        pixels = normalise(crop[None], clip).to(device)  # (1, 3, H, W)
+        pixels = normalise(crop[None], clip).to(clip.model.logit_scale.device)  # (1, 3, H, W)
         patch_tokens.append(tower.embed_patches(pixels, prompted=prompted).float().cpu())
-    return ImageState(picture=picture, input_size=input_size, windows=windows, encoder_id=encoder_id, patch_tokens=patch_tokens)
+    return ImageState(picture, input_size, windows, encoder_id, patch_tokens)
 
 
 # ---- patches -> pixels --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Linear interpolation along one axis, from the patches of a window to pixels of the photo.
+class Axis(NamedTuple):
+    """Linear interpolation along one axis, from the patches of a window to n pixels of the photo; tensors are (n,)."""
 
-    Attributes:
-        lower, upper: (n,) int64, the two patches around each pixel.
-        weight: (n,) float32 of the upper one.
-        position: (n,) of the pixels, in input pixels.
-    """
-
-    lower: Tensor
+    lower: Tensor  # int64, the patches around each pixel
     upper: Tensor
-    weight: Tensor
-    position: Tensor
-
-    @classmethod
-    def of(cls, length: int, *, input_size: int, start: int, cells: int, patch: int) -> Axis:
-        """In input pixels, the centre of output pixel i is (i + 0.5) * input_size / length, and that of patch j of the window
-        is start + (j + 0.5) * patch. Pixels beyond the first or last patch have its value.
-
-        Args:
-            length: pixels of the output along this axis; they span the model's input.
-            input_size: length of the model's input.
-            start: first input pixel of the window.
-            cells: patches of the window along this axis.
-            patch: input pixels per patch.
-        """
-        position = (torch.arange(length, dtype=torch.float32) + 0.5) * (input_size / length)
-        coordinate = ((position - start) / patch - 0.5).clamp(0, cells - 1)
-        lower = coordinate.floor().clamp(max=max(cells - 2, 0))
-        upper = (lower + 1).clamp(max=cells - 1)
-        return cls(lower.long(), upper.long(), coordinate - lower, position)
+    weight: Tensor  # float32, of the upper one
+    position: Tensor  # of the pixels, in input pixels
 
     def part(self, pixels: slice) -> Axis:
         """The interpolation for some of the pixels."""
-        return Axis(self.lower[pixels], self.upper[pixels], self.weight[pixels], self.position[pixels])
+        return Axis(*(each[pixels] for each in self))
+
+
+def axes(
+    size: tuple[int, int], window: Window, cells: Sequence[int], *, input_size: tuple[int, int], patch: int
+) -> tuple[Axis, Axis]:
+    """Rows and columns for `upsample`.
+
+    In input pixels, the centre of output pixel i is (i + 0.5) * input_size / size, and that of patch j of the window is
+    start + (j + 0.5) * patch. Pixels beyond the first or last patch have its value.
+
+    Args:
+        size: (height, width) of the output in pixels; they span the model's input.
+        window, cells: its place in the model's input, and its (h, w) patches.
+        input_size, patch: (height, width) of the model's input, and of a patch, in input pixels.
+    """
+    found = []
+    for length, side, start, count in zip(size, input_size, (window.top, window.left), cells, strict=True):
+        position = (torch.arange(length, dtype=torch.float32) + 0.5) * (side / length)
+        coordinate = ((position - start) / patch - 0.5).clamp(0, count - 1)
+        lower = coordinate.floor().clamp(max=max(count - 2, 0))
+        found.append(Axis(lower.long(), (lower + 1).clamp(max=count - 1).long(), coordinate - lower, position))
+    return found[0], found[1]
 
 
 def upsample(maps: Tensor, rows: Axis, columns: Axis) -> Tensor:
@@ -237,8 +213,7 @@ def stitch(
         maps: (C, h, w) for each window, one value per patch.
         windows: their places in the model's input.
         size: (height, width) of the result in pixels (or patches).
-        input_size: (height, width) of the model's input.
-        patch: input pixels per patch.
+        input_size, patch: see `axes`.
         after: applied to each upsampled map, in float64, before averaging.
         grid: `size` spans whole patches, padding included.
 
@@ -247,17 +222,13 @@ def stitch(
     """
     whole = tuple(-(-side // patch) * patch for side in input_size) if grid else input_size
 
-    def axis(which: int, window: Window, cells: int) -> Axis:
-        start = (window.top, window.left)[which]
-        return Axis.of(size[which], input_size=whole[which], start=start, cells=cells, patch=patch)
-
     if len(maps) == 1:
-        upsampled = upsample(maps[0], *(axis(which, windows[0], maps[0].shape[1 + which]) for which in (0, 1)))
+        upsampled = upsample(maps[0], *axes(size, windows[0], maps[0].shape[1:], input_size=whole, patch=patch))
         return upsampled if after is None else after(upsampled.double())
     total = torch.zeros(maps[0].shape[0], *size, dtype=maps[0].dtype if after is None else torch.float64)
     count = torch.zeros(size)
     for window, values in zip(windows, maps, strict=True):
-        rows, columns = (axis(which, window, values.shape[1 + which]) for which in (0, 1))
+        rows, columns = axes(size, window, values.shape[1:], input_size=whole, patch=patch)
         # With `grid`, pixels in the padding belong to the windows at the border.
         at_rows, at_columns = rows.position.clamp(max=input_size[0] - 0.5), columns.position.clamp(max=input_size[1] - 0.5)
         down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
@@ -269,39 +240,6 @@ def stitch(
         total[:, box[0], box[1]] += part if after is None else after(part.double())
         count[box] += 1
     return total / count
-
-
-def attention_of_patch(
-    weights: Sequence[Tensor],
-    windows: Sequence[Window],
-    at: tuple[int, int],
-    *,
-    grids: Sequence[tuple[int, int]],
-    input_size: tuple[int, int],
-    patch: int,
-) -> Tensor:
-    """Attention of one patch to all patches: the mean over the windows that hold both, 0 where no window does.
-
-    Args:
-        weights: (N, N) of patches to patches, for each window.
-        windows: their places in the model's input.
-        at: (row, column) of the patch in the grid of the whole photo.
-        grids: (h, w) of each window, N = h * w.
-        input_size, patch: see `stitch`.
-
-    Returns:
-        (height, width), one value per patch of the whole photo.
-    """
-    centre = [min((place + 0.5) * patch, side - 0.5) for place, side in zip(at, input_size, strict=True)]
-    maps = []
-    for window, grid, values in zip(windows, grids, weights, strict=True):
-        y, x = centre[0] - window.top, centre[1] - window.left
-        holds = 0 <= y < window.height and 0 <= x < window.width
-        own = values[int(y // patch) * grid[1] + int(x // patch)].unflatten(0, grid) if holds else torch.zeros(grid)
-        maps.append(torch.stack([own, torch.full(grid, float(holds))]))
-    size = (-(-input_size[0] // patch), -(-input_size[1] // patch))
-    total, count = stitch(maps, windows, size, input_size=input_size, patch=patch, grid=True)
-    return total / count.clamp(min=torch.finfo(count.dtype).tiny)
 
 
 def upsampled_argmax(
@@ -316,7 +254,7 @@ def upsampled_argmax(
     Args:
         logits: (C, h, w), one value per patch.
         size: (height, width) in pixels; they span the model's input.
-        input_size, window, patch: see `Axis.of`, for both axes.
+        input_size, window, patch: see `axes`.
 
     Returns:
         (height, width) maxima, and (height, width) class indices; the first of equal ones.
@@ -335,12 +273,8 @@ def upsampled_argmax(
     names[place, y, x] = name
     values = corners.gather(1, names.expand(4, -1, -1, -1))
 
-    rows, columns = (
-        Axis.of(size[which], input_size=input_size[which], start=start, cells=logits.shape[1 + which], patch=patch)
-        for which, start in enumerate((window.top, window.left))
-    )
-    best = torch.empty(size)
-    labels = torch.empty(size, dtype=torch.int64)
+    rows, columns = axes(size, window, logits.shape[1:], input_size=input_size, patch=patch)
+    best, labels = torch.empty(size), torch.empty(size, dtype=torch.int64)
     first, last = int(rows.lower[0]), int(rows.lower[-1])
     edges = torch.searchsorted(rows.lower, torch.arange(first, last + 2)).tolist()
     for row, start, end in zip(range(first, last + 1), edges[:-1], edges[1:], strict=True):
@@ -358,7 +292,5 @@ def upsampled_argmax(
             former = best[start:end, contested]
             higher = score > former
             best[start:end, contested] = torch.where(higher, score, former)
-            labels[start:end, contested] = torch.where(
-                higher, names[rank, row, square], labels[start:end, contested]
-            )
+            labels[start:end, contested] = torch.where(higher, names[rank, row, square], labels[start:end, contested])
     return best, labels

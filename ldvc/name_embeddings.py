@@ -5,11 +5,10 @@ file for each name, in `~/.cache/ldvc/names` (`$XDG_CACHE_HOME/ldvc/names` if th
 a damaged file only cost time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -28,14 +27,9 @@ MAX_FILES = 20_000  # of names on disk: 80 MB
 
 
 class TemplateEnsemble:
-    """Encodes names within many templates.
+    """Encodes names within templates, sentences with one "{}". `folder` of the embeddings: None = in the user's cache.
 
     Attention in the text tower is causal: what a template says before the name is computed once, for all names.
-
-    Args:
-        clip: the frozen CLIP. Its text tower must stay on its device.
-        templates: sentences with one "{}".
-        folder: of the embeddings on disk; None = in the user's cache.
     """
 
     def __init__(self, clip: FrozenClip, templates: Sequence[str] = TEMPLATES, folder: Path | None = None) -> None:
@@ -51,11 +45,10 @@ class TemplateEnsemble:
         for template in self.templates:
             before, after = template.split("{}")
             groups.setdefault((1 + len(encode(before)), len(encode(after))), []).append(template)
-        device = self.clip.model.logit_scale.device
         found = []
         for (length, _), templates in groups.items():
             beginnings = self.clip.tokenizer([template.split("{}")[0] for template in templates])[:, :length]
-            found.append((templates, prefix_states(self.clip.text, beginnings.to(device))))
+            found.append((templates, prefix_states(self.clip.text, beginnings.to(self.clip.model.logit_scale.device))))
         return found
 
     @cached_property
@@ -84,14 +77,12 @@ class TemplateEnsemble:
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """`encode`, with the embeddings on disk; names that are not there are encoded and stored."""
-        device = self.clip.model.logit_scale.device
         stored = {name: self._read(name) for name in names}
-        missing = [name for name, embedding in stored.items() if embedding is None]
-        if missing:
-            found = self.encode(missing)
-            self._write(dict(zip(missing, found.cpu().numpy(), strict=True)))
+        if missing := [name for name, embedding in stored.items() if embedding is None]:
+            found = self.encode(missing).cpu()
+            self._write(dict(zip(missing, found.numpy(), strict=True)))
             stored |= dict(zip(missing, found, strict=True))
-        return torch.stack([stored[name].to(device) for name in names])
+        return torch.stack([stored[name] for name in names]).to(self.clip.model.logit_scale.device)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(self._key + name.encode()).hexdigest()}.npy"
@@ -106,7 +97,7 @@ class TemplateEnsemble:
         return torch.from_numpy(embedding) if usable and abs(np.linalg.norm(embedding) - 1) < 1e-3 else None
 
     def _write(self, embeddings: dict[str, np.ndarray]) -> None:
-        try:
+        with suppress(OSError):  # then the names are encoded again the next time
             self.folder.mkdir(parents=True, exist_ok=True)
             if len(os.listdir(self.folder)) + len(embeddings) > MAX_FILES:
                 return
@@ -116,5 +107,3 @@ class TemplateEnsemble:
                 with temporary.open("wb") as file:
                     np.save(file, embedding)
                 os.replace(temporary, path)
-        except OSError:
-            return  # the names are encoded again the next time

@@ -1,7 +1,5 @@
 """Parsing of pasted texts: lists of many kinds, tables and class files become names without marks. Loads no torch."""
 
-from __future__ import annotations
-
 import ast
 import html
 import json

@@ -17,23 +17,21 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldvc.calibration import Calibration, SoftmaxCalibration
-from ldvc.checkpoint import load_checkpoint
+from ldvc.checkpoint import DEFAULT_METADATA, load_checkpoint
 from ldvc.class_names import ClassName, SeenNames, canonical, drop_none_words, parse_names, plain
 from ldvc.config import DECODERS, PlainClipSettings
 from ldvc.errors import InvalidImageError
 from ldvc.image_io import Source, load_picture
 from ldvc.inference import ImageState, encode_picture
-from ldvc.modeling.attention import Routing
 from ldvc.modeling.decoders import DecoderOutput
 from ldvc.modeling.dense import dense_features
 from ldvc.modeling.model import PlainClip, similarity_logits
@@ -43,7 +41,7 @@ from ldvc.result import DecoderFeatures, Segmentation, WindowOutput
 
 PLAIN_CLIP = "clip"
 PREDICTOR_DECODERS = (*DECODERS, PLAIN_CLIP)
-DEFAULT_INFERENCE = {"long_side": 448}
+DEFAULT_INFERENCE = DEFAULT_METADATA["inference"]
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
 SAME_EMBEDDING = 0.99999  # cosine; it is lower for "dog" and "dogs", the most similar words of the lite model
 
@@ -51,15 +49,16 @@ SAME_EMBEDDING = 0.99999  # cosine; it is lower for "dog" and "dogs", the most s
 # that most photos show.
 COMPANY = ("wall", "floor", "grass", "sky", "tree", "water", "road")
 
+Parts = TypeVar("Parts", bound=tuple)  # a named tuple
+
 
 class Predictor:
     """Segments photos with one decoder of a checkpoint.
 
     Args:
         model: the whole model. It is moved to `device` and set to evaluation mode.
-        metadata: of the checkpoint: `seen_names`, `seen_words`, `calibration` ({"scale", "bias", "threshold"}, see
-            `Calibration`; `clip_calibration` for plain similarity), `inference` ({"long_side"} or {"short_side", "window",
-            "stride"}), `plain_clip` (`PlainClipSettings`).
+        metadata: of the checkpoint, see `ldvc.checkpoint`: `seen_names`, `seen_words`, `calibration` (`clip_calibration`
+            for plain similarity), `inference`, `plain_clip`.
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
         source: where the checkpoint came from; `sibling` loads from there.
@@ -84,7 +83,7 @@ class Predictor:
         self.decoder = decoder or model.config.decoder
         self.source = source
         self.plain_clip = PlainClipSettings.from_metadata(metadata.get("plain_clip"))
-        is_plain = self.decoder == PLAIN_CLIP
+        self._is_plain = is_plain = self.decoder == PLAIN_CLIP
         own = self.plain_clip.inference if is_plain else None
         self.inference = dict(own or metadata.get("inference") or DEFAULT_INFERENCE)
         self.seen_names = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
@@ -93,7 +92,9 @@ class Predictor:
             self.calibration = SoftmaxCalibration(self.plain_clip.softmax_scale, self.plain_clip.threshold)
         statistics = self.model.image_tower.statistics(prompted=not is_plain)
         self.encoder_id = f"{source or ''}#{id(model.clip)}#{statistics}#{sorted(self.inference.items())}"
-        self._templates = TemplateEnsemble(model.clip) if is_plain and self.plain_clip.templates > 1 else None
+        self._encode_words = model.encode_names if not is_plain else model.frozen_embeddings
+        if is_plain and self.plain_clip.templates > 1:
+            self._encode_words = TemplateEnsemble(model.clip)
         self.image: ImageState | None = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # plain name -> (d,)
         self._lock = threading.Lock()
@@ -128,12 +129,9 @@ class Predictor:
         return cls(model, metadata, decoder=decoder, device=device, source=str(source))
 
     def sibling(self, decoder: str) -> Predictor:
-        """Another decoder of the same checkpoint.
+        """Another decoder of the same checkpoint; raises CheckpointError or WeightsNotFoundError if there is none.
 
         If both use the same frozen towers, they share them, and an `ImageState` of one can be passed to the other.
-
-        Raises:
-            CheckpointError, WeightsNotFoundError: the checkpoint has no such decoder.
         """
         if decoder == self.decoder:
             return self
@@ -158,28 +156,15 @@ class Predictor:
     # ---- photo ----------------------------------------------------------------------------------------------------
 
     def set_image(self, image: Source) -> ImageState:
-        """Encode a photo and keep it for the following calls of `segment`.
-
-        Args:
-            image: PIL image, path, or uint8 array (H, W, 3). Any size and aspect; see `load_picture`.
-
-        Raises:
-            InvalidImageError: it is not an image that can be used.
-        """
+        """Encode a photo, see `load_picture`, and keep it for the following calls of `segment`."""
         self.image = self.encode_image(image)
         return self.image
 
     @torch.no_grad()
     def encode_image(self, image: Source) -> ImageState:
-        """Encode a photo and return its state without keeping it; arguments as of `set_image`."""
-        picture = load_picture(image)
-        state = encode_picture(
-            picture,
-            self.model.image_tower,
-            inference=self.inference,
-            encoder_id=self.encoder_id,
-            prompted=self.decoder != PLAIN_CLIP,
-        )
+        """Encode a photo and return its state without keeping it, see `set_image`."""
+        options = {"inference": self.inference, "encoder_id": self.encoder_id, "prompted": not self._is_plain}
+        state = encode_picture(load_picture(image), self.model.image_tower, **options)
         self._features(state)
         return state
 
@@ -188,15 +173,12 @@ class Predictor:
         """Image features of every window with this decoder's prompts, on the CPU."""
         if self.decoder not in state.features:
             features = []
-            for patch_tokens in state.patch_tokens:
-                patch_tokens = patch_tokens.to(self.device)
-                if self.decoder == PLAIN_CLIP:
-                    found = dense_features(
-                        self.model.image_tower, patch_tokens, self.plain_clip.dense, attention=True
-                    )
+            for tokens in (each.to(self.device) for each in state.patch_tokens):
+                if self._is_plain:
+                    found = dense_features(self.model.image_tower, tokens, self.plain_clip.dense, attention=True)
                 else:
-                    found = self.model.encode_image(patch_tokens=patch_tokens)
-                features.append(move(found, "cpu"))
+                    found = self.model.encode_image(patch_tokens=tokens)
+                features.append(moved(found, "cpu"))
             state.features[self.decoder] = features
         return state.features[self.decoder]
 
@@ -208,13 +190,8 @@ class Predictor:
         keys = [plain(name) for name in names]
         with self._lock:
             found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
-        if missing:
-            if self.decoder == PLAIN_CLIP:
-                embeddings = (self._templates or self.model.frozen_embeddings)(missing)
-            else:
-                embeddings = self.model.encode_names(missing)
-            found |= dict(zip(missing, embeddings, strict=True))
+        if missing := [key for key in dict.fromkeys(keys) if key not in found]:
+            found |= dict(zip(missing, self._encode_words(missing), strict=True))
         with self._lock:
             for key in keys:
                 self._embeddings[key] = found[key]
@@ -275,21 +252,19 @@ class Predictor:
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
         if state.encoder_id != self.encoder_id:  # encoded by other towers or at another size
-            state = state.others.get(self.encoder_id) or state.others.setdefault(
-                self.encoder_id, self.encode_image(state.picture)
-            )
+            others = state.others
+            state = others.get(self.encoder_id) or others.setdefault(self.encoder_id, self.encode_image(state.picture))
         words = [word for each in classes for word in each.words]
         asked = {canonical(word) for word in words}
         is_softmax = isinstance(self.calibration, SoftmaxCalibration)
         stuff = [word for word in self.plain_clip.stuff if canonical(word) not in asked] if is_softmax else []
         company = [word for word in company if canonical(word) not in asked] if len(classes) == 1 and not is_softmax else []
         embeddings = self.encode_names([*words, *company, *stuff])
-        outputs = []
+        outputs, is_plain = [], self._is_plain
         for encoded, window in zip(self._features(state), state.windows, strict=True):
-            encoded = move(encoded, self.device)
-            if self.decoder == PLAIN_CLIP:
-                clip = self.model.clip
-                scale, bias = (1.0, 0.0) if is_softmax else (clip.scale, clip.bias)
+            encoded = moved(encoded, self.device)
+            if is_plain:
+                scale, bias = (1.0, 0.0) if is_softmax else (self.model.clip.scale, self.model.clip.bias)
                 logits = similarity_logits(encoded.patch_features, embeddings, scale=scale, bias=bias)
                 decoded = DecoderOutput(logits.unflatten(-1, encoded.grid), encoded.patch_features, embeddings[None])
             else:
@@ -300,11 +275,11 @@ class Predictor:
                     window,
                     logits=torch.stack([logits.amax(dim=0) for logits in of_words]),
                     attention_scores=[layer[0].float().cpu() for layer in decoded.cross_attention or ()],
-                    routing=[routing_to_cpu(layer) for layer in decoded.routing or ()],
-                    features=decoder_features(decoded, len(words)) if features and self.decoder != PLAIN_CLIP else None,
+                    routing=[moved(layer, "cpu") for layer in decoded.routing or ()],
+                    features=DecoderFeatures.of(decoded, len(words)) if features and not is_plain else None,
                     stuff=decoded.mask_logits[0, len(words) :].float().cpu().amax(dim=0) if stuff else None,
-                    patch_attention=encoded.patch_attention[0].cpu() if attention and self.decoder == PLAIN_CLIP else None,
-                    patch_features=encoded.patch_features[0].float().cpu() if self.decoder == PLAIN_CLIP and features else None,
+                    patch_attention=encoded.patch_attention[0].cpu() if attention and is_plain else None,
+                    patch_features=encoded.patch_features[0].float().cpu() if features and is_plain else None,
                 )
             )
         return Segmentation(
@@ -317,7 +292,7 @@ class Predictor:
             outputs=outputs,
             calibration=self.calibration,
             background=background,
-            thresholds=thresholds,
+            thresholds=dict(thresholds or {}),
             indistinguishable_words=indistinguishable_words(classes, embeddings[: len(words)]),
             company=company,
             stuff=stuff,
@@ -332,11 +307,8 @@ def is_threshold(value: Any) -> bool:
 def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) -> list[list[str]]:
     """Groups of words of different classes that have the same embedding, so that the model cannot tell them apart.
 
-    The text tower of the lite model, for instance, was trained on English nouns and has no tokens for Chinese.
-
-    Args:
-        classes: C classes with E words in all.
-        embeddings: (E, d).
+    Embeddings are (E, d), one for each word, class by class. The text tower of the lite model, for instance, was trained on
+    English nouns and has no tokens for Chinese.
     """
     unit = F.normalize(embeddings.float(), dim=-1)
     with torch.autocast(unit.device.type, enabled=False):  # bfloat16 rounds 0.998 to 1
@@ -349,19 +321,6 @@ def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) ->
     return [[word for word, _ in group] for group in groups.values() if len({index for _, index in group}) > 1]
 
 
-def decoder_features(decoded: DecoderOutput, words: int) -> DecoderFeatures:
-    """Features before and after the decoder: of the first picture of the batch, its first `words` embeddings, on the CPU."""
-    patches = (decoded.patch_features_before, decoded.patch_features)
-    classes = (decoded.class_embeddings_before[:, :words], decoded.class_embeddings[:, :words])
-    return DecoderFeatures(*(values[0].float().cpu() for values in (*patches, *classes)))
-
-
-def move(features: ImageFeatures, device: str | torch.device) -> ImageFeatures:
-    """The same features on another device."""
-    return ImageFeatures(*(each.to(device) if isinstance(each, Tensor) else each for each in features))
-
-
-def routing_to_cpu(routing: Routing) -> Routing:
-    """The same routing on the CPU."""
-    names = ("regions", "affinity", "queries", "keys")
-    return replace(routing, **{name: getattr(routing, name).cpu() for name in names})
+def moved(parts: Parts, device: str | torch.device) -> Parts:
+    """A named tuple with its tensors on a device."""
+    return type(parts)(*(each.to(device) if isinstance(each, Tensor) else each for each in parts))

@@ -4,9 +4,8 @@ A decoder returns maps with one value per patch, for each window of the photo. T
 upsamples label and score maps from them when they are asked for.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,69 +15,46 @@ from torch import Tensor
 from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.class_names import ClassName
 from ldvc.errors import LdvcError
-from ldvc.inference import Axis, attention_of_patch, stitch, upsample, upsampled_argmax
-from ldvc.window_output import Best, DecoderFeatures, PatchRouting, WindowOutput, patch_routing
+from ldvc.inference import Window, axes, stitch, upsample, upsampled_argmax
+from ldvc.window_output import Best, DecoderFeatures, PatchRouting, WindowOutput, attention_of_patch, patch_routing
 
 CHUNK = 32_000_000  # values of score maps that are computed at once
 SIZES_KEPT = 3  # see `Segmentation._best_at`
+A_DECODER = "a decoder other than plain similarity"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Segmentation:
     """The result of `Predictor.segment`.
 
     The label of a pixel is the class with the highest score, or -1 ("none of these") if that score is below the threshold of
-    this class.
-
-    Attributes:
-        classes: the C classes; label i means classes[i].
-        seen: for each class, whether the checkpoint was trained on masks of it.
-        indistinguishable_words: groups of words that the model cannot tell apart. Which of their classes a pixel gets is
-            arbitrary.
-        decoder: the decoder that was used.
-        picture: uint8 (H, W, 3), the photo.
-        background: threshold of "none of these", or None: every pixel gets its best name.
-        thresholds: {name: threshold} of classes that have another threshold than `background`. Both may be changed; label maps
-            follow.
-        company: words that the patches may attend to besides the classes.
-        stuff: words that count as "none of these" where they fit better than the classes; dense CLIP only.
-        input_size: (height, width) of the model's input, without padding.
-        patch: side of a patch in input pixels.
-        outputs: of the decoder, one for each window.
-        grid: (h, w), patches of the whole photo; the size of attention maps.
+    this class. `background` and `thresholds` may be changed; label maps follow.
     """
 
-    def __init__(
-        self,
-        *,
-        classes: Sequence[ClassName],
-        seen: list[bool],
-        decoder: str,
-        picture: np.ndarray,
-        input_size: tuple[int, int],
-        patch: int,
-        outputs: list[WindowOutput],
-        calibration: Calibration | SoftmaxCalibration | None = None,
-        background: float | None = None,
-        thresholds: Mapping[str, float] | None = None,
-        indistinguishable_words: list[list[str]] | None = None,
-        company: list[str] | None = None,
-        stuff: list[str] | None = None,
-    ) -> None:
-        self.classes = list(classes)
-        self.seen = seen
-        self.indistinguishable_words = indistinguishable_words or []
-        self.company = company or []
-        self.stuff = stuff or []
-        self.decoder = decoder
-        self.picture = picture
-        self.background = background
-        self.thresholds = thresholds or {}
-        self.input_size = input_size
-        self.patch = patch
-        self.outputs = outputs
-        self.grid = (-(-input_size[0] // patch), -(-input_size[1] // patch))
-        self._calibration = calibration or Calibration()
-        self._best: dict[tuple[int, int], Best] = {}  # by size; copies of this result share it
+    classes: list[ClassName]  # the C classes; label i means classes[i]
+    seen: list[bool]  # for each class, whether the checkpoint was trained on masks of it
+    decoder: str  # that was used
+    picture: np.ndarray  # uint8 (H, W, 3), the photo
+    input_size: tuple[int, int]  # (height, width) of the model's input, without padding
+    patch: int  # side of a patch in input pixels
+    outputs: list[WindowOutput]  # of the decoder, one for each window
+    calibration: Calibration | SoftmaxCalibration = Calibration()
+    background: float | None = None  # threshold of "none of these"; None = every pixel gets its best name
+    thresholds: dict[str, float] = field(default_factory=dict)  # by name, of classes that have another threshold
+    indistinguishable_words: list[list[str]] = field(default_factory=list)  # groups; between them, labels are arbitrary
+    company: list[str] = field(default_factory=list)  # words that the patches may attend to besides the classes
+    stuff: list[str] = field(default_factory=list)  # are "none of these" where they fit better; dense CLIP only
+    _best: dict[tuple[int, int], Best] = field(default_factory=dict, init=False)  # by size; copies of a result share it
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), patches of the whole photo, padding included; the size of attention maps."""
+        return -(-self.input_size[0] // self.patch), -(-self.input_size[1] // self.patch)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """(height, width) of the photo in patches; less than `grid` if the last patches are partly padding."""
+        return self.input_size[0] / self.patch, self.input_size[1] / self.patch
 
     @property
     def names(self) -> list[str]:
@@ -145,18 +121,13 @@ class Segmentation:
         counts = np.bincount(labels.ravel() + 1, minlength=len(self.classes) + 1)[1:]
         return (counts / max(labels.size, 1)).tolist()
 
-    @property
-    def extent(self) -> tuple[float, float]:
-        """(height, width) of the photo in patches; less than `grid` if the last patches are partly padding."""
-        return self.input_size[0] / self.patch, self.input_size[1] / self.patch
-
     def patch_scores(self, y: int, x: int) -> np.ndarray:
         """Scores (C,) in 0..1 of the patch in row `y`, column `x` of `grid`."""
         values = self._patch_values(y, x)
         if not self._is_softmax:
             return self._score(values).numpy()
         stuff = self._stitch(self._stuff, self.grid, grid=True)[0, y, x]
-        return self._score(values, Best(*values.max(dim=0), self._calibration.total(values, stuff), stuff)).numpy()
+        return self._score(values, Best(*values.max(dim=0), self.calibration.total(values, stuff), stuff)).numpy()
 
     def patch_label(self, y: int, x: int) -> int:
         """Index of the best class of that patch, without the threshold."""
@@ -202,9 +173,7 @@ class Segmentation:
         """(C + 2, h, w): classes, company, none of these."""
         layers = self.attention_shape[0]
         if not layers:
-            raise LdvcError(
-                "This result holds no attention: segment with attention=True and a decoder other than plain similarity."
-            )
+            raise LdvcError(f"This result holds no attention: segment with attention=True and {A_DECODER}.")
         classes = len(self.classes)
         owner = torch.tensor(self.embedding_classes + [classes] * len(self.company) + [classes + 1])
         maps = []
@@ -213,8 +182,8 @@ class Segmentation:
             scores = scores.mean(dim=0) if head is None else scores[head]
             none = scores.new_full((1, *scores.shape[1:]), -torch.inf)
             if layer in (-1, layers - 1):
-                scores = self._calibration(scores)
-                none.fill_(self._calibration.none_logit)
+                scores = self.calibration(scores)
+                none.fill_(self.calibration.none_logit)
             weights = torch.cat([scores, none]).softmax(dim=0)
             maps.append(weights.new_zeros(classes + 2, *weights.shape[1:]).index_add_(0, owner, weights))
         return maps[0] if len(maps) == 1 else self._stitch(maps, self.grid, grid=True)
@@ -227,44 +196,27 @@ class Segmentation:
     def routing(self, y: int, x: int, layer: int = -1) -> PatchRouting:
         """Regions to which LCSA routed the patch in row `y`, column `x` of `grid` (`patch_at` finds it for a photo pixel).
 
-        Raises:
-            LdvcError: this decoder has no LCSA, or the result was made with attention=False.
+        Raises LdvcError if this decoder has no LCSA, or the result was made with attention=False.
         """
-        if not self.outputs[0].routing:
+        if not self.has_routing:
             raise LdvcError("This result holds no routing: segment with attention=True and the decoder 'ldvc'.")
-        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
         return patch_routing(self.outputs, y, x, layer=layer, patch=self.patch)
 
     def patch_attention(self, y: int, x: int) -> np.ndarray:
         """Attention (h, w) of the patch in row `y`, column `x` of `grid` to all patches, in the last block of the image tower.
 
-        It is the mean over heads and windows, see `attention_of_patch`.
-
-        Raises:
-            LdvcError: this result has none; only plain CLIP has.
+        It is the mean over heads and windows, see `attention_of_patch`. Only plain CLIP has it, otherwise: LdvcError.
         """
         if self.outputs[0].patch_attention is None:
             raise LdvcError("This result holds no attention of patches: segment with attention=True and the decoder 'clip'.")
-        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
-        return attention_of_patch(
-            [output.patch_attention for output in self.outputs],
-            [output.window for output in self.outputs],
-            (y, x),
-            grids=[tuple(output.logits.shape[-2:]) for output in self.outputs],
-            input_size=self.input_size,
-            patch=self.patch,
-        ).numpy()
+        return attention_of_patch(self.outputs, y, x, input_size=self.input_size, patch=self.patch).numpy()
 
     def patch_similarity(self, y: int, x: int, *, after: bool) -> np.ndarray:
         """Cosine similarity (h, w), float32 in -1..1, of the patch in row `y`, column `x` of `grid` and all patches.
 
         Compared are features as they enter the decoder or, `after` it, its last cross-attention. With plain CLIP, which has no
-        decoder, both are the same. Where windows overlap, unit vectors are averaged.
-
-        Raises:
-            LdvcError: this result was made with features=False.
+        decoder, both are the same. Where windows overlap, unit vectors are averaged. Raises LdvcError without features.
         """
-        assert 0 <= y < self.grid[0] and 0 <= x < self.grid[1], f"patch ({y}, {x}) is not in the grid {self.grid}"
         maps = [output.unit_patches(after=after) for output in self.outputs]
         patches = maps[0]  # (d, h, w)
         if len(maps) > 1:
@@ -273,15 +225,9 @@ class Segmentation:
 
     @property
     def features(self) -> list[DecoderFeatures]:
-        """Patch features and class embeddings before and after the decoder, window by window.
-
-        Raises:
-            LdvcError: this result has none (plain similarity, or `features=False`).
-        """
+        """Patch features and class embeddings before and after the decoder, by window; raises LdvcError without them."""
         if self.outputs[0].features is None:
-            raise LdvcError(
-                "This result holds no features: segment with features=True and a decoder other than plain similarity."
-            )
+            raise LdvcError(f"This result holds no features: segment with features=True and {A_DECODER}.")
         return [output.features for output in self.outputs]
 
     @property
@@ -304,17 +250,15 @@ class Segmentation:
     def attention_at(self, attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Upsample maps on `grid` (..., h, w) to a size of the photo and cut off padding."""
         maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
-        rows, columns = (
-            Axis.of(size[axis], input_size=self.input_size[axis], start=0, cells=self.grid[axis], patch=self.patch)
-            for axis in (0, 1)
-        )
+        whole = Window(0, 0, *self.input_size)
+        rows, columns = axes(size, whole, self.grid, input_size=self.input_size, patch=self.patch)
         return upsample(maps.reshape(-1, *self.grid), rows, columns).reshape(*maps.shape[:-2], *size).numpy()
 
     # ---- from patches to pixels -----------------------------------------------------------------------------------
 
     @property
     def _is_softmax(self) -> bool:
-        return isinstance(self._calibration, SoftmaxCalibration)
+        return isinstance(self.calibration, SoftmaxCalibration)
 
     @property
     def _averages_scores(self) -> bool:
@@ -323,20 +267,18 @@ class Segmentation:
 
     @cached_property
     def _calibrated(self) -> list[Tensor]:
-        return [self._calibration(output.logits) for output in self.outputs]
+        return [self.calibration(output.logits) for output in self.outputs]
 
     @cached_property
     def _stuff(self) -> list[Tensor]:
         """(1, h, w) of each window, calibrated; very low where there are no stuff words."""
         maps = [torch.full_like(each.logits[0], -1e4) if each.stuff is None else each.stuff for each in self.outputs]
-        return [self._calibration(each)[None] for each in maps]
+        return [self.calibration(each)[None] for each in maps]
 
     def _score(self, values: Tensor, best: Best | None = None) -> Tensor:
-        """float32 scores from the values of `_maps` and `_best_at`; above 0, so that a lower score exists (see `scores_at`).
-        A softmax needs `best`, of the same pixels.
-        """
+        """float32 scores of the values of `_maps`, above 0, so that a lower one exists; a softmax needs `best`, too."""
         if self._is_softmax:
-            scores = self._calibration.scores(values, best.total, best.stuff)
+            scores = self.calibration.scores(values, best.total, best.stuff)
         else:
             scores = values.float() if self._averages_scores else torch.sigmoid(values)
         return scores.clamp_(min=torch.finfo(torch.float32).tiny)
@@ -347,24 +289,17 @@ class Segmentation:
         return self._stitch(self._calibrated, self.grid, after=after, grid=True)[:, y, x]
 
     def _best_at(self, size: tuple[int, int]) -> Best:
-        """The best class of each pixel (height, width).
-
-        Those of the last few sizes are kept: score maps that are computed one by one need them each time.
-        """
-        found = self._best.get(tuple(size))
-        if found is None:
-            found = self._compute_best(size)
-            for oldest in list(self._best)[: 1 - SIZES_KEPT]:
-                self._best.pop(oldest, None)
-            self._best[tuple(size)] = found
+        """The best class of each pixel, kept for a few sizes: score maps that are made one by one need it."""
+        found = self._best.get(tuple(size)) or self._compute_best(size)
+        self._best[tuple(size)] = found
+        for oldest in list(self._best)[:-SIZES_KEPT]:
+            self._best.pop(oldest, None)
         return found
 
     def _compute_best(self, size: tuple[int, int]) -> Best:
         if len(self.outputs) == 1 and not self._is_softmax:
-            window = self.outputs[0].window
-            return Best(
-                *upsampled_argmax(self._calibrated[0], size, input_size=self.input_size, window=window, patch=self.patch)
-            )
+            options = {"input_size": self.input_size, "window": self.outputs[0].window, "patch": self.patch}
+            return Best(*upsampled_argmax(self._calibrated[0], size, **options))
         stuff = total = self._stitch(self._stuff, size)[0] if self._is_softmax else None
         best = torch.full(size, -torch.inf, dtype=torch.float32 if self._is_softmax else torch.float64)
         labels = torch.zeros(size, dtype=torch.int64)
@@ -373,7 +308,7 @@ class Segmentation:
             labels = torch.where(top > best, index + start, labels)
             best = torch.maximum(best, top)
             if total is not None:
-                total = self._calibration.total(values, total)
+                total = self.calibration.total(values, total)
         return Best(best, labels, total, stuff)
 
     def _maps(self, size: tuple[int, int], indices: range | list[int]) -> Iterator[tuple[int, Tensor]]:

@@ -3,8 +3,6 @@
 All heat maps use one fixed colour scale from 0 to 1, whose lightness grows.
 """
 
-from __future__ import annotations
-
 import colorsys
 import hashlib
 from collections.abc import Sequence
@@ -47,12 +45,6 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _linear(colours: np.ndarray) -> np.ndarray:
-    """sRGB in 0..255 (n, 3) -> linear RGB in 0..1."""
-    values = np.asarray(colours, dtype=np.float64) / 255
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
 def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
     """Linear RGB (n, 3) -> Oklab (n, 3), in which distance is close to perceived difference (Ottosson, 2020)."""
     cones = linear @ np.array(
@@ -66,8 +58,9 @@ def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
 
 
 def perceived(colours: np.ndarray) -> np.ndarray:
-    """(n, 3) -> (3, n, 3): Oklab for usual, deuteranope and protanope vision."""
-    linear = _linear(colours)
+    """sRGB in 0..255 (n, 3) -> (3, n, 3): Oklab for usual, deuteranope and protanope vision."""
+    values = np.asarray(colours, dtype=np.float64) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     views = (linear, linear @ DEUTERANOPIA.T, linear @ PROTANOPIA.T)
     return np.stack([_linear_to_oklab(np.clip(view, 0, 1)) for view in views])
 
@@ -76,8 +69,7 @@ def _extended_palette() -> np.ndarray:
     """(n, 3): the palette, then 256 colours whose hues differ by the golden angle, at three lightnesses."""
     extra = []
     for index in range(256):
-        hue = (0.11 + index * 0.61803398875) % 1
-        lightness = (0.42, 0.62, 0.78)[index % 3]
+        hue, lightness = (0.11 + index * 0.61803398875) % 1, (0.42, 0.62, 0.78)[index % 3]
         extra.append([channel * 255 for channel in colorsys.hls_to_rgb(hue, lightness, 0.68)])
     return np.array([rgb(colour) for colour in PALETTE] + extra)
 
@@ -88,24 +80,18 @@ _DISTINCT = 0.09  # distance in Oklab from which on two large areas are easy to 
 
 
 def colours_for(names: Sequence[str]) -> list[str]:
-    """One colour for each name. A name has the same colour in all pictures, unless it is too close to another one.
+    """One colour "#rrggbb" for each name; up to 200 are all different.
 
-    A hash chooses from the palette. If that colour is too close to the colour of an earlier name (for usual vision or for the
-    two common kinds of colour blindness), the name gets the next colour that is distinct.
-
-    Returns:
-        "#rrggbb" for each name; up to 200 are all different.
+    A hash chooses from the palette, so that a name has the same colour in all pictures. If that is too close to the colour
+    of an earlier name (for usual vision or the two common kinds of colour blindness), the name gets the next distinct one.
     """
     chosen: list[int] = []
     nearest = np.full(len(_CANDIDATES), np.inf)  # distance of each candidate to the closest chosen colour
     for name in names:
         digest = hashlib.sha256(f"{HASH_SALT}:{name.casefold()}".encode()).digest()
         start = int.from_bytes(digest[:4], "big") % len(PALETTE)
-        order = [(start + step) % len(PALETTE) for step in range(len(PALETTE))]
-        order += range(len(PALETTE), len(_CANDIDATES))
-        index = next((i for i in order if nearest[i] >= _DISTINCT), None)
-        if index is None:
-            index = int(nearest.argmax())
+        order = [*range(start, len(PALETTE)), *range(start), *range(len(PALETTE), len(_CANDIDATES))]
+        index = next((i for i in order if nearest[i] >= _DISTINCT), int(nearest.argmax()))
         chosen.append(index)
         distance = np.linalg.norm(_CANDIDATES_SEEN_AS - _CANDIDATES_SEEN_AS[:, index : index + 1], axis=2).min(axis=0)
         nearest = np.minimum(nearest, distance)
@@ -166,7 +152,7 @@ def overlay(
     only: int | None = None,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Paint a label map over a photo.
+    """Paint a label map over a photo: uint8 (H, W, 3).
 
     Args:
         picture: uint8 (H, W, 3).
@@ -177,14 +163,11 @@ def overlay(
         outline: draw a white line between areas.
         only: draw this class only, and all others like none of these.
         names: of the classes, written on their areas; see `write_names`.
-
-    Returns:
-        uint8 (H, W, 3).
     """
     assert picture.shape[:2] == labels.shape, "picture and labels must have one size"
     if only is not None:
         labels = np.where(labels == only, only, -1)
-    table = np.array([rgb(NONE_COLOUR), *(rgb(colour) for colour in colours)], dtype=np.float32)  # -1 is row 0
+    table = np.array([rgb(colour) for colour in (NONE_COLOUR, *colours)], dtype=np.float32)  # -1 is row 0
     grey = grey_version(picture)
     # Remove up to half of the photo's colour: mixed with a class's colour, it makes hues that are not in the legend.
     muted = 0.5 * min(1.0, opacity / OPACITY)
@@ -209,16 +192,9 @@ def overlay(
 
 
 def write_names(painted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Write the name of each class where its area has the most room, if there is enough.
+    """Write the name of each class on a picture, uint8 (H, W, 3), where its area has the most room, if there is enough.
 
     A name with characters that the font lacks is written as the class's number in the mask, which counts from 1.
-
-    Args:
-        painted: uint8 (H, W, 3).
-        labels: int (H, W), index into `names`.
-
-    Returns:
-        A new picture uint8 (H, W, 3).
     """
     size = max(10, round(max(labels.shape) * LETTERS))
     letters, font = FT2Font(str(FONT)).get_charmap(), ImageFont.truetype(FONT, size)
@@ -234,13 +210,9 @@ def write_names(painted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
 
 
 def place_for(box: tuple[float, float], mask: np.ndarray) -> tuple[float, float] | None:
-    """The middle (y, x) of the largest box of these proportions inside a mask, or None if the box itself is too large.
+    """The middle (y, x) of the largest box of the proportions of (height, width) inside a mask; None if it is too large.
 
     It is found by erosion on a grid whose cells are the box divided by `PART` in height and width.
-
-    Args:
-        box: (height, width) in pixels.
-        mask: bool (H, W).
     """
     rows, columns = (
         ((np.arange(int(side * PART / length)) + 0.5) * length / PART).astype(int)
@@ -260,15 +232,9 @@ def place_for(box: tuple[float, float], mask: np.ndarray) -> tuple[float, float]
 
 
 def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength: float = 0.8) -> np.ndarray:
-    """Draw values on the fixed scale from 0 to 1, over a pale grey version of the photo.
+    """Draw values (H, W) on the fixed scale from 0 to 1, over a pale grey version of the photo: uint8 (H, W, 3).
 
-    Args:
-        values: float (H, W) in 0..1.
-        picture: uint8 (H, W, 3), or None.
-        strength: share of the heat colour over a photo.
-
-    Returns:
-        uint8 (H, W, 3).
+    `strength` is the share of the heat colour over a photo.
     """
     heat = _HEAT[(values.clip(0, 1) * 255).round().astype(np.uint8)]
     if picture is None:

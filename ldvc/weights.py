@@ -14,11 +14,10 @@ import os
 import re
 import shutil
 import socket
-import struct
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ _PIECE = re.compile(r"^(?P<name>.+)::(?P<index>\d{1,9})$")
 def replaced_files(folder: str | Path) -> Iterator[Path]:
     """A new folder inside `folder`, whose files move into `folder` at the end.
 
-    Before that, nothing in `folder` changes: if the disk is full, the old files stay. Old weights (the files of the old index,
-    and what is named like a shard) that are not written again are deleted in the end; any other file stays.
+    Until then nothing in `folder` changes: if the disk is full, the old files stay. Old weights (the files of the old
+    index, and what is named like a shard) that are not written again are deleted in the end; any other file stays.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written.
@@ -61,11 +60,12 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
             yield new
             # a configuration or index last: before it is there, the old one describes the folder
             written = sorted((path.name for path in new.iterdir()), key=lambda name: (name.endswith(".json"), name))
-            shards = {path.name for path in folder.iterdir() if _SHARD.match(path.name)}
-            old = {SINGLE_FILE, INDEX_FILE, *_listed_shards(folder), *shards} - set(written)
+            old = {SINGLE_FILE, INDEX_FILE, *(path.name for path in folder.iterdir() if _SHARD.match(path.name))}
+            with suppress(CheckpointError):  # there is no index, or it cannot be read
+                old |= _read_index(folder / INDEX_FILE).keys()
             for name in written:
                 os.replace(new / name, folder / name)
-            for name in old:
+            for name in old.difference(written):
                 (folder / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -77,14 +77,6 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
         ) from error
 
 
-def _listed_shards(folder: Path) -> set[str]:
-    """Names of the shards in an index that lie in its folder; empty without a readable index."""
-    try:
-        return set(_read_index(folder / INDEX_FILE)) if (folder / INDEX_FILE).is_file() else set()
-    except CheckpointError:
-        return set()
-
-
 def save_tensors(
     tensors: Mapping[str, Tensor],
     folder: str | Path,
@@ -94,15 +86,14 @@ def save_tensors(
 ) -> list[Path]:
     """Write tensors to a folder, in several files if one would be too large; existing weights are replaced in the end.
 
+    Returns the files with tensors.
+
     Args:
         tensors: by name.
         folder: created if it does not exist.
         dtype: of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
             which may exceed the range of half precision) and integers keep their type.
         max_shard_bytes: largest size of the tensors in one file.
-
-    Returns:
-        The files with tensors.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; the old weights stay.
@@ -143,16 +134,11 @@ def load_tensors(folder: str | Path) -> dict[str, Tensor]:
         CheckpointError: a file is damaged, is not the one of `SHA256SUMS`, or holds NaN or infinite numbers.
     """
     folder = Path(folder)
-    if (folder / SINGLE_FILE).is_file():
-        shards: dict[str, set[str] | None] = {SINGLE_FILE: None}
-    elif (folder / INDEX_FILE).is_file():
-        shards = dict(_read_index(folder / INDEX_FILE))
-    else:
+    single, index = (folder / SINGLE_FILE).is_file(), folder / INDEX_FILE
+    if not single and not index.is_file():
         raise WeightsNotFoundError(f"There are no weights in {folder}: {no_safetensors(folder)}")
-
-    checksums = _read_checksums(folder)
-    stored: dict[str, Tensor] = {}
-    for name, expected in shards.items():
+    checksums, stored = _read_checksums(folder), {}
+    for name, expected in {SINGLE_FILE: None}.items() if single else _read_index(index).items():
         tensors = read_safetensors(folder / name, checksum=checksums.get(name))
         if expected is not None and set(tensors) != expected:
             raise CheckpointError(
@@ -160,7 +146,6 @@ def load_tensors(folder: str | Path) -> dict[str, Tensor]:
                 "fetch the folder again."
             )
         stored |= tensors
-
     tensors = _joined(stored, folder)
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     require_finite(tensors, folder)
@@ -169,14 +154,10 @@ def load_tensors(folder: str | Path) -> dict[str, Tensor]:
 
 def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Tensors with the pieces of split ones put together."""
-    tensors: dict[str, Tensor] = {}
+    tensors = {name: tensor for name, tensor in stored.items() if not _PIECE.match(name)}
     split: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in stored.items():
-        match = _PIECE.match(name)
-        if match:
-            split.setdefault(match["name"], {})[int(match["index"])] = tensor
-        else:
-            tensors[name] = tensor
+    for match in filter(None, map(_PIECE.match, stored)):
+        split.setdefault(match["name"], {})[int(match["index"])] = stored[match[0]]
     for name, parts in split.items():
         if sorted(parts) != list(range(len(parts))) or len({part.shape[1:] for part in parts.values()}) > 1:
             raise CheckpointError(f"Weights are damaged: pieces of {name} in {folder} are missing; fetch the folder again.")
@@ -185,11 +166,7 @@ def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Tensor]:
-    """The tensors of one file, as stored.
-
-    Args:
-        path: of the file.
-        checksum: its SHA-256 (hex); None = not checked.
+    """The tensors of one file, as stored; its SHA-256 (hex) is compared with `checksum`, if that is given.
 
     Raises:
         WeightsNotFoundError: there is no such file.
@@ -198,7 +175,7 @@ def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Te
     if not path.is_file():
         raise WeightsNotFoundError(f"Weights are incomplete: {path} is missing; copy or download the folder again.")
     try:
-        digest = None if checksum is None else _digest(path)
+        digest = None if checksum is None else hashlib.sha256(path.read_bytes()).hexdigest()
         if digest == checksum:
             _check_header(path)
             return load_file(path)
@@ -216,8 +193,7 @@ def _check_header(path: Path) -> None:
     safetensors itself refuses offsets that overlap or lie outside the file, and sizes that do not fit them.
     """
     with open(path, "rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= min(MAX_JSON_BYTES, path.stat().st_size - 8):
             raise ValueError("its header has an impossible length")
         header = _parse(file.read(size))
@@ -227,11 +203,7 @@ def _check_header(path: Path) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Checks that no floating-point tensor holds NaN or infinite numbers.
-
-    Raises:
-        CheckpointError: one does.
-    """
+    """Raises CheckpointError if a floating-point tensor holds NaN or infinite numbers."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise CheckpointError(
@@ -252,11 +224,7 @@ def no_safetensors(folder: Path) -> str:
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:
-    """Shard -> names of its tensors.
-
-    Raises:
-        CheckpointError: the file is no index, or names files outside its folder.
-    """
+    """Shard -> names of its tensors; raises CheckpointError if it is no index, or names files outside its folder."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.")
@@ -269,11 +237,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file, which is an object.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or larger than `MAX_JSON_BYTES`.
-    """
+    """The object in a JSON file; raises CheckpointError if it is missing, damaged, or larger than `MAX_JSON_BYTES`."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
@@ -303,15 +267,6 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _read_checksums(folder: Path) -> dict[str, str]:
     """File of a folder -> SHA-256, from `SHA256SUMS` in the parent folder; empty without one."""
     path = folder.resolve().parent / CHECKSUMS
@@ -325,17 +280,16 @@ def _read_checksums(folder: Path) -> dict[str, str]:
 
 def write_checksums(folder: Path) -> Path:
     """Write `SHA256SUMS` of the weights in the folders inside a folder, as `sha256sum */*.safetensors` prints it."""
-    files = sorted(folder.glob("*/*.safetensors"))
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*/*.safetensors"))}
+    lines = [f"{digest}  {path.relative_to(folder).as_posix()}\n" for path, digest in digests.items()]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
     return folder / CHECKSUMS
 
 
-def hub_reachable(*, timeout: float = 3.0) -> bool:
-    """Whether the Hugging Face Hub can be reached.
+def hub_reachable() -> bool:
+    """Whether the Hugging Face Hub can be reached within 3 seconds; its own client retries for almost a minute.
 
-    Without network, the Hub's client retries for almost a minute; this check reports the problem sooner. With a proxy it
-    cannot be checked, and the result is True.
+    With a proxy it cannot be checked, and the result is True.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
@@ -344,7 +298,7 @@ def hub_reachable(*, timeout: float = 3.0) -> bool:
     endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
     try:
-        with socket.create_connection((endpoint.hostname or "huggingface.co", port), timeout=timeout):
+        with socket.create_connection((endpoint.hostname or "huggingface.co", port), timeout=3.0):
             return True
     except OSError:
         return False

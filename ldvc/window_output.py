@@ -7,61 +7,51 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ldvc.errors import LdvcError
-from ldvc.inference import Window
+from ldvc.inference import Window, stitch
 from ldvc.modeling.attention import Routing
+from ldvc.modeling.decoders import DecoderOutput
 
 
-@dataclass(frozen=True)
-class DecoderFeatures:
-    """Inputs and outputs of the decoder for one window; d is CLIP's joint width.
+class DecoderFeatures(NamedTuple):
+    """Inputs and outputs of the decoder for one window, float32; d is CLIP's joint width."""
 
-    Attributes:
-        patches_before, patches_after: (N, d), float32.
-        classes_before, classes_after: (E, d), float32, one for each word (see `Segmentation.embedding_classes`).
-            `classes_before` is the output of the text adapter.
-    """
-
-    patches_before: Tensor
+    patches_before: Tensor  # (N, d)
     patches_after: Tensor
-    classes_before: Tensor
+    classes_before: Tensor  # (E, d), one for each word (see `Segmentation.embedding_classes`), from the text adapter
     classes_after: Tensor
+
+    @classmethod
+    def of(cls, decoded: DecoderOutput, words: int) -> DecoderFeatures:
+        """Those of the first picture of a batch and its first `words` embeddings, on the CPU."""
+        patches = (decoded.patch_features_before, decoded.patch_features)
+        classes = (decoded.class_embeddings_before[:, :words], decoded.class_embeddings[:, :words])
+        return cls(*(values[0].float().cpu() for values in (*patches, *classes)))
 
 
 @dataclass
 class WindowOutput:
     """What the decoder returned for one window.
 
-    Attributes:
-        window: its place in the model's input.
-        logits: (C, h, w), one value per patch, padding included.
-        attention_scores: for each layer (heads, E, h, w), scores of cross-attention before the softmax: first the words of
-            all classes, class by class, then those of `Segmentation.company`.
-        routing: for each layer; empty without LCSA.
-        features: before and after the decoder, or None if not asked for.
-        stuff: (h, w), cosines of the best stuff word, with a `SoftmaxCalibration`.
-        patch_attention: (N, N) of patches to patches in the last block of the image tower, with plain CLIP.
-        patch_features: (N, d), with plain CLIP, which has no decoder; None if not asked for.
+    `attention_scores` are those of cross-attention before the softmax: first the words of all classes, class by class,
+    then those of `Segmentation.company`.
     """
 
-    window: Window
-    logits: Tensor
-    attention_scores: list[Tensor] = field(default_factory=list)
-    routing: list[Routing] = field(default_factory=list)
-    features: DecoderFeatures | None = None
-    stuff: Tensor | None = None
-    patch_attention: Tensor | None = None
-    patch_features: Tensor | None = None
+    window: Window  # its place in the model's input
+    logits: Tensor  # (C, h, w), one value per patch, padding included
+    attention_scores: list[Tensor] = field(default_factory=list)  # for each layer (heads, E, h, w)
+    routing: list[Routing] = field(default_factory=list)  # for each layer; empty without LCSA
+    features: DecoderFeatures | None = None  # None if not asked for
+    stuff: Tensor | None = None  # (h, w), cosines of the best stuff word, with a `SoftmaxCalibration`
+    patch_attention: Tensor | None = None  # (N, N) in the last block of the image tower, with plain CLIP
+    patch_features: Tensor | None = None  # (N, d), with plain CLIP, which has no decoder
 
     def unit_patches(self, *, after: bool) -> Tensor:
-        """Patch features (d, h, w) of unit length, before or after the decoder.
-
-        Raises:
-            LdvcError: they were not asked for.
-        """
+        """Patch features (d, h, w) of unit length, before or after the decoder; raises LdvcError without them."""
         features = self.patch_features
         if self.features is not None:
             features = self.features.patches_after if after else self.features.patches_before
@@ -71,17 +61,11 @@ class WindowOutput:
 
 
 class Best(NamedTuple):
-    """The best class of each pixel, and what a softmax needs for scores.
+    """The best class of each pixel, and what a softmax needs for scores; all tensors are (H, W)."""
 
-    Attributes:
-        values: (H, W), its value in `Segmentation._maps`.
-        labels: (H, W), its index.
-        total, stuff: (H, W), see `SoftmaxCalibration`; None with sigmoids.
-    """
-
-    values: Tensor
-    labels: Tensor
-    total: Tensor | None = None
+    values: Tensor  # of the best class, see `Segmentation._maps`
+    labels: Tensor  # its index
+    total: Tensor | None = None  # see `SoftmaxCalibration`; None with sigmoids, as `stuff`
     stuff: Tensor | None = None
 
 
@@ -89,56 +73,39 @@ class Best(NamedTuple):
 class PatchRouting:
     """The regions to which LCSA routed one patch. Coordinates are patches of the window's grid.
 
-    Attributes:
-        grid: (h, w) of the window.
-        patch: (row, column) of the patch in that grid.
-        window: the part of the model's input that the grid covers.
-        regions: (k,) indices of the chosen regions, best first.
-        affinity: (k,) of the chosen regions to the patch's own region.
-        all_affinities: (R,) of all regions.
-        own_region: index of the region that contains the patch.
-        boxes: {region: (top, left, bottom, right)} of the chosen regions and the patch's own; bottom and right exclusive.
-        token_attention: (heads, h, w), zero outside the chosen regions; sums to 1 per head.
-        region_grid: (rows, columns) of regions, which are numbered row by row.
+    `boxes` are (top, left, bottom, right) of the chosen regions and of the patch's own; bottom and right are exclusive.
     """
 
-    grid: tuple[int, int]
-    patch: tuple[int, int]
-    window: Window
-    regions: np.ndarray
-    affinity: np.ndarray
-    all_affinities: np.ndarray
-    own_region: int
+    grid: tuple[int, int]  # (h, w) of the window
+    patch: tuple[int, int]  # (row, column) in that grid
+    window: Window  # the part of the model's input that the grid covers
+    regions: np.ndarray  # (k,) indices of the chosen regions, best first
+    affinity: np.ndarray  # (k,) of the chosen regions to the patch's own region
+    all_affinities: np.ndarray  # (R,) of all regions
+    own_region: int  # the region that contains the patch
     boxes: dict[int, tuple[int, int, int, int]]
-    token_attention: np.ndarray
-    region_grid: tuple[int, int]
+    token_attention: np.ndarray  # (heads, h, w), zero outside the chosen regions; sums to 1 per head
+    region_grid: tuple[int, int]  # (rows, columns) of regions, which are numbered row by row
 
 
 def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int, patch: int) -> PatchRouting:
     """The routing of the patch in row `y`, column `x` of the whole photo's grid, in the window whose centre is closest.
 
-    Args:
-        outputs: of all windows.
-        y, x: of the patch.
-        layer: of the decoder.
-        patch: side of a patch in input pixels.
+    `patch` is the side of a patch in input pixels.
     """
-    at = ((y + 0.5) * patch, (x + 0.5) * patch)  # input pixels
+    at_y, at_x = (y + 0.5) * patch, (x + 0.5) * patch  # input pixels
 
-    def distance(output: WindowOutput) -> float:
+    def distance(window: Window) -> float:
         """From the patch to the centre of the window; 0.5 at its border."""
-        window = output.window
-        return max(
-            abs(window.top + window.height / 2 - at[0]) / window.height,
-            abs(window.left + window.width / 2 - at[1]) / window.width,
-        )
+        down, along = at_y - window.top - window.height / 2, at_x - window.left - window.width / 2
+        return max(abs(down) / window.height, abs(along) / window.width)
 
-    output = min(outputs, key=distance)
+    output = min(outputs, key=lambda each: distance(each.window))
     window, routing = output.window, output.routing[layer]
-    height, width = routing.layout.grid
-    row = min(max(int((at[0] - window.top) // patch), 0), height - 1)
-    column = min(max(int((at[1] - window.left) // patch), 0), width - 1)
-    own, regions = routing.layout.region_of(row, column), routing.chosen(row, column)
+    layout, (height, width) = routing.layout, routing.layout.grid
+    row = min(max(int((at_y - window.top) // patch), 0), height - 1)
+    column = min(max(int((at_x - window.left) // patch), 0), width - 1)
+    own, regions = layout.region_of(row, column), routing.chosen(row, column)
     affinities = routing.affinity[0, own].float()
     return PatchRouting(
         grid=(height, width),
@@ -148,7 +115,27 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
         affinity=affinities[regions].numpy(),
         all_affinities=affinities.numpy(),
         own_region=own,
-        boxes={region: routing.layout.box(region) for region in (*regions, own)},
+        boxes={region: layout.box(region) for region in (*regions, own)},
         token_attention=routing.token_attention(row, column).numpy(),
-        region_grid=routing.layout.count,
+        region_grid=layout.count,
     )
+
+
+def attention_of_patch(
+    outputs: Sequence[WindowOutput], y: int, x: int, *, input_size: tuple[int, int], patch: int
+) -> Tensor:
+    """Attention (h, w) of the patch in row `y`, column `x` of the whole photo's grid to all patches.
+
+    It is the mean over the windows that hold both, and 0 where no window does. `input_size`, `patch`: see `stitch`.
+    """
+    at_y, at_x = (min((place + 0.5) * patch, side - 0.5) for place, side in zip((y, x), input_size, strict=True))
+    maps, windows = [], [output.window for output in outputs]
+    for output, window in zip(outputs, windows, strict=True):
+        grid, down, along = tuple(output.logits.shape[-2:]), at_y - window.top, at_x - window.left
+        own, holds = torch.zeros(grid), 0 <= down < window.height and 0 <= along < window.width
+        if holds:
+            own = output.patch_attention[int(down // patch) * grid[1] + int(along // patch)].unflatten(0, grid)
+        maps.append(torch.stack([own, torch.full(grid, float(holds))]))
+    size = (-(-input_size[0] // patch), -(-input_size[1] // patch))
+    total, count = stitch(maps, windows, size, input_size=input_size, patch=patch, grid=True)
+    return total / count.clamp(min=torch.finfo(count.dtype).tiny)

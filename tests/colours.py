@@ -1,7 +1,5 @@
 """Pictures of flat colours and a model whose features and class embeddings are colours."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,12 +17,8 @@ RED, GREEN, BLUE = ([255 * channel for channel in COLOURS[name]] for name in ("r
 
 def halves(height: int, width: int, split: int, *, axis: int = 1) -> np.ndarray:
     """Red before `split`, green from there on."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[:] = RED
-    if axis == 1:
-        picture[:, split:] = GREEN
-    else:
-        picture[split:] = GREEN
+    picture = np.full((height, width, 3), RED, dtype=np.uint8)
+    picture[(slice(None),) * axis + (slice(split, None),)] = GREEN
     return picture
 
 
@@ -33,9 +27,8 @@ class ColourModel:
 
     def __init__(self, patch: int = 16) -> None:
         weights = SimpleNamespace(logit_scale=torch.zeros(()))
-        self.clip = SimpleNamespace(
-            patch_size=patch, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0, bias=0.0, model=weights
-        )
+        numbers = {"patch_size": patch, "mean": (0.0,) * 3, "std": (1.0,) * 3, "scale": 1.0, "bias": 0.0}
+        self.clip = SimpleNamespace(model=weights, **numbers)
         self.config = SimpleNamespace(decoder="ldvc")
         self.image_tower = self
         self.photos = 0
@@ -62,6 +55,8 @@ class ColourModel:
     def encode_names(self, names):
         self.encoded_names += names
         return torch.tensor([COLOURS.get(name.lower(), (0.5, 0.5, 0.5)) for name in names], dtype=torch.float32)
+
+    frozen_embeddings = encode_names
 
     def decode(self, features, embeddings, *, return_attention=False, skip_lcsa=False):
         distance = torch.cdist(embeddings, features.patch_features[0])  # (C, N)

@@ -4,8 +4,6 @@ A fork server imports the trainer once; every run is a fork of it, so that a pro
 no process group, no accelerator state and no killed files of its own.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -76,11 +74,8 @@ def same_end(left: Path, right: Path) -> None:
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), file
     one, two = (torch.load(path / "optimizer.bin", weights_only=True) for path in (first, second))
     assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
-    assert all(
-        torch.equal(one["state"][index][key], two["state"][index][key])
-        for index in one["state"]
-        for key in ("step", "exp_avg", "exp_avg_sq")
-    )
+    for index, state in one["state"].items():
+        assert all(torch.equal(state[key], two["state"][index][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
     assert history(left) == history(right)
 
 
@@ -101,9 +96,8 @@ def run(function: Callable, *arguments: Any, processes: int = 1, seconds: float 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = [
-        CONTEXT.Process(target=_work, args=(function, arguments, rank, processes, port)) for rank in range(processes)
-    ]
+    jobs = [(function, arguments, rank, processes, port) for rank in range(processes)]
+    group = [CONTEXT.Process(target=_work, args=job) for job in jobs]
     for process in group:
         process.start()
     end = time.monotonic() + seconds
@@ -117,11 +111,9 @@ def run(function: Callable, *arguments: Any, processes: int = 1, seconds: float 
 
 
 def train_here(root: Path, name: str, changes: Sequence[str] = (), resume: str | None = None, die: tuple = ()) -> None:
-    """One training in this process.
+    """One training in this process, with changes "key=value" of the configuration.
 
-    Args:
-        changes: of the configuration, "key=value".
-        die: ("step", n): killed as soon as step n is done. ("call", "module.function", n): killed at the n-th call of it.
+    `die`: ("step", n): killed as soon as step n is done. ("call", "module.function", n): killed at the n-th call of it.
     """
     import train.train as trainer
     from train.config import load_config

@@ -1,7 +1,5 @@
 """LCSA and cross-attention against PyTorch's own attention."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +9,6 @@ from torch.nn import functional as F
 
 from ldvc.modeling import attention
 from ldvc.modeling.attention import SHARPNESS, RoutedSelfAttention, attend
-from ldvc.modeling.regions import Layout
 
 GRIDS = [(15, 21), (7, 5), (1, 1), (32, 32), (20, 20), (9, 2)]
 WIDTH, HEADS = 32, 4
@@ -109,24 +106,6 @@ def test_lcsa_has_the_gradient_of_its_definition() -> None:
     slow = torch.autograd.grad(reference_lcsa(module, tokens, grid)[0].square().sum(), inputs)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("grid", [*GRIDS, (64, 64), (17, 9), (8, 8), (1, 40)])
-@pytest.mark.parametrize("regions", [1, 3, 8])
-def test_layout_covers_the_grid_without_empty_regions(grid: tuple[int, int], regions: int) -> None:
-    layout = Layout.of(grid, regions)
-    assert max(layout.count) <= regions
-    valid = layout.valid(torch.device("cpu"))
-    assert valid.any(dim=1).all() and valid.sum() == grid[0] * grid[1]
-    covered = torch.zeros(grid, dtype=torch.int)
-    for region in range(layout.total):
-        top, left, bottom, right = layout.box(region)
-        covered[top:bottom, left:right] += 1
-        assert layout.region_of(top, left) == layout.region_of(bottom - 1, right - 1) == region
-        assert valid[region].sum() == (bottom - top) * (right - left)
-    assert (covered == 1).all()
-    tokens = torch.randn(2, grid[0] * grid[1], 3)
-    assert torch.equal(layout.unwindow(layout.window(tokens)), tokens)
 
 
 @pytest.mark.parametrize("grid", [(15, 21), (20, 20), (7, 5), (1, 1)])

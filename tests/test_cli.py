@@ -1,10 +1,9 @@
 """The command line: many photos, and figures. Files are opened by independent readers."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -81,10 +80,7 @@ def test_a_second_run_continues(
     photos: Path, output: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Finished photos are skipped; those that are missing, unfinished or made with other settings are segmented."""
-    for name, content in contents(output).items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     (tmp_path / "data/b.json").unlink()
     (tmp_path / "mask/sub/a.png").write_bytes(b"half a file")
     before = (tmp_path / "overlay/a.png").stat().st_mtime_ns
@@ -106,13 +102,7 @@ def test_cutouts_and_overlays_without_names(photos: Path, tiny_checkpoint: Path,
     found = contents(folder)
     assert set(found) == {*usual, "cutouts/a.zip"}
     assert found["mask/a.png"] == usual["mask/a.png"] and found["overlay/a.png"] != usual["overlay/a.png"]
-    mask, pixels = np.asarray(Image.open(folder / "mask/a.png")), np.asarray(Image.open(photo))
-    archive = zipfile.ZipFile(folder / "cutouts/a.zip")
-    assert archive.namelist()
-    for member in archive.namelist():
-        inside = mask == int(member.partition("_")[0])
-        expected = np.dstack([pixels, np.full_like(mask, 255)]) * inside[..., None]
-        assert np.array_equal(np.asarray(Image.open(archive.open(member))), expected)
+    assert zipfile.ZipFile(folder / "cutouts/a.zip").namelist(), "tests/test_overlay.py opens them"
 
 
 def test_two_processes_give_the_files_of_one(photos: Path, output: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The decoders against their equations, written with PyTorch's own modules."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -11,32 +9,19 @@ from torch.nn import functional as F
 
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.attention import CrossAttention, RoutedSelfAttention
-from ldvc.modeling.decoders import MaskScores, build_decoder
+from ldvc.modeling.decoders import DecoderOutput, MaskScores, build_decoder
 
 WIDTH, HEADS, SCALE, BIAS = 32, 4, 12.0, -4.0
 
 
-def make_config(decoder: str, **changes: object) -> ModelConfig:
-    return replace(ModelConfig(decoder=decoder, decoder_heads=HEADS, decoder_layers=3), **changes)
+def make_decoder(name: str, **changes: object) -> nn.Module:
+    config = replace(ModelConfig(decoder=name, decoder_heads=HEADS, decoder_layers=3), **changes)
+    return build_decoder(config, WIDTH, scale=SCALE, bias=BIAS).eval()
 
 
-def make_decoder(name: str, *, width: int = WIDTH, **changes: object) -> nn.Module:
-    return build_decoder(make_config(name, **changes), width, scale=SCALE, bias=BIAS).eval()
-
-
-def make_inputs(
-    grid: tuple[int, int] = (5, 7), classes: int = 3, width: int = WIDTH
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    patches = F.normalize(torch.randn(2, grid[0] * grid[1], width), dim=-1)
-    return patches, F.normalize(torch.randn(2, classes, width), dim=-1), grid
-
-
-def clip_logits(patches: Tensor, classes: Tensor, grid: tuple[int, int]) -> Tensor:
-    return (torch.einsum("bcd,bnd->bcn", classes, patches) * SCALE + BIAS).unflatten(-1, grid)
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+def make_inputs(grid: tuple[int, int] = (5, 7), classes: int = 3) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    patches = F.normalize(torch.randn(2, grid[0] * grid[1], WIDTH), dim=-1)
+    return patches, F.normalize(torch.randn(2, classes, WIDTH), dim=-1), grid
 
 
 def trained(decoder: nn.Module, gate: float = 0.3) -> nn.Module:
@@ -49,21 +34,6 @@ def trained(decoder: nn.Module, gate: float = 0.3) -> nn.Module:
     return decoder
 
 
-# ---- where a decoder starts
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-def test_every_decoder_starts_at_clip(name: str) -> None:
-    """At CLIP's own width, with patches that show one of the classes each."""
-    patches, classes, grid = make_inputs(width=512)
-    shown = classes.gather(1, torch.randint(3, (2, 35, 1)).expand(-1, -1, 512))
-    inputs = (F.normalize(patches + 0.5 * shown, dim=-1), classes, grid)
-    start = make_decoder(name, width=512)(*inputs).mask_logits
-    assert correlation(start, clip_logits(*inputs)) > 0.99
-    assert start.std() == pytest.approx(clip_logits(*inputs).std().item(), rel=0.2), "CLIP's temperature"
-
-
 def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
     wide = make_decoder("ldvc", lcsa_gate_init=0.3)
     gates = {name: gate.unique().tolist() for name, gate in wide.named_parameters() if "gate" in name}
@@ -74,9 +44,6 @@ def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
     assert not [name for name, _ in ungated.named_parameters() if "gate" in name]
 
 
-# ---- the equations
-
-
 def torch_attention(module: CrossAttention | RoutedSelfAttention) -> nn.MultiheadAttention:
     reference = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
     reference.in_proj_weight.copy_(torch.cat([module.query.weight, module.key_value.weight]))
@@ -85,11 +52,16 @@ def torch_attention(module: CrossAttention | RoutedSelfAttention) -> nn.Multihea
     return reference
 
 
-def torch_scores(module: MaskScores, queries: Tensor, keys: Tensor) -> Tensor:
-    """(W_q x)(W_k y)^T / sqrt(d_h) of each head: (B, heads, N, M)."""
-    query = F.linear(queries, module.query.weight, module.query.bias).unflatten(-1, (HEADS, -1))
-    key = F.linear(keys, module.key.weight, module.key.bias).unflatten(-1, (HEADS, -1))
-    return torch.einsum("bnhx,bmhx->bhnm", query, key) / (WIDTH // HEADS) ** 0.5
+def require_scores(
+    output: DecoderOutput, module: MaskScores, inputs: tuple[Tensor, Tensor], recipe: str, *, transposed: bool
+) -> None:
+    """The last scores are (W_q x)(W_k y)^T / sqrt(d_h) + bias of each head, and the masks are their mean over heads."""
+    query, key = (F.linear(x, y.weight, y.bias) for x, y in zip(inputs, (module.query, module.key), strict=True))
+    query, key = (each.unflatten(-1, (HEADS, -1)) for each in (query, key))
+    scores = torch.einsum("bnhx,bmhx->bhmn" if transposed else "bnhx,bmhx->bhnm", query, key) / (WIDTH // HEADS) ** 0.5
+    scores = scores + (0.0 if recipe == "published" else module.bias)
+    torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.mask_logits.flatten(2), scores.mean(dim=1), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -118,10 +90,7 @@ def test_local_consensus_reads_as_published(name: str, recipe: str) -> None:
         torch.testing.assert_close(scores.softmax(dim=2).flatten(3).transpose(2, 3), weights, atol=1e-5, rtol=1e-4)
         stream = stream + factor * branch
         stream = stream + factor * block.ffn(block.ffn_norm(stream))
-    scores = torch_scores(decoder.mask_scores, decoder.mask_norm(stream), anchors).transpose(2, 3)
-    scores = scores + (0.0 if recipe == "published" else decoder.mask_scores.bias)
-    torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(output.mask_logits.flatten(2), scores.mean(dim=1), atol=1e-4, rtol=1e-4)
+    require_scores(output, decoder.mask_scores, (decoder.mask_norm(stream), anchors), recipe, transposed=True)
     torch.testing.assert_close(output.patch_features, stream / WIDTH**0.5, atol=1e-5, rtol=1e-4)
     assert torch.equal(output.class_embeddings, classes), "class embeddings are anchors"
 
@@ -140,23 +109,21 @@ def test_zegclip_reads_as_published(recipe: str) -> None:
         after = block.cross_norm(stream + torch_attention(block.cross_attention)(stream, context, context)[0])
         stream = (1 - factor) * stream + factor * after
         stream = (1 - factor) * stream + factor * block.ffn_norm(stream + block.ffn(stream))
-    scores = torch_scores(decoder.mask_scores, stream, context)
-    scores = scores + (0.0 if recipe == "published" else decoder.mask_scores.bias)
-    torch.testing.assert_close(output.cross_attention[-1].flatten(3), scores, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(output.mask_logits.flatten(2), scores.mean(dim=1), atol=1e-4, rtol=1e-4)
+    require_scores(output, decoder.mask_scores, (stream, context), recipe, transposed=False)
     torch.testing.assert_close(output.class_embeddings, stream / unit, atol=1e-5, rtol=1e-4)
     assert torch.equal(output.patch_features, patches), "patch features stay what they are"
-
-
-# ---- attention
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
 def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
+    """The scores of the last layer are the segmentation, also under autocast."""
     decoder, inputs = trained(make_decoder(name)), make_inputs()
     without = decoder(*inputs)
     assert without.cross_attention is None and without.routing is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = decoder(*inputs, return_attention=True)
+    torch.testing.assert_close(half.mask_logits, half.cross_attention[-1].mean(dim=1), atol=1e-4, rtol=1e-4)
     output = decoder(*inputs, return_attention=True)
     assert torch.equal(output.mask_logits, without.mask_logits)
     assert [scores.shape for scores in output.cross_attention] == [(2, HEADS, 3, *inputs[2])] * 3
@@ -165,16 +132,6 @@ def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
         assert len(output.routing) == 3
         of_a_patch = output.routing[-1].token_attention(4, 6, batch=1)
         torch.testing.assert_close(of_a_patch.sum(dim=(1, 2)), torch.ones(HEADS))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-def test_the_last_attention_is_the_segmentation_under_autocast(name: str) -> None:
-    decoder = trained(make_decoder(name))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = decoder(*make_inputs(), return_attention=True)
-    mean = output.cross_attention[-1].mean(dim=1)  # over heads
-    torch.testing.assert_close(output.mask_logits, mean, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -190,9 +147,6 @@ def test_without_lcsa_is_the_same_decoder_with_lcsa_skipped() -> None:
     assert len(with_lcsa.state_dict()) > len(without.state_dict())
 
 
-# ---- learning
-
-
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("changes", [{}, {"recipe": "published"}, {"decoder_layers": 1}])
 def test_nothing_is_built_that_reaches_no_mask(name: str, changes: dict) -> None:
@@ -206,23 +160,14 @@ def test_nothing_is_built_that_reaches_no_mask(name: str, changes: dict) -> None
             assert parameter.grad.abs().max() > 0, part
 
 
-# ---- shapes
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("grid", [(1, 1), (7, 5), (20, 13)])
 def test_any_grid_and_one_name(name: str, grid: tuple[int, int]) -> None:
-    output = make_decoder(name)(*make_inputs(grid, classes=1), return_attention=True)
+    """Pictures of a batch do not mix."""
+    decoder, inputs = make_decoder(name), make_inputs(grid, classes=1)
+    output = decoder(*inputs, return_attention=True)
     assert output.mask_logits.shape == (2, 1, *grid) and output.mask_logits.isfinite().all()
     assert all(scores.shape == (2, HEADS, 1, *grid) for scores in output.cross_attention)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-def test_pictures_of_a_batch_do_not_mix(name: str) -> None:
-    patches, classes, grid = make_inputs((9, 11))
-    decoder = make_decoder(name)
-    together = decoder(patches, classes, grid).mask_logits
-    alone = decoder(patches[1:], classes[1:], grid).mask_logits
-    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    alone = decoder(inputs[0][1:], inputs[1][1:], grid).mask_logits
+    torch.testing.assert_close(output.mask_logits[1:], alone, atol=1e-4, rtol=1e-4)

@@ -1,7 +1,5 @@
 """Figures: names are text that a PDF library and an XML parser find, and the same result gives the same file."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from xml.etree import ElementTree
@@ -31,9 +29,8 @@ def main(tiny_checkpoint: Path) -> Predictor:
 
 
 def ask(main: Predictor, names: list[str], *decoders: str) -> dict[str, Segmentation]:
-    return {
-        decoder: main.sibling(decoder).segment(names, image=main.image, background=None, features=True) for decoder in decoders
-    }
+    options = {"image": main.image, "background": None, "features": True}
+    return {decoder: main.sibling(decoder).segment(names, **options) for decoder in decoders}
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +80,15 @@ def test_the_same_result_gives_the_same_file(results: dict[str, Segmentation], k
     assert first == second
 
 
+def pictures(figure: Figure) -> int:
+    return sum(bool(axis.images) for axis in figure.axes)
+
+
 def test_rows_and_columns(figures: dict[str, Figure], results: dict[str, Segmentation]) -> None:
     """A picture for each name, none of these and decoder, and the photo; a decoder that there is not has no column."""
-    assert sum(bool(axis.images) for axis in figures["attention"].axes) == 4 * 4
+    assert pictures(figures["attention"]) == 4 * 4 and pictures(figures["compare"]) == 5
     assert "none of these" in svg_texts(figures["attention"])
-    assert sum(bool(axis.images) for axis in figures["compare"].axes) == 5
-    fewer = attention_figure({"ldvc": results["ldvc"], "zegclip": None})
-    assert sum(bool(axis.images) for axis in fewer.axes) == 4 * 2
+    assert pictures(attention_figure({"ldvc": results["ldvc"], "zegclip": None})) == 4 * 2
 
 
 def test_names_have_the_colours_of_the_page(figures: dict[str, Figure]) -> None:
@@ -103,7 +102,7 @@ def test_names_have_the_colours_of_the_page(figures: dict[str, Figure]) -> None:
 def test_many_names_and_layers(main: Predictor) -> None:
     results = ask(main, [f"thing {index}" for index in range(30)], "ldvc")
     figure = attention_figure(results, layer=0, head=1)
-    assert sum(bool(axis.images) for axis in figure.axes) == ROWS * 2
+    assert pictures(figure) == ROWS * 2
     shown, last = (next(axis for axis in each.axes[1:] if axis.images) for each in (figure, attention_figure(results)))
     assert not np.array_equal(shown.images[0].get_array(), last.images[0].get_array())
 

@@ -1,7 +1,5 @@
 """The choice "full": a CLIP that needs no decoder, with a tiny one in place of ViT-B/16, and its download."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import threading
@@ -40,16 +38,11 @@ DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> ModelRegistry:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
     """A tiny checkpoint in place of lite, and a tiny CLIP in place of the full one."""
-    name_tiny_clip(tmp_path_factory.mktemp("clip"), monkeypatch_module)
-    return ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("model") / "small")))
+    with pytest.MonkeyPatch.context() as patch:
+        name_tiny_clip(tmp_path_factory.mktemp("clip"), patch)
+        yield ModelRegistry(str(save_tiny_checkpoint(tmp_path_factory.mktemp("model") / "small")))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +55,6 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.open(DOG).resize((215, 130)).save(path)
     return str(path)
-
-
-# ---- without a decoder ------------------------------------------------------------------------------------------------
 
 
 def test_every_tab_works_or_says_how_to_get_what_is_missing(segmenter: Segmenter, photo: str) -> None:
@@ -143,9 +133,6 @@ def test_the_page_can_open_with_it(registry: ModelRegistry, monkeypatch: pytest.
     monkeypatch.setenv("LDVC_CLIP_WEIGHTS", "/nowhere/weights.pt")
     with pytest.raises(Problem, match="could not be loaded.*no file /nowhere/weights.pt"):
         ModelRegistry.from_environment()
-
-
-# ---- what fails once ----------------------------------------------------------------------------------------------------
 
 
 def test_a_decoder_that_could_not_be_fetched_is_fetched_again(
@@ -239,8 +226,12 @@ def test_who_chooses_lite_meanwhile_hears_no_more_of_the_download(fresh: ModelRe
     hub.go_on.set()
 
 
-def test_a_failed_download_is_tried_again(fresh: ModelRegistry, hub: Hub) -> None:
+def test_a_failed_download_is_tried_again(fresh: ModelRegistry, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     page, session = build_page(fresh), Session()
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    *_, last = choose(page, session, "full")
+    assert "cannot be reached: connect to the network" in last["model-problem"] and hub.calls == 0
+    monkeypatch.setattr(models, "hub_reachable", lambda: True)
     hub.fails = True
     hub.go_on.set()
     *_, last = choose(page, session, "full")
@@ -248,16 +239,6 @@ def test_a_failed_download_is_tried_again(fresh: ModelRegistry, hub: Hub) -> Non
     hub.fails = False
     *_, last = choose(page, session, "full")
     assert last["model-problem"] == "" and hub.calls == 2 and fresh.get("full").decoder == "clip"
-
-
-def test_without_network_one_sentence(fresh: ModelRegistry, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "hub_reachable", lambda: False)
-    *_, last = choose(build_page(fresh), Session(), "full")
-    assert "cannot be reached: connect to the network" in last["model-problem"] and hub.calls == 0
-    monkeypatch.setattr(models, "hub_reachable", lambda: True)
-    hub.go_on.set()
-    *_, last = choose(build_page(fresh), Session(), "full")
-    assert last["model-problem"] == "" and fresh.get("full").decoder == "clip"
 
 
 def test_weights_come_from_the_hub_with_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,9 +260,6 @@ def test_weights_come_from_the_hub_with_progress(tmp_path: Path, monkeypatch: py
     repository = "timm/vit_base_patch16_clip_224.openai"
     names = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     assert asked == [(repository, name, dict) for name in names] and path == tmp_path / names[1]
-
-
-# ---- in a browser -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

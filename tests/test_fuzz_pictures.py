@@ -1,7 +1,5 @@
 """A sample of `tools/fuzz_pictures.py`: damaged and hostile files end in a picture or a sentence, and cost no memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

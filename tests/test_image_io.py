@@ -1,7 +1,5 @@
 """Reading pictures: rotated, transparent, 16-bit, animated, too large, damaged."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -113,21 +111,12 @@ def test_heic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0.0, 0.5, 1.0], [0, 127, 255]),
-        ([-1.0, 0.0, 1.0], [0, 127, 255]),
-        ([np.nan, 0.0, 1.0], [0, 0, 255]),
-        ([np.inf, 0.0, 1.0], [255, 0, 255]),
-        ([-np.inf, 0.0, 1.0], [0, 0, 255]),
+        ([0.0, 0.5, 1.0], [0, 127, 255]), ([-1.0, 0.0, 1.0], [0, 127, 255]), ([np.nan, 0.0, 1.0], [0, 0, 255]),
+        ([np.inf, 0.0, 1.0], [255, 0, 255]), ([-np.inf, 0.0, 1.0], [0, 0, 255]), ([-3e38, 0.0, 3e38], [0, 127, 255]),
         ([0.0, 128.0, 255.0], [0, 128, 255]),  # 8-bit values
-        ([-3e38, 0.0, 3e38], [0, 127, 255]),
-        ([0.25], [63]),
-        ([1.0], [255]),
-        ([0.0], [0]),
-        ([-5.0], [0]),
-        ([1e9], [255]),
-        ([np.nan], [0]),
+        ([0.25], [63]), ([1.0], [255]), ([0.0], [0]), ([-5.0], [0]), ([1e9], [255]), ([np.nan], [0]),
     ],
-)
+)  # fmt: skip
 def test_float_pictures_are_stretched_over_their_finite_values(
     values: list[float], expected: list[int], tmp_path: Path
 ) -> None:
@@ -150,8 +139,7 @@ def test_single_outliers_do_not_decide_about_the_contrast(kind: type, tmp_path: 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
 def test_every_mode_of_pillow(mode: str) -> None:
     picture = load_picture(Image.new("RGB", (5, 3), "white").convert("L" if mode == "LA" else "RGB").convert(mode))
-    assert picture.shape == (3, 5, 3) and picture.dtype == np.uint8
-    assert (picture >= 250).all()
+    assert picture.shape == (3, 5, 3) and picture.dtype == np.uint8 and (picture >= 250).all()
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
@@ -161,11 +149,6 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     image.seek(2)
     assert corner(load_picture(image)) == RED
     assert corner(load_picture(str(tmp_path / "moving.gif"))) == RED
-
-
-def test_pictures_are_shrunk_to_a_limit() -> None:
-    assert load_picture(np.zeros((100, 4000, 3), np.uint8), max_side=1000).shape == (25, 1000, 3)
-    assert load_picture(np.zeros((1, 4000, 3), np.uint8), max_side=1000).shape == (1, 1000, 3)
 
 
 def test_large_jpegs_are_reduced_by_their_decoder(tmp_path: Path) -> None:
@@ -205,9 +188,8 @@ def test_the_size_is_checked_in_the_header(size: tuple[int, int], tmp_path: Path
     chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}
     data = b"".join(png_chunk(name, content) for name, content in chunks.items())
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    for source in (tmp_path / "bomb.png", str(tmp_path / "bomb.png")):
-        with pytest.raises(InvalidImageError, match=r"\.$"):
-            check_picture(source, max_side=1600, max_pixels=40_000_000)
+    with pytest.raises(InvalidImageError, match=r"\.$"):
+        check_picture(tmp_path / "bomb.png", max_side=1600, max_pixels=40_000_000)
 
 
 def test_files_that_start_a_program_are_not_opened(tmp_path: Path) -> None:
@@ -230,5 +212,6 @@ def test_unusable_pictures_are_refused_with_a_sentence(tmp_path: Path) -> None:
     for source in bad:
         with pytest.raises(InvalidImageError, match=r"\.$"):
             load_picture(source)
+    assert load_picture(np.zeros((1, 4000, 3), np.uint8), max_side=1000).shape == (1, 1000, 3)
     with pytest.raises(InvalidImageError, match="2000 pixels, more than the 2 million.*smaller"):
         load_picture(np.zeros((2000, 1001, 3), np.uint8), max_pixels=2_000_000)

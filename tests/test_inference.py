@@ -4,8 +4,6 @@ The "patch features" of the test model are mean colours and its "class embedding
 every pixel is known.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ldvc.calibration import Calibration
-from ldvc.inference import (
-    Axis,
-    Window,
-    cut_windows,
-    model_input_size,
-    sliding_windows,
-    upsample,
-    upsampled_argmax,
-)
+from ldvc.inference import Window, axes, cut_windows, model_input_size, sliding_windows, upsample, upsampled_argmax
 from tests.colours import BLUE, COLOURS, colour_predictor, halves
 from tests.results import make_result
 
@@ -126,22 +116,11 @@ def test_upsampled_argmax_is_the_argmax_of_upsampled_maps(size: tuple[int, int],
     input_size = (61, 77)
     logits = scale * torch.randn(names, 4, 5)
     logits[-1] = logits[0]  # of equal classes the first wins
-    rows, columns = (Axis.of(size[i], input_size=input_size[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
+    rows, columns = axes(size, Window(0, 0, *input_size), (4, 5), input_size=input_size, patch=16)
     maps = upsample(logits, rows, columns)
     best, labels = upsampled_argmax(logits, size, input_size=input_size, window=Window(0, 0, *input_size), patch=16)
     assert best.shape == labels.shape == size
     assert torch.equal(best, maps.amax(dim=0)) and torch.equal(labels, maps.argmax(dim=0))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_part_is_upsampled_like_the_whole(size: tuple[int, int]) -> None:
-    """A pixel has the same value to the last bit, whichever classes and pixels are computed together."""
-    logits = torch.randn(7, 4, 5)
-    rows, columns = (Axis.of(size[i], input_size=(61, 77)[i], start=0, cells=(4, 5)[i], patch=16) for i in (0, 1))
-    whole = upsample(logits, rows, columns)
-    down, along = slice(size[0] // 3, None), slice(None, size[1] // 2 + 1)
-    part = upsample(logits[2:5], rows.part(down), columns.part(along))
-    assert torch.equal(part, whole[2:5, down, along])
 
 
 def test_photos_are_cut_into_whole_patches() -> None:

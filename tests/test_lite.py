@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm.data
 import torch
 
 from ldvc import Predictor
 from ldvc.inference import ImageState
 from ldvc.predictor import PREDICTOR_DECODERS
 from ldvc.weights import load_tensors
-from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Concept, with_everyday
 from train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +32,7 @@ def share(result, name: str) -> float:
 
 
 def test_files_fit_a_space() -> None:
-    files = [path for path in LITE.rglob("*") if path.is_file()]
-    sizes = {path.relative_to(LITE): path.stat().st_size for path in files}
+    sizes = {path.relative_to(LITE): path.stat().st_size for path in LITE.rglob("*") if path.is_file()}
     assert max(sizes.values()) < 10_000_000, sizes
     assert sum(sizes.values()) < 80_000_000
 
@@ -61,8 +58,6 @@ def test_loads_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     Predictor.from_pretrained("lite", decoder="zegclip")
 
-
-# ---- present names, absent names, none of these
 
 PHOTOS = {  # photo -> names that it shows, names that it does not show
     "dog.jpg": (["dog", "grass"], ["giraffe", "oven", "airplane"]),
@@ -133,34 +128,8 @@ def test_synonyms_give_similar_label_maps(
     assert other.seen == [True, True] and predictors[decoder].seen_names.source("puppy") == "dog"
 
 
-def test_seen_names_are_those_of_the_checkpoint(predictors: dict[str, Predictor]) -> None:
-    predictor = predictors["ldvc"]
-    predictor.set_image(EXAMPLES / "dog.jpg")
-    assert predictor.segment(["dog", "grass", "glockenspiel", "castanets"]).seen == [True, True, False, False]
+def test_seen_names_are_the_checkpoints(predictors: dict[str, Predictor], states: dict[str, ImageState]) -> None:
+    result = predictors["ldvc"].segment(["dog", "grass", "glockenspiel", "castanets"], image=states["dog.jpg"])
+    assert result.seen == [True, True, False, False]
     listed = json.loads((LITE / "ldvc" / "config.json").read_text())["seen_names"]
     assert {"dog", "grass", "pizza", "skirt", "pavement"} <= set(listed)
-
-
-def test_attention_with_and_without_lcsa_differ(predictors: dict[str, Predictor]) -> None:
-    maps = []
-    for decoder in ("ldvc", "ldvc_without_lcsa"):
-        predictors[decoder].set_image(EXAMPLES / "dog.jpg")
-        result = predictors[decoder].segment(["dog", "grass", "cat"])
-        attention = np.asarray(result.cross_attention(layer=-1))
-        assert attention.sum(axis=0) + result.none_attention() == pytest.approx(1.0, abs=1e-4)
-        maps.append(attention)
-    assert np.abs(maps[0] - maps[1]).max() > 0.01
-
-
-def test_everyday_words_join_the_concepts_of_hypernyms() -> None:
-    titles = [description.split(",")[0] for description in timm.data.ImageNetInfo("imagenet-1k").label_descriptions()]
-    sheep = Concept("sheep", "02411705", (titles.index("bighorn"),))
-    joined = {concept.name: concept for concept in with_everyday([sheep, Concept("dog", "02084071", (151,))], titles)}
-    assert joined["sheep"].leaves == (titles.index("ram"), titles.index("bighorn")) and joined["sheep"].everyday
-    assert joined["sheep"].offset == "02411705"
-    assert joined["banana"] == Concept("banana", "", (titles.index("banana"),), everyday=True)
-    assert joined["dog"] == Concept("dog", "02084071", (151,))
-    words = [name for entry in EVERYDAY_CONCEPTS for name in entry["names"]]
-    assert len(words) == len(set(words)) == sum(concept.everyday for concept in joined.values())
-    with pytest.raises(ValueError):  # the titles lack classes of the list
-        with_everyday([], titles[:10])

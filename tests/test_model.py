@@ -1,7 +1,5 @@
 """The whole model: its initialisation, its learnable parameters, training steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from ldvc.config import DECODERS, ModelConfig
-from ldvc.errors import CheckpointError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from tests.tiny_run import close_gates
@@ -50,7 +47,7 @@ def test_starts_at_plain_clip(decoder: str, make_model: Make, tiny_clip: FrozenC
 def test_frozen_logits_are_open_clips(make_model: Make, tiny_clip: FrozenClip, names: list[str]) -> None:
     model, images = make_model(), torch.randn(1, 3, 64, 64)
     clip = tiny_clip.model
-    text = clip.encode_text(clip_tokens(tiny_clip, names), normalize=True)
+    text = clip.encode_text(tiny_clip.tokenizer([f"a photo of a {name}." for name in names]), normalize=True)
     dense = clip.visual.forward_intermediates(images, output_fmt="NLC", normalize_intermediates=True)
     patches = F.normalize(dense["image_intermediates"][-1] @ clip.visual.proj, dim=-1)
     expected = (patches @ text.T * clip.logit_scale.exp() + clip.logit_bias)[0].T.unflatten(-1, (4, 4))
@@ -59,10 +56,6 @@ def test_frozen_logits_are_open_clips(make_model: Make, tiny_clip: FrozenClip, n
         parameter.normal_()  # training does not change them
     by_tokens = model.frozen_logits(patch_tokens=model.image_tower.embed_patches(images), names=model.frozen_embeddings(names))
     assert torch.allclose(by_tokens[0], expected, atol=1e-4)
-
-
-def clip_tokens(clip: FrozenClip, names: list[str]) -> torch.Tensor:
-    return clip.tokenizer([f"a photo of a {name}." for name in names])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -81,27 +74,7 @@ def test_only_prompts_adapter_and_decoder_learn(decoder: str, make_model: Make, 
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.clip.state_dict().items())
-
-
-@torch.no_grad()
-def test_parts_compose_to_the_forward_pass(make_model: Make, names: list[str]) -> None:
-    model, images = make_model(), torch.randn(2, 3, 64, 96)
-    whole = model(images, names, return_attention=True)
-    features = model.encode_image(patch_tokens=model.image_tower.embed_patches(images))
-    parts = model.decode(features, model.encode_names(model.text_tower.tokenize(names)), return_attention=True)
-    torch.testing.assert_close(parts.mask_logits, whole.mask_logits)
-    assert whole.mask_logits.shape == (2, len(names), 4, 6)
-    torch.testing.assert_close(parts.cross_attention[-1], whole.cross_attention[-1])
-    skipped = model(images, names, skip_lcsa=True)
-    assert not torch.equal(skipped.mask_logits, whole.mask_logits)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("decoder", ["ldvc", "ldvc_without_lcsa"])
-def test_the_order_of_the_names_does_not_matter(decoder: str, make_model: Make, names: list[str]) -> None:
-    model, images = make_model(decoder), torch.randn(1, 3, 64, 64)
-    forwards, backwards = model(images, names).mask_logits, model(images, names[::-1]).mask_logits
-    torch.testing.assert_close(backwards.flip(1), forwards, atol=1e-4, rtol=1e-4)
+    assert set(model.trainable_state_dict()) == {name for name, each in model.named_parameters() if each.requires_grad}
 
 
 @pytest.mark.parametrize(
@@ -125,21 +98,6 @@ def test_bfloat16_autocast_trains(make_model: Make, names: list[str]) -> None:
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
         reference = model(images, names).mask_logits
         assert torch.corrcoef(torch.stack([logits.flatten(), reference.flatten()]))[0, 1] > 0.99
-
-
-def test_weights_that_do_not_fit_are_refused(make_model: Make) -> None:
-    model, other = make_model(), make_model()
-    state = model.trainable_state_dict()
-    assert not any(name.startswith("clip.") or "clip.model" in name for name in state)
-    learnable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(state) == learnable
-    other.load_trainable_state_dict(state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in other.trainable_state_dict().items())
-    first, *rest = state
-    changed = {"missing": {name: state[name] for name in rest}, "unknown": state | {"surprise": torch.zeros(1)}}
-    for message, tensors in (changed | {"another shape": state | {first: torch.zeros(1)}}).items():
-        with pytest.raises(CheckpointError, match=message):
-            other.load_trainable_state_dict(tensors)
 
 
 def test_parameters_of_the_full_voc_model() -> None:
@@ -172,9 +130,8 @@ def test_decode_normalises_and_adapts_the_names(make_model: Make, names: list[st
     text, picture = F.normalize(classes, dim=-1), F.normalize(features.global_embedding, dim=-1)
     joined = torch.cat([text * picture[:, None], text.expand(2, -1, -1)], dim=-1)
     torch.testing.assert_close(output.class_embeddings, model.adapter.linear(joined), atol=1e-5, rtol=1e-4)
-    longer = features._replace(
-        patch_features=features.patch_features * 7, global_embedding=3 * features.global_embedding
-    )
+    longer = features._replace(patch_features=features.patch_features * 7)
+    longer = longer._replace(global_embedding=3 * features.global_embedding)
     torch.testing.assert_close(model.decode(longer, classes * 5).mask_logits, output.mask_logits, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the adapter stays in float32
         assert torch.equal(model.adapter(text, picture), output.class_embeddings)

@@ -1,7 +1,5 @@
 """The notebook in examples/: its steps, one by one, give what `Predictor.segment` gives."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

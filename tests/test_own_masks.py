@@ -1,10 +1,9 @@
 """Data sets as people have them: kinds of mask files, numberings, lists, and what is refused before the first step."""
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.errors import DataError, LdvcError
 from tests.tiny_data import make_set, make_voc, names_in
 from tests.tiny_run import config_of
+from tools.fuzz_pictures import png_chunk
 from train.config import TrainConfig
 from train.data import SegmentationDataset, Vocabulary, inspect_masks, open_set
 from train.evaluate import main as evaluate_main
@@ -51,8 +51,8 @@ def write_masks(folder: Path, *masks: np.ndarray | list) -> None:
 def write_png(path: Path, rows: list[bytes], bits: int, colour: int) -> None:
     """A PNG of a kind that Pillow does not write: `bits` for each channel; colour 0 = grey, 2 = RGB."""
     header = struct.pack(">IIBBBBB", NUMBERS.shape[1], NUMBERS.shape[0], bits, colour, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts]
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b""))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
@@ -101,9 +101,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_ambiguous_is_refused_in_plain_words(own: Path, kind: str) -> None:
-    write, words = REFUSED[kind]
+@pytest.mark.parametrize(("write", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_ambiguous_is_refused_in_plain_words(own: Path, write: Callable[[Path], None], words: str) -> None:
     write(own / "masks" / "photo0.png")
     dataset = opened(own)
     with pytest.raises(DataError, match=words) as caught:
@@ -144,23 +143,13 @@ def test_a_photo_that_exif_turned_is_explained(own: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "stem"),
     [
-        ("images/my photo.jpg", "my photo"),
-        ("my photo", "my photo"),
-        ("./images/my photo.jpg masks/my photo.png", "my photo"),
-        ('"images/my photo.jpg","masks/my photo.png"', "my photo"),
-        ("images\\photo1.jpg", "photo1"),
-        ("photo1.JPG", "photo1"),
-        ("photo1\tphoto1.png", "photo1"),
-        ("photo1.jpg, photo1.png", "photo1"),
-        ("photo1;photo1", "photo1"),
-        ("photo1 1", "photo1"),
-        ("/data/mine/images/photo1.jpg /data/mine/masks/photo1.png", "photo1"),
-        ("#7", "#7"),
-        ("IMG 1.2", "IMG 1.2"),
-        ("CAPITAL", "CAPITAL"),
-        ("drawn.webp", "drawn"),
+        ("images/my photo.jpg", "my photo"), ("my photo", "my photo"), ("images\\photo1.jpg", "photo1"),
+        ("./images/my photo.jpg masks/my photo.png", "my photo"), ("photo1.JPG", "photo1"), ("photo1 1", "photo1"),
+        ('"images/my photo.jpg","masks/my photo.png"', "my photo"), ("photo1\tphoto1.png", "photo1"),
+        ("photo1.jpg, photo1.png", "photo1"), ("photo1;photo1", "photo1"), ("#7", "#7"), ("IMG 1.2", "IMG 1.2"),
+        ("/data/mine/images/photo1.jpg /data/mine/masks/photo1.png", "photo1"), ("CAPITAL", "CAPITAL"), ("drawn.webp", "drawn"),
     ],
-)
+)  # fmt: skip
 def test_list_lines_of_every_habit(own: Path, line: str, stem: str) -> None:
     for name in ("my photo.jpg", "#7.jpg", "IMG 1.2.jpg", "CAPITAL.JPG", "drawn.webp"):
         Image.open(own / "images" / "photo1.jpg").save(own / "images" / name)
@@ -173,14 +162,11 @@ def test_list_lines_of_every_habit(own: Path, line: str, stem: str) -> None:
     dataset.pair(0)
 
 
-def test_a_photo_that_is_listed_twice_is_noted(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_photos_of_one_name_are_refused(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as masks that lie beside the photos. One that is listed twice is noted."""
     (own / "train.txt").write_text("photo0\nphoto1\nphoto0\n")
     with caplog.at_level("WARNING"):
         assert len(opened(own)) == 3 and "names 1 photos more than once" in caplog.text
-
-
-def test_two_photos_of_one_name_are_refused(own: Path) -> None:
-    """Such as masks that lie beside the photos."""
     Image.open(own / "masks" / "photo1.png").save(own / "images" / "photo1.png")
     with pytest.raises(DataError, match="photo1.jpg and photo1.png have one name apart from the suffix"):
         opened(own)
@@ -301,13 +287,10 @@ def test_a_set_with_slashes_is_evaluated_and_written(own: Path, tiny_checkpoint:
 @pytest.mark.parametrize(
     ("asked", "flags", "counts"),
     [
-        ("no", [], "no"),
-        ("bf16", [], "bf16"),
-        ("no", ["--mixed_precision", "bf16"], "bf16"),
-        ("no", ["--set", "mixed_precision=bf16"], "bf16"),
-        (None, [], "auto"),
+        ("no", [], "no"), ("no", ["--mixed_precision", "bf16"], "bf16"), ("no", ["--set", "mixed_precision=bf16"], "bf16"),
+        ("bf16", [], "bf16"), (None, [], "auto"),
     ],
-)
+)  # fmt: skip
 def test_what_is_asked_of_the_launcher_counts(
     root: Path, asked: str | None, flags: list[str], counts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

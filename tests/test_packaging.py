@@ -1,7 +1,5 @@
 """The dependencies that are written in two places, and the commands of the documents."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

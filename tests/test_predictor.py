@@ -1,7 +1,5 @@
 """The predictor: names, results, caches, threads. `test_inference.py` tests where labels are."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -30,19 +28,14 @@ def predictor(tiny_checkpoint: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
     return np.asarray(small.resize((230, 150), Image.Resampling.BICUBIC))
-
-
-# ---- names ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_result_has_clean_names_and_which_were_seen(predictor: Predictor, photo: np.ndarray) -> None:
     predictor.set_image(photo)
     result = predictor.segment(["Dogs", "zebra", " grass ", "dogs", "people"])
-    assert result.names == ["Dogs", "zebra", "grass", "people"]
-    assert result.seen == [True, False, True, True]
+    assert result.names == ["Dogs", "zebra", "grass", "people"] and result.seen == [True, False, True, True]
     asked = predictor.segment([ClassName(("background",)), ClassName(("dog", "other"))])
     assert asked.names == ["background", "dog"], "a ClassName is used as it is"
 
@@ -68,34 +61,29 @@ def test_synonyms_are_one_class(predictor: Predictor, photo: np.ndarray, decoder
     assert np.array_equal(joined.patch_labels[0], np.array([0, 0, 1, 2, 2, 2])[words.patch_labels[0]])
 
 
-# ---- results ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_default_threshold_is_the_checkpoints(photo: np.ndarray) -> None:
+def test_calibration_and_threshold_are_the_checkpoints(photo: np.ndarray) -> None:
     for metadata, threshold in (({}, 0.5), ({"calibration": {"bias": 0.0}}, 0.5), ({"calibration": {"threshold": 0.9}}, 0.9)):
         predictor = colour_predictor(**metadata)
         predictor.set_image(photo)
         result = predictor.segment(["red", "white"])
         assert result.background == threshold
         assert np.array_equal(result.labels, predictor.segment(["red", "white"], background=threshold).labels)
-    assert (predictor.segment(["red", "white"], background=None).labels >= 0).all()
-    assert (predictor.segment(["red", "white"], background=0).labels >= 0).all()
+    for background in (None, 0):
+        assert (predictor.segment(["red", "white"], background=background).labels >= 0).all()
+    calibrated = colour_predictor(calibration={"scale": 0.5, "bias": 1.0, "note": "left out"})
+    pair = (colour_predictor(), calibrated)
+    plain, found = (each.segment(["red"], image=each.encode_image(photo)).scores for each in pair)
+    logit = np.log(plain.astype(np.float64)) - np.log1p(-plain.astype(np.float64))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-(0.5 * logit + 1))), atol=1e-5)
     both = {"calibration": {"threshold": 0.9}, "clip_calibration": {"threshold": 0.3}}
     assert Predictor(predictor.model, both, decoder="clip", device="cpu").calibration.threshold == 0.3
-
-
-def test_the_checkpoints_calibration_is_used() -> None:
-    plain, calibrated = colour_predictor(), colour_predictor(calibration={"scale": 0.5, "bias": 1.0, "note": "left out"})
-    for predictor in (plain, calibrated):
-        predictor.set_image(halves(64, 64, 32))
-    scores = plain.segment(["red"]).scores.astype(np.float64)
-    logit = np.log(scores) - np.log1p(-scores)
-    np.testing.assert_allclose(calibrated.segment(["red"]).scores, 1 / (1 + np.exp(-(0.5 * logit + 1))), atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan"), "yes", "0.5", True, [0.5]])
 def test_impossible_thresholds_are_refused_in_a_sentence(wrong: object) -> None:
     predictor = colour_predictor()
+    with pytest.raises(InvalidImageError, match="set_image"):
+        predictor.segment(["red"])
     predictor.set_image(halves(32, 32, 16))
     with pytest.raises(ValueError, match=r'a threshold between 0 and 1, None or "default", not .*\.$'):
         predictor.segment(["red"], background=wrong)
@@ -151,7 +139,8 @@ def test_works_under_autocast(predictor: Predictor, photo: np.ndarray, decoder: 
     assert result.indistinguishable_words == exact.indistinguishable_words == []
 
 
-def test_words_are_compared_in_full_precision() -> None:
+def test_words_of_different_classes_with_one_embedding_are_reported() -> None:
+    """They are compared in full precision."""
     dog = torch.randn(64)
     nearly = dog + 0.03 * torch.randn(64)
     assert 0.998 < torch.cosine_similarity(dog, nearly, dim=0) < 0.9999, "bfloat16 would round it to 1"
@@ -159,24 +148,24 @@ def test_words_are_compared_in_full_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         classes = [ClassName((word,)) for word in ("dog", "nearly", "zero", "nil", "double")]
         assert indistinguishable_words(classes, embeddings) == [["dog", "double"]], "zero vectors are like nothing"
+    predictor = colour_predictor()  # to which all words that it does not know are the same grey
+    predictor.set_image(halves(32, 32, 16))
+    assert predictor.segment(["red", "mauve", "beige | green"]).indistinguishable_words == [["mauve", "beige"]]
+    assert predictor.segment(["red", "mauve | beige"]).indistinguishable_words == [], "they are one class"
 
 
-def test_photo_and_names_are_encoded_once() -> None:
+def test_photo_and_names_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = colour_predictor()
     predictor.set_image(halves(64, 64, 32))
-    predictor.segment(["red", "green"])
-    predictor.segment(["Green", "blue", "red"])
-    predictor.segment(["blue"], background=0.2, company=())
+    for names in (["red", "green"], ["Green", "blue", "red"], ["blue"]):
+        predictor.segment(names, background=0.2, company=())
     assert predictor.model.photos == 1
     assert sorted(predictor.model.encoded_names) == ["blue", "green", "red"]
-
-
-def test_the_cache_of_names_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldvc.predictor.NAME_CACHE_SIZE", 2)
-    predictor = colour_predictor()
+    limited = colour_predictor()
     for names in (["red", "green"], ["red", "blue"], ["red"], ["green", "red"]):
-        predictor.encode_names(names)
-    assert predictor.model.encoded_names == ["red", "green", "blue", "green"], "the oldest name was dropped"
+        limited.encode_names(names)
+    assert limited.model.encoded_names == ["red", "green", "blue", "green"], "the oldest name was dropped"
 
 
 def test_embeddings_do_not_depend_on_earlier_names(tiny_checkpoint: Path) -> None:
@@ -185,14 +174,6 @@ def test_embeddings_do_not_depend_on_earlier_names(tiny_checkpoint: Path) -> Non
     asked_before.encode_names(["fuss", "DOG", "wine_glass"])
     words = ["fu\u00df", "dog", "wine glass"]
     torch.testing.assert_close(asked_before.encode_names(words), fresh.encode_names(words))
-
-
-def test_words_of_different_classes_with_one_embedding_are_reported() -> None:
-    """For the colour model, all words that it does not know are the same grey."""
-    predictor = colour_predictor()
-    predictor.set_image(halves(32, 32, 16))
-    assert predictor.segment(["red", "mauve", "beige | green"]).indistinguishable_words == [["mauve", "beige"]]
-    assert predictor.segment(["red", "mauve | beige"]).indistinguishable_words == [], "they are one class"
 
 
 def test_a_decoder_with_other_towers_loads_them(tmp_path: Path, photo: np.ndarray) -> None:
@@ -233,16 +214,14 @@ def test_plain_similarity(tiny_checkpoint: Path, photo: np.ndarray) -> None:
     result = plain.segment(["dog", "grass"])
     expected = plain.model.frozen_logits(patch_tokens=state.patch_tokens[0], names=["dog", "grass"])[0]
     assert torch.allclose(result.outputs[0].logits, expected, atol=1e-5)
-    with pytest.raises(LdvcError, match="attention"):
-        result.cross_attention()
-    with pytest.raises(LdvcError, match="attention=True"):
-        plain.sibling("ldvc").segment(["dog", "cat"], image=state, attention=False).cross_attention()
+    for without in (result, plain.sibling("ldvc").segment(["dog", "cat"], image=state, attention=False)):
+        with pytest.raises(LdvcError, match="attention=True"):
+            without.cross_attention()
 
 
 def test_the_result_is_the_models_forward_pass(predictor: Predictor) -> None:
     """For a picture that needs no resizing, up to the sigmoid."""
-    rng = np.random.default_rng(5)
-    picture = rng.integers(0, 255, (320, 448, 3), dtype=np.uint8)
+    picture = np.random.default_rng(5).integers(0, 255, (320, 448, 3), dtype=np.uint8)
     predictor.set_image(picture)
     result = predictor.segment(["dog", "grass", "cat"])
     pixels = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
@@ -250,10 +229,8 @@ def test_the_result_is_the_models_forward_pass(predictor: Predictor) -> None:
         output = predictor.model(pixels, ["dog", "grass", "cat"], return_attention=True)
     expected = F.interpolate(output.mask_logits, size=(320, 448), mode="bilinear", align_corners=False)[0].sigmoid()
     assert torch.allclose(torch.from_numpy(result.scores), expected, atol=1e-4)
-    attention = torch.from_numpy(result.cross_attention())
-    logits = output.mask_logits[0]
-    none = torch.zeros_like(logits[:1])  # the logit of the threshold 0.5
-    assert torch.allclose(attention, torch.cat([logits, none]).softmax(dim=0)[:-1], atol=1e-5)
+    logits = F.pad(output.mask_logits[0], (0, 0, 0, 0, 0, 1))  # 0, the logit of the threshold 0.5
+    assert torch.allclose(torch.from_numpy(result.cross_attention()), logits.softmax(dim=0)[:-1], atol=1e-5)
 
 
 def test_routing(predictor: Predictor, photo: np.ndarray) -> None:
@@ -263,33 +240,19 @@ def test_routing(predictor: Predictor, photo: np.ndarray) -> None:
     assert result.patch_at(0, 0) == (0, 0)
     assert result.patch_at(*photo.shape[:2]) == (result.grid[0] - 1, result.grid[1] - 1)
     found = result.routing(2, 5)
-    assert len(found.regions) == len(found.affinity) == 2
-    assert (np.sort(found.all_affinities)[::-1][:2] == found.affinity).all()
-    allowed = np.zeros(found.grid, dtype=bool)
-    for region in found.regions:
-        top, left, bottom, right = found.boxes[region]
-        allowed[top:bottom, left:right] = True
-    assert (found.token_attention[:, ~allowed] == 0).all()
+    assert len(found.regions) == 2 and (np.sort(found.all_affinities)[::-1][:2] == found.affinity).all()
     top, left, bottom, right = found.boxes[found.own_region]
     assert top <= 2 < bottom and left <= 5 < right
     with pytest.raises(LdvcError, match="routing"):
         predictor.sibling("ldvc_without_lcsa").segment(["dog"], image=predictor.image).routing(0, 0)
-
-
-def test_routing_through_sliding_windows(predictor: Predictor, photo: np.ndarray) -> None:
-    windowed = Predictor(
-        predictor.model, {"inference": {"short_side": 128, "window": 128, "stride": 100}}, device="cpu"
-    )
+    sizes = {"inference": {"short_side": 128, "window": 128, "stride": 100}}
+    windowed = Predictor(predictor.model, sizes, device="cpu")
     windowed.set_image(photo)
     result = windowed.segment(["dog", "grass"])
-    assert len(result.outputs) > 1
     assert np.allclose(result.cross_attention().sum(axis=0) + result.none_attention(), 1, atol=1e-5)
     last = result.routing(result.grid[0] - 1, result.grid[1] - 1)
-    assert last.window.left + last.window.width == result.input_size[1]
+    assert len(result.outputs) > 1 and last.window.left + last.window.width == result.input_size[1]
     assert last.patch[0] == last.grid[0] - 1
-
-
-# ---- threads and processes -------------------------------------------------------------------------------------------------
 
 
 def test_threads_do_not_mix_photos(predictor: Predictor) -> None:
@@ -314,14 +277,6 @@ def test_states_and_results_can_be_pickled(predictor: Predictor, photo: np.ndarr
     assert np.array_equal(copy.labels, result.labels)
     assert np.array_equal(predictor.segment(["dog", "grass"], image=state).labels, result.labels)
     assert copy.routing(0, 0).own_region == 0
-
-
-# ---- errors --------------------------------------------------------------------------------------------------
-
-
-def test_no_photo() -> None:
-    with pytest.raises(InvalidImageError, match="set_image"):
-        colour_predictor().segment(["red"])
 
 
 def test_no_such_checkpoint_or_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 After a change that is meant to change the answers (other weights, another size): python -m tests.test_regression
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Results: one rule for labels and scores, attention, the same at any size and with any number of windows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +36,15 @@ def random_scores(windows: list[Window], words: int, heads: int = 3) -> list[lis
     return [[torch.randn(heads, words, *grid_of(window)) for _ in range(2)] for window in windows]
 
 
-# ---- labels and scores
-
-
 def test_scores_follow_the_formula() -> None:
     logits = torch.randn(4, 6, 8)
     result = make_result(logits, (96, 128), calibration=Calibration(scale=1.5, bias=0.3))
     expected = 1 / (1 + np.exp(-(1.5 * logits.numpy() + 0.3)))
     np.testing.assert_allclose(result.scores_at((6, 8)), expected, atol=1e-6)
     np.testing.assert_allclose(result.patch_scores(2, 3), expected[:, 2, 3], atol=1e-6)
-    assert np.array_equal(result.labels_at((6, 8)), logits.argmax(dim=0))
+    labels = logits.argmax(dim=0).numpy()
+    assert np.array_equal(result.labels_at((6, 8)), labels) and np.array_equal(result.patch_labels[0], labels.flatten())
+    assert all(result.patch_label(y, x) == labels[y, x] for y, x in ((0, 0), (1, 3), (2, 4)))
 
 
 @several_windows
@@ -55,12 +52,12 @@ def test_scores_follow_the_formula() -> None:
 @pytest.mark.parametrize(
     ("classes", "scale", "offset", "calibration"),
     [
-        (3, 2.0, 0.0, None),
-        (150, 2.0, 0.0, None),
-        (5, 2.0, 25.0, None),  # sigmoids of float32 are 1 from 17 on
-        (40, 0.01, 30.0, None),
-        (5, 3.0, -120.0, None),  # and 0 below -104
-        (5, 0.0, 1.0, None),  # all classes are equal: the first wins
+        (3, 2.0, 0.0, Calibration()),
+        (150, 2.0, 0.0, Calibration()),
+        (5, 2.0, 25.0, Calibration()),  # sigmoids of float32 are 1 from 17 on
+        (40, 0.01, 30.0, Calibration()),
+        (5, 3.0, -120.0, Calibration()),  # and 0 below -104
+        (5, 0.0, 1.0, Calibration()),  # all classes are equal: the first wins
         (3, 0.03, 0.0, SoftmaxCalibration()),  # with stuff words
     ],
 )
@@ -70,11 +67,11 @@ def test_labels_are_the_argmax_of_the_scores(
     classes: int,
     scale: float,
     offset: float,
-    calibration: SoftmaxCalibration | None,
+    calibration: Calibration | SoftmaxCalibration,
 ) -> None:
     logits = random_logits(windows, classes, scale=scale, offset=offset)
     result = make_result(logits, INPUT, windows=windows, calibration=calibration)
-    if calibration is not None:
+    if isinstance(calibration, SoftmaxCalibration):
         for output, (stuff,) in zip(result.outputs, random_logits(windows, 1, scale=scale), strict=True):
             output.stuff = stuff
     scores = result.scores_at(size)
@@ -116,18 +113,6 @@ def test_results_do_not_depend_on_how_many_classes_are_computed_at_once(
     np.testing.assert_allclose(in_parts.scores_at(size), scores, rtol=3e-7)
 
 
-def test_patches_have_the_labels_of_their_pixels() -> None:
-    logits = 3 * torch.randn(4, 3, 5)
-    result = make_result(logits, (48, 80))
-    expected = logits.argmax(dim=0).numpy()
-    assert np.array_equal(result.patch_labels[0], expected.flatten())
-    assert np.array_equal(result.labels_at((3, 5)), expected)
-    assert all(result.patch_label(y, x) == expected[y, x] for y, x in ((0, 0), (1, 3), (2, 4)))
-
-
-# ---- attention
-
-
 @pytest.mark.parametrize("layer", [0, 1, -1])
 @pytest.mark.parametrize("head", [None, 0, 2])
 def test_attention_is_the_softmax_over_the_words(layer: int, head: int | None) -> None:
@@ -144,9 +129,7 @@ def test_attention_is_the_softmax_over_the_words(layer: int, head: int | None) -
     assert result.attention_shape == (2, 3)
     maps = scores[0][layer].numpy()
     maps = maps.mean(axis=0) if head is None else maps[head]
-    exponentials, none = np.exp(maps), 0.0
-    if layer != 0:
-        exponentials, none = np.exp(1.5 * maps - 0.3), 0.2 / 0.8
+    exponentials, none = (np.exp(maps), 0.0) if layer == 0 else (np.exp(1.5 * maps - 0.3), 0.2 / 0.8)
     total = exponentials.sum(axis=0) + none
     words = exponentials / total
     expected = np.stack([words[:2].sum(axis=0), words[2], words[3:].sum(axis=0)])
@@ -167,28 +150,6 @@ def test_the_label_of_a_patch_is_what_it_attends_to_most() -> None:
 
 
 @several_windows
-@pytest.mark.parametrize("head", [None, 1])
-def test_a_class_and_its_company_share_the_attention(windows: list[Window], head: int | None) -> None:
-    """One class with two words and three words of company; without company the rest is "none of these"."""
-    scores, logits = random_scores(windows, 5), random_logits(windows, 1)
-    options = {"windows": windows, "synonyms": [["sofa", "couch"]]}
-    result = make_result(logits, INPUT, scores=scores, company=["wall", "sky", "road"], **options)
-    own, company = result.cross_attention(head=head), result.company_attention(head=head)
-    assert own.shape == (1, *result.grid) and company.shape == result.grid
-    np.testing.assert_allclose(own[0] + company + result.none_attention(head=head), 1, atol=1e-6)
-    assert own.min() > 0 and own.max() < 1
-    if len(windows) == 1:
-        last = scores[0][-1]
-        last = last.mean(dim=0) if head is None else last[head]
-        expected = torch.cat([last, torch.zeros_like(last[:1])]).softmax(dim=0)[2:5].sum(dim=0)  # threshold 0.5
-        np.testing.assert_allclose(company, expected, atol=1e-6)
-    alone = make_result(logits, INPUT, scores=[[layer[:, :2] for layer in layers] for layers in scores], **options)
-    np.testing.assert_allclose(alone.cross_attention(head=head)[0] + alone.none_attention(head=head), 1, atol=1e-6)
-    np.testing.assert_allclose(alone.cross_attention(layer=0, head=head), 1, atol=1e-6)
-    assert not alone.company_attention(head=head).any()
-
-
-@several_windows
 def test_attention_at_any_size_sums_to_one(windows: list[Window]) -> None:
     result = make_result(random_logits(windows, 4), INPUT, windows=windows, scores=random_scores(windows, 4))
     attention = np.concatenate([result.cross_attention(), result.none_attention()[None]])
@@ -199,14 +160,6 @@ def test_attention_at_any_size_sums_to_one(windows: list[Window]) -> None:
         assert np.array_equal(result.attention_at(attention[2], size), maps[2])
 
 
-# ---- patches alike
-
-
-def features_of(window: Window) -> DecoderFeatures:
-    before, after = (torch.randn(grid_of(window)[0] * grid_of(window)[1], 6) for _ in range(2))
-    return DecoderFeatures(before, after, torch.randn(2, 6), torch.randn(2, 6))
-
-
 @pytest.mark.parametrize("after", [False, True])
 def test_patches_are_compared_with_all_patches(after: bool) -> None:
     """Patch by patch, as a cosine; where two windows overlap, in the mean of their unit vectors."""
@@ -214,7 +167,7 @@ def test_patches_are_compared_with_all_patches(after: bool) -> None:
     result = make_result(random_logits(windows, 2), (48, 80), windows=windows)
     vectors: dict[tuple[int, int], list[np.ndarray]] = {}
     for output, first in zip(result.outputs, (0, 2), strict=True):
-        output.features = features_of(output.window)
+        output.features = DecoderFeatures(*(torch.randn(count, 6) for count in (9, 9, 2, 2)))
         values = (output.features.patches_after if after else output.features.patches_before).numpy()
         for index, vector in enumerate(values):
             at = (index // 3, index % 3 + first)

@@ -3,14 +3,13 @@
 It has all parts and loads fast. Tests use it if the quality of the segmentation does not matter.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from open_clip.model import CLIP
 
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import DECODERS, ModelConfig
@@ -27,36 +26,22 @@ ARCHITECTURE = {
 
 def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, metadata: dict | None = None) -> Path:
     """Write `folder`/clip and one checkpoint per decoder; returns the folder."""
-    from open_clip.model import CLIP
-
     torch.manual_seed(0)
     clip_config = {"architecture": ARCHITECTURE, "patch_embed": None, "mean": [0.5] * 3, "std": [0.5] * 3}
     save_clip_folder(CLIP(**ARCHITECTURE), folder / "clip", clip_config)
     clip = build_clip(str(folder / "clip"))
     for decoder in decoders:
-        config = ModelConfig(
-            clip="../clip",
-            pretrained=None,
-            decoder=decoder,
-            visual_prompts=2,
-            decoder_layers=2,
-            decoder_heads=2,
-            regions=3,
-            topk=2,
-        )
-        model = LDVC(config, clip)
+        sizes = {"visual_prompts": 2, "decoder_layers": 2, "decoder_heads": 2, "regions": 3, "topk": 2}
+        model = LDVC(ModelConfig(clip="../clip", pretrained=None, decoder=decoder, **sizes), clip)
         save_checkpoint(model, folder / decoder, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
     return folder
 
 
 def name_tiny_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Register the tiny CLIP with open_clip, in place of the full one. `LDVC_CLIP_WEIGHTS` names a file of its weights.
+    """Register the tiny CLIP with open_clip, in place of the full one; returns its name as an architecture.
 
-    Returns:
-        Its name as an architecture.
+    `LDVC_CLIP_WEIGHTS` names a file of its weights.
     """
-    from open_clip.model import CLIP
-
     name = "ViT-tiny-in-place-of-full"
     architecture = {key: value for key, value in ARCHITECTURE.items() if not key.startswith("init")}
     (folder / f"{name}.json").write_text(json.dumps(architecture))

@@ -6,10 +6,8 @@ patches of the chosen regions. One thing differs on purpose: BiFormer's code sca
 scale them by 1 / sqrt(d_head), as multi-head attention does. The affinity of regions is scaled by 1 / sqrt(d) in both.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -101,16 +99,14 @@ class CrossAttention(MultiHeadAttention):
             (B, N, d), and scores (B, heads, N, C) in float32, scaled by 1 / sqrt(d_head), or None.
         """
         query = rearrange(self.query(queries), "b n (heads c) -> b heads n c", heads=self.heads)
-        key, value = rearrange(
-            self.key_value(context), "b n (two heads c) -> two b heads n c", two=2, heads=self.heads
-        )  # (B, heads, C, d_head) each
+        both = "b n (two heads c) -> two b heads n c"
+        key, value = rearrange(self.key_value(context), both, two=2, heads=self.heads)  # (B, heads, C, d_head) each
         if self.training and self.dropout.p:
             mixed = self.dropout(attention_scores(query, key).softmax(dim=-1)).to(value.dtype) @ value
         else:
             mixed = attend(query, key, value)
         output = self.out(rearrange(mixed, "b heads n c -> b n (heads c)"))
-        scores = attention_scores(query, key) if return_scores else None
-        return output, scores
+        return output, attention_scores(query, key) if return_scores else None
 
 
 def attention_scores(query: Tensor, key: Tensor) -> Tensor:
@@ -119,21 +115,13 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:
         return query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
 
 
-@dataclass(frozen=True)
-class Routing:
-    """The routing of LCSA in one forward pass, detached.
+class Routing(NamedTuple):
+    """The routing of LCSA in one forward pass, detached."""
 
-    Attributes:
-        layout: of the grid; R = layout.total regions, numbered row by row.
-        regions: (B, R, k'), the regions that each region chose, best first; k' = min(k, R).
-        affinity: (B, R, R), mean query of the row's region x mean key of the column's, / sqrt(d).
-        queries, keys: (B, heads, N, d_head) of all patches.
-    """
-
-    layout: Layout
-    regions: Tensor
-    affinity: Tensor
-    queries: Tensor
+    layout: Layout  # of the grid; R = layout.total regions, numbered row by row
+    regions: Tensor  # (B, R, k'), the regions that each region chose, best first; k' = min(k, R)
+    affinity: Tensor  # (B, R, R), mean query of the row's region x mean key of the column's, / sqrt(d)
+    queries: Tensor  # (B, heads, N, d_head) of all patches
     keys: Tensor
 
     def chosen(self, y: int, x: int, *, batch: int = 0) -> list[int]:
@@ -207,21 +195,15 @@ class RoutedSelfAttention(MultiHeadAttention):
         total, places = layout.total, query_windows.shape[2]
         offset = torch.arange(batch, device=tokens.device)[:, None, None] * total
         rows = (chosen + offset).flatten(0, 1)  # (B * R, k'), into the regions of all pictures
-        mask = None if valid is None else valid[chosen].reshape(batch * total, 1, 1, -1)  # (B * R, 1, 1, k' * t)
-        query_windows = query_windows.flatten(0, 1)  # (B * R, t, d)
-        key_value_windows = key_value_windows.reshape(batch * total, places * 2 * width)
         step = batch * total
         if tokens.device.type == "cpu" and not torch.is_grad_enabled():  # in parts that fit the CPU cache
             step = max(1, GATHER_CHUNK // (rows.shape[1] * places * 2 * width))
-        mixed = [
-            self._attend(
-                query_windows[start : start + step],
-                key_value_windows,
-                rows[start : start + step],
-                None if mask is None else mask[start : start + step],
-            )
-            for start in range(0, batch * total, step)
-        ]
+        queries, asked = query_windows.flatten(0, 1).split(step), rows.split(step)  # of (B * R, t, d), (B * R, k')
+        masks = [None] * len(asked)
+        if valid is not None:
+            masks = valid[chosen].reshape(batch * total, 1, 1, -1).split(step)  # parts of (B * R, 1, 1, k' * t)
+        key_value_windows = key_value_windows.reshape(batch * total, places * 2 * width)
+        mixed = [self._attend(*part, key_value_windows) for part in zip(queries, asked, masks, strict=True)]
         mixed = mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (B * R, t, d)
         mixed = layout.unwindow(mixed.unflatten(0, (batch, total)))  # (B, N, d)
         if self.local is not None:
@@ -230,37 +212,19 @@ class RoutedSelfAttention(MultiHeadAttention):
 
         routing = None
         if return_routing:
-            split = "b n (heads c) -> b heads n c"
-            routing = Routing(
-                layout=layout,
-                regions=chosen,
-                affinity=affinity,
-                queries=rearrange(query.detach(), split, heads=self.heads),
-                keys=rearrange(key_value[..., :width].detach(), split, heads=self.heads),
-            )
+            of_patches = (query.detach(), key_value[..., :width].detach())
+            heads = (rearrange(each, "b n (heads c) -> b heads n c", heads=self.heads) for each in of_patches)
+            routing = Routing(layout, chosen, affinity, *heads)
         return self.out(mixed), routing
 
-    def _attend(self, query: Tensor, key_value: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """Patches of some regions attend to the patches of the regions that these chose.
+    def _attend(self, query: Tensor, rows: Tensor, mask: Tensor | None, key_value: Tensor) -> Tensor:
+        """Patches (r, t, d) of r regions attend to those of the regions `rows` (r, k') that these chose -> (r, t, d).
 
-        Args:
-            query: (r, t, d), of the regions that ask.
-            key_value: (B * R, t * 2d), of all regions.
-            rows: (r, k'), which of them are asked.
-            mask: (r, 1, 1, k' * t), True = a patch, or None: no padding.
-
-        Returns:
-            (r, t, d).
+        `key_value` (B * R, t * 2d) is that of all regions; `mask` (r, 1, 1, k' * t) is False where there is padding.
         """
-        gathered = key_value.index_select(0, rows.flatten())  # (r * k', t * 2d)
-        key, value = rearrange(
-            gathered,
-            "(r k) (t two heads c) -> two r heads (k t) c",
-            k=rows.shape[1],
-            t=query.shape[1],
-            two=2,
-            heads=self.heads,
-        )  # (r, heads, k' * t, d_head) each, views
+        gathered = key_value.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # (r, k', t * 2d)
+        parts = "r k (t two heads c) -> two r heads (k t) c"
+        key, value = rearrange(gathered, parts, t=query.shape[1], two=2, heads=self.heads)  # (r, heads, k' * t, d_head)
         query = rearrange(query, "r t (heads c) -> r heads t c", heads=self.heads)
         return rearrange(attend(query, key, value, mask=mask), "r heads t c -> r t (heads c)")
 
@@ -268,11 +232,11 @@ class RoutedSelfAttention(MultiHeadAttention):
     def _route(self, query: Tensor, key: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Affinity (B, R, R) and chosen regions (B, R, k') from windows (B, R, t, d); means leave out padding."""
         with torch.autocast(query.device.type, enabled=False):
+            windows = (query.float(), key.float())
             if valid is None:
-                query_mean, key_mean = query.float().mean(dim=2), key.float().mean(dim=2)  # (B, R, d)
-            else:
-                count = valid.sum(dim=1)[:, None]  # (R, 1), at least 1; padded places are zero and do not add up
-                query_mean, key_mean = query.float().sum(dim=2) / count, key.float().sum(dim=2) / count
+                query_mean, key_mean = (each.mean(dim=2) for each in windows)  # (B, R, d)
+            else:  # padding is zero and does not add up; no count is 0
+                query_mean, key_mean = (each.sum(dim=2) / valid.sum(dim=1)[:, None] for each in windows)
             affinity = query_mean @ key_mean.transpose(1, 2) * query.shape[-1] ** -0.5  # (B, R, R)
         chosen = affinity.topk(min(self.topk, affinity.shape[-1]), dim=-1).indices
         return affinity, chosen

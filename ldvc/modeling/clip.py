@@ -12,9 +12,9 @@ in some tensors holds only these; its `config.json` is `{"base": "../other"}`, a
 Files of weights under other names are found and read by `ldvc.modeling.clip_weights`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
@@ -34,19 +34,9 @@ LITE_FOLDER = ASSETS / "lite"
 # cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
 NEUTRAL_COSINE = 0.25
 
+NO_LITE = f"The lite model is not at {LITE_FOLDER}; fetch the whole project, with its assets folder."
+ANOTHER = "use one such as 'ViT-B-16-quickgelu'"
 MAX_LAYERS = 200  # of a tower; more would take long to build before its sizes can be compared
-
-
-class TextParts(NamedTuple):
-    """The parts of the text tower, for both of open_clip's layouts (`CLIP` and `CustomTextCLIP`)."""
-
-    token_embedding: nn.Embedding
-    positional_embedding: Tensor  # (context length, width)
-    blocks: nn.ModuleList
-    ln_final: nn.Module
-    projection: nn.Linear | Tensor | None
-    pool_type: str
-    eos_id: int | None
 
 
 class FrozenClip(nn.Module):
@@ -67,15 +57,14 @@ class FrozenClip(nn.Module):
         model: CLIP | CustomTextCLIP,
         tokenizer: Callable[[list[str]], Tensor],
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         _check_supported(model)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.patch_size = int(model.visual.patch_size[0])
         self.embed_dim = int(model.visual.proj.shape[1])
         self.scale = model.logit_scale.exp().item()
@@ -90,17 +79,9 @@ class FrozenClip(nn.Module):
         return self.model.visual
 
     @property
-    def text(self) -> TextParts:
-        text, prefix = (self.model, "text_") if isinstance(self.model, CLIP) else (self.model.text, "")
-        return TextParts(
-            token_embedding=text.token_embedding,
-            positional_embedding=text.positional_embedding,
-            blocks=text.transformer.resblocks,
-            ln_final=text.ln_final,
-            projection=text.text_projection,
-            pool_type=getattr(text, f"{prefix}pool_type"),
-            eos_id=getattr(text, f"{prefix}eos_id"),
-        )
+    def text(self) -> CLIP | TextTransformer:
+        """The module that holds the parts of the text tower, under the same names in both of open_clip's layouts."""
+        return self.model if isinstance(self.model, CLIP) else self.model.text
 
 
 def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
@@ -120,16 +101,13 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
     if (folder / "config.json").is_file():
         return _build_from_folder(folder)
     if clip == "lite":
-        raise WeightsNotFoundError(
-            f"The lite model is not at {folder}; fetch the whole project, with its assets folder."
-        )
+        raise WeightsNotFoundError(NO_LITE)
     if (folder / "open_clip_config.json").is_file():
         config = read_json(folder / "open_clip_config.json")
         state = read_weights(weight_file(folder))
         model = _build_fitting(config.get("model_cfg"), state, source=folder)
         _load_state(model, state, source=folder)
-        preprocess = config.get("preprocess_cfg") or {}
-        return _freeze(model, config["model_cfg"], mean=preprocess.get("mean"), std=preprocess.get("std"))
+        return _freeze(model, config["model_cfg"], config.get("preprocess_cfg") or {})
     if not is_architecture(clip):
         raise WeightsNotFoundError(
             f"There is no CLIP called {clip!r}: give a folder with config.json, 'lite', or one of open_clip's "
@@ -138,10 +116,11 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
 
     architecture = open_clip.get_model_config(clip)
     weights, preprocess = find_pretrained(clip, pretrained) if pretrained is not None else (None, {})
+    state = None if weights is None else read_weights(weights)
     model = _build_architecture(architecture)
-    if weights is not None:
-        _load_state(model, read_weights(weights), source=weights)
-    return _freeze(model, architecture, mean=preprocess.get("mean"), std=preprocess.get("std"))
+    if state is not None:
+        _load_state(model, state, source=weights)
+    return _freeze(model, architecture, preprocess)
 
 
 def save_clip_folder(model: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> list[Path]:
@@ -198,7 +177,7 @@ def _build_from_folder(folder: Path) -> FrozenClip:
         except (AssertionError, TypeError) as error:
             raise CheckpointError(f"{folder / 'config.json'} holds a patch_embed that cannot be built: {error}.") from error
     _load_state(model, state, source=folder)
-    return _freeze(model, config["architecture"], mean=config.get("mean"), std=config.get("std"))
+    return _freeze(model, config["architecture"], config)
 
 
 def _build_fitting(
@@ -206,8 +185,7 @@ def _build_fitting(
 ) -> CLIP | CustomTextCLIP:
     """An architecture that has the tensors of `state`. It is built without memory first, so that absurd sizes cost nothing.
 
-    Args:
-        other_stem: `visual.conv1` will be replaced and is not compared.
+    With `other_stem`, `visual.conv1` will be replaced and is not compared.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in _build_architecture(architecture).state_dict().items()}
@@ -228,7 +206,7 @@ def _build_architecture(architecture: Any) -> CLIP | CustomTextCLIP:
         raise CheckpointError("The CLIP configuration is not one of open_clip: it needs 'vision_cfg' and 'text_cfg'.")
     vision, text = parts
     if vision.get("timm_model_name") or text.get("hf_model_name") or "multimodal_cfg" in architecture:
-        raise LdvcError("This CLIP is not one of open_clip's own ViTs; use one such as 'ViT-B-16-quickgelu'.")
+        raise LdvcError(f"This CLIP is not one of open_clip's own ViTs; {ANOTHER}.")
     layers = [part.get("layers", 12) for part in parts]
     if any(type(count) is int and count > MAX_LAYERS for count in layers):
         raise CheckpointError(f"The CLIP configuration asks for {max(layers)} layers; at most {MAX_LAYERS} are possible.")
@@ -236,22 +214,19 @@ def _build_architecture(architecture: Any) -> CLIP | CustomTextCLIP:
     try:
         return (CustomTextCLIP if architecture.get("custom_text") else CLIP)(**arguments)
     except Exception as error:  # open_clip raises many types for sizes that do not fit each other
-        raise CheckpointError(
-            f"The CLIP configuration is not one of open_clip {open_clip.__version__}: {error}."
-        ) from error
+        version = open_clip.__version__
+        raise CheckpointError(f"The CLIP configuration is not one of open_clip {version}: {error}.") from error
 
 
-def _freeze(
-    model: CLIP | CustomTextCLIP, architecture: Mapping[str, Any], *, mean: Any = None, std: Any = None
-) -> FrozenClip:
+def _freeze(model: CLIP | CustomTextCLIP, architecture: Mapping[str, Any], preprocess: Mapping[str, Any]) -> FrozenClip:
+    """`preprocess` may have "mean" and "std"; otherwise they are those of OpenAI's CLIP."""
     text = architecture["text_cfg"]
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     if text.get("hf_tokenizer_name"):
-        raise LdvcError(
-            "This CLIP has another tokenizer; use one with CLIP's tokenizer, such as 'ViT-B-16-quickgelu'."
-        )
+        raise LdvcError("This CLIP has another tokenizer; use one with CLIP's tokenizer, such as 'ViT-B-16-quickgelu'.")
     options = text.get("tokenizer_kwargs") or {}
-    mean, std = mean or open_clip.OPENAI_DATASET_MEAN, std or open_clip.OPENAI_DATASET_STD
+    mean = preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std = preprocess.get("std") or open_clip.OPENAI_DATASET_STD
     try:
         three = len(mean) == len(std) == 3 and all(abs(value) < 100 for value in mean) and all(0 < value < 100 for value in std)
     except TypeError:
@@ -278,13 +253,9 @@ def _check_supported(model: nn.Module) -> None:
     plain_vision = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
     plain_text = isinstance(text, (CLIP, TextTransformer)) and getattr(text, "cls_emb", None) is None
     if not plain_vision or visual.proj is None:
-        raise LdvcError(
-            "The image tower of this CLIP is not a ViT with a class token; use one such as 'ViT-B-16-quickgelu'."
-        )
+        raise LdvcError(f"The image tower of this CLIP is not a ViT with a class token; {ANOTHER}.")
     if not plain_text or text.attn_mask is None:
-        raise LdvcError(
-            "The text tower of this CLIP is not a causal transformer; use one such as 'ViT-B-16-quickgelu'."
-        )
+        raise LdvcError(f"The text tower of this CLIP is not a causal transformer; {ANOTHER}.")
     blocks = [*visual.transformer.resblocks, *text.transformer.resblocks]
     if not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
-        raise LdvcError("This CLIP has other transformer blocks; use one such as 'ViT-B-16-quickgelu'.")
+        raise LdvcError(f"This CLIP has other transformer blocks; {ANOTHER}.")

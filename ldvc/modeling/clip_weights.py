@@ -24,6 +24,7 @@ from ldvc.weights import hub_reachable, no_safetensors, read_safetensors, requir
 FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
 WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
 WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors")
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI stores with the weights
 PUBLISHED_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
@@ -35,8 +36,7 @@ def is_architecture(clip: str) -> bool:
 def default_weights(clip: str) -> str:
     """Tag of the weights of an architecture: OpenAI's if there are such, otherwise the first in open_clip's list.
 
-    Raises:
-        WeightsNotFoundError: open_clip lists none that were trained with the activation of this architecture.
+    Raises WeightsNotFoundError if open_clip lists none that were trained with the activation of this architecture.
     """
     quick = open_clip.get_model_config(clip).get("quick_gelu", False)
     for tag in sorted(open_clip.list_pretrained_tags_by_model(clip), key=lambda tag: tag != "openai"):
@@ -71,17 +71,16 @@ def find_pretrained(
     found, tag = _local_weights(clip, pretrained)
     if found is not None:
         return found, tag
-    error: Exception | None = None
-    if hub_reachable():
-        try:
-            return _download(tag, tqdm_class), tag
-        except Exception as problem:  # open_clip and the Hub's client raise many types
-            error = problem
-            logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, problem)
-    raise WeightsNotFoundError(
-        f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the network "
-        "once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
-    ) from error
+    try:
+        if not hub_reachable():
+            raise ConnectionError("the Hub cannot be reached")
+        return _download(tag, tqdm_class), tag
+    except Exception as error:  # open_clip and the Hub's client raise many types
+        logging.getLogger(__name__).info("download of %s / %s failed: %s", clip, pretrained, error)
+        raise WeightsNotFoundError(
+            f"The weights {pretrained!r} of {clip} are not on this machine and cannot be downloaded: connect to the "
+            "network once, or give the path of a local file of weights as `pretrained`, or use the bundled model 'lite'."
+        ) from error
 
 
 def _download(tag: Mapping[str, Any], tqdm_class: type[tqdm] | None) -> Path:
@@ -131,43 +130,38 @@ def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str
 
 def weight_file(folder: Path) -> Path:
     """The one file of weights in a folder, as safetensors."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
     found = sorted(folder.glob("*.safetensors"))
-    if len(found) > 1:
+    known = [folder / name for name in WEIGHT_FILES if folder / name in found]
+    if len(found) > 1 and not known:
         raise WeightsNotFoundError(f"{folder} holds several files of weights; give the path of one.")
     if not found:
         raise WeightsNotFoundError(f"{folder} holds no file of weights that can be used: {no_safetensors(folder)}")
-    return found[0]
+    return (known or found)[0]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file in any published format, in float32.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if path.suffix == ".safetensors":
-        state = read_safetensors(path)
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch warns about TorchScript
-                try:
-                    state = torch.load(path, map_location="cpu", weights_only=True)
-                except RuntimeError:  # the archives of OpenAI have no plain tensors
-                    state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            state = state.get("state_dict", state)  # of a training checkpoint
-            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-            for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI stores these numbers with the weights
-                state.pop(name, None)
-            assert all(isinstance(tensor, Tensor) for tensor in state.values()), "it holds other things than tensors"
-        except Exception as error:  # PyTorch raises many types
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{path} cannot be read as CLIP weights ({reason}); give a safetensors file, or fetch it again."
-            ) from error
+    """The tensors of a file in any published format, in float32; raises CheckpointError if it cannot be read."""
+    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
     state = {name: tensor.float() for name, tensor in state.items()}
     require_finite(state, path)
     return state
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, or of OpenAI's TorchScript."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns about TorchScript
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except RuntimeError:  # the archives of OpenAI have no plain tensors
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        state = state.get("state_dict", state)  # of a training checkpoint
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
+        assert all(isinstance(tensor, Tensor) for tensor in state.values()), "it holds other things than tensors"
+        return state
+    except Exception as error:  # PyTorch raises many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as CLIP weights ({reason}); give a safetensors file, or fetch it again."
+        ) from error

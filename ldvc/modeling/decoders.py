@@ -9,8 +9,6 @@ residual branch with a small gate is a small change. Only `zegclip` in its publi
 computed in float32, also under autocast.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -28,35 +26,22 @@ PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
 class DecoderOutput:
     """The output of a decoder.
 
-    Attributes:
-        mask_logits: (B, C, h, w), one sigmoid per class, float32.
-        patch_features: (B, N, d), as they enter the last cross-attention, before its norm.
-        class_embeddings: (B, C, d), as they enter the last cross-attention.
-        cross_attention: for each layer the scores before the softmax (B, heads, C, h, w), float32, or None if not asked for.
-            The displayed attention is a softmax over classes for every decoder (see `Segmentation.cross_attention`), although
-            `zegclip` itself applies the softmax over patches. Those of the last layer include the bias of the masks: their mean
-            over heads is `mask_logits`.
-        routing: for each layer with LCSA, or None if not asked for or without LCSA.
-        patch_features_before, class_embeddings_before: the inputs of the decoder; references, not copies.
+    `cross_attention` are the scores before the softmax of each layer. Those of the last one include the bias of the masks:
+    their mean over heads is `mask_logits`. The displayed attention is a softmax over classes for every decoder (see
+    `Segmentation.cross_attention`), although `zegclip` itself applies the softmax over patches.
     """
 
-    mask_logits: Tensor
-    patch_features: Tensor
-    class_embeddings: Tensor
-    cross_attention: list[Tensor] | None = None
-    routing: list[Routing] | None = None
-    patch_features_before: Tensor | None = None
+    mask_logits: Tensor  # (B, C, h, w), one sigmoid per class, float32
+    patch_features: Tensor  # (B, N, d), as they enter the last cross-attention, before its norm
+    class_embeddings: Tensor  # (B, C, d), as they enter the last cross-attention
+    cross_attention: list[Tensor] | None = None  # of (B, heads, C, h, w), float32; None if not asked for
+    routing: list[Routing] | None = None  # for each layer with LCSA; None if not asked for or without LCSA
+    patch_features_before: Tensor | None = None  # inputs of the decoder; references, not copies
     class_embeddings_before: Tensor | None = None
 
 
 def build_decoder(config: ModelConfig, width: int, *, scale: float, bias: float) -> nn.Module:
-    """The decoder that `config.decoder` names.
-
-    Args:
-        config: of the model.
-        width: d.
-        scale, bias: of CLIP's own sigmoid logits, at which the recipe clip_start starts.
-    """
+    """The decoder that `config.decoder` names, of width d; clip_start starts at CLIP's own `scale * cosine + bias`."""
     kind = ZegClipDecoder if config.decoder == "zegclip" else LocalConsensusDecoder
     return kind(config, width, scale=scale, bias=bias)
 
@@ -66,12 +51,7 @@ def _feed_forward(width: int, ratio: int) -> nn.Sequential:
 
 
 class Gate(nn.Module):
-    """A learnable factor per channel on a residual branch (the LayerScale of Touvron et al., 2021).
-
-    Args:
-        width: channels.
-        init: first value, or None for no gate at all.
-    """
+    """A learnable factor per channel on a residual branch (LayerScale, Touvron et al., 2021); `init` None = no gate."""
 
     def __init__(self, width: int, init: float | None) -> None:
         super().__init__()
@@ -87,11 +67,6 @@ class MaskScores(nn.Module):
     Values, output projection and feed-forward network of that layer would reach no mask, so they are not built. The
     temperature is inside W_q: where the decoder starts at CLIP, W_k is the identity and W_q a scaled identity, such that S is
     CLIP's own logit, scale * cosine + bias, for inputs of length sqrt(d).
-
-    Args:
-        config: its recipe decides about the initialisation and the bias.
-        width: d.
-        scale, bias: of CLIP's logits.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
@@ -105,34 +80,24 @@ class MaskScores(nn.Module):
             # with |x| = |y| = sqrt(d), the mean over heads of x_h . y_h / sqrt(d_h) is sqrt(d_h) * cosine
             init_identity(self.query, factor=scale / math.sqrt(width // heads))
 
-    def forward(
-        self, queries: Tensor, keys: Tensor, *, return_scores: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, queries: Tensor, keys: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Queries (B, N, d) and keys (B, M, d) -> mask logits (B, N, M), and scores (B, heads, N, M) or None."""
         query, key = self.query(queries), self.key(keys)
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
         with torch.autocast(query.device.type, enabled=False):
             # the sum over heads of q_h . k_h is q . k, so the mean needs no heads
             logits = query.float() @ key.float().mT * scale
-            if self.bias is not None:
-                logits = logits + self.bias
         scores = None
         if return_scores:
             query, key = (rearrange(x, "b n (heads c) -> b heads n c", heads=self.heads) for x in (query, key))
             scores = attention_scores(query, key)
-            if self.bias is not None:
-                scores = scores + self.bias
-        return logits, scores
+        if self.bias is None:
+            return logits, scores
+        return logits + self.bias, None if scores is None else scores + self.bias
 
 
 class LocalConsensus(nn.Module):
-    """V <- V + g * LCSA(LN V): patches attend to the patches of related regions.
-
-    Args:
-        config: `regions`, `topk`, `local_conv`.
-        width: d.
-        gate: first value of g; None = no gate.
-    """
+    """V <- V + g * LCSA(LN V): patches attend to those of related regions. `gate`: first value of g, None = no gate."""
 
     def __init__(self, config: ModelConfig, width: int, *, gate: float | None) -> None:
         super().__init__()
@@ -167,9 +132,7 @@ class ClassGuidance(nn.Module):
         self.ffn = _feed_forward(width, config.ffn_ratio)
         self.ffn_gate = Gate(width, config.parts.gate)
 
-    def forward(
-        self, patches: Tensor, classes: Tensor, *, return_scores: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, patches: Tensor, classes: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
         """Patches (B, N, d) and classes (B, C, d) -> patches, and scores (B, heads, N, C) or None."""
         branch, scores = self.cross_attention(self.cross_norm(patches), classes, return_scores=return_scores)
         patches = patches + self.cross_gate(branch)

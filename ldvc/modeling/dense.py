@@ -14,8 +14,6 @@ Both follow the computation of the authors' code where a paper leaves a detail o
 12 blocks; in other towers they are scaled.
 """
 
-from __future__ import annotations
-
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
@@ -53,8 +51,10 @@ def dense_features(
     for block in blocks:
         outputs.append(run_block(block, outputs[-1]))
     if reading == "plain":
-        tokens = run_block(last, outputs[-1])
-        weights = _plain_attention(last, outputs[-1]) if attention else None
+        tokens, weights = run_block(last, outputs[-1]), None
+        if attention:
+            query, key = _split(last, outputs[-1], slice(0, 2))
+            weights = ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(dim=-1)
     elif reading == "naclip":
         tokens, weights = _naclip(last, outputs[-1], grid)
     else:
@@ -79,12 +79,6 @@ def _split(block: ResidualAttentionBlock, tokens: Tensor, part: slice) -> list[T
 def _attended(block: ResidualAttentionBlock, weights: Tensor, values: Tensor) -> Tensor:
     """W_o (A v): (B, N, width)."""
     return block.ls_1(block.attn.out_proj((weights @ values).transpose(1, 2).flatten(2)))
-
-
-def _plain_attention(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-    """(B, heads, N, N): the weights that `run_block` uses."""
-    query, key = _split(block, tokens, slice(0, 2))
-    return ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(dim=-1)
 
 
 def _key_scores(key: Tensor) -> Tensor:
@@ -126,10 +120,9 @@ def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[i
     Returns:
         (B, 1 + N, width), the class token as the whole block computes it, and the attention (B, heads, N, N) of step 3.
     """
-    final = len(outputs) - 1
-    middle, early, last_added = (min(final, round(number * (final + 1) / 12)) for number in (MIDDLE, EARLY, LAST_ADDED))
-    last = outputs[-1]
-    class_token, patches = last[:, :1], last[:, 1:]
+    blocks = len(outputs)
+    middle, early, last_added = (min(blocks - 1, round(number * blocks / 12)) for number in (MIDDLE, EARLY, LAST_ADDED))
+    class_token, patches = outputs[-1].split([1, outputs[-1].shape[1] - 1], dim=1)
     outlier = outliers(patches)
     similarity = _cosines(_mended(outputs[middle][:, 1:], outlier, grid))
     shifted = SHARPNESS * (similarity - similarity.mean(dim=(1, 2), keepdim=True))
@@ -149,16 +142,10 @@ def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[i
 
 
 def outliers(patches: Tensor) -> Tensor:
-    """The patches whose local outlier factor is among the highest 5 %, as SC-CLIP's code computes it.
+    """Patches (B, N, width) -> (B, N): whether the local outlier factor is among the highest 5 %, as in SC-CLIP's code.
 
     With D(i) the squared distance of patch i to its 30th neighbour, the factor is the mean of D(i) / D(j) over these
     neighbours j. (Breunig et al., "LOF", 2000, take plain distances, and means of the reachability distances instead of D.)
-
-    Args:
-        patches: (B, N, width).
-
-    Returns:
-        (B, N) booleans.
     """
     neighbours = min(OUTLIER_NEIGHBOURS, patches.shape[1] - 1)
     if not neighbours:

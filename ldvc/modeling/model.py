@@ -1,7 +1,5 @@
 """The whole model: frozen CLIP with prompts, text adapter, decoder."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 
@@ -27,13 +25,9 @@ PARTS = {  # of `LDVC.parameter_report` -> names of its parameters; the first ma
 
 
 def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale: float, bias: float) -> Tensor:
-    """Plain CLIP similarity: scale * cos(patch, name) + bias, in float32 (a rounded cosine times the scale would be coarse).
+    """Plain CLIP similarity: patches (B, N, d) and names (C, d) -> scale * cosine + bias (B, C, N).
 
-    Args:
-        patch_features: (B, N, d). class_embeddings: (C, d).
-
-    Returns:
-        (B, C, N).
+    In float32: a rounded cosine times the scale would be coarse.
     """
     with torch.autocast(device_type=patch_features.device.type, enabled=False):
         patches = F.normalize(patch_features.float(), dim=-1)
@@ -44,10 +38,8 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
 class TextAdapter(nn.Module):
     """T_new = Linear_{2d->d}([T * V_g ; T]), ZegCLIP's relationship descriptor (Zhou et al., 2023).
 
-    Args:
-        width: d.
-        start_at_identity: initialise the weight of T with the identity and that of T * V_g with zeros, so that T_new = T;
-            otherwise PyTorch's initialisation, with which ZegCLIP's code starts, too.
+    With `start_at_identity`, the weight of T is the identity and that of T * V_g is zero, so that T_new = T; otherwise
+    PyTorch's initialisation, with which ZegCLIP's code starts, too.
     """
 
     def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
@@ -60,15 +52,7 @@ class TextAdapter(nn.Module):
                 self.linear.bias.zero_()
 
     def forward(self, class_embeddings: Tensor, global_embedding: Tensor) -> Tensor:
-        """Adapt each class embedding to each picture, in float32, because bfloat16 is too coarse for the product.
-
-        Args:
-            class_embeddings: T (C, d), L2-normalised.
-            global_embedding: V_g (B, d), L2-normalised.
-
-        Returns:
-            T_new (B, C, d).
-        """
+        """T (C, d) and V_g (B, d), normalised -> T_new (B, C, d), in float32: bfloat16 is too coarse for the product."""
         width = class_embeddings.shape[-1]
         with torch.autocast(class_embeddings.device.type, enabled=False):
             of_both, of_text = self.linear.weight.split(width, dim=1)  # (d, d) each
@@ -94,9 +78,8 @@ class PlainClip(nn.Module):
         super().__init__()
         self.config = config
         self.clip = build_clip(config.clip, config.pretrained) if clip is None else clip
-        self.image_tower = ImageTower(
-            self.clip, config.visual_prompts, config.visual_prompt_dropout, recipe=config.parts
-        )
+        prompts, dropout = config.visual_prompts, config.visual_prompt_dropout
+        self.image_tower = ImageTower(self.clip, prompts, dropout, recipe=config.parts)
         self.text_tower = TextTower(self.clip, config.templates, config.text_prompts)
 
     @torch.no_grad()
@@ -108,8 +91,7 @@ class PlainClip(nn.Module):
         It is the decoder "clip", at which every decoder starts and from which training distils.
 
         Args:
-            images: (B, 3, H, W); or
-            patch_tokens: (B, width, h, w).
+            images, patch_tokens: pictures, see `ImageTower.forward`.
             names: strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
 
         Returns:
@@ -131,15 +113,9 @@ class PlainClip(nn.Module):
 
 
 class LDVC(PlainClip):
-    """The whole model, with one of the three decoders.
-
-    Args:
-        config: see `ModelConfig`.
-        clip: a built CLIP, which several models may share; None = build `config.clip`.
+    """The whole model, with one of the three decoders; arguments and further attributes as of `PlainClip`.
 
     Attributes:
-        clip: the frozen CLIP.
-        image_tower, text_tower: the towers of the CLIP with prompts.
         adapter: `TextAdapter`, or None without `config.text_adapter`.
         decoder: one of `ldvc.modeling.decoders`.
     """
@@ -155,44 +131,27 @@ class LDVC(PlainClip):
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
     def encode_image(self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None) -> ImageFeatures:
-        """Features of pictures, with visual prompts.
-
-        Args:
-            images: (B, 3, H, W), normalised with `clip.mean` and `clip.std`, sides divisible by `clip.patch_size`; or
-            patch_tokens: (B, width, h, w), their output of `image_tower.embed_patches`.
-        """
+        """Features of pictures, with visual prompts; arguments as of `ImageTower.forward`."""
         return self.image_tower(images, patch_tokens=patch_tokens)
 
     def encode_names(self, names: Sequence[str] | Tensor) -> Tensor:
-        """Class embeddings (C, d), with text prompts, not normalised.
-
-        Args:
-            names: strings, or their tokens (C, context length) from `text_tower.tokenize`.
-        """
+        """Class embeddings (C, d) of names or their tokens (`text_tower.tokenize`), with prompts, not normalised."""
         return self.text_tower(self._tokens(names))
 
-    def decode(
-        self,
-        features: ImageFeatures,
-        class_embeddings: Tensor,
-        *,
-        return_attention: bool = False,
-        skip_lcsa: bool = False,
-    ) -> DecoderOutput:
+    def decode(self, features: ImageFeatures, class_embeddings: Tensor, **options: bool) -> DecoderOutput:
         """Adapter and decoder.
 
         Args:
             features: of B pictures, from `encode_image`.
             class_embeddings: (C, d), from `encode_names`.
-            return_attention: also return cross-attention and routing.
-            skip_lcsa: leave LCSA out of a model that was trained with it (an intervention).
+            options: `return_attention` and `skip_lcsa`, see `LocalConsensusDecoder.forward`.
         """
         classes = F.normalize(class_embeddings.float(), dim=-1)  # (C, d)
         global_embedding = F.normalize(features.global_embedding.float(), dim=-1)  # (B, d)
         patches = F.normalize(features.patch_features.float(), dim=-1)  # (B, N, d)
         adapted = None if self.adapter is None else self.adapter(classes, global_embedding)
         classes = classes.expand(len(patches), -1, -1) if adapted is None else adapted  # (B, C, d)
-        return self.decoder(patches, classes, features.grid, return_attention=return_attention, skip_lcsa=skip_lcsa)
+        return self.decoder(patches, classes, features.grid, **options)
 
     def forward(
         self,
@@ -200,13 +159,10 @@ class LDVC(PlainClip):
         names: Sequence[str] | Tensor,
         *,
         patch_tokens: Tensor | None = None,
-        return_attention: bool = False,
-        skip_lcsa: bool = False,
+        **options: bool,
     ) -> DecoderOutput:
         """Pictures (B, 3, H, W), or their patch tokens, and C names -> mask logits (B, C, h, w) and more."""
-        features = self.encode_image(images, patch_tokens=patch_tokens)
-        class_embeddings = self.encode_names(names)
-        return self.decode(features, class_embeddings, return_attention=return_attention, skip_lcsa=skip_lcsa)
+        return self.decode(self.encode_image(images, patch_tokens=patch_tokens), self.encode_names(names), **options)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Prompts, adapter and decoder by name, without the frozen CLIP."""
@@ -219,9 +175,12 @@ class LDVC(PlainClip):
             CheckpointError: a tensor is missing, unknown or of another shape.
         """
         own = self.trainable_state_dict()
-        missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-        shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-        for names, problem in ((missing, "are missing"), (unknown, "are unknown"), (shapes, "have another shape")):
+        problems = {
+            "are missing": sorted(own.keys() - tensors.keys()),
+            "are unknown": sorted(tensors.keys() - own.keys()),
+            "have another shape": [name for name in own if name in tensors and own[name].shape != tensors[name].shape],
+        }
+        for problem, names in problems.items():
             if names:
                 listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 raise CheckpointError(

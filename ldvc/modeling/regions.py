@@ -17,16 +17,11 @@ class Layout:
     There are at most S regions per side, each with ceil(h / S) x ceil(w / S) patches. Regions without patches do not exist: a
     grid of 20 x 20 with S = 8 has 7 x 7 regions of 3 x 3 patches. A grid smaller than S x S has regions of one patch. The last
     region of a row or column may contain padding, which is masked in means, routing and attention.
-
-    Attributes:
-        grid: (h, w) patches.
-        size: (rows, columns) of patches in a region.
-        count: (rows, columns) of regions.
     """
 
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    count: tuple[int, int]
+    grid: tuple[int, int]  # (h, w) patches
+    size: tuple[int, int]  # (rows, columns) of patches in a region
+    count: tuple[int, int]  # (rows, columns) of regions
 
     @classmethod
     def of(cls, grid: tuple[int, int], regions: int) -> Layout:
@@ -47,29 +42,17 @@ class Layout:
 
     def window(self, tokens: Tensor) -> Tensor:
         """(B, h * w, c) -> (B, R, t, c): tokens region by region, zeros where there is padding."""
-        height, width = self.grid
-        tokens = tokens.unflatten(1, (height, width))
+        tokens = tokens.unflatten(1, self.grid)
         if any(self.padding):
             tokens = F.pad(tokens, (0, 0, 0, self.padding[1], 0, self.padding[0]))
-        return rearrange(
-            tokens,
-            "b (rows y) (columns x) c -> b (rows columns) (y x) c",
-            rows=self.count[0],
-            columns=self.count[1],
-        )
+        regions = "b (rows y) (columns x) c -> b (rows columns) (y x) c"
+        return rearrange(tokens, regions, rows=self.count[0], columns=self.count[1])
 
     def unwindow(self, windows: Tensor) -> Tensor:
         """(B, R, t, c) -> (B, h * w, c): inverse of `window`."""
-        tokens = rearrange(
-            windows,
-            "b (rows columns) (y x) c -> b (rows y) (columns x) c",
-            rows=self.count[0],
-            columns=self.count[1],
-            y=self.size[0],
-            x=self.size[1],
-        )
-        height, width = self.grid
-        return tokens[:, :height, :width].flatten(1, 2)
+        (rows, columns), (y, x), (height, width) = self.count, self.size, self.grid
+        grid = "b (rows columns) (y x) c -> b (rows y) (columns x) c"
+        return rearrange(windows, grid, rows=rows, columns=columns, y=y, x=x)[:, :height, :width].flatten(1, 2)
 
     def valid(self, device: torch.device) -> Tensor:
         """(R, t) booleans: which places of a region are patches and not padding."""

@@ -6,16 +6,17 @@ same as that of inserted tokens, at the cost of M keys instead of M tokens.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldvc.config import RECIPES, Recipe
 from ldvc.modeling.attention import attend
-from ldvc.modeling.clip import FrozenClip, TextParts
+from ldvc.modeling.clip import FrozenClip
 
 
 class ImageFeatures(NamedTuple):
@@ -35,7 +36,7 @@ def run_block(
     gate: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """One frozen open_clip block whose tokens also attend to context tokens.
+    """One frozen open_clip block whose tokens also attend to context tokens: (B, N, width) -> (B, N, width).
 
     Args:
         block: pre-norm block with `nn.MultiheadAttention`.
@@ -45,9 +46,6 @@ def run_block(
             tokens. Otherwise: a separate softmax over the context, whose output is multiplied by the gate and added (the
             zero-initialised attention of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
         mask: (N, P + N) booleans, True = may attend; without gate only.
-
-    Returns:
-        (B, N, width).
     """
     attention = block.attn
     batch, length, width = tokens.shape
@@ -59,8 +57,7 @@ def run_block(
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query, key, value = split(F.linear(block.ln_1(tokens), weight, bias), 3)
     if context is not None:
-        context_bias = None if bias is None else bias[width:]
-        extra = split(F.linear(block.ln_1(context), weight[width:], context_bias), 2)
+        extra = split(F.linear(block.ln_1(context), weight[width:], None if bias is None else bias[width:]), 2)
         context_key, context_value = (x.expand(batch, -1, -1, -1) for x in extra)  # (B, heads, P, d_head)
         if gate is None:
             key, value = torch.cat([context_key, key], dim=2), torch.cat([context_value, value], dim=2)
@@ -73,13 +70,25 @@ def run_block(
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
-class ImageTower(nn.Module):
+class Tower(nn.Module):
+    """A tower of a frozen CLIP, whose parameters are not parameters of this module."""
+
+    def __init__(self, clip: FrozenClip) -> None:
+        super().__init__()
+        self._clip = (clip,)  # in a tuple, so that it is not registered as a sub-module
+
+    @property
+    def clip(self) -> FrozenClip:
+        return self._clip[0]
+
+
+class ImageTower(Tower):
     """CLIP's image tower at any resolution, with M learnable tokens before every layer.
 
     All prompts go through a shared linear projection and dropout, as in ZegCLIP's VPT.
 
     Args:
-        clip: frozen CLIP; its parameters are not parameters of this module.
+        clip: frozen CLIP.
         prompts: M; 0 = none.
         dropout: on projected prompts, in training.
         recipe: of the tower with prompts. Without gates, prompts and tokens share one softmax, and random prompts change CLIP's
@@ -90,8 +99,7 @@ class ImageTower(nn.Module):
     def __init__(
         self, clip: FrozenClip, prompts: int = 10, dropout: float = 0.1, *, recipe: Recipe = RECIPES["clip_start"]
     ) -> None:
-        super().__init__()
-        self._clip = (clip,)  # in a tuple, so that it is not registered as a sub-module
+        super().__init__(clip)
         visual = clip.visual
         layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[0]
         self.num_prompts, self.recipe = prompts, recipe
@@ -108,31 +116,22 @@ class ImageTower(nn.Module):
             heads = visual.transformer.resblocks[0].attn.num_heads
             self.gate = None if recipe.gate is None else nn.Parameter(torch.full((layers, heads), float(recipe.gate)))
 
-    @property
-    def clip(self) -> FrozenClip:
-        return self._clip[0]
-
     def statistics(self, *, prompted: bool = True) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation with which the patch embedding sees pictures: the recipe's, or those of the CLIP."""
         return (self.recipe.statistics if prompted else None) or (self.clip.mean, self.clip.std)
 
     @torch.no_grad()
     def embed_patches(self, images: Tensor, *, prompted: bool = True) -> Tensor:
-        """Frozen patch embedding, without prompts.
+        """Frozen patch embedding (B, width, h, w), without prompts.
 
         Args:
             images: (B, 3, H, W), normalised with the statistics of the CLIP, which are exchanged for those of the recipe; H and
                 W divisible by the patch size (the caller pads).
             prompted: for the tower with prompts; False = for plain CLIP.
-
-        Returns:
-            (B, width, h, w).
         """
         height, width = images.shape[-2:]
         patch = self.clip.patch_size
-        assert height % patch == 0 and width % patch == 0, (
-            f"a picture of {height} x {width} is not whole patches of {patch}"
-        )
+        assert not (height % patch or width % patch), f"{height} x {width} is not whole patches of {patch}"
         before, after = (self.clip.mean, self.clip.std), self.statistics(prompted=prompted)
         if before != after:
             (old_mean, old_std), (mean, std) = (images.new_tensor(each)[..., None, None] for each in (before, after))
@@ -142,12 +141,9 @@ class ImageTower(nn.Module):
     def forward(
         self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, prompted: bool = True
     ) -> ImageFeatures:
-        """Features of pictures, or of their patch tokens.
+        """Features of pictures (B, 3, H, W), or of their patch tokens (B, width, h, w) from `embed_patches`.
 
-        Args:
-            images: (B, 3, H, W), as of `embed_patches`; or
-            patch_tokens: (B, width, h, w).
-            prompted: False = plain CLIP. It is frozen; only patch tokens can get gradients.
+        Without prompts it is plain CLIP, which is frozen; only patch tokens can get gradients.
         """
         assert (images is None) != (patch_tokens is None), "give images or their patch tokens"
         if patch_tokens is None:
@@ -179,15 +175,9 @@ class ImageTower(nn.Module):
     def first_tokens(
         self, patch_tokens: Tensor, *, antialias: bool = True, recipe: Recipe = RECIPES["clip_start"]
     ) -> Tensor:
-        """Input of the first block.
+        """Input of the first block: patch tokens (B, width, h, w) -> (B, 1 + N, width), the class token first.
 
-        Args:
-            patch_tokens: (B, width, h, w).
-            antialias: how positions are resampled, see `_position`.
-            recipe: clip_start = plain CLIP. The published one resamples positions and adds the class token in its own way.
-
-        Returns:
-            (B, 1 + N, width), the class token first.
+        The recipe clip_start is plain CLIP; the published one has its own resampling and number of class tokens.
         """
         visual = self.clip.visual
         tokens = patch_tokens.flatten(2).transpose(1, 2)  # (B, N, width)
@@ -198,13 +188,10 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def _position(self, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
-        """(1 + h * w, width): the positional embedding, resampled to a grid.
+        """(1 + h * w, width): the positional embedding, resampled to a grid (h, w).
 
-        Args:
-            grid: (h, w).
-            mode: "bicubic", or "bilinear" as in ZegCLIP's code, which has no `antialias`.
-            antialias: True = as open_clip does for a new picture size; False = as the authors of NACLIP and SC-CLIP do, who
-                also enlarge by a tenth of a patch more than the grid needs.
+        The mode is "bicubic", or "bilinear" as in ZegCLIP's code, which has no antialiasing. Bicubic resampling with
+        `antialias` is open_clip's; without, it is that of NACLIP and SC-CLIP, which enlarge by 0.1 patches more.
         """
         embedding, native = self.clip.visual.positional_embedding, tuple(self.clip.visual.grid_size)
         if grid == native:
@@ -212,11 +199,8 @@ class ImageTower(nn.Module):
         key = (*grid, mode, antialias, embedding.device, embedding.dtype)
         position = self._positions.get(key)
         if position is None:
-            if mode == "bilinear":
-                options = {"size": grid}
-            elif antialias:
-                options = {"size": grid, "antialias": True}
-            else:
+            options: dict[str, Any] = {"size": grid, "antialias": antialias and mode == "bicubic"}
+            if not antialias:
                 options = {"scale_factor": tuple((side + 0.1) / old for side, old in zip(grid, native, strict=True))}
             patches = embedding[1:].unflatten(0, native).permute(2, 0, 1)  # (width, h0, w0)
             patches = F.interpolate(patches[None].float(), mode=mode, **options)[0]
@@ -227,7 +211,7 @@ class ImageTower(nn.Module):
         return position
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """CLIP's text tower, with learnable tokens instead of the template's context at every layer.
 
     The context precedes the name and attention is causal, so its states do not depend on the name. Prompts that are initialised
@@ -235,7 +219,7 @@ class TextTower(nn.Module):
     reason only the tokens from the name to the end of the longest name are computed.
 
     Args:
-        clip: frozen CLIP; its parameters are not parameters of this module.
+        clip: frozen CLIP.
         template: sentence with one "{}"; or several, without prompts: the mean of their normalised embeddings counts.
         prompts: learn the context tokens; False = plain CLIP.
     """
@@ -243,43 +227,28 @@ class TextTower(nn.Module):
     def __init__(
         self, clip: FrozenClip, template: str | Sequence[str] = "a photo of a {}.", prompts: bool = True
     ) -> None:
-        super().__init__()
-        self._clip = (clip,)
+        super().__init__(clip)
         template, *others = (template,) if isinstance(template, str) else template
         assert not (prompts and others), "prompts replace the context of one template"
         self.template = template
         self.others = nn.ModuleList(TextTower(clip, each, prompts=False) for each in others)
-        start_of_text = 1
-        prefix = clip.tokenizer([template.split("{}")[0]])[0]  # start, context, end, padding
-        length = start_of_text + len(clip.tokenizer.encode(template.split("{}")[0]))
+        context, start_of_text = template.split("{}")[0], 1
+        prefix = clip.tokenizer([context])[0]  # start, context, end, padding
+        length = start_of_text + len(clip.tokenizer.encode(context))
         assert length < prefix.shape[0], f"template {template!r} fills the whole context of {prefix.shape[0]} tokens"
-        device = clip.model.logit_scale.device
-        self.register_buffer("prefix_tokens", prefix[:length].to(device), persistent=False)
+        self.register_buffer("prefix_tokens", prefix[:length].to(clip.model.logit_scale.device), persistent=False)
         states = prefix_states(clip.text, self.prefix_tokens[None])[:, 0]
         self.register_buffer("prefix_states", states, persistent=False)  # (layers, P, width)
         self.prompts = nn.Parameter(self.prefix_states[:, start_of_text:].clone()) if prompts else None
 
-    @property
-    def clip(self) -> FrozenClip:
-        return self._clip[0]
-
     def tokenize(self, names: Sequence[str]) -> Tensor:
-        """(C, context length) token ids of the names within the template, or (C, T, context length) with T templates; long
-        names are truncated as in open_clip."""
+        """(C, context length) token ids of names within the template, or (C, T, context length) with T templates."""
         assert not isinstance(names, str), "names is a sequence of strings, not one string"
         tokens = self.clip.tokenizer([self.template.replace("{}", name) for name in names]).to(self.prefix_tokens.device)
         return torch.stack([tokens, *(each.tokenize(names) for each in self.others)], dim=1) if self.others else tokens
 
     def forward(self, tokens: Tensor, *, prompted: bool = True) -> Tensor:
-        """Class embeddings, not normalised.
-
-        Args:
-            tokens: from `tokenize`.
-            prompted: False = plain CLIP (`encode_text`), without gradients.
-
-        Returns:
-            (C, d).
-        """
+        """Class embeddings (C, d), not normalised, of `tokenize`'s tokens. Without prompts: plain CLIP, no gradients."""
         if self.others:
             first, *others = tokens.unbind(dim=1)
             with torch.no_grad():
@@ -296,38 +265,30 @@ class TextTower(nn.Module):
 
 
 @torch.no_grad()
-def prefix_states(text: TextParts, prefix_tokens: Tensor) -> Tensor:
-    """Inputs of every layer of the frozen text tower at the first positions of a text.
+def prefix_states(text: CLIP | TextTransformer, prefix_tokens: Tensor) -> Tensor:
+    """Inputs (layers, T, P, width) of the layers of the text tower at the first P positions of T texts: (T, P) tokens.
 
     Attention is causal, so they do not depend on what follows.
-
-    Args:
-        text: the text tower.
-        prefix_tokens: (T, P) token ids of T beginnings.
-
-    Returns:
-        (layers, T, P, width).
     """
     length = prefix_tokens.shape[1]
     states = text.token_embedding(prefix_tokens) + text.positional_embedding[:length]
     mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
     inputs = []
-    for block in text.blocks:
+    for block in text.transformer.resblocks:
         inputs.append(states)
         states = run_block(block, states, mask=mask)
     return torch.stack(inputs)
 
 
-def encode_after_prefix(text: TextParts, tokens: Tensor, prefix: Tensor) -> Tensor:
-    """Embeddings of texts whose first positions have given states. Only the tokens behind them are computed.
+def encode_after_prefix(text: CLIP | TextTransformer, tokens: Tensor, prefix: Tensor) -> Tensor:
+    """Embeddings (C, d), not normalised, of texts whose first positions have given states.
+
+    Only the tokens behind them are computed.
 
     Args:
         text: the text tower.
         tokens: (C, context length) token ids of whole texts.
         prefix: (layers, C or 1, P, width), inputs of every layer at the first P positions.
-
-    Returns:
-        (C, d), not normalised.
     """
     start = prefix.shape[2]
     end = _pooled_position(text, tokens)  # (C,)
@@ -335,21 +296,23 @@ def encode_after_prefix(text: TextParts, tokens: Tensor, prefix: Tensor) -> Tens
     states = text.token_embedding(tokens[:, start:stop]) + text.positional_embedding[start:stop]  # (C, T, width)
     # a token of the name attends to the whole prefix, earlier tokens of the name and itself
     mask = torch.ones(stop - start, stop, dtype=torch.bool, device=tokens.device).tril(diagonal=start)
-    for block, context in zip(text.blocks, prefix, strict=True):
+    for block, context in zip(text.transformer.resblocks, prefix, strict=True):
         states = run_block(block, states, context=context, mask=mask)
     pooled = states[torch.arange(len(states), device=states.device), end - start]  # (C, width)
     with torch.autocast(states.device.type, enabled=False):
-        pooled = text.ln_final(pooled)
-        if isinstance(text.projection, nn.Linear):
-            return text.projection(pooled)
-        return pooled if text.projection is None else pooled @ text.projection
+        pooled, projection = text.ln_final(pooled), text.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection(pooled)
+        return pooled if projection is None else pooled @ projection
 
 
-def _pooled_position(text: TextParts, tokens: Tensor) -> Tensor:
+def _pooled_position(text: CLIP | TextTransformer, tokens: Tensor) -> Tensor:
     """(C,): the position whose last state is the embedding, as in open_clip."""
-    if text.pool_type == "argmax":
+    prefix = "text_" if isinstance(text, CLIP) else ""
+    pool_type, eos_id = getattr(text, f"{prefix}pool_type"), getattr(text, f"{prefix}eos_id")
+    if pool_type == "argmax":
         return tokens.argmax(dim=-1)
-    if text.pool_type == "eos":
-        return (tokens == text.eos_id).int().argmax(dim=-1)
-    assert text.pool_type == "last", f"pooling {text.pool_type!r} of the text tower is not supported"
+    if pool_type == "eos":
+        return (tokens == eos_id).int().argmax(dim=-1)
+    assert pool_type == "last", f"pooling {pool_type!r} of the text tower is not supported"
     return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
