@@ -35,7 +35,15 @@ for decoder in ldvc ldvc_without_lcsa zegclip; do
     --output_dir "$work/objects_release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest \
     --set "init_from=$work/tuned/$decoder"
 done
-ln -sfn "$(realpath "$work/tuned/clip")" "$work/objects_release/clip"
-python train/evaluate.py --checkpoint "$work"/objects_release/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
+python -m recipes.lite.stuff_masks --data "$data" --work "$work"
+for set in stuff-captions stuff-objects; do ln -sfn "$(realpath "$work")/$set" "$work/data/$set"; done
+for decoder in ldvc ldvc_without_lcsa zegclip; do
+  python train/train.py --config lite_stuff --decoder "$decoder" --clip "$work/tuned/clip" --data "$work/data" \
+    --output_dir "$work/stuff_release/$decoder" --cache_dir "$work/cache" --resume_from_checkpoint latest \
+    --set "init_from=$work/objects_release/$decoder"
+done
+python -m recipes.lite.average --before "$work/objects_release" --after "$work/stuff_release" --output "$work/release_mean"
+ln -sfn "$(realpath "$work/tuned/clip")" "$work/release_mean/clip"
+python train/evaluate.py --checkpoint "$work"/release_mean/{ldvc,ldvc_without_lcsa,zegclip} --data "$data" --sets msrc coco-mini \
   --plain_clip "$work/tuned/clip" --cache_dir "$work/cache" --calibrate
-python -m recipes.lite.publish --release "$work/objects_release" --output assets/lite
+python -m recipes.lite.publish --release "$work/release_mean" --output assets/lite

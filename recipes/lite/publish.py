@@ -1,6 +1,6 @@
 """Step 7 of lite: write the tuned tower and the three trained decoders into the bundled folder, in half precision.
 
-    python -m recipes.lite.publish --release runs/lite_recipe/objects_release --output assets/lite
+    python -m recipes.lite.publish --release runs/lite_recipe/release_mean --output assets/lite
 
 Paths of towers are relative to the folder, so that it can be moved. Of the tuned tower only the tensors that differ from
 `assets/lite/clip` are stored. `SHA256SUMS` lists the checksums, against which the weights are checked when they are loaded. For
@@ -19,7 +19,7 @@ from recipes.lite.steps import options_of
 
 
 def main() -> None:
-    args = options_of(__doc__, release=Path("runs/lite_recipe/objects_release"), output=Path("assets/lite"))
+    args = options_of(__doc__, release=Path("runs/lite_recipe/release_mean"), output=Path("assets/lite"))
     (args.output / CHECKSUMS).unlink(missing_ok=True)  # of the weights that are replaced now
     tower = build_clip(str(args.release / "clip"))
     save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})

@@ -42,7 +42,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_set(
-    folder: Path, photos: Path, masks: Iterable[tuple[str, np.ndarray]], classes: Sequence[str], lists: Sequence[str]
+    folder: Path,
+    photos: Path,
+    masks: Iterable[tuple[str, np.ndarray]],
+    classes: Sequence[str],
+    lists: Sequence[str],
+    *,
+    exhaustive: bool = True,
 ) -> None:
     """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos.
 
@@ -52,6 +58,7 @@ def write_set(
         masks: (file of a photo, mask): 0 background, 1 + class, or `VOID`.
         classes: names, without the background.
         lists: of these splits, which all contain all photos.
+        exhaustive: a class without pixels is absent from the photo.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("images", "masks"):
@@ -63,7 +70,7 @@ def write_set(
         Image.fromarray(mask).save(folder / "masks" / f"{stems[-1]}.png")
     for name in lists:
         (folder / f"{name}.txt").write_text("\n".join(sorted(stems)) + "\n", encoding="utf-8")
-    facts = {"classes": ["none of these", *classes], "ignore_index": VOID, "background_index": 0}
+    facts = {"classes": ["none of these", *classes], "ignore_index": VOID, "background_index": 0, "exhaustive": exhaustive}
     write_json(folder / "dataset.json", facts)
     print(f"{folder}: {len(classes)} classes, {len(stems)} photos")
 
