@@ -46,11 +46,12 @@ def test_a_word_gets_the_pixels_where_it_leads_all_others() -> None:
     scores[GRASS, :5] = 2 * MARGIN  # grass leads in the upper half,
     scores[-1, 0] = 1.5 * MARGIN  # in the first row by half a margin only,
     scores[WATER, 9] = 2 * MARGIN  # water in the last row
+    margin = np.subtract(*np.sort(scores, axis=0)[:-3:-1])
     free = np.ones((10, 10), dtype=bool)
     free[4] = False
-    mask = leaders(scores, np.array([GRASS]), free)
+    mask = leaders(scores, margin, np.array([GRASS]), free)
     assert (mask[1:4] == 1 + GRASS).all()
     assert (np.delete(mask, slice(1, 4), axis=0) == VOID).all()  # water may not be shown
     free[1:4, 1:] = free[2:4] = False
-    assert (leaders(scores, np.array([GRASS]), free) == VOID).all()  # one pixel is too little
-    assert (leaders(scores, np.array([WATER]), free)[9] == 1 + WATER).all()
+    assert (leaders(scores, margin, np.array([GRASS]), free) == VOID).all()  # one pixel is too little
+    assert (leaders(scores, margin, np.array([WATER]), free)[9] == 1 + WATER).all()

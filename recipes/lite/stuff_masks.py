@@ -54,7 +54,8 @@ MARGIN, SURE_MARGIN = 0.3, 0.7  # standard deviations before the second word; Gr
 BEHIND = 1.2  # standard deviations that a pixel of GrabCut may be behind the best word
 MIN_AREA = 0.03  # share of the photo
 CONFIDENT = 0.45  # of a detection of the teacher; less confident ones are void
-QUANTILE, MIN_PATCHES = 0.7, 20
+QUANTILE = 0.7  # of a word's logits in a photo
+MIN_PATCHES = 20  # outside the object, below which a photo of an object shows no stuff
 
 
 @dataclass
@@ -121,19 +122,19 @@ def surroundings(photo: Photo, logits: np.ndarray) -> np.ndarray:
     return logits[:, share < 1 / 3]
 
 
-def leaders(scores: np.ndarray, shown: np.ndarray, free: np.ndarray) -> np.ndarray:
+def leaders(scores: np.ndarray, margin: np.ndarray, shown: np.ndarray, free: np.ndarray) -> np.ndarray:
     """(H, W) uint8: 1 + index of the word of `shown` that leads all words by `MARGIN`, on at least `MIN_AREA`; else `VOID`.
 
     Args:
         scores: (C, H, W) standardised logits.
+        margin: (H, W), the highest score minus the second.
         shown: indices of `STUFF` that the photo may show.
         free: (H, W) bool, pixels that are neither things nor void.
     """
-    second, first = np.partition(scores, -2, axis=0)[-2:]
-    best, ahead = scores.argmax(axis=0), first - second > MARGIN
+    best = scores.argmax(axis=0)
     mask = np.full(free.shape, VOID, dtype=np.uint8)
     for index in shown:
-        own = (best == index) & ahead & free
+        own = (best == index) & (margin > MARGIN) & free
         if own.mean() >= MIN_AREA:
             mask[own] = 1 + index
     return mask
@@ -162,16 +163,14 @@ def compose(photo: Photo, scores: np.ndarray, shown: np.ndarray) -> np.ndarray |
         shown: indices of `STUFF` that the photo may show.
     """
     scores, free = resize(scores, photo.thing.shape), ~(photo.thing | photo.void)
-    mask = leaders(scores, shown, free)
     second, first = np.partition(scores, -2, axis=0)[-2:]
+    mask = leaders(scores, first - second, shown, free)
     with Image.open(photo.file) as picture:
         pixels = np.asarray(picture.convert("RGB"))[..., ::-1].copy()  # BGR
     result = mask.copy()
     for number in np.unique(mask[mask != VOID]):
-        near_best = first - scores[number - 1] < BEHIND
-        result[grown(mask, number, pixels, first - second > SURE_MARGIN, free) & near_best & (mask == VOID) & free] = (
-            number
-        )
+        gained = grown(mask, number, pixels, first - second > SURE_MARGIN, free) & (mask == VOID) & free
+        result[gained & (first - scores[number - 1] < BEHIND)] = number
     result[photo.thing] = 0
     return result if (mask != VOID).any() else None
 
@@ -183,16 +182,13 @@ def main() -> None:
 
     outside = [surroundings(*pair) for pair in zip(photos, logits, strict=True)]
     enough = [values.shape[1] >= MIN_PATCHES for values in outside]
-    usual = [
-        values for photo, values, use in zip(photos, outside, enough, strict=True) if use and photo.mentioned is None
-    ]
+    of_object = [photo.mentioned is None for photo in photos]
+    usual = [values for values, *use in zip(outside, enough, of_object, strict=True) if all(use)]
     mean = np.mean([values.mean(axis=1) for values in usual], axis=0)  # (C,)
     high = np.array([np.quantile(values, QUANTILE, axis=1) for values in usual])  # (photos, C)
     deviation = high.std(axis=0)
-    least = high.mean(axis=0) + deviation * [
-        *(deviations for _, _, deviations in STUFF.values()),
-        *(NEVER for _ in OTHERS),
-    ]
+    above = [*(deviations for _, _, deviations in STUFF.values()), *(NEVER for _ in OTHERS)]
+    least = high.mean(axis=0) + deviation * above
 
     sets: dict[str, list[tuple[str, np.ndarray]]] = {"stuff-captions": [], "stuff-objects": []}
     for photo, values, use, maps in zip(photos, outside, enough, logits, strict=True):
