@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
+CHUNK = 1_000_000  # pixels of some classes that are upsampled at once
 ROUNDING = 1e-4  # a logit that is lower by more than this is still lower after interpolation in float32
 LARGEST = {"long_side": 8192, "short_side": 8192, "window": 8192, "stride": 8192, "enlarge": 64}  # settings, and their limits
 SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
@@ -242,6 +244,21 @@ def stitch(
     return total / count
 
 
+class Squares(NamedTuple):
+    """The n pixels of an axis, grouped by the patch before them."""
+
+    weights: Tensor  # (patches, m), of the next patch; m is the most pixels of a patch, the rest of a row is 0
+    places: Tensor  # (n,), of the pixels in the flattened weights
+
+
+def _by_square(axis: Axis, patches: int) -> Squares:
+    pixels = torch.bincount(axis.lower, minlength=patches)
+    rank = torch.arange(len(axis.lower)) - (pixels.cumsum(dim=0) - pixels)[axis.lower]
+    weights = torch.zeros(patches, int(pixels.max()))
+    weights[axis.lower, rank] = axis.weight
+    return Squares(weights, axis.lower * weights.shape[1] + rank)
+
+
 def upsampled_argmax(
     logits: Tensor, size: tuple[int, int], *, input_size: tuple[int, int], window: Window, patch: int
 ) -> tuple[Tensor, Tensor]:
@@ -259,38 +276,44 @@ def upsampled_argmax(
     Returns:
         (height, width) maxima, and (height, width) class indices; the first of equal ones.
     """
-    padded = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")[0]
     height, width = logits.shape[1:]
-    # (4, C, h, w): the corners of the square to the right of and below each patch
-    corners = torch.stack([padded[:, y : y + height, x : x + width] for y in (0, 1) for x in (0, 1)])
-    dominated = torch.zeros_like(logits, dtype=torch.bool)
-    for winner in corners.argmax(dim=1):  # (h, w), of each corner
+    padded = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")[0]
+    # the corners of the square to the right of and below each patch: (4, C, h, w), and the best class of each, (4, h, w)
+    shifts = [(..., slice(y, y + height), slice(x, x + width)) for y in (0, 1) for x in (0, 1)]
+    corners, winners = (torch.stack([each[shift] for shift in shifts]) for each in (padded, padded.argmax(dim=0)))
+    remains = torch.ones_like(logits, dtype=torch.bool)
+    for winner in winners:
         rival = corners.gather(1, winner.expand(4, 1, -1, -1))
-        dominated |= (corners < rival - ROUNDING).all(dim=0)
-    counts, (name, y, x) = (~dominated).sum(dim=0), (~dominated).nonzero(as_tuple=True)
-    place = ((~dominated).cumsum(dim=0) - 1)[name, y, x]  # rank among the remaining classes of a square
-    names = torch.zeros(int(counts.max()), height, width, dtype=torch.int64)
-    names[place, y, x] = name
-    values = corners.gather(1, names.expand(4, -1, -1, -1))
+        remains &= ~((corners - rival).amax(dim=0) < -ROUNDING)
+    counts = remains.sum(dim=0)
+    y, x, names = remains.permute(1, 2, 0).nonzero(as_tuple=True)  # (n,), square by square
+    values, names = corners[:, names, y, x, None], names.int()  # (4, n, 1), (n,)
 
     rows, columns = axes(size, window, logits.shape[1:], input_size=input_size, patch=patch)
+    down, along = _by_square(rows, height), _by_square(columns, width)
     best, labels = torch.empty(size), torch.empty(size, dtype=torch.int64)
-    first, last = int(rows.lower[0]), int(rows.lower[-1])
-    edges = torch.searchsorted(rows.lower, torch.arange(first, last + 2)).tolist()
-    for row, start, end in zip(range(first, last + 1), edges[:-1], edges[1:], strict=True):
-        down = rows.weight[start:end, None]
-        up = 1 - down
-        for rank in range(int(counts[row].max())):  # the first class of each square, then the others
-            top_left, top_right, bottom_left, bottom_right = values[:, rank, row]
-            left, right = top_left * up + bottom_left * down, top_right * up + bottom_right * down
-            contested = (counts[row] > rank)[columns.lower].nonzero().flatten()
-            square, along = columns.lower[contested], columns.weight[contested]
-            score = left[:, square] * (1 - along) + right[:, square] * along
+    step = max(1, CHUNK // (width * down.weights[0].numel() * along.weights[0].numel()))
+    edges = torch.searchsorted(rows.lower, torch.arange(0, height + step, step)).tolist()
+    for top, start, end in zip(range(0, height, step), edges[:-1], edges[1:], strict=True):  # rows of squares, pixels
+        remaining = counts[top : top + step].flatten()
+        first = int(counts[:top].sum()) + remaining.cumsum(dim=0) - remaining
+        for rank in range(int(remaining.max())):  # the first class of each square, then the others
+            square = (remaining > rank).nonzero().flatten()
+            chosen = first[square] + rank
+            lower, right = down.weights[top + square // width], along.weights[square % width, None]
+            top_left, top_right, bottom_left, bottom_right = values[:, chosen]  # (squares, 1) each
+            at_left = top_left * (1 - lower) + bottom_left * lower
+            at_right = top_right * (1 - lower) + bottom_right * lower
+            score = at_left[..., None] * (1 - right) + at_right[..., None] * right  # (squares, rows, columns)
+            name = names[chosen, None, None].expand_as(score)
             if rank == 0:
-                best[start:end], labels[start:end] = score, names[rank, row, square]
+                part = [score, name.clone()]
                 continue
-            former = best[start:end, contested]
-            higher = score > former
-            best[start:end, contested] = torch.where(higher, score, former)
-            labels[start:end, contested] = torch.where(higher, names[rank, row, square], labels[start:end, contested])
+            higher = score > part[0][square]
+            for former, new in zip(part, (score, name), strict=True):
+                former[square] = torch.where(higher, new, former[square])
+        for whole, squares in zip((best, labels), part, strict=True):
+            pixels = rearrange(squares, "(h w) y x -> (h y) (w x)", w=width)
+            places = down.places[start:end] - top * down.weights.shape[1]
+            whole[start:end] = pixels.index_select(0, places).index_select(1, along.places)
     return best, labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import logging
@@ -223,6 +224,16 @@ class Page(gr.Blocks):
                 if self.session in block_fn.inputs:
                     self.visits.keep(state[self.session._id])
                     await self._return_memory()
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """What the browser gets. Gradio would make a new component for each output that does not change."""
+        outputs = block_fn.outputs
+        if not isinstance(predictions, dict) or not predictions or not predictions.keys() <= set(outputs):  # by place, or data
+            return await super().postprocess_data(block_fn, predictions, state)
+        some = copy.copy(block_fn)
+        some.outputs = [each for each in outputs if each in predictions]
+        changes = iter(await super().postprocess_data(some, predictions, state))
+        return [next(changes) if each in predictions else None if each.stateful else gr.skip() for each in outputs]
 
     def _drop_copies(self, state: Any) -> None:
         """Remove components that Gradio made to apply updates: it keeps all of them, half a megabyte for each answer."""
