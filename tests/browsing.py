@@ -48,6 +48,15 @@ def segmenter(registry):
     return Segmenter(registry)
 
 
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a small photo, whose sides are no whole number of patches."""
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    path = tmp_path_factory.mktemp("photos") / "my photo.v2.png"
+    small.resize((215, 130), Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def page(registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The page, served by this process, with a folder of its own for temporary files."""
@@ -90,6 +99,11 @@ def browser() -> Iterator:
 def pixels(file: bytes) -> np.ndarray:
     """Of a picture file, int (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+
+
+def percent(text: str) -> float:
+    """A number of the page; "<1" is 0.5."""
+    return float(text.strip().split("\u202f")[0].replace("<1", "0.5"))
 
 
 class Visitor:
@@ -137,7 +151,7 @@ class Visitor:
 
     def segment(self) -> None:
         """Press the button and wait until the page takes input again."""
-        with self.page.expect_response(lambda response: "/queue/data" in response.url):  # then the page is locked
+        with self.page.expect_response("**/queue/join*"):  # then the page is locked
             self.page.get_by_role("button", name="Segment", exact=True).click()
         self.wait_until_unlocked()
 
@@ -178,8 +192,9 @@ class Visitor:
     def legend(self) -> list[str]:
         return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-name").all_inner_texts()]
 
-    def shares(self) -> list[str]:
-        return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-share").all_inner_texts()]
+    def shares(self) -> list[float]:
+        """Percent of the area, of each line of the legend."""
+        return [percent(each) for each in self.page.locator("#legend li:not([hidden]) .ldvc-share").all_inner_texts()]
 
     def download(self, kind: str) -> tuple[str, bytes]:
         """Press a download button; name and content of the file that the browser saved."""
