@@ -1,12 +1,10 @@
 """The command line.
 
-    python -m ldvc segment FOLDER --names "dog, grass" --output OUT       many photos: overlays, masks, JSON, COCO, YOLO, ...
-    python -m ldvc attention PHOTO --names "dog, grass" --output figure.pdf    what each patch attends to, under three decoders
-    python -m ldvc compare PHOTO --names "dog, grass" --output figure.pdf      the photo under four decoders
-    python -m ldvc space PHOTO --names "dog, grass" --output figure.pdf        patches and names before and after two decoders
+python -m ldvc segment FOLDER --names "dog, grass" --output OUT       many photos: overlays, masks, JSON, COCO, YOLO, ...
+python -m ldvc attention PHOTO --names "dog, grass" --output figure.pdf    what each patch attends to, under three decoders
+python -m ldvc compare PHOTO --names "dog, grass" --output figure.pdf      the photo under four decoders
+python -m ldvc space PHOTO --names "dog, grass" --output figure.pdf        patches and names before and after two decoders
 """
-
-from __future__ import annotations
 
 import argparse
 import sys

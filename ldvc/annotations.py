@@ -64,12 +64,9 @@ def joined(outer: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def coco_annotations(labels: np.ndarray, classes: int, kind: str = "rle") -> Iterator[dict[str, Any]]:
-    """One annotation for each class of a photo that has pixels, without "id" and "image_id".
+    """One annotation for each class of a photo that has pixels, without "id" and "image_id"; class i is category i + 1.
 
-    Args:
-        labels: int (H, W), index of a class or -1.
-        classes: how many there are; class i is category i + 1.
-        kind: of `COCO_KINDS`. RLE is exact; polygons are within `TOLERANCE`. Area and box are exact in both.
+    `labels` (H, W) are indices of classes or -1. RLE is exact; polygons are within `TOLERANCE`. Area and box are exact in both.
     """
     for index in np.unique(labels[(labels >= 0) & (labels < classes)]).tolist():
         encoded = rle.encode(np.asfortranarray(labels == index, dtype=np.uint8))

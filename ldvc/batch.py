@@ -146,7 +146,7 @@ class Batch:
         return data, result.labels
 
     def _earlier(self, photo: Photo, settings: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray] | None:
-        """What an earlier run with the same settings wrote for the same photo, or None."""
+        """What an earlier run with the same settings wrote for the same photo: content of the JSON file and label map."""
         try:
             data = json.loads(self._path("data", photo, "json").read_text(encoding="utf-8"))
             same = data["settings"] == settings and data["photo"] == photo.file_name
@@ -208,12 +208,10 @@ def areas_csv(finished: Sequence[Done]) -> bytes:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(AREA_COLUMNS)
     for each in finished:
-        for row in each.data["classes"]:
-            score = row["score"]
-            line = (row["name"], row["seen"], row["pixels"], row["area"], score["highest"], score["mean"])
+        rest = {"name": NONE_OF_THESE, "seen": "", "score": {"highest": "", "mean": ""}, **each.data["none_of_these"]}
+        for row in (*each.data["classes"], rest):
+            line = (row["name"], row["seen"], row["pixels"], row["area"], row["score"]["highest"], row["score"]["mean"])
             table.writerow((each.photo.file_name, *line))
-        rest = each.data["none_of_these"]
-        table.writerow((each.photo.file_name, NONE_OF_THESE, "", rest["pixels"], rest["area"], "", ""))
     return text.getvalue().encode()
 
 
@@ -225,14 +223,13 @@ def coco_of(finished: Sequence[Done]) -> bytes:
     return json.dumps(coco(photos, names=names, seen=seen, info=info), ensure_ascii=False).encode()
 
 
-_batch: Batch | None = None  # of a process of `run`
+_batches: list[Batch] = []  # that of a process of `run`
 
 
 def _start_process(batch: Batch) -> None:
-    global _batch
     torch.set_num_threads(1)
-    _batch = batch
+    _batches.append(batch)
 
 
 def _process(photo: Photo) -> Done:
-    return _batch.process(photo)
+    return _batches[0].process(photo)

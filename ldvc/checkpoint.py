@@ -56,15 +56,14 @@ def save_checkpoint(
     clip: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a checkpoint; returns its folder.
+    """Write the trainable part of a model; returns the folder.
 
     Args:
-        model: its trainable part is stored.
-        folder: created if it does not exist; an existing checkpoint is replaced, in the end.
+        model, folder: an existing checkpoint is replaced, in the end.
         metadata: "seen_names", "seen_words", "calibration", "inference" and any other values for `config.json`.
         clip: name of the CLIP in the configuration, such as "../clip"; None = that of the model's configuration. The path of
             a folder becomes relative to `folder`, so that both can be moved together.
-        dtype: of the stored matrices; None = float32, `torch.float16` halves the file.
+        dtype: of the stored matrices; None = float32.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; an existing checkpoint stays.
@@ -137,11 +136,7 @@ def is_plain_clip(source: str) -> bool:
 
 
 def clip_to_download(source: str) -> tuple[str, str] | None:
-    """Architecture and tag of the weights that `load_checkpoint` would download for the CLIP of a source, or None.
-
-    Raises:
-        WeightsNotFoundError, CheckpointError: the source cannot be found or used.
-    """
+    """Architecture and tag of the weights that `load_checkpoint` would download for the CLIP of a source, or None."""
     plain = is_plain_clip(source)
     config = _plain_config(source) if plain else read_config(_checkpoint_folder(_source_folder(source), None))[0]
     if not is_architecture(config.clip) or config.pretrained is None or os.environ.get(WEIGHTS_VARIABLE):
@@ -156,11 +151,7 @@ def _plain_config(source: str) -> ModelConfig:
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The model's configuration and the metadata of a checkpoint, without its weights.
-
-    Raises:
-        CheckpointError: config.json is missing, damaged or not of this project.
-    """
+    """The model's configuration and the metadata of a checkpoint; raises CheckpointError if config.json cannot be used."""
     path = Path(folder) / CONFIG_FILE
     content = read_json(path)
     if not isinstance(content.get("model"), dict):
@@ -175,8 +166,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         words = metadata.get("seen_words") or {}
         for names in (metadata["seen_names"] or [], *(words.values() if isinstance(words, dict) else [None])):
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                wanted = "'seen_names' must be a list of names, and 'seen_words' a list of words for each of them"
-                raise ValueError(wanted)
+                raise ValueError("'seen_names' must be a list of names, and 'seen_words' a list of words for each of them")
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}.") from error
     return config, metadata

@@ -1,14 +1,8 @@
 """Class names: parsed from what people type or paste, compared, counted as seen or unseen; class lists and splits. No torch.
 
 A class is asked for by one name or by several synonyms, "sofa | couch". `parse_names` makes a `ClassName` of each, once, where
-names enter; everything behind works with its words.
-
-Names are compared in three ways, each on top of the one before:
-
-- `plain`: lower case and single spaces. It finds repetitions in a list and is what the text tower reads.
-- `canonical`: one spelling for all that mean the same, by `synonyms.json`. Data sets disagree ("aeroplane" in VOC, "airplane"
-  in COCO), and a name that is learned under one spelling must not be held out under another.
-- `SeenNames`: also singular and plural. It only decides whether a checkpoint counts as trained on a name.
+names enter. Names are compared in three ways: `plain` (what the text tower reads), `canonical` (one spelling for all that mean
+the same), and by `SeenNames`, also in singular and plural, to decide whether a checkpoint counts as trained on a name.
 """
 
 import json
@@ -41,12 +35,9 @@ IRREGULAR = {
 
 @dataclass(frozen=True)
 class ClassName:
-    """The name of one class: `words` are its synonyms, mostly one; a word may be "wine glass".
+    """The name of one class. The class fits a pixel as well as the best of its words does."""
 
-    Each word is encoded by itself. The class fits a pixel as well as the best of its words does.
-    """
-
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # synonyms, mostly one; a word may be "wine glass"
 
     @property
     def title(self) -> str:
@@ -139,7 +130,11 @@ def _canonical_of() -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """The one spelling under which a name is learned: "aeroplane" -> "airplane"; unknown names come back plain."""
+    """The one spelling under which a name is learned, by `synonyms.json`; unknown names come back plain.
+
+    Data sets disagree ("aeroplane" in VOC, "airplane" in COCO), and a name that is learned under one spelling must not be held
+    out under another.
+    """
     name = plain(name)
     return _canonical_of().get(name, name)
 
@@ -150,19 +145,12 @@ def canonical_set(names: Iterable[str]) -> frozenset[str]:
 
 
 def singular_forms(name: str) -> set[str]:
-    """What a plain name may be in the singular, itself included: "wine glasses" -> {"wine glasses", "wine glass", ...}.
-
-    Only the last word changes. The set is generous: it serves to compare two names, not to print one.
-    """
+    """What a plain name may be in the singular, itself included: "wine glasses" -> {"wine glasses", "wine glass", ...}."""
     words = plain(name).replace("-", " ").split() or [""]
     last = words[-1]
     forms = {last, IRREGULAR.get(last, last)}
-    if len(last) > 3 and last.endswith("s") and not last.endswith("ss"):
-        forms.add(last[:-1])
-        if last.endswith("es"):
-            forms.add(last[:-2])
-        if last.endswith("ies"):
-            forms.add(last[:-3] + "y")
+    if len(last) > 3 and not last.endswith("ss"):
+        forms |= {last.removesuffix(end) + new for end, new in (("s", ""), ("es", ""), ("ies", "y")) if last.endswith(end)}
     return {" ".join([*words[:-1], form]) for form in forms}
 
 
@@ -178,14 +166,10 @@ def _coco_stuff_kinds() -> dict[str, str]:
 
 
 class SeenNames:
-    """The names that count as seen in training, by a checkpoint's metadata.
+    """The names that count as seen in training: `names` with masks, and for each the other `words` that were read for it.
 
     A name counts as seen if it, its singular or another spelling of it was learned: after "couch", "sofas" is seen. After
     COCO-Stuff's "wall-brick", "wall" is seen. A class with synonyms is seen if one of its words is.
-
-    Args:
-        names: that the checkpoint saw masks of.
-        words: name -> other words that were read for it in training; they count as seen, as that name.
     """
 
     def __init__(self, names: Iterable[str], words: Mapping[str, Iterable[str]] | None = None) -> None:
@@ -237,13 +221,9 @@ def load_classes(name: str) -> list[str]:
 
 
 def load_split(name: str | None) -> frozenset[str]:
-    """The unseen classes (canonical spellings) of a split.
+    """The unseen classes (canonical spellings) of a split; raises DataError if there is none, or it cannot be used.
 
-    Args:
-        name: a file of `ldvc/splits` without ".json", a path to such a file, or None / "none" for "all are seen".
-
-    Raises:
-        DataError: no such split, or the file holds none.
+    `name` is a file of `ldvc/splits` without ".json", a path to such a file, or None / "none" for "all are seen".
     """
     if name is None or name == "none":
         return frozenset()

@@ -1,8 +1,7 @@
 """Patch features and class embeddings before and after a decoder (Figure 2 of the paper).
 
 LDVC's decoder changes the patch features and keeps the class embeddings; ZegCLIP's does the opposite. This module measures
-both changes by cosine distance in CLIP's joint space, and projects them to the plane of one principal component analysis of
-all decoders together, so that plots of two decoders have the same axes.
+both changes by cosine distance, and projects them to the plane of one principal component analysis of all decoders.
 
     predictor = Predictor.from_pretrained("lite")
     image = predictor.encode_image("dog.jpg")
@@ -61,35 +60,24 @@ class Movement:
         return {"before": float(self.similarity_before.mean()), "after": float(self.similarity_after.mean())}
 
 
-def similarity_to_class(
-    patches: np.ndarray, embeddings: np.ndarray, class_of_patch: np.ndarray, class_of_embedding: np.ndarray
-) -> np.ndarray:
-    """Cosine of each patch and the embedding of its class, the closest one where a class has several: (N,)."""
-    cosine = unit(patches) @ unit(embeddings).T  # (N, E)
-    return np.where(class_of_patch[:, None] == class_of_embedding, cosine, -np.inf).max(axis=1)
-
-
 def movement_of(result: Segmentation) -> Movement:
     """Measure the change by the decoder of a result; raises LdvcError unless it was segmented with `features=True`."""
     windows, labels = result.features, result.patch_labels
-    groups = np.asarray(result.embedding_classes)
-
-    def similarity(moment: str) -> np.ndarray:
-        features = [(getattr(each, f"patches_{moment}"), getattr(each, f"classes_{moment}")) for each in windows]
-        each = (similarity_to_class(*pair, own, groups) for pair, own in zip(features, labels, strict=True))
-        return np.concatenate(list(each))
-
+    groups, parts = np.asarray(result.embedding_classes), {}
+    for moment in ("before", "after"):
+        patches = [unit(getattr(each, f"patches_{moment}")) for each in windows]
+        embeddings = [unit(getattr(each, f"classes_{moment}")) for each in windows]
+        parts[f"patches_{moment}"] = np.concatenate(patches)
+        parts[f"embeddings_{moment}"] = np.mean(embeddings, axis=0)
+        own = zip(patches, embeddings, labels, strict=True)
+        similarity = [np.where(owner[:, None] == groups, a @ b.T, -np.inf).max(axis=1) for a, b, owner in own]
+        parts[f"similarity_{moment}"] = np.concatenate(similarity)
     return Movement(
-        patches_before=np.concatenate([unit(each.patches_before) for each in windows]),
-        patches_after=np.concatenate([unit(each.patches_after) for each in windows]),
-        embeddings_before=np.mean([unit(each.classes_before) for each in windows], axis=0),
-        embeddings_after=np.mean([unit(each.classes_after) for each in windows], axis=0),
         class_of_embedding=groups,
         class_of_patch=np.concatenate(labels),
         embedding_drift=np.mean([cosine_distance(each.classes_before, each.classes_after) for each in windows], axis=0),
         patch_drift=np.concatenate([cosine_distance(each.patches_before, each.patches_after) for each in windows]),
-        similarity_before=similarity("before"),
-        similarity_after=similarity("after"),
+        **parts,
     )
 
 
@@ -111,15 +99,13 @@ def fit_plane(points: np.ndarray) -> Plane:
 
     If the points differ in fewer than two directions, an axis is arbitrary and its share of the variance is 0.
     """
-    points = np.asarray(points, dtype=np.float64)
     mean = points.mean(axis=0)
     centred = points - mean
     variance, vectors = np.linalg.eigh(centred.T @ centred)  # ascending
     variance = variance.clip(min=0)
     axes = vectors[:, [-1, -2]].T
     axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])[:, None]
-    total = variance.sum()
-    shares = variance[[-1, -2]] / total if total > 0 else np.zeros(2)
+    shares = variance[[-1, -2]] / (variance.sum() or 1)
     return Plane(mean=mean, axes=axes, explained=(float(shares[0]), float(shares[1])))
 
 

@@ -62,7 +62,7 @@ def make_file(
     kind: str, result: Segmentation, *, style: OverlayStyle, identity: Identity, photo: str = "photo"
 ) -> tuple[str, bytes]:
     """A file's name and its content, of a kind in `KINDS`. `photo` is the photo's file name."""
-    stem = photo_stem(photo)
+    stem, classes = photo_stem(photo), len(result.names)
     makers = {
         "overlay": lambda: overlay_png(result, style),
         "mask": lambda: mask_png(result),
@@ -70,7 +70,7 @@ def make_file(
         "cutouts": lambda: cutouts_zip(result.picture, result.labels, result.names, alone=style.alone),
         "data": lambda: as_json(description(result, identity, photo)),
         "coco": lambda: coco_json(result, identity, photo),
-        "yolo": lambda: yolo_zip(result, stem),
+        "yolo": lambda: _zip({f"labels/{stem}.txt": yolo_labels(result.labels, classes), "data.yaml": yolo_data(result.names)}),
     }
     return f"{stem}-{KINDS[kind]}", makers[kind]()
 
@@ -105,12 +105,9 @@ def masks_zip(result: Segmentation, identity: Identity, photo: str) -> bytes:
 
 
 def cutouts_zip(picture: np.ndarray, labels: np.ndarray, names: Sequence[str], *, alone: str | None = None) -> bytes:
-    """A PNG of the photo's size for each class in it: the photo inside the class, transparent and black elsewhere.
+    """A PNG of the photo's size for each class in it, or for `alone`: the photo inside the class, transparent elsewhere.
 
-    Args:
-        picture: uint8 (H, W, 3).
-        labels: int (H, W), index into `names`.
-        alone: the one class that is cut out; None, or no name of a class = all.
+    `picture` is uint8 (H, W, 3); `labels`, int (H, W), are indices into `names`.
     """
     files, digits = {}, len(str(len(names)))
     for index in [names.index(alone)] if alone in names else np.unique(labels[labels >= 0]):
@@ -127,12 +124,6 @@ def coco_json(result: Segmentation, identity: Identity, photo: str) -> bytes:
     return as_json(coco(photos, names=result.names, seen=result.seen, info=model_info(result, identity)))
 
 
-def yolo_zip(result: Segmentation, stem: str) -> bytes:
-    """A YOLO data set of one photo, without the photo: labels/STEM.txt and data.yaml."""
-    labels = yolo_labels(result.labels, len(result.names))
-    return _zip({f"labels/{stem}.txt": labels.encode(), "data.yaml": yolo_data(result.names).encode()})
-
-
 def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
     """Which model made a result."""
     return {
@@ -146,10 +137,9 @@ def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
 def description(result: Segmentation, identity: Identity, photo: str) -> dict[str, Any]:
     """What the masks mean, and which model made them.
 
-    Of each class: "index" in the mask, "name", "synonyms", "seen" in training or not, "colour", "threshold", "area" as share of
-    the photo, "pixels", and "score": the highest anywhere and the mean over the class's own area (null where it has none).
-    Areas and pixels are counted at the photo's own size. Scores are read from maps whose long side is at most `SCORES_SIDE`,
-    because 171 maps of full size take seconds.
+    "index" is the value in the mask, "area" a share of the photo, "score" the highest anywhere and the mean over the class's
+    own area (null where it has none). Areas and pixels are counted at the photo's own size, scores are read from maps whose
+    long side is at most `SCORES_SIDE`, because 171 maps of full size take seconds.
     """
     labels = result.labels
     small = fit_size(*result.size, long_side=SCORES_SIDE)
@@ -191,7 +181,7 @@ def as_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def _zip(files: dict[str, bytes | str]) -> bytes:
     """A ZIP of files by name; PNGs, which are compressed, are stored as they are."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -105,7 +105,7 @@ def compare_figure(results: Mapping[str, Segmentation | None], *, width: float =
     legend = [(marked(first, index), colours[index]) for index in shown]
     if -1 in found:
         legend.append((NONE, NONE_COLOUR))
-    below = (legend_lines(legend, width) + 0.6) * LINE
+    below = (legend_shape(legend, width)[1] + 0.6) * LINE
     titles = ["photo", *map(TITLES.get, there)]
     sheet = Sheet(1, titles, width=width, aspect=aspect(first), below=below, notes=dagger(first, shown))
     photo = resize_picture(first.picture, sheet.pixels)
@@ -127,7 +127,7 @@ def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -
     margin = 0.05 * max(right - left, high - low, 1e-9)
     limits = {"xlim": (left - margin, right + margin), "ylim": (low - margin, high + margin)}
     tall = float(np.clip((high - low + 2 * margin) / (right - left + 2 * margin), 0.6, 1.0))
-    below = (legend_lines(legend, width) + 1.8) * LINE
+    below = (legend_shape(legend, width)[1] + 1.8) * LINE
     titles = ["before the decoder", "after the decoder"]
     sheet = Sheet(len(space.decoders), titles, width=width, aspect=tall, left=0.2, below=below, notes=dagger(result))
     for axes, (decoder, part) in zip(sheet.axes, space.decoders.items(), strict=True):
@@ -153,18 +153,8 @@ def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -
 class Sheet:
     """A figure of axes in rows and columns under titles, with room for a legend and notes below.
 
-    Args:
-        rows: of axes.
-        titles: of the columns.
-        width: of the figure in inches.
-        aspect: height over width of an axis.
-        left, below: room for the names of rows, and between the axes and the notes, in inches.
-        notes: lines at the foot.
-
-    Attributes:
-        axes: (rows, columns).
-        pixels: (height, width) of a picture that fills an axis.
-        bottom, foot: height of the room below the axes and of the notes, in inches.
+    `width`, `left` (room for the names of rows) and `below` (room between axes and notes) are inches, `aspect` is height over
+    width of an axis.
     """
 
     def __init__(
@@ -181,15 +171,15 @@ class Sheet:
         columns = len(titles)
         side = (width - left - RIGHT - (columns - 1) * GAP) / columns
         tall = side * aspect
-        self.pixels = max(1, round(tall * DPI)), max(1, round(side * DPI))
-        self.foot = (len(notes) + 0.3) * LINE
-        self.bottom = self.foot + below
+        self.pixels = max(1, round(tall * DPI)), max(1, round(side * DPI))  # of a picture that fills an axis
+        self.foot = (len(notes) + 0.3) * LINE  # height of the notes
+        self.bottom = self.foot + below  # height of the room below the axes
         top = self.bottom + rows * (tall + GAP) - GAP
         height = top + GAP + (1.1 + max(title.count("\n") for title in titles)) * LINE
         self.figure = Figure(figsize=(width, height))
         place = {"left": left / width, "right": 1 - RIGHT / width, "bottom": self.bottom / height, "top": top / height}
         space = {"wspace": GAP / side, "hspace": GAP / tall}
-        self.axes = self.figure.subplots(rows, columns, squeeze=False, gridspec_kw=place | space)
+        self.axes = self.figure.subplots(rows, columns, squeeze=False, gridspec_kw=place | space)  # (rows, columns)
         write_notes(self.figure, notes, bottom=0.2 * LINE)
         for axis, title in zip(self.axes[0], titles, strict=True):
             axis.set_title(title, fontsize=LETTERS, pad=3, linespacing=1.1)
@@ -247,14 +237,10 @@ def marked(result: Segmentation, index: int) -> str:
     return result.names[index] if result.seen[index] else f"{result.names[index]} {DAGGER}"
 
 
-def legend_columns(legend: Sequence[tuple[str, Any]], width: float) -> int:
-    """How many names there is room for in a line."""
-    return max(1, min(len(legend), int(width / (0.3 + 0.057 * max(len(name) for name, _ in legend)))))
-
-
-def legend_lines(legend: Sequence[tuple[str, Any]], width: float) -> int:
-    """How many lines the names take."""
-    return -(-len(legend) // legend_columns(legend, width))
+def legend_shape(legend: Sequence[tuple[str, Any]], width: float) -> tuple[int, int]:
+    """(columns, lines) of the names: as many columns as there is room for."""
+    columns = max(1, min(len(legend), int(width / (0.3 + 0.057 * max(len(name) for name, _ in legend)))))
+    return columns, -(-len(legend) // columns)
 
 
 def draw_legend(figure: Figure, legend: Sequence[tuple[str, Any]], *, bottom: float, width: float) -> None:
@@ -263,8 +249,8 @@ def draw_legend(figure: Figure, legend: Sequence[tuple[str, Any]], *, bottom: fl
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, bottom / figure.get_figheight())}
     space = {"borderpad": 0, "borderaxespad": 0, "columnspacing": 1.0, "labelspacing": 0.25}
     patches = {"handlelength": 1.0, "handleheight": 0.7, "handletextpad": 0.4}
-    columns = legend_columns(legend, width)
-    drawn = figure.legend(handles=handles, ncols=columns, fontsize=LETTERS, frameon=False, **place, **space, **patches)
+    space["ncols"] = legend_shape(legend, width)[0]
+    drawn = figure.legend(handles=handles, fontsize=LETTERS, frameon=False, **place, **space, **patches)
     for text in drawn.get_texts():
         text.set_parse_math(False)
 

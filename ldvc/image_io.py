@@ -42,7 +42,7 @@ pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=Fa
 
 
 def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read any picture as upright 8-bit sRGB.
+    """Read any picture as upright 8-bit sRGB: uint8 (H, W, 3), at least 1 x 1.
 
     EXIF orientation is applied, colour profiles are converted to sRGB, transparent pixels are blended with white, only the
     first frame of an animation is read, and pictures with 16 or 32 bits per channel are stretched between robust bounds.
@@ -51,9 +51,6 @@ def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int
         source: a PIL image, a path, or a uint8 array of shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W).
         max_side: shrink the picture so that no side is longer; None = keep the size.
         max_pixels: see `check_picture`.
-
-    Returns:
-        uint8 array (H, W, 3), at least 1 x 1.
 
     Raises:
         InvalidImageError: it is not a picture, or it is damaged, empty or too large.
@@ -70,10 +67,8 @@ def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int
 def check_picture(path: str | Path, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
     """Read only the header of a picture; raises InvalidImageError if it is no picture, empty or too large.
 
-    Args:
-        path: of the file.
-        max_side: as for `load_picture`; if it is given, the decoders of JPEG and JPEG 2000 reduce larger pictures.
-        max_pixels: of a picture that takes 8 bytes per pixel while it is decoded; see `BYTES_PER_PIXEL` for other formats.
+    With `max_side`, the decoders of JPEG and JPEG 2000 reduce larger pictures. `max_pixels` is the limit of a picture that
+    takes 8 bytes per pixel while it is decoded; see `BYTES_PER_PIXEL` for other formats.
     """
     _open(Path(path), max_pixels, reduce=max_side is not None).close()
 
@@ -243,9 +238,7 @@ def _bounds(values: np.ndarray, whole: bool) -> tuple[float, float]:
     low, high = (float(each) for each in np.percentile(values, [0.5, 99.5]))
     if low < high:
         return low, high
-    if least < most:
-        return least, most
-    return 0.0, next((scale for scale in (1.0, 255.0, 65535.0) if most <= scale), most)  # a picture of one value
+    return (least, most) if least < most else (0.0, next((scale for scale in (1.0, 255.0, 65535.0) if most <= scale), most))
 
 
 def _converting(image: Image.Image) -> Callable[[Image.Image], Image.Image]:

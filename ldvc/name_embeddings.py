@@ -1,8 +1,7 @@
-"""Class embeddings of plain CLIP as the mean over OpenAI's 80 ImageNet templates, kept on disk.
+"""Class embeddings of plain CLIP as the mean over OpenAI's 80 ImageNet templates.
 
-Each name is encoded 80 times, which takes a processor some tenths of a second. The embeddings are therefore stored, one small
-file for each name, in `~/.cache/ldvc/names` (`$XDG_CACHE_HOME/ldvc/names` if that is set). A folder that cannot be written and
-a damaged file only cost time.
+They are stored, one small file for each name, in `~/.cache/ldvc/names` (`$XDG_CACHE_HOME/ldvc/names` if that is set), because
+encoding a name 80 times takes tenths of a second. A folder that cannot be written and a damaged file only cost time.
 """
 
 import hashlib

@@ -57,14 +57,10 @@ class Predictor:
 
     Args:
         model: the whole model. It is moved to `device` and set to evaluation mode.
-        metadata: of the checkpoint, see `ldvc.checkpoint`: `seen_names`, `seen_words`, `calibration` (`clip_calibration`
-            for plain similarity), `inference`, `plain_clip`.
+        metadata: of the checkpoint, see `ldvc.checkpoint`; plain similarity uses `clip_calibration` and `plain_clip`.
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
         source: where the checkpoint came from; `sibling` loads from there.
-
-    Attributes:
-        image: state of the photo of `set_image`, or None.
     """
 
     def __init__(
@@ -76,12 +72,10 @@ class Predictor:
         device: str | torch.device | None = None,
         source: str | None = None,
     ) -> None:
-        metadata = metadata or {}
+        self.metadata = metadata = metadata or {}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.metadata = metadata
-        self.decoder = decoder or model.config.decoder
-        self.source = source
+        self.decoder, self.source = decoder or model.config.decoder, source
         self.plain_clip = PlainClipSettings.from_metadata(metadata.get("plain_clip"))
         self._is_plain = is_plain = self.decoder == PLAIN_CLIP
         own = self.plain_clip.inference if is_plain else None
@@ -95,7 +89,7 @@ class Predictor:
         self._encode_words = model.encode_names if not is_plain else model.frozen_embeddings
         if is_plain and self.plain_clip.templates > 1:
             self._encode_words = TemplateEnsemble(model.clip)
-        self.image: ImageState | None = None
+        self.image: ImageState | None = None  # of `set_image`
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # plain name -> (d,)
         self._lock = threading.Lock()
 
@@ -118,7 +112,6 @@ class Predictor:
 
         Raises:
             WeightsNotFoundError, CheckpointError: the checkpoint cannot be found or used.
-            ValueError: there is no such decoder.
         """
         if decoder not in PREDICTOR_DECODERS:
             raise ValueError(f"There is no decoder {decoder!r}; choose one of {', '.join(PREDICTOR_DECODERS)}.")
@@ -140,10 +133,9 @@ class Predictor:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 (hex) of all weights, frozen towers included. It does not depend on the machine or the file format.
+        """SHA-256 (hex) of all weights, frozen towers included.
 
-        It covers every tensor in the order of the names: the name in UTF-8, then the values as little-endian float32
-        (integers as they are).
+        It covers each tensor in the order of the names: the name in UTF-8, then little-endian float32 (integers as they are).
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -220,8 +212,8 @@ class Predictor:
         Args:
             names: class names, see `parse_names`. "sofa | couch" is one class with two words: each word is encoded by itself,
                 the score of the class is the higher one (patch by patch), its attention is the sum, and the class counts as
-                seen if one of the words does. "background", "other", "none" and the like are no classes: they say that
-                pixels may be none of the other names. A `ClassName` is used as it is, whatever its words are.
+                seen if one of the words does. "background", "other", "none" and the like are no classes: with one of them,
+                pixels may be none of the other names. A `ClassName` is used as it is.
             background: threshold in 0..1. Pixels whose best name has a lower score get the label -1, "none of these".
                 "default" = the checkpoint's threshold; None = every pixel gets its best name.
             thresholds: {name: threshold} of classes for which `background` does not fit; a class is named by its first word.
@@ -229,18 +221,15 @@ class Predictor:
             company: words that patches may also attend to if there is only one class; empty = none.
             attention: keep cross-attention and routing in the result.
             features: keep patch features and class embeddings before and after the decoder in the result.
-            skip_lcsa: leave LCSA out of a model that was trained with it. This is an intervention; the decoder without LCSA
-                is "ldvc_without_lcsa".
+            skip_lcsa: leave LCSA out of a model that was trained with it, unlike "ldvc_without_lcsa".
 
         Raises:
             InvalidImageError: no photo was set.
             InvalidNamesError: no name is left, there are too many, or one is too long.
             ValueError: a threshold is not in 0..1, or is that of no class.
         """
-        if names and all(isinstance(each, ClassName) for each in names):
-            classes, none_named = list(names), False
-        else:
-            classes, none_named = drop_none_words(parse_names(names))
+        ready = names and all(isinstance(each, ClassName) for each in names)
+        classes, none_named = (list(names), False) if ready else drop_none_words(parse_names(names))
         if background == "default" or (none_named and background is None):
             background = self.calibration.threshold
         if background is not None and not is_threshold(background):
@@ -251,9 +240,8 @@ class Predictor:
         state = image or self.image
         if state is None:
             raise InvalidImageError("Set a photo first: predictor.set_image(photo).")
-        if state.encoder_id != self.encoder_id:  # encoded by other towers or at another size
-            others = state.others
-            state = others.get(self.encoder_id) or others.setdefault(self.encoder_id, self.encode_image(state.picture))
+        if (key := self.encoder_id) != state.encoder_id:  # encoded by other towers or at another size
+            state = state.others.get(key) or state.others.setdefault(key, self.encode_image(state.picture))
         words = [word for each in classes for word in each.words]
         asked = {canonical(word) for word in words}
         is_softmax = isinstance(self.calibration, SoftmaxCalibration)
@@ -307,8 +295,7 @@ def is_threshold(value: Any) -> bool:
 def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) -> list[list[str]]:
     """Groups of words of different classes that have the same embedding, so that the model cannot tell them apart.
 
-    Embeddings are (E, d), one for each word, class by class. The text tower of the lite model, for instance, was trained on
-    English nouns and has no tokens for Chinese.
+    Embeddings are (E, d), one for each word, class by class. The lite model, for instance, has no tokens for Chinese.
     """
     unit = F.normalize(embeddings.float(), dim=-1)
     with torch.autocast(unit.device.type, enabled=False):  # bfloat16 rounds 0.998 to 1

@@ -45,6 +45,10 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
+def _hex(colour: np.ndarray) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*(int(round(value)) for value in colour))
+
+
 def _linear_to_oklab(linear: np.ndarray) -> np.ndarray:
     """Linear RGB (n, 3) -> Oklab (n, 3), in which distance is close to perceived difference (Ottosson, 2020)."""
     cones = linear @ np.array(
@@ -65,16 +69,9 @@ def perceived(colours: np.ndarray) -> np.ndarray:
     return np.stack([_linear_to_oklab(np.clip(view, 0, 1)) for view in views])
 
 
-def _extended_palette() -> np.ndarray:
-    """(n, 3): the palette, then 256 colours whose hues differ by the golden angle, at three lightnesses."""
-    extra = []
-    for index in range(256):
-        hue, lightness = (0.11 + index * 0.61803398875) % 1, (0.42, 0.62, 0.78)[index % 3]
-        extra.append([channel * 255 for channel in colorsys.hls_to_rgb(hue, lightness, 0.68)])
-    return np.array([rgb(colour) for colour in PALETTE] + extra)
-
-
-_CANDIDATES = _extended_palette()
+# (n, 3): the palette, then 256 colours whose hues differ by the golden angle, at three lightnesses
+_EXTRA = [colorsys.hls_to_rgb((0.11 + i * 0.61803398875) % 1, (0.42, 0.62, 0.78)[i % 3], 0.68) for i in range(256)]
+_CANDIDATES = np.array([*map(rgb, PALETTE), *(np.array(_EXTRA) * 255)])
 _CANDIDATES_SEEN_AS = perceived(_CANDIDATES)
 _DISTINCT = 0.09  # distance in Oklab from which on two large areas are easy to tell apart
 
@@ -96,14 +93,13 @@ def colours_for(names: Sequence[str]) -> list[str]:
         distance = np.linalg.norm(_CANDIDATES_SEEN_AS - _CANDIDATES_SEEN_AS[:, index : index + 1], axis=2).min(axis=0)
         nearest = np.minimum(nearest, distance)
         nearest[index] = -1.0
-    return ["#{:02x}{:02x}{:02x}".format(*(int(round(value)) for value in _CANDIDATES[index])) for index in chosen]
+    return [_hex(_CANDIDATES[index]) for index in chosen]
 
 
 def heat_table() -> np.ndarray:
     """uint8 (256, 3): the colour of values 0..1."""
-    stops = np.array([rgb(stop) for stop in HEAT_STOPS], dtype=np.float64)
-    at = np.linspace(0, len(stops) - 1, 256)
-    return np.stack([np.interp(at, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=1).round().astype(np.uint8)
+    channels, at = zip(*map(rgb, HEAT_STOPS), strict=True), np.linspace(0, len(HEAT_STOPS) - 1, 256)
+    return np.stack([np.interp(at, range(len(HEAT_STOPS)), each) for each in channels], axis=1).round().astype(np.uint8)
 
 
 _HEAT = heat_table()
@@ -132,13 +128,9 @@ def grey_version(picture: np.ndarray) -> np.ndarray:
 
 def outlines(labels: np.ndarray) -> np.ndarray:
     """bool (H, W): pixels whose right or lower neighbour has another label, and these neighbours."""
-    edge = np.zeros(labels.shape, dtype=bool)
     down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return edge
+    below, beside = np.pad(down, ((1, 1), (0, 0))), np.pad(right, ((0, 0), (1, 1)))
+    return below[1:] | below[:-1] | beside[:, 1:] | beside[:, :-1]
 
 
 def overlay(
@@ -156,8 +148,7 @@ def overlay(
 
     Args:
         picture: uint8 (H, W, 3).
-        labels: int (H, W), index into `colours`; -1 = none of these, drawn grey and dark.
-        colours: "#rrggbb" for each class.
+        labels: int (H, W), index into `colours`, "#rrggbb"; -1 = none of these, drawn grey and dark.
         striped: classes that are drawn with diagonal stripes (unseen classes).
         opacity: of the colours, 0..1; 0 leaves the photo as it is.
         outline: draw a white line between areas.
@@ -182,8 +173,7 @@ def overlay(
         strength = np.where(on & diagonal, opacity * 0.6, strength)
     mixed = base * (1 - strength[..., None]) + paint * strength[..., None]
     none = labels < 0
-    if none.any():
-        mixed[none] = 0.5 * grey[none] + 40
+    mixed[none] = 0.5 * grey[none] + 40
     if outline:
         edge = outlines(labels)
         mixed[edge] = 0.25 * mixed[edge] + 0.75 * 255
@@ -247,5 +237,4 @@ def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength:
 def heat_gradient(*, strength: float = 0.8) -> str:
     """The scale as a CSS gradient, mixed with grey in the same way as `heat_map` mixes it with a photo."""
     colours = np.array([rgb(stop) for stop in HEAT_STOPS]) * strength + 128 * (1 - strength)
-    stops = ", ".join("#{:02x}{:02x}{:02x}".format(*(int(round(v)) for v in colour)) for colour in colours)
-    return f"linear-gradient(to right, {stops})"
+    return f"linear-gradient(to right, {', '.join(map(_hex, colours))})"

@@ -2,8 +2,7 @@
 
 A folder of weights holds `model.safetensors`, or, if that is too large, shards in Hugging Face's format:
 `model-00001-of-00003.safetensors` and so on, with `model.safetensors.index.json`, which maps tensors to files. A tensor that is
-larger than one shard (a token embedding) is split by rows and stored as `name::0`, `name::1`, ...; `load_tensors` concatenates
-the pieces. Files that Python's pickle wrote (.bin, .pt, .pth, .ckpt) are not read: opening one can run any code.
+larger than one shard (a token embedding) is split by rows and stored as `name::0`, `name::1`, ... Pickles are not read.
 
 The parent folder may hold `SHA256SUMS`, as `sha256sum */*.safetensors` prints it; files that it names are checked against it.
 """
@@ -84,16 +83,10 @@ def save_tensors(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
-    """Write tensors to a folder, in several files if one would be too large; existing weights are replaced in the end.
+    """Write tensors to a folder, in several files if one would be larger than `max_shard_bytes`; returns the files.
 
-    Returns the files with tensors.
-
-    Args:
-        tensors: by name.
-        folder: created if it does not exist.
-        dtype: of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
-            which may exceed the range of half precision) and integers keep their type.
-        max_shard_bytes: largest size of the tensors in one file.
+    `dtype` is that of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
+    which may exceed the range of half precision) and integers keep their type. Existing weights are replaced in the end.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; the old weights stay.
@@ -125,9 +118,6 @@ def save_tensors(
 
 def load_tensors(folder: str | Path) -> dict[str, Tensor]:
     """Read tensors that `save_tensors`, or any tool with the Hugging Face format, wrote. Those of floats are float32.
-
-    Args:
-        folder: with model.safetensors, or shards and their index.
 
     Raises:
         WeightsNotFoundError: a file is missing, or there are only pickles.
@@ -168,9 +158,7 @@ def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Tensor]:
     """The tensors of one file, as stored; its SHA-256 (hex) is compared with `checksum`, if that is given.
 
-    Raises:
-        WeightsNotFoundError: there is no such file.
-        CheckpointError: it is damaged.
+    Raises WeightsNotFoundError if there is no such file, CheckpointError if it is damaged.
     """
     if not path.is_file():
         raise WeightsNotFoundError(f"Weights are incomplete: {path} is missing; copy or download the folder again.")
@@ -188,10 +176,7 @@ def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Te
 
 
 def _check_header(path: Path) -> None:
-    """Checks what safetensors accepts although no checkpoint has it: names that occur twice and rare number types.
-
-    safetensors itself refuses offsets that overlap or lie outside the file, and sizes that do not fit them.
-    """
+    """Checks what safetensors accepts although no checkpoint has it: names that occur twice and rare number types."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= min(MAX_JSON_BYTES, path.stat().st_size - 8):

@@ -35,15 +35,12 @@ class DecoderFeatures(NamedTuple):
 
 @dataclass
 class WindowOutput:
-    """What the decoder returned for one window.
-
-    `attention_scores` are those of cross-attention before the softmax: first the words of all classes, class by class,
-    then those of `Segmentation.company`.
-    """
+    """What the decoder returned for one window."""
 
     window: Window  # its place in the model's input
     logits: Tensor  # (C, h, w), one value per patch, padding included
-    attention_scores: list[Tensor] = field(default_factory=list)  # for each layer (heads, E, h, w)
+    # for each layer (heads, E, h, w), before the softmax: of all words, class by class, then of `Segmentation.company`
+    attention_scores: list[Tensor] = field(default_factory=list)
     routing: list[Routing] = field(default_factory=list)  # for each layer; empty without LCSA
     features: DecoderFeatures | None = None  # None if not asked for
     stuff: Tensor | None = None  # (h, w), cosines of the best stuff word, with a `SoftmaxCalibration`
@@ -71,10 +68,7 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchRouting:
-    """The regions to which LCSA routed one patch. Coordinates are patches of the window's grid.
-
-    `boxes` are (top, left, bottom, right) of the chosen regions and of the patch's own; bottom and right are exclusive.
-    """
+    """The regions to which LCSA routed one patch. Coordinates are patches of the window's grid."""
 
     grid: tuple[int, int]  # (h, w) of the window
     patch: tuple[int, int]  # (row, column) in that grid
@@ -83,7 +77,7 @@ class PatchRouting:
     affinity: np.ndarray  # (k,) of the chosen regions to the patch's own region
     all_affinities: np.ndarray  # (R,) of all regions
     own_region: int  # the region that contains the patch
-    boxes: dict[int, tuple[int, int, int, int]]
+    boxes: dict[int, tuple[int, int, int, int]]  # top, left, bottom, right (exclusive) of the chosen and the own region
     token_attention: np.ndarray  # (heads, h, w), zero outside the chosen regions; sums to 1 per head
     region_grid: tuple[int, int]  # (rows, columns) of regions, which are numbered row by row
 
@@ -121,9 +115,7 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
     )
 
 
-def attention_of_patch(
-    outputs: Sequence[WindowOutput], y: int, x: int, *, input_size: tuple[int, int], patch: int
-) -> Tensor:
+def attention_of_patch(outputs: Sequence[WindowOutput], y: int, x: int, *, input_size: tuple[int, int], patch: int) -> Tensor:
     """Attention (h, w) of the patch in row `y`, column `x` of the whole photo's grid to all patches.
 
     It is the mean over the windows that hold both, and 0 where no window does. `input_size`, `patch`: see `stitch`.

@@ -6,7 +6,10 @@ patches of the chosen regions. One thing differs on purpose: BiFormer's code sca
 scale them by 1 / sqrt(d_head), as multi-head attention does. The affinity of regions is scaled by 1 / sqrt(d) in both.
 """
 
+from __future__ import annotations
+
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,8 +17,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from ldvc.modeling.regions import Layout
 
 SHARPNESS = 3.0  # of LCSA's attention at initialisation, measured; with 1 it averages patches of different objects
 TRAIN_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # on a GPU
@@ -59,12 +60,8 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
 class MultiHeadAttention(nn.Module):
     """The projections of multi-head attention. Keys and values have one layer, so that they are adjacent in memory.
 
-    Args:
-        width: d.
-        heads: must divide d.
-        start_at_identity: the projections start as identity matrices, so that the branch starts as a similarity-weighted mean
-            of what it attends to; otherwise PyTorch's initialisation.
-        sharpness: factor on the queries at an identity start.
+    With `start_at_identity`, the projections start as identity matrices (queries times `sharpness`), so that the branch starts
+    as a similarity-weighted mean of what it attends to; otherwise with PyTorch's initialisation.
     """
 
     def __init__(self, width: int, heads: int, *, start_at_identity: bool, sharpness: float = 1.0) -> None:
@@ -88,15 +85,9 @@ class CrossAttention(MultiHeadAttention):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, context: Tensor, *, return_scores: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Queries (B, N, d) attend to a context (B, C, d), keys and values.
 
-        Args:
-            queries: (B, N, d).
-            context: (B, C, d), keys and values.
-            return_scores: also return the scores before the softmax; they cost nothing when not asked for.
-
-        Returns:
-            (B, N, d), and scores (B, heads, N, C) in float32, scaled by 1 / sqrt(d_head), or None.
+        Returns (B, N, d), and the scores before the softmax (B, heads, N, C), float32, scaled by 1 / sqrt(d_head), or None.
         """
         query = rearrange(self.query(queries), "b n (heads c) -> b heads n c", heads=self.heads)
         both = "b n (two heads c) -> two b heads n c"
@@ -113,6 +104,68 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:
     """(B, heads, N, d_head) x (B, heads, M, d_head) -> (B, heads, N, M), scaled, in float32 also under autocast."""
     with torch.autocast(query.device.type, enabled=False):
         return query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a grid of patches is divided into regions.
+
+    There are at most S regions per side, each with ceil(h / S) x ceil(w / S) patches. Regions without patches do not exist: a
+    grid of 20 x 20 with S = 8 has 7 x 7 regions of 3 x 3 patches. A grid smaller than S x S has regions of one patch. The last
+    region of a row or column may contain padding, which is masked in means, routing and attention.
+    """
+
+    grid: tuple[int, int]  # (h, w) patches
+    size: tuple[int, int]  # (rows, columns) of patches in a region
+    count: tuple[int, int]  # (rows, columns) of regions
+
+    @classmethod
+    def of(cls, grid: tuple[int, int], regions: int) -> Layout:
+        """The layout of a grid (h, w) with S = `regions`."""
+        size = tuple(-(-side // regions) for side in grid)
+        count = tuple(-(-side // length) for side, length in zip(grid, size, strict=True))
+        return cls(grid=grid, size=size, count=count)
+
+    @property
+    def total(self) -> int:
+        """R."""
+        return self.count[0] * self.count[1]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows below and columns to the right of the grid that complete the last regions."""
+        return tuple(n * size - side for n, size, side in zip(self.count, self.size, self.grid, strict=True))
+
+    def window(self, tokens: Tensor) -> Tensor:
+        """(B, h * w, c) -> (B, R, t, c): tokens region by region, zeros where there is padding."""
+        tokens = tokens.unflatten(1, self.grid)
+        if any(self.padding):
+            tokens = F.pad(tokens, (0, 0, 0, self.padding[1], 0, self.padding[0]))
+        regions = "b (rows y) (columns x) c -> b (rows columns) (y x) c"
+        return rearrange(tokens, regions, rows=self.count[0], columns=self.count[1])
+
+    def unwindow(self, windows: Tensor) -> Tensor:
+        """(B, R, t, c) -> (B, h * w, c): inverse of `window`."""
+        (rows, columns), (y, x), (height, width) = self.count, self.size, self.grid
+        grid = "b (rows columns) (y x) c -> b (rows y) (columns x) c"
+        return rearrange(windows, grid, rows=rows, columns=columns, y=y, x=x)[:, :height, :width].flatten(1, 2)
+
+    def valid(self, device: torch.device) -> Tensor:
+        """(R, t) booleans: which places of a region are patches and not padding."""
+        ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
+        return self.window(ones)[0, :, :, 0] > 0
+
+    def region_of(self, y: int, x: int) -> int:
+        """Index of the region that holds patch (y, x)."""
+        height, width = self.grid
+        assert 0 <= y < height and 0 <= x < width, f"patch ({y}, {x}) is outside the grid of {height} x {width}"
+        return (y // self.size[0]) * self.count[1] + x // self.size[1]
+
+    def box(self, region: int) -> tuple[int, int, int, int]:
+        """Patches of a region as (top, left, bottom, right), the last two exclusive and without padding."""
+        row, column = divmod(region, self.count[1])
+        top, left = row * self.size[0], column * self.size[1]
+        return top, left, min(top + self.size[0], self.grid[0]), min(left + self.size[1], self.grid[1])
 
 
 class Routing(NamedTuple):
@@ -147,8 +200,8 @@ class RoutedSelfAttention(MultiHeadAttention):
     With k = R and no convolution this is full self-attention.
 
     Args:
-        width, heads, start_at_identity: see `MultiHeadAttention`. LCSA starts as a mean over the most similar patches (queries
-            are `SHARPNESS` times the tokens), and its convolution starts with zeros.
+        width, heads, start_at_identity: see `MultiHeadAttention`. LCSA starts as a mean over the most similar patches, and its
+            convolution with zeros.
         regions: S; see `Layout`.
         topk: k; clamped to the number of regions.
         local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
@@ -171,19 +224,8 @@ class RoutedSelfAttention(MultiHeadAttention):
             nn.init.zeros_(self.local.weight)
             nn.init.zeros_(self.local.bias)
 
-    def forward(
-        self, tokens: Tensor, grid: tuple[int, int], *, return_routing: bool = False
-    ) -> tuple[Tensor, Routing | None]:
-        """Attend.
-
-        Args:
-            tokens: (B, N, d), row by row.
-            grid: (h, w), N = h * w.
-            return_routing: also return what was chosen; costs nothing when not asked for.
-
-        Returns:
-            (B, N, d), and a `Routing` or None.
-        """
+    def forward(self, tokens: Tensor, grid: tuple[int, int], *, return_routing: bool = False) -> tuple[Tensor, Routing | None]:
+        """Tokens (B, N, d) of a grid (h, w), row by row -> (B, N, d), and a `Routing` or None."""
         batch, length, width = tokens.shape
         assert length == grid[0] * grid[1], f"{length} tokens do not fill a grid of {grid[0]} x {grid[1]}"
         layout = Layout.of(grid, self.regions)

@@ -42,31 +42,19 @@ MAX_LAYERS = 200  # of a tower; more would take long to build before its sizes c
 class FrozenClip(nn.Module):
     """An open_clip model without gradients, always in evaluation mode.
 
-    Attributes:
-        model: the open_clip model.
-        tokenizer: list of strings -> (len, context length) token ids.
-        mean, std: normalisation of pictures with values in 0..1, three floats each.
-        patch_size: pixels per patch side.
-        embed_dim: d, the joint width.
-        scale, bias: the similarity of patch and name is the sigmoid of `scale * cosine + bias`. If the CLIP has no bias, it
-            is `-scale * NEUTRAL_COSINE`.
+    The similarity of patch and name is the sigmoid of `scale * cosine + bias`.
     """
 
     def __init__(
-        self,
-        model: CLIP | CustomTextCLIP,
-        tokenizer: Callable[[list[str]], Tensor],
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        self, model: CLIP | CustomTextCLIP, tokenizer: Callable[..., Tensor], *, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         _check_supported(model)
         self.model = model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        self.patch_size = int(model.visual.patch_size[0])
-        self.embed_dim = int(model.visual.proj.shape[1])
+        self.tokenizer = tokenizer  # list of strings -> (len, context length) token ids
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))  # of pictures with values in 0..1
+        self.patch_size = int(model.visual.patch_size[0])  # pixels per patch side
+        self.embed_dim = int(model.visual.proj.shape[1])  # d, the joint width
         self.scale = model.logit_scale.exp().item()
         self.bias = -self.scale * NEUTRAL_COSINE if model.logit_bias is None else model.logit_bias.item()
 
@@ -115,7 +103,7 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
         )
 
     architecture = open_clip.get_model_config(clip)
-    weights, preprocess = find_pretrained(clip, pretrained) if pretrained is not None else (None, {})
+    weights, preprocess = (None, {}) if pretrained is None else find_pretrained(clip, pretrained)
     state = None if weights is None else read_weights(weights)
     model = _build_architecture(architecture)
     if state is not None:
@@ -124,20 +112,14 @@ def build_clip(clip: str, pretrained: str | None = None) -> FrozenClip:
 
 
 def save_clip_folder(model: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> list[Path]:
-    """Write an open_clip model as a folder that `build_clip` reads.
+    """Write an open_clip model, with its patch embedding in place, as a folder that `build_clip` reads.
 
-    Args:
-        model: the open_clip model, with its patch embedding in place.
-        folder: created if it does not exist.
-        config: "architecture", "patch_embed", "mean", "std", or "base"; see the docstring of this module.
+    `config` holds "architecture", "patch_embed", "mean" and "std", or "base"; see the docstring of this module.
     """
     folder, state = Path(folder), model.state_dict()
     if "base" in config:
         base = load_tensors((folder / config["base"]).resolve())  # resolved: the folder may not exist yet
         state = {name: tensor for name, tensor in state.items() if not torch.equal(_stored(tensor), base[name])}
-    else:
-        missing = {"architecture", "patch_embed", "mean", "std"} - set(config)
-        assert not missing, f"the configuration of a CLIP folder lacks {sorted(missing)}"
     with replaced_files(folder) as new:
         files = save_tensors(state, new, dtype=torch.float16)
         write_json(new / "config.json", dict(config))
@@ -246,10 +228,9 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) 
         raise CheckpointError(f"The weights in {source} do not fit the architecture: {reason}") from error
 
 
-def _check_supported(model: nn.Module) -> None:
+def _check_supported(model: CLIP | CustomTextCLIP) -> None:
     """Prompts at every layer need plain blocks, a class token and a causal text tower."""
-    visual = getattr(model, "visual", None)
-    text = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    visual, text = model.visual, model if isinstance(model, CLIP) else model.text
     plain_vision = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
     plain_text = isinstance(text, (CLIP, TextTransformer)) and getattr(text, "cls_emb", None) is None
     if not plain_vision or visual.proj is None:

@@ -23,7 +23,6 @@ from ldvc.weights import hub_reachable, no_safetensors, read_safetensors, requir
 
 FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
 WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
-WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors")
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI stores with the weights
 PUBLISHED_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
@@ -55,14 +54,12 @@ def weights_here(clip: str, pretrained: str) -> bool:
         return False
 
 
-def find_pretrained(
-    clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None
-) -> tuple[Path, Mapping[str, Any]]:
+def find_pretrained(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None) -> tuple[Path, Mapping[str, Any]]:
     """File of weights of an architecture, and its preprocessing. Weights that are not on this machine are downloaded.
 
     Args:
         clip, pretrained: see `build_clip`.
-        tqdm_class: progress bar of the download; None = the one of the Hub's client.
+        tqdm_class: progress bar of the download.
 
     Raises:
         WeightsNotFoundError: the weights cannot be found or downloaded.
@@ -131,7 +128,7 @@ def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str
 def weight_file(folder: Path) -> Path:
     """The one file of weights in a folder, as safetensors."""
     found = sorted(folder.glob("*.safetensors"))
-    known = [folder / name for name in WEIGHT_FILES if folder / name in found]
+    known = [folder / name for name in PUBLISHED_FILES if folder / name in found]
     if len(found) > 1 and not known:
         raise WeightsNotFoundError(f"{folder} holds several files of weights; give the path of one.")
     if not found:

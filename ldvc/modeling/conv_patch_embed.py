@@ -27,18 +27,13 @@ class ConvPatchEmbed(nn.Module):
     stride. Then the picture is encoded at two scales: as it is, with the mean of the features of each patch, and reduced to
     one feature per patch. The result is the mean of both scales.
 
-    Args:
-        width: channels of the ViT.
-        patch_size: pixels per patch side, at least 16.
-        backbone: a timm model name; only its feature blocks are built, and no weights are downloaded.
+    `width` are the channels of the ViT; of the timm model `backbone`, only feature blocks are built, without weights.
     """
 
     def __init__(self, width: int, *, patch_size: int = STRIDE, backbone: str = "tf_efficientnet_lite2") -> None:
         super().__init__()
         assert patch_size >= STRIDE, f"patches of {patch_size} pixels are smaller than the stride of {STRIDE}"
-        self.backbone = timm.create_model(
-            backbone, pretrained=False, features_only=True, output_stride=STRIDE, out_indices=(3, 4)
-        )
+        self.backbone = timm.create_model(backbone, features_only=True, output_stride=STRIDE, out_indices=(3, 4))
         self.patch_size = patch_size
         self.channels = tuple(self.backbone.feature_info.channels())
         self.scale = nn.BatchNorm2d(sum(self.channels), affine=False)
@@ -65,10 +60,7 @@ class ConvPatchEmbed(nn.Module):
         return self.project(self.scale(self.features(images)))
 
     def _fast_backbone(self, device: torch.device) -> nn.Module:
-        """The backbone with batch norms folded into convolutions: the same function in 0.6 of the time on a CPU.
-
-        It is a copy that is made at first use, so that files and digests of weights contain only the original.
-        """
+        """A copy of the backbone with batch norms folded into convolutions: the same function in 0.6 of the time on a CPU."""
         if self.training:
             return self.backbone
         if device not in self._folded:

@@ -26,9 +26,9 @@ PUBLISHED_DROPOUT = 0.1  # of ZegCLIP's decoder
 class DecoderOutput:
     """The output of a decoder.
 
-    `cross_attention` are the scores before the softmax of each layer. Those of the last one include the bias of the masks:
-    their mean over heads is `mask_logits`. The displayed attention is a softmax over classes for every decoder (see
-    `Segmentation.cross_attention`), although `zegclip` itself applies the softmax over patches.
+    `cross_attention` are the scores of each layer before the softmax; the mean over heads of the last ones is `mask_logits`.
+    The displayed attention is a softmax over classes for every decoder (see `Segmentation.cross_attention`), although
+    `zegclip` itself applies the softmax over patches.
     """
 
     mask_logits: Tensor  # (B, C, h, w), one sigmoid per class, float32
@@ -102,21 +102,14 @@ class LocalConsensus(nn.Module):
     def __init__(self, config: ModelConfig, width: int, *, gate: float | None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.attention = RoutedSelfAttention(
-            width,
-            config.decoder_heads,
-            regions=config.regions,
-            topk=config.topk,
-            local_conv=config.local_conv,
-            start_at_identity=config.parts.starts_at_clip,
-        )
+        options = {"regions": config.regions, "topk": config.topk, "local_conv": config.local_conv}
+        start = config.parts.starts_at_clip
+        self.attention = RoutedSelfAttention(width, config.decoder_heads, start_at_identity=start, **options)
         self.gate = Gate(width, gate)
 
-    def forward(
-        self, patches: Tensor, grid: tuple[int, int], *, return_routing: bool = False
-    ) -> tuple[Tensor, Routing | None]:
-        """Patches (B, N, d) -> patches, and routing or None."""
-        branch, routing = self.attention(self.norm(patches), grid, return_routing=return_routing)
+    def forward(self, patches: Tensor, grid: tuple[int, int], **options: bool) -> tuple[Tensor, Routing | None]:
+        """Patches (B, N, d) -> patches, and routing or None; arguments as of `RoutedSelfAttention.forward`."""
+        branch, routing = self.attention(self.norm(patches), grid, **options)
         return patches + self.gate(branch), routing
 
 
@@ -177,9 +170,8 @@ class LocalConsensusDecoder(nn.Module):
             patch_features: (B, N, d), L2-normalised.
             class_embeddings: (B, C, d), from the text adapter.
             grid: (h, w), N = h * w.
-            return_attention: also return the scores of cross-attention and the routing; they cost nothing otherwise.
-            skip_lcsa: leave LCSA out. An intervention in a model that was trained with it, not the decoder
-                `ldvc_without_lcsa`, which was trained without.
+            return_attention: also return the scores of cross-attention and the routing.
+            skip_lcsa: leave LCSA out of a model that was trained with it (`ldvc_without_lcsa` was trained without).
         """
         unit = patch_features.shape[-1] ** 0.5
         patches, classes = patch_features.float() * unit, class_embeddings.float() * unit
@@ -214,14 +206,13 @@ class ZegClipBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        dropout = 0.0 if config.parts.starts_at_clip else PUBLISHED_DROPOUT
-        self.cross_attention = CrossAttention(
-            width, config.decoder_heads, start_at_identity=config.parts.starts_at_clip, dropout=dropout
-        )
+        at_clip = config.parts.starts_at_clip
+        dropout = 0.0 if at_clip else PUBLISHED_DROPOUT
+        self.cross_attention = CrossAttention(width, config.decoder_heads, start_at_identity=at_clip, dropout=dropout)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_gate = Gate(width, config.parts.gate)
         self.ffn = _feed_forward(width, config.ffn_ratio)
-        if not config.parts.starts_at_clip:
+        if not at_clip:
             self.ffn[1] = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
         self.dropout = nn.Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(width)
@@ -238,11 +229,10 @@ class ZegClipBlock(nn.Module):
 class ZegClipDecoder(nn.Module):
     """Decoder `zegclip` (Zhou et al., "ZegCLIP", 2023): class embeddings are queries, patches are keys and values.
 
-    Mask logits are the scores of the last layer (`MaskScores`), as in `ldvc`. The published model also has values and a
-    feed-forward network in that layer (2.6M parameters that do not affect the masks) and 3.15M parameters of self-attentions
-    that it never calls; tests/test_zegclip_parity.py counts them. In the recipe published, this is the
-    form of its authors' code: unit vectors go in as they are, layers have ReLU and dropout, masks are the bare scores, and
-    all layers start as copies of one layer with PyTorch's initialisation.
+    Mask logits are the scores of the last layer (`MaskScores`), as in `ldvc`. The published model also has parameters that do
+    not affect the masks; tests/test_zegclip_parity.py counts them. In the recipe published, this is the form of its authors'
+    code: unit vectors go in as they are, layers have ReLU and dropout, masks are the bare scores, and all layers start as
+    copies of one layer with PyTorch's initialisation.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:

@@ -32,17 +32,13 @@ MIDDLE, EARLY, LAST_ADDED = 9, 4, 10  # blocks of 12
 def dense_features(
     tower: ImageTower, patch_tokens: Tensor, reading: str = "plain", *, attention: bool = False
 ) -> ImageFeatures:
-    """Features of pictures in the joint space, without prompts.
+    """Features of pictures in the joint space, without prompts, not normalised.
 
     Args:
         tower: around the frozen CLIP.
         patch_tokens: (B, width, h, w), of `tower.embed_patches`.
         reading: "plain", "naclip" or "sc_clip".
         attention: also return the attention (B, N, N) of patches to patches in the last block, the mean over heads.
-
-    Returns:
-        Features, not normalised. The global embedding is that of the class token: plain CLIP's own, or with "naclip" that of
-        its last block.
     """
     visual = tower.clip.visual
     grid = tuple(patch_tokens.shape[-2:])
@@ -89,16 +85,11 @@ def _key_scores(key: Tensor) -> Tensor:
 def _naclip(block: ResidualAttentionBlock, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A = softmax(k k^T / sqrt(d_head) + w), w_ij = exp(-|p_i - p_j|^2 / (2 s^2)) between patches, 0 for the class token."""
     key, value = _split(block, tokens, slice(1, 3))
-    rows, columns = (_gaussian(side, tokens) for side in grid)
+    axes = (torch.arange(side, device=tokens.device, dtype=tokens.dtype) for side in grid)
+    rows, columns = (torch.exp(-((at[:, None] - at) ** 2) / (2 * GAUSSIAN_STD**2)) for at in axes)
     window = torch.einsum("ij,kl->ikjl", rows, columns).reshape(len(rows) * len(columns), -1)  # (N, N)
     weights = (_key_scores(key) + F.pad(window, (1, 0, 1, 0))).softmax(dim=-1)
     return _attended(block, weights, value), weights
-
-
-def _gaussian(side: int, like: Tensor) -> Tensor:
-    """(side, side): exp(-(i - j)^2 / (2 s^2))."""
-    at = torch.arange(side, device=like.device, dtype=like.dtype)
-    return torch.exp(-((at[:, None] - at) ** 2) / (2 * GAUSSIAN_STD**2))
 
 
 def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -110,15 +101,9 @@ def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[i
        o = W_o (A v) + 0.3 * class token of x_11.
     4. o is averaged with the cosines of x_4.
     5. r = x_4 + ... + x_10 goes through steps 3 and 4, with its own class token.
-    6. The result is o + r.
+    6. The result is o + r, and the class token as the whole block computes it.
 
-    Args:
-        block: the last block.
-        outputs: x_0 to x_11, (B, 1 + N, width).
-        grid: (h, w).
-
-    Returns:
-        (B, 1 + N, width), the class token as the whole block computes it, and the attention (B, heads, N, N) of step 3.
+    `outputs` are x_0 to x_11, (B, 1 + N, width). Returns (B, 1 + N, width) and the attention (B, heads, N, N) of step 3.
     """
     blocks = len(outputs)
     middle, early, last_added = (min(blocks - 1, round(number * blocks / 12)) for number in (MIDDLE, EARLY, LAST_ADDED))

@@ -63,15 +63,9 @@ class TextAdapter(nn.Module):
 
 
 class PlainClip(nn.Module):
-    """A frozen CLIP between its two towers.
+    """The two towers of a frozen CLIP, with the prompts of a configuration.
 
-    Args:
-        config: see `ModelConfig`; without prompts, nothing is learned.
-        clip: a built CLIP, which several models may share; None = build `config.clip`.
-
-    Attributes:
-        clip: the frozen CLIP.
-        image_tower, text_tower: the towers of the CLIP with prompts.
+    `clip` is a built CLIP, which several models may share; None = build `config.clip`.
     """
 
     def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
@@ -86,16 +80,10 @@ class PlainClip(nn.Module):
     def frozen_logits(
         self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None, names: Sequence[str] | Tensor
     ) -> Tensor:
-        """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name.
+        """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name, (B, C, h, w) float32.
 
-        It is the decoder "clip", at which every decoder starts and from which training distils.
-
-        Args:
-            images, patch_tokens: pictures, see `ImageTower.forward`.
-            names: strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
-
-        Returns:
-            (B, C, h, w), float32.
+        It is the decoder "clip", at which every decoder starts and from which training distils. Pictures as for
+        `ImageTower.forward`; `names` are strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
         """
         features = self.image_tower(images, patch_tokens=patch_tokens, prompted=False)
         if not (isinstance(names, Tensor) and names.is_floating_point()):
@@ -113,12 +101,7 @@ class PlainClip(nn.Module):
 
 
 class LDVC(PlainClip):
-    """The whole model, with one of the three decoders; arguments and further attributes as of `PlainClip`.
-
-    Attributes:
-        adapter: `TextAdapter`, or None without `config.text_adapter`.
-        decoder: one of `ldvc.modeling.decoders`.
-    """
+    """The whole model, with one of the three decoders; arguments as of `PlainClip`."""
 
     def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
         super().__init__(config, clip)
@@ -139,27 +122,18 @@ class LDVC(PlainClip):
         return self.text_tower(self._tokens(names))
 
     def decode(self, features: ImageFeatures, class_embeddings: Tensor, **options: bool) -> DecoderOutput:
-        """Adapter and decoder.
+        """Adapter and decoder, for features of `encode_image` and embeddings (C, d) of `encode_names`.
 
-        Args:
-            features: of B pictures, from `encode_image`.
-            class_embeddings: (C, d), from `encode_names`.
-            options: `return_attention` and `skip_lcsa`, see `LocalConsensusDecoder.forward`.
+        `options` are `return_attention` and `skip_lcsa`, see `LocalConsensusDecoder.forward`.
         """
         classes = F.normalize(class_embeddings.float(), dim=-1)  # (C, d)
         global_embedding = F.normalize(features.global_embedding.float(), dim=-1)  # (B, d)
         patches = F.normalize(features.patch_features.float(), dim=-1)  # (B, N, d)
-        adapted = None if self.adapter is None else self.adapter(classes, global_embedding)
-        classes = classes.expand(len(patches), -1, -1) if adapted is None else adapted  # (B, C, d)
-        return self.decoder(patches, classes, features.grid, **options)
+        adapted = self.adapter(classes, global_embedding) if self.adapter else classes.expand(len(patches), -1, -1)
+        return self.decoder(patches, adapted, features.grid, **options)  # adapted: (B, C, d)
 
     def forward(
-        self,
-        images: Tensor | None,
-        names: Sequence[str] | Tensor,
-        *,
-        patch_tokens: Tensor | None = None,
-        **options: bool,
+        self, images: Tensor | None, names: Sequence[str] | Tensor, *, patch_tokens: Tensor | None = None, **options: bool
     ) -> DecoderOutput:
         """Pictures (B, 3, H, W), or their patch tokens, and C names -> mask logits (B, C, h, w) and more."""
         return self.decode(self.encode_image(images, patch_tokens=patch_tokens), self.encode_names(names), **options)
@@ -169,11 +143,7 @@ class LDVC(PlainClip):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
 
     def load_trainable_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `trainable_state_dict`.
-
-        Raises:
-            CheckpointError: a tensor is missing, unknown or of another shape.
-        """
+        """Inverse of `trainable_state_dict`; raises CheckpointError if a tensor is missing, unknown or of another shape."""
         own = self.trainable_state_dict()
         problems = {
             "are missing": sorted(own.keys() - tensors.keys()),

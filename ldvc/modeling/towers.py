@@ -85,15 +85,10 @@ class Tower(nn.Module):
 class ImageTower(Tower):
     """CLIP's image tower at any resolution, with M learnable tokens before every layer.
 
-    All prompts go through a shared linear projection and dropout, as in ZegCLIP's VPT.
-
-    Args:
-        clip: frozen CLIP.
-        prompts: M; 0 = none.
-        dropout: on projected prompts, in training.
-        recipe: of the tower with prompts. Without gates, prompts and tokens share one softmax, and random prompts change CLIP's
-            features from the first step. With gates (a learnable one per layer and head, see `run_block`), training starts
-            near plain CLIP. A LayerNorm is on the prompts or, published, on the output of the last block before `ln_post`.
+    All `prompts` (M; 0 = none) go through a shared linear projection and dropout, as in ZegCLIP's VPT. Without gates, prompts
+    and tokens share one softmax, and random prompts change CLIP's features from the first step. With gates (a learnable one
+    per layer and head, see `run_block`), training starts near plain CLIP. A LayerNorm is on the prompts or, in the recipe
+    published, on the output of the last block before `ln_post`.
     """
 
     def __init__(
@@ -122,12 +117,9 @@ class ImageTower(Tower):
 
     @torch.no_grad()
     def embed_patches(self, images: Tensor, *, prompted: bool = True) -> Tensor:
-        """Frozen patch embedding (B, width, h, w), without prompts.
+        """Frozen patch embedding (B, width, h, w) of pictures (B, 3, H, W), H and W divisible by the patch size.
 
-        Args:
-            images: (B, 3, H, W), normalised with the statistics of the CLIP, which are exchanged for those of the recipe; H and
-                W divisible by the patch size (the caller pads).
-            prompted: for the tower with prompts; False = for plain CLIP.
+        Pictures are normalised with the statistics of the CLIP, which are exchanged for those of the recipe if `prompted`.
         """
         height, width = images.shape[-2:]
         patch = self.clip.patch_size
@@ -172,9 +164,7 @@ class ImageTower(Tower):
             prompts = self.prompt_dropout(prompts.expand(-1, batch, -1, -1))
         return prompts
 
-    def first_tokens(
-        self, patch_tokens: Tensor, *, antialias: bool = True, recipe: Recipe = RECIPES["clip_start"]
-    ) -> Tensor:
+    def first_tokens(self, patch_tokens: Tensor, *, antialias: bool = True, recipe: Recipe = RECIPES["clip_start"]) -> Tensor:
         """Input of the first block: patch tokens (B, width, h, w) -> (B, 1 + N, width), the class token first.
 
         The recipe clip_start is plain CLIP; the published one has its own resampling and number of class tokens.
@@ -188,10 +178,10 @@ class ImageTower(Tower):
 
     @torch.no_grad()
     def _position(self, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
-        """(1 + h * w, width): the positional embedding, resampled to a grid (h, w).
+        """(1 + h * w, width): the positional embedding, resampled to a grid (h, w) with the mode "bicubic" or "bilinear".
 
-        The mode is "bicubic", or "bilinear" as in ZegCLIP's code, which has no antialiasing. Bicubic resampling with
-        `antialias` is open_clip's; without, it is that of NACLIP and SC-CLIP, which enlarge by 0.1 patches more.
+        Bicubic with `antialias` is open_clip's; without, it is that of NACLIP and SC-CLIP, which enlarge by 0.1 patches more.
+        Bilinear is ZegCLIP's, without antialiasing.
         """
         embedding, native = self.clip.visual.positional_embedding, tuple(self.clip.visual.grid_size)
         if grid == native:
@@ -218,15 +208,10 @@ class TextTower(Tower):
     with these states reproduce CLIP's output exactly. (Words after the name depend on it and are not replaced.) For the same
     reason only the tokens from the name to the end of the longest name are computed.
 
-    Args:
-        clip: frozen CLIP.
-        template: sentence with one "{}"; or several, without prompts: the mean of their normalised embeddings counts.
-        prompts: learn the context tokens; False = plain CLIP.
+    `template` is a sentence with one "{}"; or several, without prompts: the mean of their normalised embeddings counts.
     """
 
-    def __init__(
-        self, clip: FrozenClip, template: str | Sequence[str] = "a photo of a {}.", prompts: bool = True
-    ) -> None:
+    def __init__(self, clip: FrozenClip, template: str | Sequence[str] = "a photo of a {}.", prompts: bool = True) -> None:
         super().__init__(clip)
         template, *others = (template,) if isinstance(template, str) else template
         assert not (prompts and others), "prompts replace the context of one template"
@@ -281,14 +266,9 @@ def prefix_states(text: CLIP | TextTransformer, prefix_tokens: Tensor) -> Tensor
 
 
 def encode_after_prefix(text: CLIP | TextTransformer, tokens: Tensor, prefix: Tensor) -> Tensor:
-    """Embeddings (C, d), not normalised, of texts whose first positions have given states.
+    """Embeddings (C, d), not normalised, of texts (C, context length) whose first P positions have given states.
 
-    Only the tokens behind them are computed.
-
-    Args:
-        text: the text tower.
-        tokens: (C, context length) token ids of whole texts.
-        prefix: (layers, C or 1, P, width), inputs of every layer at the first P positions.
+    `prefix` (layers, C or 1, P, width) are the inputs of every layer at these positions. Only the tokens behind are computed.
     """
     start = prefix.shape[2]
     end = _pooled_position(text, tokens)  # (C,)
