@@ -59,8 +59,7 @@ LIMITS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
 def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, list[float]]:
     """Seconds of every round of every candidate, which are called in this order. A first round for warm-up is not counted.
 
-    Args:
-        clock: "wall", or "cpu", the processor time of all threads, which other programs affect less.
+    `clock`: "wall", or "cpu", the processor time of all threads, which other programs affect less.
     """
     now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

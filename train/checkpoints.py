@@ -43,12 +43,7 @@ def run_lock(accelerator: Accelerator, folder: Path, *, timeout: float = 10.0) -
     """Makes the output folder and locks it for this run; every process of the run calls it.
 
     The operating system releases the lock when the main process ends. Its children (readers of photos) do not inherit it.
-
-    Args:
-        timeout: seconds to wait for a run that is just ending.
-
-    Raises:
-        ConfigError: the folder cannot be made, or another run uses it.
+    `timeout`: seconds to wait for a run that is just ending. ConfigError if the folder is in use or cannot be made.
     """
     problem = [""]  # broadcast, so that every process ends with the same sentence
     with ExitStack() as stack:
@@ -113,11 +108,7 @@ def checkpoints_of(folder: Path, *, complete: bool = True) -> list[Path]:
 def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any], limit: int) -> None:
     """Saves everything that a run needs to continue, with `state`, the plain values that `read_state` returns.
 
-    Args:
-        limit: how many checkpoints stay; older ones are deleted when this one is complete.
-
-    Raises:
-        CheckpointError: the disk is full; the earlier checkpoints stay.
+    Then all but the newest `limit` checkpoints are deleted. CheckpointError if the disk is full; the earlier ones stay.
     """
     target = folder / f"checkpoint-{state['step']}"
     try:
@@ -169,8 +160,7 @@ def fsync_folder(folder: Path) -> None:
 def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     """The checkpoint to resume from: a path, or "latest" (None when there is none yet).
 
-    Raises:
-        ConfigError: the given folder is no checkpoint, or the output folder holds other checkpoints.
+    ConfigError if the given folder is no checkpoint, or the output folder holds other checkpoints.
     """
     found = checkpoints_of(folder)
     if wanted == "latest":

@@ -287,8 +287,7 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
     Args:
         path: a YAML file, or the name of one in `train/configs`. Its key `base` names a file to start from; `per_decoder`
             holds, for each decoder, fields that differ from the others.
-        changes: "key=value" with a YAML value, e.g. "distill_weight=0", "topk=8", "sets={msrc: 1}".
-        overrides: further fields; None leaves the file's value.
+        changes: "key=value" with a YAML value, e.g. "topk=8" or "sets={msrc: 1}". overrides: further fields, or None.
     """
     values, per_decoder = _read_file(path)
     given: dict[str, Any] = {}

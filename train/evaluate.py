@@ -99,8 +99,7 @@ def class_table(counts: Counts, names: Sequence[str], sources: Sequence[str | No
 def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The checkpoint's inference settings, changed by --mode, --long_side, --short_side, --window, --stride and --enlarge.
 
-    Raises:
-        LdvcError: the options contradict each other, or a number is not allowed.
+    LdvcError if the options contradict each other, or a number is not allowed.
     """
     keys = ("long_side", "short_side", "window", "stride", "enlarge")
     own = dict(metadata.get("inference") or DEFAULT_INFERENCE)
@@ -129,17 +128,13 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
 def open_predictor(
     source: str, *, decoder: str | None = None, beside: Mapping[str, Any] = {}, options: Mapping[str, Any] = {}
 ) -> Predictor:
-    """Load a checkpoint, or towers for plain similarity.
+    """Load a checkpoint, or towers for plain similarity; LdvcError if it or the options cannot be used.
 
     Args:
         source: checkpoint folder, Hub id or "lite"; with decoder "clip" the towers ("lite", a folder, or architecture:weights).
-        decoder: which decoder of the source; "clip" (plain similarity) needs no checkpoint.
         beside: with decoder "clip", metadata of the checkpoint that it is compared with; `inference` and `clip_calibration` are
             used, as on the page.
         options: see `chosen_inference`.
-
-    Raises:
-        LdvcError: the checkpoint or the options cannot be used.
     """
     if decoder == PLAIN_CLIP:
         towers, _, weights = source.partition(":")
@@ -170,21 +165,15 @@ def evaluate(
     Args:
         unseen: canonical names that count as unseen; None uses the checkpoint's list of seen names.
         fit: first calibrate on these photos and, except for plain similarity, write the result into config.json.
-        offset, joint_only, layers: see `train.evaluation.evaluate_set`.
-        cache_dir, num_workers: see `train.evaluation.Photos`.
 
     Returns:
         {"source", "decoder", "calibration", "inference", "offset", "sets": {set: {measure: value, "classes": [...],
-        "confusion": [[...]], "broken": [...], ...}}}.
-
-    Raises:
-        LdvcError: no photo of a set can be read or has labels.
+        "confusion": [[...]], "broken": [...], ...}}}. LdvcError if no photo of a set can be read or has labels.
     """
-    state = PartialState()
-    photos = Photos(cache_dir, state.process_index, state.num_processes, num_workers)
+    photos, main_process = Photos(cache_dir, num_workers), PartialState().is_main_process
     if fit:
         calibrate(predictor, datasets, photos)
-        if predictor.decoder != PLAIN_CLIP and state.is_main_process:
+        if predictor.decoder != PLAIN_CLIP and main_process:
             write_calibration(predictor.source, predictor.decoder, predictor.calibration)
 
     def learned_name(name: str) -> str | None:
@@ -206,7 +195,7 @@ def evaluate(
             raise DataError(f"Not one photo of {dataset.name} can be read. The first: {counts.broken[0]}")
         if not counts.photos:
             raise DataError(f"Not one mask of {dataset.name} {dataset.split} labels a pixel with a class; look at them.")
-        if state.is_main_process:
+        if main_process:
             each = seconds / len(dataset)
             logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, each)
         unseen_names = [name for name, source in zip(names, sources, strict=True) if source is None]
@@ -261,11 +250,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, command: str) -> None:
-    """Evaluates what the command line asks for, and prints and writes the tables.
-
-    Raises:
-        LdvcError: something that the user can change.
-    """
+    """Evaluates what the command line asks for, and prints and writes the tables."""
     if not options.checkpoint and not options.plain_clip:
         raise LdvcError("Nothing to evaluate: give --checkpoint or --plain_clip.")
     datasets = open_sets(options.data, options.sets, options.split)

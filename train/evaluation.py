@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -71,16 +72,15 @@ class PhotoReader(Dataset):
 
 @dataclass(frozen=True)
 class Photos:
-    """How photos are loaded, and which of them this process evaluates: process, process + processes, ... of each data set."""
+    """How photos are loaded."""
 
     cache_dir: str | None = None  # for outputs of the frozen patch embedding, which save time where that is a network
-    process: int = 0
-    processes: int = 1
     num_workers: int = 0  # processes that load photos
 
     def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
-        """This process's photos of a data set."""
-        own = Subset(PhotoReader(dataset), range(self.process, len(dataset), self.processes))
+        """This process's share of the photos of a data set."""
+        state = PartialState()
+        own = Subset(PhotoReader(dataset), range(state.process_index, len(dataset), state.num_processes))
         return iter(DataLoader(own, batch_size=None, num_workers=self.num_workers))
 
     def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
@@ -164,7 +164,6 @@ class Counts:
     broken: list[str] = field(default_factory=list)  # an error message for each photo that cannot be read
 
     def merge(self, other: Counts) -> None:
-        """Add the counts of other photos."""
         for own, more in zip(vars(self).values(), vars(other).values(), strict=True):
             add = own.extend if isinstance(own, list) else own.merge
             add(more)
@@ -194,9 +193,8 @@ def evaluate_set(
 
     Args:
         seen: for each name of the data set, whether it was learned; the offset is subtracted from the scores of such names.
-        offset: for `Counts.offset`; None leaves that matrix empty.
+        offset: for `Counts.offset`; None leaves that matrix empty. layers: measure the attention of all layers.
         joint_only: decode each photo once, with all names; other measures stay empty.
-        layers: measure the attention of every layer instead of the last one.
     """
     names, counts = dataset.names(), Counts(*(ConfusionMatrix(len(seen)) for _ in range(3)))
     lowered = None if offset is None else offset * torch.tensor(seen, dtype=torch.float32)
@@ -264,10 +262,7 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
 
     Scale and bias: `fit_calibration` of the masks of all names in the questions. Threshold: `best_threshold`. Each data set has
     the same weight: those with a background need a high threshold, those without a low one. For sliding windows, whose scores
-    are averaged, the calibration is an approximation.
-
-    Raises:
-        DataError: no photo has a labelled pixel.
+    are averaged, the calibration is an approximation. DataError if no photo has a labelled pixel.
     """
     predictor.calibration = Calibration()  # then scores are sigmoids of the logits
     curves = [(ThresholdCurve(), BackgroundCurve()) for _ in datasets]

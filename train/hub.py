@@ -34,10 +34,9 @@ class HubError(LdvcError):
 
 
 def open_repository(config: TrainConfig) -> str:
-    """Creates the repository, if it does not exist, before training starts, and returns its full name.
+    """Creates the repository, if it does not exist, and returns its full name.
 
-    Raises:
-        HubError: no token, no access, no network, or a CLIP that nobody else could load.
+    HubError if there is no token, no access, no network, or a CLIP that nobody else could load.
     """
     model = config.model
     if Path(model.clip).is_dir() or (model.pretrained and Path(model.pretrained).exists()):

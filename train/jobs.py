@@ -3,10 +3,10 @@
     python train/train.py --config voc12_inductive --output_dir runs/voc12/ldvc --target a100-large --dry_run
     python train/experiment.py --config voc12_inductive --seeds 0 --output_dir runs/voc12 --target l4x4
 
-The private bucket `ldvc-jobs` of the account holds the code, the archives of the benchmarks, your own data sets, and a copy of
-everything that a run writes (train/mirror.py). The job copies the code to its disk, installs the packages, prepares the data,
-trains, evaluates, and uploads the finished checkpoint with its tables and figures. A job that is stopped leaves its checkpoints
-in the bucket; the same command continues there.
+The private bucket `ldvc-jobs` of the account holds the code, the archives of the benchmarks, your own data sets, and a
+copy of everything that a run writes (train/mirror.py). The job installs the packages, prepares the data, trains,
+evaluates, and uploads the finished checkpoint. A job that is stopped leaves its checkpoints in the bucket; the same
+command continues there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from ldvc.errors import LdvcError
-from train.flavors import FLAVORS, PRICES_READ, from_api
 from train.hub import first_line
-from train.job_plan import ROOT, JobError, Plan, Work, make_plan
+from train.job_plan import FLAVORS, PRICES_READ, ROOT, JobError, Plan, Work, from_api, make_plan
 
 FLAGS = ("target", "timeout", "seconds_per_step", "yes", "dry_run")
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
@@ -65,8 +64,7 @@ def is_wanted(job: argparse.Namespace) -> bool:
 def submit(job: argparse.Namespace, work: Work) -> None:
     """Shows what will be rented, asks, starts the job, and prints its log until it ends. Ctrl-C leaves the job running.
 
-    Raises:
-        JobError: nothing was started, or the job failed.
+    JobError if nothing was started, or the job failed.
     """
     if job.dry_run:
         plan = make_plan(job, work, "YOUR_ACCOUNT", FLAVORS)

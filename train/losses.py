@@ -74,8 +74,7 @@ def focal_sum(logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float = 
 
     Args:
         logits: (P, H, W) float32. target: (P, H, W) bool. weight: (P, H, W) float32, without gradient.
-        alpha: weight of positives; negatives have 1 - alpha.
-        gamma: exponent of the probability of being wrong.
+        alpha: weight of positives; negatives have 1 - alpha. gamma: exponent of the probability of being wrong.
     """
     return _FocalSum.apply(logits, target, weight, alpha, gamma)
 
@@ -99,14 +98,10 @@ class Processes:
     A loss is a sum over photos divided by a count over photos (of masks, of pixels). Gradients are averaged over processes. So
     each process divides the sum over its own photos by the mean count of all processes, which gives the loss of one process
     with all photos.
-
-    Attributes:
-        total: scalar tensor of this process -> its sum over all processes, no gradient.
-        count: number of processes.
     """
 
-    total: Callable[[Tensor], Tensor] = lambda value: value
-    count: int = 1
+    total: Callable[[Tensor], Tensor] = lambda value: value  # this process's scalar -> the sum of all, no gradient
+    count: int = 1  # number of processes
 
     def share(self, value: Tensor, *, at_least: int = 1) -> Tensor:
         """The mean over processes of a count, whose sum is at least `at_least`."""
@@ -178,12 +173,7 @@ def attention_loss(mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, pr
         -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss
 
     The sigmoid losses do not compare the logits of absent names, so the softmax of a pixel without a name could be peaked. The
-    paper has no such loss; we use it for lite.
-
-    Args:
-        mask_logits: (B, C, h, w), patch resolution.
-        labels: (B, H, W) integer, as of `mask_loss`; VOID and HELD_OUT count nowhere.
-        annotated: (B, C) bool; the softmax runs over the names that the photo's data set labels.
+    paper has no such loss; we use it for lite. Arguments as of `mask_loss`; the softmax runs over the annotated names.
     """
     size = labels.shape[-2:]
     logits = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)
@@ -204,13 +194,9 @@ def pseudo_labels(mask_logits: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
         y(p) = argmax_{c in U} S_c(p)     where labels(p) is HELD_OUT
 
-    with S the mask logits at the size of the labels and U the held-out names. As in ZegCLIP's code, exactly the pixels of
-    held-out classes are relabelled (the setting reveals which these are; background and border stay void), and a seen name is
-    never a pseudo-label.
-
-    Args:
-        mask_logits: (B, C, h, w). labels: (B, H, W) integer.
-        candidates: (B, C) bool: U, as far as the photo's data set has these classes.
+    with S the mask logits (B, C, h, w) at the size of the labels (B, H, W), and U the held-out names that the photo's
+    data set has, `candidates` (B, C). As in ZegCLIP's code, exactly the pixels of held-out classes are relabelled (the
+    setting reveals which these are; background and border stay void), and a seen name is never a pseudo-label.
     """
     columns = candidates.any(dim=0).nonzero(as_tuple=True)[0]  # (U,)
     if not len(columns):
@@ -227,9 +213,8 @@ def distillation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) ->
     The minimum, the entropy of the reference, is constant; so the gradient is that of the binary cross-entropy.
 
     Args:
-        mask_logits: (B, C, h, w) of the decoder.
-        reference: (B, C, h, w), plain similarity logits of the frozen towers; no gradient.
-        weight: (B, C) of each (photo, name) pair; 0 leaves a pair out. The loss is the sum of weight * mean over patches.
+        mask_logits: (B, C, h, w) of the decoder. reference: those of the frozen towers, plain similarity; no gradient.
+        weight: (B, C) of each (photo, name) pair. The loss is the sum of weight * mean over patches.
     """
     patches = mask_logits.shape[-1] * mask_logits.shape[-2]
     return _DivergenceSum.apply(mask_logits.float(), reference.float(), (weight / patches)[:, :, None, None])

@@ -31,7 +31,6 @@ class ConfusionMatrix:
         self.counts += torch.bincount(joint, minlength=classes * classes).view(classes, classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of other photos."""
         self.counts += other.counts
 
     def iou(self) -> Tensor:
@@ -73,18 +72,16 @@ def iou_measures(confusion: ConfusionMatrix, seen: Sequence[bool]) -> dict[str, 
 
 
 class Means:
-    """Running means of named values. NaN is left out."""
+    """Running means of named values, single ones or arrays. NaN is left out."""
 
     def __init__(self) -> None:
         self._totals: dict[str, np.ndarray] = {}  # sum and count
 
     def add(self, name: str, values: float | np.ndarray) -> None:
-        """Add one value or an array of values."""
         values = np.asarray(values, dtype=np.float64)
         self._totals[name] = self._totals.get(name, 0) + np.array([np.nansum(values), np.sum(~np.isnan(values))])
 
     def merge(self, other: Means) -> None:
-        """Add the values of other photos."""
         for name, total in other._totals.items():
             self._totals[name] = self._totals.get(name, 0) + total
 
@@ -111,10 +108,7 @@ def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
 
     P_n and R_n are precision and recall of "value >= n-th highest distinct value", so pixels of equal value count together.
     1 = all pixels of the class come first. A random map has the share of the class's pixels. NaN if all or none are inside.
-
-    Args:
-        values: (N,) float, without void pixels.
-        inside: (N,) bool, the pixels of the class.
+    `values` (N,) float, without void pixels; `inside` (N,) bool, the pixels of the class.
     """
     from sklearn.metrics import average_precision_score  # slow to import, and few commands need it
 
@@ -156,7 +150,6 @@ class _Curve:
         return self._pairs
 
     def merge(self, other: _Curve) -> None:
-        """Add the pixels of other photos."""
         self._pairs, self._pixels = self._pairs + other._pairs, self._pixels + other._pixels
         for part, values in other._sums.items():
             self._sums[part] += values
@@ -189,9 +182,7 @@ class BackgroundCurve(_Curve):
     def update(self, best: Tensor, labels: Tensor, truth: Tensor, *, present: int) -> None:
         """Add the N pixels of a photo that are not void; names 0 .. present - 1 are the classes of the photo.
 
-        Args:
-            best: (N,) float, the highest logit. labels: (N,) int, its name.
-            truth: (N,) int, the true name, or -1 for none of the names.
+        `best` (N,) float, the highest logit; `labels` (N,) int, its name; `truth` (N,) int, -1 for none of the names.
         """
         place = self._bins_of(best)
 

@@ -2,9 +2,9 @@
 
     python -m train.mirror runs/voc12/ldvc /bucket/runs/voc12/ldvc -- python train/train.py ...
 
-A bucket that is mounted as a folder stores whole files: it has no locks, and nothing can be appended. So the command writes to
-the local disk, and this program copies what has changed, once a minute and at the end. Files are copied in the order in which
-they were written. The file that marks a checkpoint as complete is its last one, and arrives last.
+A mounted bucket has no locks, and nothing can be appended. So the command writes to the local disk, and this program
+copies what has changed, once a minute and at the end, in the order of writing: the file that marks a checkpoint as
+complete arrives last.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def copy_changes(source: Path, target: Path, copied: dict[Path, State]) -> None:
 def run(source: Path, target: Path, command: Sequence[str]) -> int:
     """Keeps a copy, `target`, of the folder that a command writes into, and fills the folder from it if it does not exist.
 
-    Returns:
-        The command's exit status, or 1 if the last update failed.
+    Returns the command's exit status, or 1 if the last update failed.
     """
     if not source.exists() and target.is_dir():
         shutil.copytree(target, source)

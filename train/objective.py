@@ -23,12 +23,9 @@ def usable_distillation_names(names: Sequence[str], vocabulary: Vocabulary, held
 
 
 class Objective(nn.Module):
-    """The model and its losses.
+    """The model and its losses, with the weights of `config`.
 
-    Args:
-        distillation_names: names besides the vocabulary, for which the model shall keep the similarity of the frozen towers.
-        config: weights of the losses.
-        processes: how counts are summed over the processes of a step.
+    `distillation_names`: names besides the vocabulary, for which the similarity of the frozen towers is distilled.
     """
 
     def __init__(

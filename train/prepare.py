@@ -122,8 +122,7 @@ def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
 def run_step(step: Step, data: Path, work: Path, source: str | None) -> None:
     """Fetches an archive into the folder `work` and makes what is missing of its results.
 
-    Raises:
-        DataError: the archive is missing or damaged; a damaged download is removed.
+    DataError if the archive is missing or damaged; a damaged download is removed.
     """
     unfinished = work / f"{step.archive.name}.results"
     if not step.is_done(data):

@@ -16,11 +16,7 @@ _TIMEOUT = timedelta(hours=6)  # the other processes wait while one process comp
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run.
-
-    Raises:
-        ConfigError: the device cannot do what the configuration asks for, or the launcher started too few processes.
-    """
+    """The accelerator of a run; ConfigError if the device or the launcher cannot do what the configuration asks for."""
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     on_cpu = launched_on_cpu or not torch.accelerator.is_available()
     if config.mixed_precision == "fp16" and on_cpu:

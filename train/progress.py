@@ -55,12 +55,7 @@ def check_tracker(name: str | None) -> None:
 
 
 class Progress:
-    """Counts steps, averages losses and writes the log; see the head of this file.
-
-    Args:
-        photos_per_step: of an optimiser step, over all processes.
-        state: the result of `state` before an interruption; {} at the start.
-    """
+    """Counts steps, averages losses and writes the log; `state`: that of the interrupted run, {} at the start."""
 
     def __init__(
         self, accelerator: Accelerator, config: TrainConfig, *, photos_per_step: int, state: Mapping[str, Any]
@@ -156,7 +151,7 @@ class Progress:
         self._sums, self._count = None, 0
 
     def require_finite(self) -> None:
-        """See the function `require_finite`; for checkpoints between two log lines."""
+        """As the function `require_finite`, between two log lines."""
         if self._count:
             require_finite(self._means()["loss"], self.step)
 

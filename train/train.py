@@ -53,14 +53,11 @@ FLAGS += ("checkpoints_total_limit", "validation_steps", "validation_sets", "hub
 
 
 def train(config: TrainConfig, *, resume: str | None = None, on_step: Callable | None = None) -> Path:
-    """Runs (or continues) one training.
+    """Runs (or continues) one training and returns the output folder, which then is a checkpoint.
 
     Args:
         resume: None, "latest" or a checkpoint folder.
         on_step: called with (step, parts of this process's loss) after every optimiser step; for callers in Python.
-
-    Returns:
-        The output folder, which then is a checkpoint that `ldvc.checkpoint.load_checkpoint` reads.
     """
     check_tracker(config.report_to)
     accelerator, folder = build_accelerator(config), Path(config.output_dir)
@@ -240,7 +237,7 @@ def stored_views(
     data.build_caches(caches, encode, mean=clip.mean, std=clip.std)
     with accelerator.main_process_first():
         for cache in caches:
-            skipped.merge(cache.skipped)
+            skipped.merge(cache.skipped.found())
     return caches
 
 

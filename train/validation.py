@@ -66,23 +66,19 @@ class Validation:
     def __call__(self, model: LDVC, step: int) -> tuple[dict[str, dict[str, float]], np.ndarray | None]:
         """Evaluates; every process must call it.
 
-        Returns:
-            set -> measure -> value, and the figure (H, W, 3) uint8, which the main process also writes to figures/step-N.png.
-            The numbers are the same in all processes; the figure is None on all but the main one.
+        Returns set -> measure -> value, and on the main process figures/step-N.png as (H, W, 3) uint8.
         """
         with unchanged(model):
             metadata = {"inference": unlimited(self.config.inference)}
             predictor = Predictor(model, metadata, device=next(model.parameters()).device)
             results = {dataset.name: self._evaluate(predictor, dataset) for dataset in self.datasets}
-            figure = None
-            if self.accelerator.is_main_process and self.photos:
-                figure = self._figure(predictor, step, results)
+            drawn = self.accelerator.is_main_process and self.photos
+            figure = self._figure(predictor, step, results) if drawn else None
         self.accelerator.wait_for_everyone()
         return results, figure
 
     def _evaluate(self, predictor: Predictor, dataset: SegmentationDataset) -> dict[str, float]:
-        cache = self.config.cache_dir if self.config.views_per_photo else None
-        photos = Photos(cache, self.accelerator.process_index, self.accelerator.num_processes)
+        photos = Photos(self.config.cache_dir if self.config.views_per_photo else None)
         seen = [name in self.seen for name in dataset.names()]
         counts = gather(evaluate_set(predictor, dataset, photos, seen=seen, offset=None, joint_only=True))
         return {COLUMNS.get(key, key): value for key, value in iou_measures(counts.joint, seen).items()}

@@ -3,8 +3,7 @@
     python -m recipes.lite.average --before runs/lite_recipe/objects_release --after runs/lite_recipe/stuff_release \\
         --output runs/lite_recipe/release_mean
 
-The decoders after step 6g alone give plain walls and studio backgrounds to "sky", and lose some objects. The classes of both
-checkpoints are seen.
+The decoders after step 6g alone give plain walls and studio backgrounds to "sky", and lose some objects.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python -m recipes.lite.image_tower --work runs/lite_recipe --minutes 90
 
-The student is an open_clip ViT on the cached features of step 1. The text side is the text tower of step 3 and a linear map
-into the joint space, which learns, too. Three binary cross-entropies on logits `scale * cos(patch, name) + bias`:
+An open_clip ViT on the features of step 1, and a linear map of the text tower of step 3 into the joint space, learn
+with three binary cross-entropies on logits `scale * cos(patch, name) + bias`:
 - patches: the class evidence of a patch, summed over the ImageNet classes of each of 256 sampled concepts;
 - CLS token: the same for the whole view;
 - labels: a photo's label, or the nouns that at least two of its captions share, are positive for its CLS token and for the 8 %
@@ -55,9 +55,7 @@ class ImageStudent(nn.Module):
     def embed_images(self, features: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalised embeddings of the CLS token (B, d) and of the patches (B, P, d).
 
-        Args:
-            features: (B, 400, 472).
-            keep: (P,) indices of the patches that enter the ViT; None = all 400.
+        `features`: (B, 400, 472). `keep`: (P,) indices of the patches that enter the ViT; None = all 400.
         """
         visual, conv = self.visual, self.visual.conv1
         features = features.transpose(1, 2).unflatten(-1, (GRID, GRID))

@@ -18,11 +18,9 @@ SEAM = 5  # pixels over which the border of a pasted object fades
 
 
 def mosaics(batch: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Replace some views by mosaics of four views of the same data set. Data sets differ in what they label.
+    """Replace a share of each set's views by mosaics of four of them, if there are four. Sets label different classes.
 
-    Args:
-        batch: `images` (B, 3, H, W), `labels` (B, h, w), `set` (B,); H, W, h and w are even.
-        share: of each set's views; a set with fewer than four views in the batch gets none.
+    `batch`: `images` (B, 3, H, W), `labels` (B, h, w), `set` (B,); H, W, h and w are even.
     """
     images, labels = batch["images"].clone(), batch["labels"].clone()
     small_images, small_labels = F.avg_pool2d(batch["images"], 2), batch["labels"][:, ::2, ::2]

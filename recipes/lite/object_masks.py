@@ -2,8 +2,8 @@
 
     python -m recipes.lite.object_masks --data data --output runs/objects
 
-A mask (`DATA/clip/masks`) shows the salient object of a photo as IS-Net drew it. This step assumes that the object is what the
-photo's label names. It drops masks that are tiny, cover almost the whole photo, are uncertain or are in several parts.
+A mask (`DATA/clip/masks`) shows the salient object of a photo. This step assumes that the object is what the photo's
+label names. It drops masks that are tiny, cover almost the whole photo, are uncertain or are in several parts.
 
 Writes to OUTPUT:
     objects-0, objects-1, ...  photos of the split "train"; no class of a set is a hyponym of another class of that set
@@ -11,8 +11,7 @@ Writes to OUTPUT:
     object_words.json          class -> other words for it, from WordNet (format: `train.data.vocabulary.read_other_words`)
     unseen.json                the labels of "unseen-val" (format: `ldvc.class_names.load_split`)
 
-A photo has one labelled object. The other classes of its set count as absent. No class of "train" has the name or the synset
-of a class of "unseen-val", and no other word of a class of "train" names a class of "unseen-val".
+No class of "train" has the name or the synset of a class of "unseen-val", and none of its other words names one.
 """
 
 import shutil
@@ -26,8 +25,9 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from ldvc.class_names import canonical, plain
-from recipes.lite.steps import VOID, options_of, read_json, read_table, write_json, write_set
+from recipes.lite.steps import VOID, options_of, read_json, read_table, write_set
 from recipes.lite.wordnet import EVERYDAY_CONCEPTS, Synset, WordNet
+from train.files import write_json
 
 TRAIN, UNSEEN = "train", "unseen-val"
 AREA = (0.03, 0.9)  # share of the photo
@@ -121,12 +121,7 @@ def by_class(photos: Iterable[Photo], per_label: int) -> dict[str, list[Photo]]:
 
 
 def into_sets(synsets: dict[str, Synset | None], wordnet: WordNet) -> list[list[str]]:
-    """Put each class into the first set that has room and contains neither a hypernym nor a hyponym of it.
-
-    Args:
-        synsets: of the classes.
-        wordnet: the nouns.
-    """
+    """Put each class into the first set that has room and contains neither a hypernym nor a hyponym of it."""
     relatives: dict[str, list[str]] = defaultdict(list)
     for name, synset in synsets.items():
         above = wordnet.ancestors(synset.offset) if synset else ()

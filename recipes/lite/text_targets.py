@@ -2,14 +2,11 @@
 
     python -m recipes.lite.text_targets --work runs/lite_recipe
 
-The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, minus the mean over all names,
-normalised. The mean is subtracted because all embeddings share a large common component. Names are
-- every common noun of WordNet, with the gloss of the sense that a photo most likely shows,
-- its plural, with the target of the singular,
-- names of class lists that WordNet does not have ("potted plant", "wall-concrete"),
-- phrases of a colour, material or state and a noun; their target is 3/4 their own embedding and 1/4 that of the noun,
-- the names of the concepts, which are groups of ImageNet classes.
-Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
+The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, minus the mean over all
+names (a large common component), normalised. Names are the common nouns of WordNet, with the gloss of the sense that a
+photo most likely shows; their plurals, with the target of the singular; names of class lists and of concepts (groups of
+ImageNet classes); phrases of a colour, material or state and a noun, whose target is 3/4 their own embedding and 1/4
+that of the noun. Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
 """
 
 import json

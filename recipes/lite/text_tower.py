@@ -2,10 +2,10 @@
 
     python -m recipes.lite.text_tower --work runs/lite_recipe --minutes 15
 
-A small open_clip text transformer (CLIP's BPE, context 24, width 256, 4 layers) encodes a name in a template. Its end token,
-mapped to width 384, learns the target of step 2. Token embeddings start as the 256 principal components of MiniLM's embeddings
-of the tokens' texts, so that words that no name contains have a meaning, too. 1,000 nouns are held out; the log prints how many
-of them are nearest to their own target. Writes `text.pt` every 200 steps and resumes from it.
+A small open_clip text transformer encodes a name in a template. Its end token, mapped to width 384, learns the target
+of step 2. Token embeddings start as principal components of MiniLM's embeddings of the tokens' texts, so that words
+that no name contains have a meaning, too. The log prints how many of 1,000 held-out nouns are nearest to their own
+target. Writes `text.pt` every 200 steps and resumes from it.
 """
 
 import json

@@ -3,11 +3,9 @@
     python -m recipes.lite.tune_tower --data runs/lite_recipe/data --decoders runs/lite_recipe/release \\
         --output runs/lite_recipe/tuned
 
-So far the image tower learned from image labels, which tell little about where things are. Here the late stages of the
-EfficientNet (`recipes/lite/trunk.py`), the map into the ViT and the ViT learn from the sum of the three decoders' losses, so
-that all decoders share one tower. Two terms preserve the results for other names: each decoder distils random concepts
-from the tower before tuning, and plain similarity of the tower is distilled for the names of the step. Some views are mosaics
-of four views or have objects of other views pasted into them (`recipes/lite/mixing.py`).
+The late stages of the EfficientNet, the map into the ViT and the ViT learn from the sum of the three decoders' losses.
+Against forgetting, each decoder distils random concepts from the tower before tuning, and plain similarity of the tower
+is distilled for the names of the step. Some views are mixed from several (`recipes/lite/mixing.py`).
 
 The command uses a GPU if there is one. The output folder contains `clip` (the tensors that differ from the bundled tower), a
 checkpoint for each decoder, and `state.pt`, from which the same command resumes.
@@ -16,6 +14,7 @@ checkpoint for each decoder, and `state.pt`, from which the same command resumes
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -30,15 +30,15 @@ from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import DECODERS
 from ldvc.errors import LdvcError
 from ldvc.modeling.clip import LITE_FOLDER, FrozenClip, build_clip, save_clip_folder
+from ldvc.modeling.conv_patch_embed import ConvPatchEmbed, fold_batch_norms, scale_mean, scales
 from ldvc.modeling.model import LDVC, similarity_logits
 from ldvc.modeling.towers import ImageTower
 from recipes.lite.mixing import mosaics, objects, paste
-from recipes.lite.steps import save_whole
-from recipes.lite.trunk import Trunk
 from train.checkpoints import metadata_of
 from train.config import TrainConfig, load_config
 from train.data import Vocabulary, open_sets
 from train.data.sampling import WordSampler
+from train.files import written
 from train.losses import distillation_loss
 from train.objective import Objective, parameter_groups, set_learning_rate
 from train.processes import resolved_precision
@@ -48,16 +48,76 @@ from train.train import build_name_sampler, build_vocabulary, read_distillation_
 TOWER_RATE = 0.4  # learning rate of the tower relative to that of the decoders
 SIMILARITY_WEIGHT = 25.0  # of the distillation of plain similarity
 MOSAICS, PASTED = 0.15, 0.5  # shares of views
+FIRST = 2  # the first of the EfficientNet's seven stages that learns
+READ = (4, 6)  # stages whose outputs `ConvPatchEmbed` concatenates
+
+
+class Trunk(nn.Module):
+    """A copy of a patch embedding's EfficientNet whose late stages learn.
+
+    Batch norms are folded into the convolutions, as `ConvPatchEmbed` does for speed. `write_back` undoes it.
+    """
+
+    def __init__(self, patch_embed: ConvPatchEmbed) -> None:
+        super().__init__()
+        folded = fold_batch_norms(copy.deepcopy(patch_embed.backbone)).requires_grad_(False).eval()
+        self.patch_size = patch_embed.patch_size
+        self.frozen = nn.Sequential(folded.conv_stem, folded.bn1, *folded.blocks[:FIRST])
+        self.stages = folded.blocks[FIRST:].requires_grad_(True)
+        self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def early(self, images: Tensor) -> list[list[Tensor]]:
+        """Apply the frozen stages at each scale: pictures (B, 3, H, W) -> for each scale, tensors (n, C, h, w) of B in all.
+
+        On a CPU the photos go through one by one, because the activations of one photo fit into the cache of a core.
+        """
+        photos = 1 if images.device.type == "cpu" else len(images)
+        return [[self.frozen(part) for part in scaled.split(photos)] for scaled in scales(images, self.grid(images))]
+
+    def late(self, early: list[list[Tensor]], grid: tuple[int, int]) -> Tensor:
+        """Outputs of `early` -> (B, channels, h, w) on `grid` (h, w), as `ConvPatchEmbed.features`."""
+        return scale_mean([torch.cat([self._late(part) for part in parts]) for parts in early], grid)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(h, w) patches of pictures (B, 3, H, W)."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+
+    def _late(self, x: Tensor) -> Tensor:
+        outputs = []
+        for number, stage in enumerate(self.stages, start=FIRST):
+            x = stage(x)
+            if number in READ:
+                outputs.append(x)
+        return torch.cat(outputs, dim=1)
+
+    @torch.no_grad()
+    def write_back(self, patch_embed: ConvPatchEmbed) -> None:
+        """Give a patch embedding of the same architecture the learned stages, with batch norms unfolded."""
+        for folded, plain in zip(self.stages, patch_embed.backbone.blocks[FIRST:], strict=True):
+            unfold_batch_norms(folded, plain)
+        patch_embed.load_state_dict(patch_embed.state_dict())  # drops its folded copies
+
+
+def unfold_batch_norms(folded: nn.Module, plain: nn.Module) -> None:
+    """Inverse of `fold_batch_norms`, in place.
+
+    With s = gamma / sqrt(variance + eps), a folded convolution has W' = s W and b' = beta - s mean. Gamma and the statistics
+    stay, so W = W' / s and beta = b' + s mean: convolutions and biases of the norms of `plain` are overwritten.
+    """
+    children, folded_children = list(plain.named_children()), dict(folded.named_children())
+    for (name, convolution), (_, norm) in zip(children[:-1], children[1:], strict=True):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            convolution.weight.copy_(folded_children[name].weight / scale[:, None, None, None])
+            norm.bias.copy_(folded_children[name].bias + scale * norm.running_mean)
+    for name, child in children:
+        if not isinstance(child, (nn.Conv2d, BatchNormAct2d)):
+            unfold_batch_norms(folded_children[name], child)
 
 
 class Tuning(nn.Module):
-    """Tower and decoders, and the loss of a step.
-
-    Args:
-        clip: the tower to tune. `save` writes the learned stages back into its patch embedding.
-        decoders: by name, all on `clip`.
-        vocabulary, concepts, config: see `Objective`.
-    """
+    """Tower and decoders, all on `clip`, and the loss of a step. `save` writes the learned stages back into `clip`."""
 
     def __init__(
         self, clip: FrozenClip, decoders: dict[str, LDVC], vocabulary: Vocabulary, concepts: list[str], config: TrainConfig
@@ -200,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
         if done == steps or (config.checkpointing_steps and done % config.checkpointing_steps == 0):
             require_finite_weights(parameters, done)
             state = {"step": done, "optimizer": optimizer.state_dict(), "parameters": [p.detach() for p in parameters]}
-            save_whole(file, state)
+            with written(file) as temporary:
+                torch.save(state, temporary)
             save(tuning, metadata, options.output)
     print(f"finished: {options.output} contains the tower and a checkpoint for each decoder")
 

@@ -38,9 +38,7 @@ class Synset:
 class WordNet:
     """The nouns of WordNet, from a folder with `data.noun`, `index.noun` and `noun.exc`.
 
-    Attributes:
-        synsets: offset -> synset.
-        senses: lemma -> offsets, the most frequent sense first.
+    `synsets`: offset -> synset. `senses`: lemma -> offsets, the most frequent sense first.
     """
 
     def __init__(self, folder: Path = WORDNET_DIR) -> None:
@@ -145,11 +143,7 @@ def imagenet_concepts(wordnet: WordNet, class_ids: list[str]) -> list[Concept]:
 
 
 def with_everyday(concepts: list[Concept], class_titles: list[str]) -> list[Concept]:
-    """Merge the concepts with those of `everyday_concepts.json`; a name in both gets the classes of both.
-
-    Raises:
-        ValueError: `class_titles`, the first name of each ImageNet class, lacks a class of the file.
-    """
+    """Merge the concepts with those of `everyday_concepts.json`; a name in both gets the classes of both."""
     joined = {concept.name: concept for concept in concepts}
     for entry in EVERYDAY_CONCEPTS:
         leaves = {class_titles.index(title) for title in entry["classes"]}

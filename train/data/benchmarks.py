@@ -17,11 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class _Benchmark(SegmentationDataset):
-    """Common part of the benchmarks. DataError names the first file or folder that is missing, and the expected tree.
+    """Common part of the benchmarks, with every n-th photo of a folder: the last one in the first line of `tree`.
 
-    Args:
-        folder: of the benchmark; the last folder of the first line of `tree`.
-        every: use every n-th photo only.
+    DataError names the first file or folder that is missing, and the expected tree.
     """
 
     class_list: str
@@ -37,10 +35,9 @@ class _Benchmark(SegmentationDataset):
 
 
 class _VocKit(_Benchmark):
-    """Common part of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists, where 0 is background.
+    """Common part of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists.
 
-    Both benchmarks ignore background pixels (mmsegmentation's `reduce_zero_label`). So they are void like borders, and class k
-    of a mask is index k - 1.
+    Both ignore background pixels, number 0 (mmsegmentation's `reduce_zero_label`): void, and class k is index k - 1.
     """
 
     masks: tuple[str, ...]  # folders that may hold a mask, in order of preference
@@ -180,12 +177,9 @@ def _find(root: Path, name: str, reader: type[_Benchmark]) -> Path:
 
 
 def open_set(root: str | Path, name: str, split: str, *, every: int = 1) -> SegmentationDataset:
-    """Opens one split of one data set; DataError if there is none, or if its files do not have the layout.
+    """Opens one split of one data set, with every n-th photo; DataError if its files do not have the layout.
 
-    Args:
-        root: the folder that holds the data sets.
-        name: "voc2012", "coco_stuff164k", "pascal_context59", or the name of a folder under `root`.
-        every: take every n-th photo only.
+    `name`: "voc2012", "coco_stuff164k", "pascal_context59", or the name of a folder under `root`.
     """
     root = Path(root)
     try:

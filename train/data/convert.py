@@ -66,11 +66,8 @@ def _write_list(path: Path, stems: Iterable[str]) -> None:
 def convert_sbd(path: Path, out: Path, voc_lists: Path) -> None:
     """SBD's `.mat` files -> SegmentationClassAug, aug.txt and trainaug.txt of VOC 2012.
 
-    aug.txt holds the photos of SBD's two lists that are in neither list of VOC 2012; trainaug.txt holds VOC's train.txt and
-    then aug.txt, 10,582 photos.
-
-    Args:
-        path: of benchmark.tgz. out: folder for the results. voc_lists: ImageSets/Segmentation of VOC 2012.
+    aug.txt holds the photos of SBD's two lists that are in neither of `voc_lists`; trainaug.txt holds VOC's train.txt
+    and then aug.txt, 10,582 photos.
     """
     sbd: dict[str, set[str]] = {}
 
@@ -101,10 +98,7 @@ def convert_coco_stuff(path: Path, out: Path) -> None:
     """Masks of COCO-Stuff in stuffthingmaps_trainval2017.zip -> `_labelTrainIds` masks.
 
     A published mask holds ids 1 to 182 minus one, and 255 where nothing is labelled. 11 of the ids have no masks; the other
-    171 become 0 to 170 in their order.
-
-    Raises:
-        DamagedArchiveError: the archive, which has no published checksum, lacks the masks, or a mask holds another number.
+    171 become 0 to 170 in their order. DamagedArchiveError if the archive lacks masks, or a mask holds another number.
     """
     with open_archive(path) as members:
         names = [member.name for member in members if re.fullmatch(r"(train|val)2017/\w+\.png", member.name)]

@@ -60,14 +60,11 @@ def is_url(source: str | None) -> bool:
 
 
 def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
-    """The path of an archive that is complete and has the published checksum.
+    """The path of an archive that is complete and has the published checksum; DataError if there is none.
 
     Args:
         folder: for downloads. An unfinished one is NAME.part and is resumed by the next call.
         source: a folder that holds the archive, which stays there; or the address of a mirror; None = the official address.
-
-    Raises:
-        DataError: it is missing, cannot be downloaded, or has another checksum; a download of another checksum is removed.
     """
     if source and not is_url(source):
         path = Path(source) / archive.name
@@ -139,8 +136,7 @@ def _download(url: str, part: Path) -> None:
 def open_archive(path: Path) -> Iterator[Iterable[Member]]:
     """Opens a tar, tar.gz or zip file for one walk through its regular files; links and devices are left out.
 
-    Raises:
-        DamagedArchiveError: here or inside of the `with` block, the archive cannot be read or a path leads out of its folder.
+    DamagedArchiveError, also inside of the `with` block, if it cannot be read or a path leads out of its folder.
     """
     try:
         if path.suffix == ".zip":
@@ -163,10 +159,9 @@ def _safe(path: Path, name: str) -> str:
 
 
 def unpack(path: Path, out: Path, parts: Mapping[str, Path]) -> None:
-    """Unpacks parts of an archive; files that an earlier call unpacked are kept. DamagedArchiveError if it lacks a part.
+    """Unpacks `parts`: path of a folder or file in the archive -> path below `out`.
 
-    Args:
-        parts: path of a folder or file in the archive -> path below `out`.
+    Files that an earlier call unpacked are kept. DamagedArchiveError if a part is missing.
     """
     with open_archive(path) as members:
         for member in tqdm(members, desc=f"unpacking {path.name}", unit=" files", disable=None):

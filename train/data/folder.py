@@ -15,16 +15,10 @@ from train.data.reader import IGNORE, PICTURES, SegmentationDataset
 
 
 class FolderDataset(SegmentationDataset):
-    """One split of a plain folder.
+    """One split of a plain folder: "train", "val" or the name of another list file; every n-th photo of the list.
 
     Photos have any of the suffixes .jpg, .jpeg, .png and .webp, masks .png, in small or capital letters. Photos are read as the
-    page reads uploads: upright, transparency over white. A class whose index is `ignore_index` ("unlabelled") is void and no
-    class.
-
-    Args:
-        split: "train" or "val", or the name of another list file in the folder.
-        every: use every n-th photo of the list only (frames of a video repeat each other).
-        name: in tables; default: the folder's name.
+    page reads uploads: upright, transparency over white. A class whose index is `ignore_index` ("unlabelled") is void.
     """
 
     layout = "folder"
@@ -54,7 +48,7 @@ class FolderDataset(SegmentationDataset):
                 raise DataError(f"{one} and {other.name} have one name apart from the suffix; rename or remove one of them.")
 
     def _describe(self, facts: Any) -> None:
-        """Takes over what dataset.json says; ValueError if it cannot be used."""
+        """Sets classes and numbers from the content of dataset.json; ValueError if it cannot be used."""
         classes = facts.get("classes") if isinstance(facts, dict) else None
         if not (isinstance(classes, list) and classes and all(isinstance(name, str) and name for name in classes)):
             raise ValueError("'classes' must be a list of names")

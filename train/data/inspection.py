@@ -17,11 +17,8 @@ SAMPLE = 100  # masks of a benchmark that are looked at, if the first ones show 
 def inspect_masks(datasets: Sequence[SegmentationDataset]) -> list[str]:
     """Checks the masks of users' own data sets, and sets `shown` of each. Of benchmarks, only a few masks are read.
 
-    Returns:
-        What may be a mistake, in sentences: photos that cannot be used, classes that no mask shows, two names for one class.
-
-    Raises:
-        DataError: nothing can be learned from a set, or its numbers are shifted.
+    Returns sentences about possible mistakes. DataError if nothing can be learned from a set, or its numbers are
+    shifted.
     """
     notes = []
     for dataset in datasets:

@@ -74,11 +74,7 @@ class SegmentationDataset(ABC):
             raise DataError(f"The photo {path} cannot be read: {_reason(error)}") from None
 
     def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8 indices of `classes`, or `ignore_index`.
-
-        Raises:
-            DataError: it is missing, broken, or holds a number that is no class.
-        """
+        """(H, W) uint8 indices of `classes`, or `ignore_index`; DataError if it is unreadable or holds another number."""
         path = self.mask_path(self.stems[index])
         try:
             raw = read_numbers(path)
@@ -223,11 +219,9 @@ def _reason(error: Exception) -> str:
 
 
 def read_numbers(path: Path) -> np.ndarray:
-    """(H, W) integers of a mask: grey, palette, 1 to 16 bits; colour and transparency only if they say nothing.
+    """(H, W) integers of a mask: grey, palette, 1 to 16 bits; equal channels and full opacity, too.
 
-    Raises:
-        ValueError: the picture does not hold one number for each pixel.
-        OSError and others of Pillow: it is missing or damaged.
+    ValueError if the picture does not hold one number for each pixel; OSError and others of Pillow if it is damaged.
     """
     with Image.open(path) as file:
         mode, raw_mode = file.mode, _raw_mode(file)

@@ -27,11 +27,7 @@ def dropout_seed(seed: int, step: int) -> int:
 
 
 class SampleSchedule:
-    """Sample index -> (data set, photo, epoch): data sets by weight, the photos of each in a new random order each epoch.
-
-    Args:
-        sizes, weights: photos of each data set, and its probability up to a common factor.
-    """
+    """Sample index -> (data set, photo, epoch): data sets by weight, the photos of each in a new order each epoch."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         self.sizes, self.seed = list(sizes), seed
@@ -141,12 +137,8 @@ class NameSampler:
 class WordSampler:
     """Samples the word that is read for each name in a training step.
 
-    A decoder that reads "grass" alone learns one embedding and forgets that "lawn" means the same. So a step sometimes reads
-    another word for a name.
-
-    Args:
-        other_words: for each name its other words, if any.
-        share: probability that a step reads another word for a name that has some.
+    A decoder that reads "grass" alone learns one embedding and forgets that "lawn" means the same. So a step reads
+    another word for a name that has some, with the probability `share`.
     """
 
     def __init__(self, other_words: Sequence[Sequence[str]], *, seed: int, share: float = 0.4) -> None:

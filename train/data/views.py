@@ -1,8 +1,8 @@
 """Views of photos for training: augmented anew, or stored with their patch tokens and frozen features.
 
-The first stage of lite's image tower is a frozen convolutional network that costs more than the rest of a training step. Its
-output for a view never changes. So it is computed once for N views of each photo, and all runs, decoders and seeds read it from
-one file per data set. Photos that cannot be read are skipped and listed.
+The first stage of lite's image tower is a frozen convolutional network that costs more than the rest of a training
+step. So its output is computed once for N views of each photo, for all runs, decoders and seeds. Unreadable photos are
+skipped and listed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,12 +47,7 @@ class SkippedPhotos:
 
     def add(self, dataset: SegmentationDataset, index: int, error: DataError) -> None:
         """Adds photo `index` of a data set."""
-        self._note(dataset.name, dataset.stems[index], " ".join(str(error).split()))
-
-    def merge(self, other: SkippedPhotos) -> None:
-        """Adds the photos of another list."""
-        for (name, stem), reason in other.found().items():
-            self._note(name, stem, reason)
+        self.merge({(dataset.name, dataset.stems[index]): " ".join(str(error).split())})
 
     def forget(self) -> None:
         """Empties the list."""
@@ -60,15 +55,17 @@ class SkippedPhotos:
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
-    def _note(self, name: str, stem: str, reason: str) -> None:
-        if (name, stem) in self._own or (name, stem) in self.found():
-            return
-        self._own[name, stem] = reason
-        logger.warning("skipped: %s", reason)
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
+    def merge(self, photos: Mapping[tuple[str, str], str]) -> None:
+        """Adds photos as `found` returns them; known ones are passed over."""
+        for (name, stem), reason in photos.items():
+            if (name, stem) in self._own or (name, stem) in self.found():
+                continue
+            self._own[name, stem] = reason
+            logger.warning("skipped: %s", reason)
+            if self.file is not None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
 
     def found(self) -> dict[tuple[str, str], str]:
         """(Data set, stem) -> reason, of every process that shares the file."""
@@ -121,14 +118,10 @@ def weights_digest(module: nn.Module) -> str:
 class ViewCache:
     """N stored views of each photo of one data set, in memory-mapped files that all processes share.
 
-    View v of photo i has index i * views + v. Files: `patch_tokens.bf16`, `features.bf16`, `labels.u8`, `progress.json`,
-    and `skipped.txt` if photos could not be read.
+    View v of photo i has index i * views + v. The cache is a folder in `folder`, named by data set and settings, with
+    `patch_tokens.bf16`, `features.bf16`, `labels.u8`, `progress.json`, and `skipped.txt` if photos could not be read.
 
-    Args:
-        folder: of all caches; each has a sub-folder named by data set and key.
-        views: N. seed: of the views.
-        towers: hash of the frozen image tower, see `weights_digest`.
-        token_shape: (width, h, w). feature_shape: (h * w, d).
+    `towers`: see `weights_digest`. `token_shape`: (width, h, w). `feature_shape`: (h * w, d).
     """
 
     def __init__(
@@ -182,9 +175,9 @@ class ViewCache:
     def build(
         self, encode: Encoder, *, mean: Sequence[float], std: Sequence[float], batch: int = 8, wait: bool = True
     ) -> bool:
-        """Computes the missing views with the frozen tower, and returns whether the cache is complete.
+        """Computes the missing views and returns whether the cache is complete; an interrupted build continues.
 
-        An interrupted build continues where it stopped. If another process is building this cache, `wait` for it or return.
+        If another process is building this cache, `wait` for it or return.
         """
         if self.done >= len(self):
             return True

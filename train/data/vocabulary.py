@@ -1,11 +1,9 @@
 """One list of learnable names over several data sets, and which data set annotates which of them.
 
-A photo is annotated with its own data set's classes only. A name from another data set may be visible in it, so it has no mask
-loss there; a name of its own data set that no pixel carries is a true negative.
-
-Held-out classes: in the inductive setting their names are not learned, and their pixels are VOID or BACKGROUND (none of the
-seen classes, as with ZegCLIP's ignore label). In the transductive setting their names are known, and their pixels are HELD_OUT;
-self-training later gives them labels.
+A name of another data set may be visible in a photo, so it has no mask loss there; a name of the photo's own data set
+that no pixel carries is a true negative. Inductive setting: held-out names are not learned, their pixels are VOID or
+BACKGROUND (as with ZegCLIP's ignore label). Transductive: the names are known, their pixels are HELD_OUT, and
+self-training gives them labels.
 """
 
 from __future__ import annotations
@@ -61,9 +59,7 @@ class Vocabulary:
         tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HELD_OUT.
 
     Args:
-        datasets: the data sets, whose order the first axis of `annotated` and `tables` follows.
-        held_out: canonical names that are held out.
-        transductive: held-out names are known, and their pixels become HELD_OUT instead of VOID.
+        held_out: canonical names. transductive: these are known, and their pixels become HELD_OUT instead of VOID.
         held_out_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
         other_words: canonical name -> further words for it; names that are not learned are passed over.
     """
@@ -132,10 +128,7 @@ class Vocabulary:
 
 
 def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
-    """Canonical name -> further words for it, from one JSON file or several; DataError if one cannot be used.
-
-    A path may be relative to this project.
-    """
+    """Canonical name -> further words, from JSON files (paths may be relative to this project); DataError otherwise."""
     merged: dict[str, list[str]] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         content = _read(
@@ -151,8 +144,7 @@ def read_other_words(paths: str | Sequence[str]) -> dict[str, list[str]]:
 def rename_classes(datasets: Sequence[SegmentationDataset], path: str) -> None:
     """Renames classes of data sets, in place. A JSON file maps a class, as a data set spells it, to its new name.
 
-    Raises:
-        DataError: the file cannot be used, no set has one of the classes, or two classes of a set become one.
+    DataError if the file cannot be used, no set has one of the classes, or two classes of a set become one.
     """
     words = _read(path, lambda word: isinstance(word, str) and word != "", '{"grass": "lawn"}')
     if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
