@@ -1,10 +1,7 @@
 """Small CLIPs with random weights: every test of the method runs in seconds and without a download."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +12,11 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
+from ldvc import Predictor
 from ldvc.config import ModelConfig
-from ldvc.modeling.clip import FrozenClip, build_clip, save_clip_folder
-from tests.browsing import asked, browser, page, registry, segmenter, url  # noqa: F401  fixtures of the page
-from tests.tiny import save_tiny_checkpoint
-
-TINY_ARCHITECTURE: dict[str, Any] = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
-    "init_logit_scale": 2.3,
-    "init_logit_bias": -3.0,
-}
-NAMES = ["dog", "potted plant", "tv monitor", "grass"]
-
+from ldvc.modeling.clip import FrozenClip, build_clip
+from tests.browsing import asked, browser, page, photo, registry, segmenter, url  # noqa: F401  fixtures of the page
+from tests.tiny import TINY_ARCHITECTURE, save_tiny_checkpoint, save_tiny_clip
 
 # The slowest files start first, so that both processes end at about the same time.
 SLOW = ("test_page", "test_resume", "test_examples", "test_space_hosting", "test_distributed", "test_visitors", "test_load")
@@ -44,23 +32,15 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_architecture() -> dict[str, Any]:
-    return deepcopy(TINY_ARCHITECTURE)
-
-
-@pytest.fixture(scope="session")
 def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with config.json and shards, as the lite towers are shipped."""
-    folder = tmp_path_factory.mktemp("towers") / "clip"
     torch.manual_seed(0)
-    model = CLIP(**deepcopy(TINY_ARCHITECTURE))
+    model = CLIP(**TINY_ARCHITECTURE)
     with torch.no_grad():  # random towers map everything to one direction; spread their outputs a little
         model.visual.proj.normal_(std=0.2)
         model.text_projection.normal_(std=0.2)
         model.positional_embedding.normal_(std=0.01)
-    config = {"architecture": TINY_ARCHITECTURE, "patch_embed": None, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    save_clip_folder(model, folder, config)
-    return folder
+    return save_tiny_clip(model, tmp_path_factory.mktemp("towers") / "clip", TINY_ARCHITECTURE)
 
 
 @pytest.fixture(scope="session")
@@ -80,22 +60,28 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def tiny_predictor(tiny_checkpoint: Path) -> Predictor:
+    """With the decoder "ldvc"; tests that change it make their own."""
+    return Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
+
+
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
     """Data sets and configuration for trainings of a few steps."""
-    from tests.tiny_run import make_root  # loads the trainer
+    from tests.forked import make_workplace  # loads the trainer
 
-    return make_root(tmp_path_factory.mktemp("root"))
+    return make_workplace(tmp_path_factory.mktemp("root"), tiny_clip_folder)
 
 
 @pytest.fixture(scope="module")
-def configure(root: Path, tiny_clip_folder: Path) -> Callable[..., Any]:
-    """Makes the configuration of a run in `root`; see `tests/tiny_run.py`."""
-    from tests.tiny_run import config_of
+def configure(root: Path) -> Callable[..., Any]:
+    """Makes the configuration of a run in `root`; see `tests/forked.py`."""
+    from tests.forked import config_of
 
-    return partial(config_of, root, tiny_clip_folder)
+    return partial(config_of, root)
 
 
 @pytest.fixture
 def names() -> list[str]:
-    return list(NAMES)
+    return ["dog", "potted plant", "tv monitor", "grass"]

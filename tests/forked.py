@@ -1,8 +1,10 @@
-"""Training runs of a second in processes of their own, which may be killed.
+"""Training runs of a second on tiny towers and tiny data, also in processes of their own, which may be killed.
 
 A fork server imports the trainer once; every run is a fork of it, so that a process costs no import, and the test process keeps
 no process group, no accelerator state and no killed files of its own.
 """
+
+from __future__ import annotations
 
 import json
 import multiprocessing
@@ -12,15 +14,21 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.tiny_data import make_sets
 
+if TYPE_CHECKING:
+    from train.config import TrainConfig
+
+Configure = Callable[..., "TrainConfig"]
+"""The fixture `configure`: (name of a run, *changes) -> its configuration."""
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train.train"])
-CONCEPTS = ["zebra", "teapot", "violin", "bridge", "lamp", "river"]
+CONCEPTS = ["zebra", "teapot", "dog", "aeroplane", "kitten", "violin", "bridge", "lamp", "river"]
 SETTINGS = """
-model: {{clip: {clip}, visual_prompts: 2, decoder_layers: 2, decoder_heads: 4, regions: 2, topk: 2}}
+model: {{clip: {clip}, pretrained: null, visual_prompts: 2, decoder_layers: 2, decoder_heads: 4, regions: 2, topk: 2}}
 data: {root}/data
 cache_dir: {root}/cache
 sets: {{meadow: 0.5, pets: 0.5}}
@@ -37,6 +45,8 @@ distillation_names: {root}/concepts.txt
 focal_normalise: pairs
 ignore_as_negative: false
 learning_rate: 1.0e-3
+prompt_multiplier: 1.0
+head_multiplier: 1.0
 warmup_steps: 1
 max_train_steps: 4
 train_batch_size: 2
@@ -52,6 +62,13 @@ def make_workplace(root: Path, clip: Path) -> Path:
     (root / "concepts.txt").write_text("\n".join(CONCEPTS) + "\n")
     (root / "tiny.yaml").write_text(SETTINGS.format(root=root, clip=clip))
     return root
+
+
+def config_of(root: Path, name: str, *changes: str) -> TrainConfig:
+    """The configuration of the run `name` in a workplace."""
+    from train.config import load_config
+
+    return load_config(root / "tiny.yaml", changes, output_dir=str(root / name))
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -116,15 +133,13 @@ def train_here(root: Path, name: str, changes: Sequence[str] = (), resume: str |
     `die`: ("step", n): killed as soon as step n is done. ("call", "module.function", n): killed at the n-th call of it.
     """
     import train.train as trainer
-    from train.config import load_config
 
     on_step = None
     if die[:1] == ("step",):
         on_step = lambda step, _: step == die[1] and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     elif die:
         kill_at(die[1], die[2])
-    config = load_config(root / "tiny.yaml", list(changes), output_dir=str(root / name))
-    trainer.train(config, resume=resume, on_step=on_step)
+    trainer.train(config_of(root, name, *changes), resume=resume, on_step=on_step)
 
 
 def kill_at(target: str, number: int) -> None:

@@ -1,7 +1,5 @@
 """A disk without space, as the operating system shows it to this process."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager

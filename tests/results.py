@@ -1,6 +1,4 @@
-"""Results of a segmentation from given logits, without a model."""
-
-from __future__ import annotations
+"""Results of a segmentation from given logits, without a model, and photos of random colours."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +11,11 @@ from ldvc.inference import Window
 from ldvc.result import Segmentation, WindowOutput
 
 PATCH = 16
+
+
+def random_photo(height: int = 90, width: int = 130, seed: int = 0) -> np.ndarray:
+    """uint8 (height, width, 3), a random colour in each pixel."""
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 def make_result(

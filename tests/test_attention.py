@@ -1,5 +1,6 @@
 """LCSA and cross-attention against PyTorch's own attention."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -69,29 +70,23 @@ def test_lcsa_is_its_definition(grid: tuple[int, int], regions: int, topk: int) 
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(routing.affinity, torch.stack(affinities), atol=1e-4, rtol=1e-4)
     rows, columns = -(-grid[0] // regions), -(-grid[1] // regions)
-    for batch in range(2):
-        for y in range(0, grid[0], 2):
-            for x in range(0, grid[1], 2):
-                corners = [routing.layout.box(r)[:2] for r in routing.chosen(y, x, batch=batch)]
-                expected_regions = chosen[batch][y // rows * regions + x // columns]
-                assert corners == [(r // regions * rows, r % regions * columns) for r in expected_regions]
+    for batch, y, x in product(range(2), range(0, grid[0], 2), range(0, grid[1], 2)):
+        corners = [routing.layout.box(r)[:2] for r in routing.chosen(y, x, batch=batch)]
+        expected_regions = chosen[batch][y // rows * regions + x // columns]
+        assert corners == [(r // regions * rows, r % regions * columns) for r in expected_regions]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("grid", [(15, 21), (32, 32), (7, 5)])
+@pytest.mark.parametrize("grid", [(15, 21), (32, 32)])
 @pytest.mark.parametrize("gathered", [1, 3_000])
-def test_regions_may_be_gathered_a_part_at_a_time(
-    grid: tuple[int, int], gathered: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, tokens = make_lcsa(), torch.randn(2, grid[0] * grid[1], WIDTH)
+def test_regions_may_be_gathered_a_part_at_a_time(grid: tuple, gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, tokens, calls = make_lcsa(), torch.randn(2, grid[0] * grid[1], WIDTH), []
     with torch.enable_grad():  # with gradients, everything is gathered at once
         whole, routing = module(tokens, grid, return_routing=True)
-    calls = []
     monkeypatch.setattr(attention, "GATHER_CHUNK", gathered)
     monkeypatch.setattr(attention, "attend", lambda *each, **mask: calls.append(each[0]) or attend(*each, **mask))
-    parts, other = module(tokens, grid, return_routing=True)
+    parts, _ = module(tokens, grid)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
-    assert torch.equal(routing.regions, other.regions) and torch.equal(routing.affinity, other.affinity)
     assert sum(len(query) for query in calls) == 2 * routing.layout.total and len(calls) > 1
 
 
@@ -110,12 +105,9 @@ def test_lcsa_has_the_gradient_of_its_definition() -> None:
 
 @pytest.mark.parametrize("grid", [(15, 21), (20, 20), (7, 5), (1, 1)])
 def test_token_attention_is_what_the_forward_pass_used(grid: tuple[int, int]) -> None:
-    module = make_lcsa(regions=8, topk=3, local_conv=False)
-    tokens = torch.randn(2, grid[0] * grid[1], WIDTH)
-    mixed = []
-    handle = module.out.register_forward_hook(lambda _, inputs, __: mixed.append(inputs[0]))
+    module, tokens, mixed = make_lcsa(topk=3, local_conv=False), torch.randn(2, grid[0] * grid[1], WIDTH), []
+    module.out.register_forward_hook(lambda _, inputs, __: mixed.append(inputs[0]))
     _, routing = module(tokens, grid, return_routing=True)
-    handle.remove()
     values = module.key_value(tokens)[..., WIDTH:].unflatten(-1, (HEADS, -1))  # (B, N, heads, d_head)
     for batch, (y, x) in [(0, (0, 0)), (1, (grid[0] - 1, grid[1] - 1)), (1, (grid[0] // 2, 0))]:
         attention = routing.token_attention(y, x, batch=batch)
@@ -137,27 +129,20 @@ def test_identity_start_averages_similar_patches() -> None:
     torch.testing.assert_close(module(tokens, (3, 4))[0], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_both_ways_of_attention_agree(masked: bool) -> None:
+def test_both_ways_of_attention_agree() -> None:
     query, key, value = (torch.randn(2, 3, n, 8).bfloat16() for n in (5, 7, 7))
-    mask = torch.rand(2, 1, 1, 7) > 0.3 if masked else None
-    if masked:
-        mask[..., 0] = True
-    fused = attend(query, key, value, mask=mask)
-    plain = attend(query.requires_grad_(), key, value, mask=mask)
-    assert plain.dtype == torch.bfloat16
-    torch.testing.assert_close(plain.detach().float(), fused.float(), atol=3e-2, rtol=3e-2)
+    for mask in (None, torch.arange(7).expand(2, 1, 1, 7) % 3 < 2):
+        fused = attend(query.detach(), key, value, mask=mask)
+        plain = attend(query.requires_grad_(), key, value, mask=mask)
+        torch.testing.assert_close(plain.detach(), fused, atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("learning", [False, True])
 def test_on_a_gpu_learning_keeps_off_cudnns_attention(learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradients became NaN now and then; see tests/test_gpu.py for the kernel that a GPU uses."""
-    allowed = []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *_, **__: allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
-    )
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    allowed, enabled = [], torch.backends.cuda.cudnn_sdp_enabled
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: allowed.append(enabled()))
     tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=torch.bfloat16, requires_grad=True)
     with torch.set_grad_enabled(learning):
         attend(tensor, tensor, tensor)
-    assert before and allowed == [not learning] and torch.backends.cuda.cudnn_sdp_enabled() == before
+    assert allowed == [not learning] and enabled()

@@ -12,18 +12,13 @@ import torch
 from ldvc.modeling.attention import RoutedSelfAttention
 from ldvc.modeling.model import LDVC
 from train import benchmark
-from train.benchmark import BARE, FullSelfAttention, fit_exponent, in_turn, summarize
+from train.benchmark import BARE, FullSelfAttention, in_turn, summarize
 
 
 def test_candidates_run_in_turn_and_warm_up_is_not_counted() -> None:
     calls = []
     seconds = in_turn({name: lambda name=name: calls.append(name) for name in "ab"}, 3, "wall")
     assert calls == ["a", "b"] * 4 and [len(values) for values in seconds.values()] == [3, 3]
-
-
-@pytest.mark.parametrize("exponent", [1.0, 1.3, 2.0])
-def test_exponent_is_the_slope_of_logarithms(exponent: float) -> None:
-    assert fit_exponent([100, 400, 900], [n**exponent * 3e-5 for n in (100, 400, 900)]) == pytest.approx(exponent)
 
 
 @torch.no_grad()

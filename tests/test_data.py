@@ -85,7 +85,6 @@ def test_schedule_is_a_function_of_the_sample_index() -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 9])
 def test_names_of_a_step(limit: int) -> None:
-    """The names of its photos, and all others in half of the steps, some in the rest; with a limit, at most so many others."""
     present = torch.isin(torch.arange(40), torch.tensor([3, 7]))
     options = {"distilled": 6, "full_probability": 0.5, "seed": 0}
     sampler, unlimited = data.NameSampler(40, 100, limit=limit, **options), data.NameSampler(40, 100, **options)
@@ -117,7 +116,7 @@ def test_held_out_names_of_self_training_are_beyond_the_limit() -> None:
     assert len(after) <= 4 + 10
 
 
-SHAPES = {"token_shape": (3, 2, 2), "feature_shape": (4, 3)}
+STATISTICS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 def _stand_in_encoder(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,17 +124,17 @@ def _stand_in_encoder(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return stem, stem.flatten(2).transpose(1, 2)
 
 
-def _caches(root: Path, folder: Path, towers: str = "abc") -> list[data.ViewCache]:
-    augmentation = data.Augmentation(crop=32, long_side=48, short_side=None, stride=4)
-    datasets = data.open_sets(root, ["meadow", "pets"], "train")
-    options = {"augmentation": augmentation, "views": 2, "seed": 0, "towers": towers, **SHAPES}
-    return [data.ViewCache(folder, dataset, **options) for dataset in datasets]
+def _cache(folder: Path, dataset: data.SegmentationDataset, towers: str = "abc", **choices: object) -> data.ViewCache:
+    augmentation = data.Augmentation(crop=32, long_side=48, short_side=None, stride=4, **choices)
+    options = {"views": 2, "seed": 0, "towers": towers, "token_shape": (3, 2, 2), "feature_shape": (4, 3)}
+    return data.ViewCache(folder, dataset, augmentation=augmentation, **options)
 
 
 def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) -> None:
-    caches = _caches(root, tmp_path / "cache")
-    mean = std = (0.5, 0.5, 0.5)
-    calls = []
+    datasets, calls = data.open_sets(root, ["meadow", "pets"], "train"), []
+
+    def caches_of(towers: str) -> list[data.ViewCache]:
+        return [_cache(tmp_path / "cache", dataset, towers) for dataset in datasets]
 
     def interrupted(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(len(images))
@@ -143,18 +142,18 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
             raise KeyboardInterrupt
         return _stand_in_encoder(images)
 
+    caches = caches_of("abc")
     with pytest.raises(KeyboardInterrupt):
-        caches[0].build(interrupted, mean=mean, std=std, batch=4)
+        caches[0].build(interrupted, batch=4, **STATISTICS)
     assert caches[0].done == 4
-    data.build_caches(caches, _stand_in_encoder, mean=mean, std=std)
-    again = _caches(root, tmp_path / "cache")
-    assert [cache.done for cache in again] == [12, 12] and again[0].build(interrupted, mean=mean, std=std)
-    assert _caches(root, tmp_path / "cache", towers="other")[0].done == 0
+    data.build_caches(caches, _stand_in_encoder, **STATISTICS)
+    again = caches_of("abc")
+    assert [cache.done for cache in again] == [12, 12] and again[0].build(interrupted, **STATISTICS)
+    assert caches_of("other")[0].done == 0
     assert torch.equal(again[0].patch_tokens, caches[0].patch_tokens) and again[0].patch_tokens.abs().sum() > 0
 
-    datasets, schedule = [cache.dataset for cache in again], data.SampleSchedule([6, 6], [1, 1], seed=0)
-    vocabulary, augmentation = data.Vocabulary(datasets), caches[0].augmentation
-    options = {"augmentation": augmentation, "mean": mean, "std": std, "seed": 0}
+    schedule, vocabulary = data.SampleSchedule([6, 6], [1, 1], seed=0), data.Vocabulary(datasets)
+    options = {"augmentation": caches[0].augmentation, "seed": 0, **STATISTICS}
     fresh = data.TrainingViews(datasets, vocabulary, schedule, samples=40, **options)
     stored = replace(fresh, caches=again)
     assert stored[5]["patch_tokens"].shape == (3, 2, 2) and stored[5]["features"].shape == (4, 3)
@@ -163,30 +162,24 @@ def test_cached_views_resume_and_equal_fresh_ones(root: Path, tmp_path: Path) ->
     for number in range(40):  # some turns through both sets, and all stored views
         place, photo, count = schedule[number]
         pair, generator = datasets[place].pair(photo), np.random.default_rng((0, photo, count % 2))
-        _, labels = data.random_view(*pair, augmentation, generator, void=datasets[place].ignore_index)
+        _, labels = data.random_view(*pair, caches[0].augmentation, generator, void=datasets[place].ignore_index)
         assert torch.equal(stored[number]["labels"], torch.from_numpy(vocabulary.tables[place][labels]))
 
 
 def test_stored_views_that_do_not_fit_the_disk_are_a_sentence(root: Path, tmp_path: Path) -> None:
-    """Before anything is computed, and not as a signal in the middle."""
+    dataset = data.open_set(root, "pets", "train")
     with full_disk(200), pytest.raises(DataError, match=r"bf16 of 0 MB cannot be written .* give another --cache_dir"):
-        _caches(root, tmp_path / "cache")
+        _cache(tmp_path / "cache", dataset)
 
 
-def test_a_cache_belongs_to_its_photos_masks_and_choices(tmp_path: Path) -> None:
-    make_sets(tmp_path / "data")
-
+def test_a_cache_belongs_to_its_photos_masks_and_choices(root: Path, tmp_path: Path) -> None:
     def folder(**choices: float) -> str:
-        (dataset,) = data.open_sets(tmp_path / "data", ["pets"], "train")
-        options = {"augmentation": data.Augmentation(crop=32, **choices), "views": 1, "seed": 0, "towers": "a", **SHAPES}
-        return data.ViewCache(tmp_path, dataset, **options).folder.name
+        return _cache(tmp_path, data.open_set(root, "pets", "train"), **choices).folder.name
 
-    first = folder()
-    assert folder() == first
-    others = [{"uniform_scale": True}, {"hue": 36.0}, {"largest_class": 0.75}, {"aspect": 1.1}]
-    assert len({first, *(folder(**choices) for choices in others)}) == 5
+    choices = [{}, {}, {"uniform_scale": True}, {"hue": 36.0}, {"largest_class": 0.75}, {"aspect": 1.1}]
+    assert len({folder(**each) for each in choices}) == 5
     for kind, suffix in (("masks", "png"), ("images", "jpg")):
-        file = tmp_path / "data" / "pets" / kind / f"photo2.{suffix}"
+        file = root / "pets" / kind / f"photo2.{suffix}"
         before = folder()
         Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file)
         assert folder() != before, f"corrected {kind} are not those of the cache"
@@ -229,7 +222,7 @@ def test_damage_is_one_sentence(voc: data.SegmentationDataset, damage: str) -> N
 
 def _views(dataset: data.SegmentationDataset, samples: int, **skipped: data.SkippedPhotos) -> data.TrainingViews:
     schedule = data.SampleSchedule([len(dataset)], [1.0], seed=3)
-    options = {"augmentation": data.Augmentation(crop=32, short_side=40), "mean": (0.5,) * 3, "std": (0.5,) * 3, "seed": 3}
+    options = {"augmentation": data.Augmentation(crop=32, short_side=40), "seed": 3, **STATISTICS}
     return data.TrainingViews([dataset], data.Vocabulary([dataset]), schedule, samples=samples, **options, **skipped)
 
 
@@ -237,36 +230,22 @@ def test_what_cannot_be_used_is_replaced_counted_and_listed(voc: data.Segmentati
     whole = [_views(voc, 12)[index] for index in range(12)]
     voc.photo_path("2007_000039").write_text("spoilt")  # number 2; 3 takes its place
     voc.mask_path("2007_000032").unlink()  # number 0; 1 takes its place
-    skipped = data.SkippedPhotos(tmp_path / "run" / "skipped.txt")
+    skipped, instead = data.SkippedPhotos(tmp_path / "run" / "skipped.txt"), {0: 1, 2: 3}
     views = _views(voc, 12, skipped=skipped)
-    found = [views[index] for index in range(12)]
-    schedule = data.SampleSchedule([4], [1.0], seed=3)
-    instead = {0: 1, 2: 3}
+    found = list(torch.utils.data.DataLoader(views, batch_size=None, num_workers=2))  # which share one list
     for index, (old, new) in enumerate(zip(whole, found, strict=True)):
-        photo = schedule[index][1]
-        same = torch.equal(old["images"], new["images"])
-        assert same == (photo not in instead), index  # readable photos are not affected
+        photo = views.schedule[index][1]
+        assert torch.equal(old["images"], new["images"]) == (photo not in instead), index
         names = {views.vocabulary.texts[index] for index in new["labels"].unique().tolist() if index >= 0}
         assert names <= {"-", *names_in(voc, instead.get(photo, photo))}
     # a resumed run samples the same and lists nothing twice
-    again = _views(voc, 12, skipped=data.SkippedPhotos(tmp_path / "run" / "skipped.txt"))
+    again = _views(voc, 12, skipped=data.SkippedPhotos(skipped.file))
     assert all(torch.equal(again[index]["images"], found[index]["images"]) for index in (11, 5, 8, 0, 1, 2, 3))
-    lines = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    lines = skipped.file.read_text().splitlines()
     assert sorted(line.split("\t")[1] for line in lines) == ["2007_000032", "2007_000039"]
     assert skipped.summary() == f"skipped photos that cannot be used: 2 of voc2012; listed in {skipped.file}"
     skipped.forget()
     assert skipped.summary() == ""
-
-
-def test_loader_workers_share_one_list(voc: data.SegmentationDataset, tmp_path: Path) -> None:
-    voc.photo_path("2007_000039").write_text("spoilt")
-    skipped = data.SkippedPhotos(tmp_path / "skipped.txt")
-    alone = [_views(voc, 8)[index]["images"] for index in range(8)]
-    loader = torch.utils.data.DataLoader(_views(voc, 8, skipped=skipped), batch_size=2, num_workers=2)
-    batches = torch.cat([batch["images"] for batch in loader])
-    assert torch.equal(batches, torch.stack(alone))
-    ((_, stem),) = skipped.found()
-    assert stem == "2007_000039"
 
 
 def test_the_message_of_a_workers_error_has_no_stack_trace(voc: data.SegmentationDataset) -> None:
@@ -283,11 +262,7 @@ def test_the_message_of_a_workers_error_has_no_stack_trace(voc: data.Segmentatio
 def test_stored_views_remember_what_was_skipped(voc: data.SegmentationDataset, tmp_path: Path) -> None:
     voc.photo_path("2007_000039").write_text("spoilt")
 
-    def cache() -> data.ViewCache:
-        options = {"augmentation": data.Augmentation(crop=32, short_side=40, stride=4), "views": 2, "seed": 0, "towers": "x"}
-        return data.ViewCache(tmp_path / "cache", voc, **SHAPES, **options)
-
-    assert cache().build(_stand_in_encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert _cache(tmp_path / "cache", voc).build(_stand_in_encoder, **STATISTICS)
     of_run = data.SkippedPhotos(tmp_path / "run" / "skipped.txt")
-    of_run.merge(cache().skipped)  # a later run reads the stored views only
+    of_run.merge(_cache(tmp_path / "cache", voc).skipped.found())  # a later run reads the stored views only
     assert "1 of voc2012" in of_run.summary() and "2007_000039" in of_run.file.read_text()

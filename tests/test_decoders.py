@@ -19,9 +19,9 @@ def make_decoder(name: str, **changes: object) -> nn.Module:
     return build_decoder(config, WIDTH, scale=SCALE, bias=BIAS).eval()
 
 
-def make_inputs(grid: tuple[int, int] = (5, 7), classes: int = 3) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    patches = F.normalize(torch.randn(2, grid[0] * grid[1], WIDTH), dim=-1)
-    return patches, F.normalize(torch.randn(2, classes, WIDTH), dim=-1), grid
+def make_inputs() -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Patches and classes of two pictures, and the grid."""
+    return F.normalize(torch.randn(2, 35, WIDTH), dim=-1), F.normalize(torch.randn(2, 3, WIDTH), dim=-1), (5, 7)
 
 
 def trained(decoder: nn.Module, gate: float = 0.3) -> nn.Module:
@@ -35,12 +35,11 @@ def trained(decoder: nn.Module, gate: float = 0.3) -> nn.Module:
 
 
 def test_the_last_lcsa_may_start_wider_open_than_the_other_branches() -> None:
-    wide = make_decoder("ldvc", lcsa_gate_init=0.3)
+    wide, ungated = (make_decoder("ldvc", recipe=recipe, lcsa_gate_init=0.3) for recipe in ("clip_start", "published"))
     gates = {name: gate.unique().tolist() for name, gate in wide.named_parameters() if "gate" in name}
     assert len(gates) == 3 + 2 * 2  # three LCSA; two cross-attentions with feed-forward networks
     for name, values in gates.items():
         assert values == pytest.approx([0.3 if name.startswith("consensus.2") else 0.05]), name
-    ungated = make_decoder("ldvc", recipe="published", lcsa_gate_init=0.3)
     assert not [name for name, _ in ungated.named_parameters() if "gate" in name]
 
 
@@ -127,11 +126,7 @@ def test_attention_is_returned_on_request_from_the_same_pass(name: str) -> None:
     output = decoder(*inputs, return_attention=True)
     assert torch.equal(output.mask_logits, without.mask_logits)
     assert [scores.shape for scores in output.cross_attention] == [(2, HEADS, 3, *inputs[2])] * 3
-    assert (output.routing is not None) == (name == "ldvc")
-    if name == "ldvc":
-        assert len(output.routing) == 3
-        of_a_patch = output.routing[-1].token_attention(4, 6, batch=1)
-        torch.testing.assert_close(of_a_patch.sum(dim=(1, 2)), torch.ones(HEADS))
+    assert len(output.routing or ()) == (3 if name == "ldvc" else 0)
 
 
 @torch.no_grad()
@@ -144,30 +139,15 @@ def test_without_lcsa_is_the_same_decoder_with_lcsa_skipped() -> None:
     torch.testing.assert_close(skipped.mask_logits, without(*inputs).mask_logits)
     assert skipped.routing is None
     assert (skipped.mask_logits - with_lcsa(*inputs).mask_logits).abs().max() > 0.01
-    assert len(with_lcsa.state_dict()) > len(without.state_dict())
 
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("changes", [{}, {"recipe": "published"}, {"decoder_layers": 1}])
 def test_nothing_is_built_that_reaches_no_mask(name: str, changes: dict) -> None:
     decoder = make_decoder(name, **changes)
-    output = decoder(*make_inputs())
-    output.mask_logits.square().sum().backward()
+    decoder(*make_inputs()).mask_logits.square().sum().backward()
     for part, parameter in decoder.named_parameters():
         assert parameter.grad is not None, part
         # a bias of keys moves all scores of a query alike, so the softmax of a branch cancels it
         if "key_value.bias" not in part:
             assert parameter.grad.abs().max() > 0, part
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("grid", [(1, 1), (7, 5), (20, 13)])
-def test_any_grid_and_one_name(name: str, grid: tuple[int, int]) -> None:
-    """Pictures of a batch do not mix."""
-    decoder, inputs = make_decoder(name), make_inputs(grid, classes=1)
-    output = decoder(*inputs, return_attention=True)
-    assert output.mask_logits.shape == (2, 1, *grid) and output.mask_logits.isfinite().all()
-    assert all(scores.shape == (2, HEADS, 1, *grid) for scores in output.cross_attention)
-    alone = decoder(inputs[0][1:], inputs[1][1:], grid).mask_logits
-    torch.testing.assert_close(output.mask_logits[1:], alone, atol=1e-4, rtol=1e-4)

@@ -2,7 +2,6 @@
 
 import math
 from copy import deepcopy
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.dense import dense_features
 from ldvc.modeling.towers import ImageTower
 from ldvc.name_embeddings import TEMPLATES, TemplateEnsemble
-from tests.results import make_result
+from tests.results import make_result, random_photo
 from tests.tiny import ARCHITECTURE, name_tiny_clip, save_tiny_checkpoint
 
 SIZES = {"native": (6, 6), "odd": (5, 7), "tall": (9, 4)}
@@ -113,10 +112,6 @@ def reference_mended(patches: Tensor, bad: list[int], grid: tuple[int, int]) -> 
     return found
 
 
-def cosines(patches: Tensor) -> Tensor:
-    return F.cosine_similarity(patches[:, None], patches, dim=-1)
-
-
 def reference_averaged(tokens: Tensor, similarity: Tensor) -> Tensor:
     weights = similarity.where(similarity >= 0.4, 0.0)
     return weights @ tokens / (weights.sum(dim=1, keepdim=True) + 1e-6)
@@ -126,7 +121,8 @@ def reference_sc_clip(clip: FrozenClip, states: list[Tensor], grid: tuple[int, i
     """(N, width) before ln_post, and the attention (N, N)."""
     x4, x9, x11 = states[3], states[8], states[10]
     bad = reference_outliers(x11[1:])
-    similarity, early = cosines(reference_mended(x9[1:], bad, grid)), cosines(x4[1:])
+    patches = (reference_mended(x9[1:], bad, grid), x4[1:])
+    similarity, early = (F.cosine_similarity(each[:, None], each, dim=-1) for each in patches)
     shifted = 3 * (similarity - similarity.mean())
     similar = shifted.where(shifted >= 0, -math.inf).softmax(dim=-1)
 
@@ -161,8 +157,8 @@ def test_readings_are_their_formulas(clip: FrozenClip, reading: str, grid: tuple
     alone = dense_features(tower, patches[:1], reading)
     torch.testing.assert_close(alone.patch_features, found.patch_features[:1], atol=1e-5, rtol=0)
     assert alone.patch_attention is None
-    assert dense_features(tower, torch.randn(1, 32, 1, 1), reading).patch_features.isfinite().all()
-    assert dense_features(tower, torch.zeros(1, 32, *grid), reading).patch_features.isfinite().all()
+    for small in (torch.randn(1, 32, 1, 1), torch.zeros(1, 32, *grid)):
+        assert dense_features(tower, small, reading).patch_features.isfinite().all()
 
 
 @torch.no_grad()
@@ -198,32 +194,28 @@ def test_templates_are_the_mean_of_open_clips_embeddings(clip: FrozenClip, tmp_p
 
 
 def test_embeddings_on_disk(clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    templates = TEMPLATES[:3]
-    first = TemplateEnsemble(clip, templates, tmp_path / "names")(["dog", "cat"])
-    files = sorted((tmp_path / "names").iterdir())
-    assert len(files) == 2 and all(file.suffix == ".npy" for file in files)
+    folder = tmp_path / "names"
 
-    again = TemplateEnsemble(clip, templates, tmp_path / "names")
+    def encode(templates: tuple[str, ...] = TEMPLATES[:3], folder: Path = folder) -> Tensor:
+        return TemplateEnsemble(clip, templates, folder)(["dog", "cat"])
+
+    first = encode()
+    files = sorted(folder.iterdir())
+    assert len(files) == 2 and all(file.suffix == ".npy" for file in files)
+    again = TemplateEnsemble(clip, TEMPLATES[:3], folder)
     with monkeypatch.context() as patch:
         patch.setattr(again, "encode", lambda names: pytest.fail("the embeddings are on disk"))
         assert torch.equal(again(["cat", "dog"]), first.flip(0))
 
-    for content in (b"", b"no array", files[0].read_bytes()[:-5], npy(np.ones(3)), npy(np.full(32, np.nan, np.float32))):
+    np.save(tmp_path / "nan.npy", np.full(32, np.nan, np.float32))
+    np.save(tmp_path / "short.npy", np.ones(3))
+    damaged = [b"", b"no array", files[0].read_bytes()[:-5], *(file.read_bytes() for file in tmp_path.glob("*.npy"))]
+    for content in damaged:
         files[0].write_bytes(content)
-        assert torch.allclose(TemplateEnsemble(clip, templates, tmp_path / "names")(["dog", "cat"]), first, atol=1e-6)
+        assert torch.allclose(encode(), first, atol=1e-6)
         assert np.load(files[0]).shape == (32,), "the damaged file was replaced"
-
-    (tmp_path / "file").write_text("not a folder")
-    assert torch.allclose(TemplateEnsemble(clip, templates, tmp_path / "file")(["dog", "cat"]), first, atol=1e-6)
-    other = TemplateEnsemble(clip, TEMPLATES[3:6], tmp_path / "names")(["dog", "cat"])
-    assert not torch.allclose(other, first, atol=1e-3) and len(list((tmp_path / "names").iterdir())) == 4
-
-
-def npy(values: np.ndarray) -> bytes:
-    """The content of a file of `np.save`."""
-    file = BytesIO()
-    np.save(file, values)
-    return file.getvalue()
+    assert len(damaged) == 5 and torch.allclose(encode(folder=tmp_path / "nan.npy"), first, atol=1e-6), "it is no folder"
+    assert not torch.allclose(encode(TEMPLATES[3:6]), first, atol=1e-3) and len(list(folder.iterdir())) == 4
 
 
 # ---- scores and labels ------------------------------------------------------------------------------------------------------
@@ -238,27 +230,24 @@ def test_scores_are_a_softmax_with_the_best_stuff_word() -> None:
     result.outputs[0].stuff = cosines[3]
     expected = torch.where(cosines[:3] < cosines[3], 0, (40 * cosines).softmax(dim=0)[:3])
     np.testing.assert_allclose(result.scores_at((4, 6)), expected, atol=1e-5)
-    for y, x in ((0, 0), (3, 5), (2, 1)):
-        np.testing.assert_allclose(result.patch_scores(y, x), expected[:, y, x], atol=1e-5)
+    np.testing.assert_allclose(result.patch_scores(3, 5), expected[:, 3, 5], atol=1e-5)
     assert set(np.unique(result.labels)) == {-1, 0, 1, 2}
 
 
 def test_patch_attention_of_several_windows() -> None:
     windows = [Window(0, 0, 64, 64), Window(0, 32, 64, 64)]
-    result = make_result([torch.zeros(1, 4, 4)] * 2, (64, 96), windows=windows, photo_size=(64, 96))
+    result = make_result([torch.zeros(1, 4, 4)] * 2, (64, 96), windows=windows)
     with pytest.raises(LdvcError, match="decoder 'clip'"):
         result.patch_attention(0, 0)
     for output in result.outputs:
         output.patch_attention = torch.rand(16, 16)
-    first, second = (output.patch_attention for output in result.outputs)
+    first, second = (output.patch_attention.unflatten(1, (4, 4)) for output in result.outputs)
     left = result.patch_attention(1, 0)  # only in the first window
-    np.testing.assert_allclose(left[:, :4], first[4].unflatten(0, (4, 4)), atol=1e-6)
-    assert left.shape == result.grid == (4, 6) and (left[:, 4:] == 0).all()
-    both = result.patch_attention(1, 3)
-    np.testing.assert_allclose(both[:, :2], first[7].unflatten(0, (4, 4))[:, :2], atol=1e-6)
-    overlap = (first[7].unflatten(0, (4, 4))[:, 2:] + second[5].unflatten(0, (4, 4))[:, :2]) / 2
-    np.testing.assert_allclose(both[:, 2:4], overlap, atol=1e-6)
-    np.testing.assert_allclose(both[:, 4:], second[5].unflatten(0, (4, 4))[:, 2:], atol=1e-6)
+    assert left.shape == result.grid == (4, 6)
+    np.testing.assert_allclose(left, F.pad(first[4], (0, 2)), atol=1e-6)
+    overlap = (first[7][:, 2:] + second[5][:, :2]) / 2
+    expected = torch.cat([first[7][:, :2], overlap, second[5][:, 2:]], dim=1)
+    np.testing.assert_allclose(result.patch_attention(1, 3), expected, atol=1e-6)
 
 
 # ---- predictors -------------------------------------------------------------------------------------------------------------
@@ -273,8 +262,7 @@ def test_a_clip_opens_without_a_decoder(tmp_path: Path, monkeypatch: pytest.Monk
     assert predictor.inference == {"short_side": 336, "window": 224, "stride": 112}
     stored = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert torch.equal(predictor.model.clip.model.state_dict()["visual.proj"], stored["visual.proj"])
-    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    predictor.set_image(picture)
+    predictor.set_image(random_photo(200, 300))
     result = predictor.segment(["dog", "grass"])
     assert result.background == 0.15 and len(result.outputs) == 8 and result.grid == (21, 32)
     assert result.stuff == [word for word in STUFF if word != "grass"], "what is asked for is no stuff word"
@@ -303,9 +291,7 @@ def test_the_settings_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = save_tiny_checkpoint(tmp_path / "model", decoders=("ldvc",), metadata={"plain_clip": settings})
     decoder = Predictor.from_pretrained(str(folder), device="cpu")
     clip = decoder.sibling("clip")
-    state = decoder.set_image(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
-    encoded = []
-    original = clip.encode_image
+    state, original, encoded = decoder.set_image(random_photo()), clip.encode_image, []
     monkeypatch.setattr(clip, "encode_image", lambda picture: encoded.append(picture) or original(picture))
     for _ in range(2):
         result = clip.segment("dog, cat", image=state)

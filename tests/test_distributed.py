@@ -11,16 +11,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.forked import history, make_workplace, run, train_here
+from tests.forked import history, run, train_here
 from train.config import ConfigError, load_config
 from train.processes import build_accelerator
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
-    return make_workplace(tmp_path_factory.mktemp("distributed"), tiny_clip_folder)
 
 
 @pytest.mark.parametrize(("decoder", "views"), [("ldvc", 0), ("zegclip", 2)])

@@ -27,7 +27,7 @@ from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
 from ldvc.predictor import Predictor
 from tests import forked
-from tests.tiny_data import make_benchmarks, make_set, make_sets
+from tests.tiny_data import make_benchmarks, make_set
 from train import evaluate as evaluator
 from train.data import FolderDataset
 from train.evaluate import chosen_inference, measures, open_predictor
@@ -35,26 +35,16 @@ from train.evaluation import Photo, PhotoReader, Photos, Question, evaluate_set
 from train.tables import class_tables, describe_inference, markdown, quoted_benchmark
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sets(tmp_path_factory.mktemp("evaluate") / "data")
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> Path:
-    metadata = {"seen_names": ["grass", "sky", "dog"], "inference": {"long_side": 80}}
-    metadata["calibration"] = {"scale": 1.0, "bias": 0.0}
-    save_checkpoint(LDVC(tiny_config, tiny_clip), tmp_path / "model", metadata=metadata)
-    return tmp_path / "model"
+    metadata = {"seen_names": ["grass", "sky", "dog"], "inference": {"long_side": 80}, "calibration": {"scale": 1.0}}
+    return save_checkpoint(LDVC(tiny_config, tiny_clip), tmp_path / "model", metadata=metadata)
 
 
-def evaluate(checkpoint: Path, datasets: list[FolderDataset], *, decoder: str | None = None, **options: object) -> dict:
-    """Opens a checkpoint and evaluates it."""
-    return evaluator.evaluate(open_predictor(str(checkpoint), decoder=decoder), datasets, **options)
-
-
-def predictor_of(model: LDVC, inference: dict[str, int], **calibration: float) -> Predictor:
-    return Predictor(model, {"inference": inference, "calibration": calibration})
+def evaluate(root: Path, checkpoint: Path, **options: object) -> dict:
+    """Opens a checkpoint and evaluates it on both data sets."""
+    datasets = [FolderDataset(root / "data" / name, "val") for name in ("meadow", "pets")]
+    return evaluator.evaluate(open_predictor(str(checkpoint)), datasets, **options)
 
 
 @torch.no_grad()
@@ -75,8 +65,9 @@ def test_numbers_equal_a_slow_evaluation(tmp_path: Path, tiny_config: ModelConfi
     model = LDVC(tiny_config, tiny_clip).eval()
     shown = [slow_maps(model, dataset.image(index), names)[0] for index in range(len(dataset))]
     threshold = float(torch.stack(shown).amax(dim=1).median())  # half of the pixels are none of the names
-    predictor = predictor_of(model, {"long_side": 84}, threshold=threshold)
-    found = evaluate_set(predictor, dataset, Photos(), seen=[name in ("dog", "sky") for name in names])
+    predictor = Predictor(model, {"inference": {"long_side": 84}, "calibration": {"threshold": threshold}})
+    seen = [name in ("dog", "sky") for name in names]
+    found = evaluate_set(predictor, dataset, Photos(), seen=seen)
     offset = torch.tensor([0.1, 0.0, 0.0, 0.1, 0.0])[:, None, None]
     counts = {way: np.zeros((5, 5)) for way in ("joint", "offset", "present")}
     pixels, right, values = 0, 0, {key: [] for key in ("iou_present", "fragments", "attention_ap 2", "attention_contrast 2")}
@@ -108,7 +99,7 @@ def test_numbers_equal_a_slow_evaluation(tmp_path: Path, tiny_config: ModelConfi
     for key, measured in values.items():
         assert found.question[key] == pytest.approx(np.mean(measured), abs=2e-3), key
     assert found.question["fragments_truth"] == 1
-    columns = measures(found, [name in ("dog", "sky") for name in names])
+    columns = measures(found, seen)
     for suffix, way in (("", "joint"), ("_offset", "offset")):
         iou = getattr(found, way).iou()
         expected = (float(iou[[0, 3]].nanmean()), float(iou[[1, 2, 4]].nanmean()))
@@ -127,15 +118,14 @@ def test_a_question_has_the_present_names_and_three_others() -> None:
 def test_seen_and_unseen_classes_are_separated_and_patch_tokens_cached(
     root: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = [FolderDataset(root / name, "val") for name in ("meadow", "pets")]
     cache = str(tmp_path / "cache")
-    result = evaluate(checkpoint, datasets, cache_dir=cache)
+    result = evaluate(root, checkpoint, cache_dir=cache)
     assert result["decoder"] == "ldvc" and result["sets"]["meadow"]["unseen"] == ["aeroplane"]
     pets = result["sets"]["pets"]
     assert pets["unseen"] == ["cat"] and pets["mIoU_U"] == pytest.approx(pets["iou"]["cat"])
     assert len(list(Path(cache).glob("patch-tokens-*/*.pt"))) == 6
     monkeypatch.setattr("ldvc.predictor.encode_picture", None)  # a second evaluation must not encode photos again
-    again = evaluate(checkpoint, datasets, cache_dir=cache, unseen=frozenset())
+    again = evaluate(root, checkpoint, cache_dir=cache, unseen=frozenset())
     assert again["sets"]["pets"]["pAcc"] == pets["pAcc"] and math.isnan(again["sets"]["pets"]["mIoU_U"])
     for measure in ("right", "iou_present", "attention_ap", "attention_contrast", "fragments", "present_accuracy"):
         assert again["sets"]["meadow"][measure] == result["sets"]["meadow"][measure], measure
@@ -150,7 +140,7 @@ def test_seen_and_unseen_classes_are_separated_and_patch_tokens_cached(
 
 def test_patch_tokens_are_cached_per_photo_and_size(tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip) -> None:
     dataset, photos = FolderDataset(make_set(tmp_path / "pets", ["dog", "cat"]), "val"), Photos(str(tmp_path))
-    predictor = predictor_of(LDVC(tiny_config, tiny_clip), {"long_side": 84})
+    predictor = Predictor(LDVC(tiny_config, tiny_clip), {"inference": {"long_side": 84}, "calibration": {}})
     before = photos.patch_token_folder(dataset, predictor)
     dataset.classes = ["hound", "kitten"]
     assert photos.patch_token_folder(dataset, predictor) == before, "other names of the classes"
@@ -164,12 +154,12 @@ def test_patch_tokens_are_cached_per_photo_and_size(tmp_path: Path, tiny_config:
 def test_plain_similarity_uses_the_settings_of_the_checkpoint_beside_it(
     root: Path, checkpoint: Path, tiny_clip_folder: Path, tmp_path: Path
 ) -> None:
-    """It uses `inference` and `clip_calibration` of the checkpoint; --calibrate writes the latter."""
     path = checkpoint / "config.json"
     clip_calibration = {"scale": 2.0, "bias": 1.0, "threshold": 0.25}
     inference = {"long_side": 96, "enlarge": 1.25}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"inference": inference, "clip_calibration": clip_calibration}))
-    words = ["--checkpoint", str(checkpoint), "--plain_clip", str(tiny_clip_folder), "--data", str(root), "--sets", "pets"]
+    words = ["--checkpoint", str(checkpoint), "--plain_clip", str(tiny_clip_folder)]
+    words += ["--data", str(root / "data"), "--sets", "pets"]
     evaluator.main([*words, "--joint_only", "--output", str(tmp_path / "both")])
     assert "acc, present names" not in (tmp_path / "both.md").read_text(), "the literature's measures only"
     plain, own = json.loads((tmp_path / "both.json").read_text())
@@ -184,21 +174,18 @@ def test_plain_similarity_uses_the_settings_of_the_checkpoint_beside_it(
 
 
 def test_calibration_is_written_and_finds_the_best_threshold(root: Path, checkpoint: Path) -> None:
-    datasets = [FolderDataset(root / name, "val") for name in ("meadow", "pets")]
-
     def quality(result: dict[str, Any]) -> float:  # each set weighs the same
         return sum(facts["right"] + facts["iou_present"] for facts in result["sets"].values())
 
-    before = evaluate(checkpoint, datasets)["sets"]["pets"]
-    fitted = evaluate(checkpoint, datasets, fit=True)
+    before, fitted = evaluate(root, checkpoint)["sets"]["pets"], evaluate(root, checkpoint, fit=True)
     path = checkpoint / "config.json"
     stored = json.loads(path.read_text())
     assert stored["calibration"] == fitted["calibration"] and stored["calibration"]["scale"] > 0
-    after = evaluate(checkpoint, datasets)
+    after = evaluate(root, checkpoint)
     assert quality(after) == quality(fitted) and after["sets"]["pets"]["pAcc"] == before["pAcc"]
     for threshold in (0.01, 0.2, 0.5, 0.8, 0.99):
         path.write_text(json.dumps(stored | {"calibration": stored["calibration"] | {"threshold": threshold}}))
-        assert quality(after) >= quality(evaluate(checkpoint, datasets)) - 1e-3, threshold
+        assert quality(after) >= quality(evaluate(root, checkpoint)) - 1e-3, threshold
 
 
 def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
@@ -227,33 +214,22 @@ def test_options_change_the_inference_settings_of_the_checkpoint() -> None:
             chosen_inference({"inference": lite}, wrong)
 
 
-def benchmark(layout: str, photos: int, classes: str, own_words: bool = True) -> MagicMock:
-    """The attributes of a data set that identify a benchmark."""
-    dataset = MagicMock(layout=layout, own_words=own_words, split="val", __len__=lambda _: photos)
-    dataset.names.return_value = load_classes(classes)
-    return dataset
-
-
-def test_published_numbers_are_shown_for_their_benchmark_only(root: Path, checkpoint: Path) -> None:
-    unseen = sorted(load_split("voc12"))
-    assert quoted_benchmark(benchmark("voc", 1449, "voc20"), unseen) == "voc"
-    assert quoted_benchmark(benchmark("voc", 1449, "voc20"), unseen[:4]) is None, "another split"
-    assert quoted_benchmark(benchmark("voc", 145, "voc20"), unseen) is None, "a part of the photos"
-    assert quoted_benchmark(benchmark("folder", 1449, "voc20"), unseen) is None
-    assert quoted_benchmark(benchmark("voc", 1449, "voc20", own_words=False), unseen) is None, "other names of the classes"
-    assert quoted_benchmark(benchmark("coco_stuff", 5000, "coco_stuff171"), sorted(load_split("coco_stuff"))) == "coco_stuff"
-
-    result = evaluate(checkpoint, [FolderDataset(root / "pets", "val")], joint_only=True)
-    assert "quoted" not in markdown([result])
-    result["sets"]["pets"]["benchmark"] = "voc"
-    table = markdown([result])
-    line, transductive = [line for line in table.splitlines() if line.startswith("| ZegCLIP |")]
-    assert "quoted: Zhou" in line and "| 0.946 | 0.919 | 0.778 | 0.843 |" in line and "not run here" in table
-    assert "| - | 0.923 | 0.899 | 0.911 | - |" in transductive
+def test_published_numbers_are_shown_for_their_benchmark_only() -> None:
+    unseen, coco = sorted(load_split("voc12")), sorted(load_split("coco_stuff"))
+    for layout, photos, classes, own_words, held_out, expected in (
+        ("voc", 1449, "voc20", True, unseen, "voc"),
+        ("coco_stuff", 5000, "coco_stuff171", True, coco, "coco_stuff"),
+        ("voc", 1449, "voc20", True, unseen[:4], None),
+        ("voc", 145, "voc20", True, unseen, None),
+        ("folder", 1449, "voc20", True, unseen, None),
+        ("voc", 1449, "voc20", False, unseen, None),
+    ):
+        dataset = MagicMock(layout=layout, own_words=own_words, split="val", __len__=lambda _, photos=photos: photos)
+        dataset.names.return_value = load_classes(classes)
+        assert quoted_benchmark(dataset, held_out) == expected
 
 
 def test_command_line_in_one_and_two_processes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Five photos, one of them broken: every photo is counted once, and the broken one is listed."""
     folder = make_set(tmp_path / "data" / "meadow", ["grass", "sky", "aeroplane", "dog"], photos=5)
     (folder / "val.txt").write_text("\n".join(f"photo{number}" for number in range(5)))
     (folder / "images" / "photo3.jpg").write_bytes(b"no photo")
@@ -285,16 +261,13 @@ def test_command_line_in_one_and_two_processes(checkpoint: Path, tmp_path: Path,
 def test_trained_on_coco_stuff_tested_on_voc_and_context(
     tmp_path: Path, tiny_config: ModelConfig, tiny_clip: FrozenClip, capsys: pytest.CaptureFixture
 ) -> None:
-    """Across data sets with official layouts: the seen classes follow from the names of COCO-Stuff."""
     make_benchmarks(tmp_path / "data")
     seen = [name for name in load_classes("coco_stuff171") if name not in load_split("coco_stuff")]
-    for decoder in ("ldvc", "zegclip"):
-        model = LDVC(replace(tiny_config, decoder=decoder), tiny_clip)
-        metadata = {"seen_names": seen, "inference": {"short_side": 48, "window": 48, "stride": 40}}
-        save_checkpoint(model, tmp_path / decoder, metadata=metadata)
-    words = ["--checkpoint", str(tmp_path / "ldvc"), str(tmp_path / "zegclip"), "--data", str(tmp_path / "data")]
-    words += ["--sets", "voc2012", "pascal_context59", "--joint_only"]
-    evaluator.main([*words, "--output", str(tmp_path / "cross")])
+    metadata = {"seen_names": seen, "inference": {"short_side": 48, "window": 48, "stride": 40}}
+    models = [LDVC(replace(tiny_config, decoder=decoder), tiny_clip) for decoder in ("ldvc", "zegclip")]
+    folders = [str(save_checkpoint(model, tmp_path / model.config.decoder, metadata=metadata)) for model in models]
+    words = ["--checkpoint", *folders, "--data", str(tmp_path / "data"), "--sets", "voc2012", "pascal_context59"]
+    evaluator.main([*words, "--joint_only", "--output", str(tmp_path / "cross")])
     table, results = capsys.readouterr().out, json.loads((tmp_path / "cross.json").read_text())
     assert "### voc2012 val, 2 photos; unseen: cow" in table and table.count("| zegclip |") == 2
     assert "quoted" not in table, "two photos are no benchmark"
@@ -310,7 +283,8 @@ def test_trained_on_coco_stuff_tested_on_voc_and_context(
 
 
 def test_errors_of_the_user_are_sentences(root: Path, checkpoint: Path, tmp_path: Path) -> None:
-    data, chosen, pets = tmp_path / "data", ["--checkpoint", str(checkpoint)], ["--data", str(root), "--sets", "pets"]
+    data, chosen = tmp_path / "data", ["--checkpoint", str(checkpoint)]
+    pets = ["--data", str(root / "data"), "--sets", "pets"]
     broken, blank = (make_set(data / name, ["grass", "sky"], photos=1) for name in ("broken", "blank"))
     (broken / "masks" / "photo0.png").write_bytes(b"")
     Image.new("L", (84, 60), 255).save(blank / "masks" / "photo0.png")

@@ -60,9 +60,6 @@ def opening() -> Example:
     return EXAMPLES[OPENING]
 
 
-# ---- shared answers -----------------------------------------------------------------------------------------------------
-
-
 def test_visitors_share_what_does_not_change(segmenter: Segmenter, opening: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     main = segmenter.registry.get(None).main
     monkeypatch.setattr(main, "encode_image", lambda image: pytest.fail("the photo was encoded again"))
@@ -101,9 +98,6 @@ def test_a_click_borrows_no_gpu(segmenter: Segmenter, opening: Example, monkeypa
     assert (answer.model, answer.chosen) == (LITE, "full") and "Press Segment to ask “full”" in answer.notice
 
 
-# ---- links --------------------------------------------------------------------------------------------------------------
-
-
 def test_links(segmenter: Segmenter, opening: Example, tmp_path: Path) -> None:
     registry, examples = segmenter.registry, list(EXAMPLES.values())
     for names, model in (("boat | ship, 100 % tree+sky = 1 #2", None), (f"狗, {EVIL}", "full")):
@@ -121,9 +115,6 @@ def test_bad_links(registry: ModelRegistry, opening: Example, address: str, noti
     link = read_link(dict(parse_qsl(address[1:])), list(EXAMPLES.values()), only)
     example = EXAMPLES["dog"] if address.startswith("?example=dog") else opening
     assert (link.example, link.names, link.model, link.notice) == (example, example.names, None, notice)
-
-
-# ---- the photo and the answer on the page --------------------------------------------------------------------------------
 
 
 def test_a_question_during_the_opening_counts(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +150,6 @@ def test_uploads_of_others_leave_the_photo_of_an_example(
     shown = panel.example(replace(opening, path=str(photo)), "dog")[panel.photo]
     temporary.remove_oldest()
     assert Path(shown).is_file()
-
-
-# ---- in a browser -------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_opens_with_an_answer(browser, url: str, opening: Example) -> None:

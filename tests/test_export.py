@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools.coco import COCO
 from scipy.ndimage import gaussian_filter
@@ -18,18 +19,17 @@ from ldvc.export import Identity, OverlayStyle, make_file
 from ldvc.predictor import Predictor
 from ldvc.result import Segmentation
 from ldvc.visualize import fit_size
+from tests.results import random_photo
 
 NAMES = ["dog", "空: zebra", "sofa"]
 SIZE = (90, 130)
 
 
 @pytest.fixture(scope="module")
-def results(tiny_checkpoint: Path) -> dict[str, Segmentation]:
-    main = Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
-    small = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
-    image = main.encode_image(Image.fromarray(small).resize(SIZE[::-1], Image.Resampling.BICUBIC))
-    decoders = ("ldvc", "zegclip", "clip")
-    return {decoder: main.sibling(decoder).segment("dog, 空: zebra, sofa | couch", image=image) for decoder in decoders}
+def results(tiny_predictor: Predictor) -> dict[str, Segmentation]:
+    image = tiny_predictor.encode_image(Image.fromarray(random_photo(5, 7)).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+    predictors = [tiny_predictor.sibling(decoder) for decoder in ("ldvc", "zegclip", "clip")]
+    return {each.decoder: each.segment("dog, 空: zebra, sofa | couch", image=image) for each in predictors}
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +51,9 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def filled(rings: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W): pixels whose centre is inside one of the rings, by the even-odd rule along each row."""
-    mask = np.zeros(size, dtype=bool)
-    centres = np.arange(size[1]) + 0.5
-    for ring in rings:
-        following = np.roll(ring, -1, axis=0)
-        inside = np.zeros(size, dtype=bool)
-        for row in range(size[0]):
-            y = row + 0.5
-            crosses = (ring[:, 1] <= y) != (following[:, 1] <= y)
-            start, end = ring[crosses], following[crosses]
-            at = start[:, 0] + (y - start[:, 1]) / (end[:, 1] - start[:, 1]) * (end[:, 0] - start[:, 0])
-            inside[row] = (at[None] < centres[:, None]).sum(axis=1) % 2 == 1
-        mask |= inside
-    return mask
+    """bool (H, W): pixels whose centre is inside one of the rings."""
+    centres = np.indices(size)[::-1].reshape(2, -1).T + 0.5
+    return np.any([Outline(ring).contains_points(centres) for ring in rings], axis=0).reshape(size)
 
 
 def read_yolo(text: str, size: tuple[int, int]) -> dict[int, list[np.ndarray]]:
@@ -88,8 +77,9 @@ def test_yolo_polygons_cover_the_masks(smoothness: float) -> None:
     labels = blobs((90, 130), smoothness)
     rings = read_yolo(yolo_labels(labels, 4), labels.shape)
     assert set(rings) == {0, 1, 2}, "a class without pixels has no line"
-    for index, found in rings.items():
-        assert iou(filled(found, labels.shape), labels == index) > 0.97
+    assert all(iou(filled(found, labels.shape), labels == index) > 0.97 for index, found in rings.items())
+    names = ["yes", "a: b", 'say "no"', "- x #y"]
+    assert list(yaml.safe_load(yolo_data(names))["names"].values()) == names
 
 
 def test_a_polygon_leaves_holes_out() -> None:
@@ -109,16 +99,14 @@ def test_a_polygon_leaves_holes_out() -> None:
 
 @pytest.mark.parametrize(("kind", "least"), [("rle", 1.0), ("polygons", 0.98)])
 def test_coco_masks(kind: str, least: float, tmp_path: Path) -> None:
-    maps = {"0.jpg": blobs((90, 130), 4.0), "1.jpg": blobs((64, 64), 2.0)}
-    photos = []
-    for name, labels in maps.items():
-        image = {"file_name": name, "width": labels.shape[1], "height": labels.shape[0]}
-        photos.append((image, list(coco_annotations(labels, 3, kind))))
+    maps = [blobs((90, 130), 4.0), blobs((64, 64), 2.0)]
+    images = [{"file_name": "a.jpg", "width": labels.shape[1], "height": labels.shape[0]} for labels in maps]
+    photos = [(image, list(coco_annotations(labels, 3, kind))) for image, labels in zip(images, maps, strict=True)]
     content = json.dumps(coco(photos, names=NAMES, seen=[True, False, True], info={}))
     reader = read_coco(content.encode(), tmp_path)
     assert [each["name"] for each in reader.loadCats(reader.getCatIds())] == NAMES
     assert sorted(reader.anns) == [1, 2, 3, 4, 5, 6]
-    for number, labels in enumerate(maps.values(), start=1):
+    for number, labels in enumerate(maps, start=1):
         for each in reader.loadAnns(reader.getAnnIds(number)):
             mask = labels == each["category_id"] - 1
             assert iou(reader.annToMask(each) == 1, mask) >= least
@@ -138,19 +126,17 @@ def test_annotations_of_one_photo(result: Segmentation, tmp_path: Path) -> None:
     name, content = make_file("yolo", result, **options)
     archive = zipfile.ZipFile(io.BytesIO(content))
     assert name == "my_photo-yolo.zip" and archive.namelist() == ["labels/my_photo.txt", "data.yaml"]
-    assert yaml.safe_load(archive.read("data.yaml")) == {"train": "images", "val": "images", "names": dict(enumerate(NAMES))}
+    assert yaml.safe_load(archive.read("data.yaml")) == {
+        "train": "images",
+        "val": "images",
+        "names": dict(enumerate(NAMES)),
+    }
     for index, rings in read_yolo(archive.read("labels/my_photo.txt").decode(), SIZE).items():
         assert iou(filled(rings, SIZE), result.labels == index) > 0.97
 
 
-def test_names_of_a_yolo_data_set_are_quoted() -> None:
-    names = ["yes", "a: b", 'say "no"', "- x #y"]
-    assert list(yaml.safe_load(yolo_data(names))["names"].values()) == names
-
-
-def test_arrays(results: dict[str, Segmentation], result: Segmentation, tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(npz({**results, "ldvc_without_lcsa": None}))
-    found = np.load(tmp_path / "a.npz", allow_pickle=False)
+def test_arrays(results: dict[str, Segmentation], result: Segmentation) -> None:
+    found = np.load(io.BytesIO(npz({**results, "ldvc_without_lcsa": None})), allow_pickle=False)
     assert found["names"].tolist() == NAMES and found["words"].tolist() == [*NAMES, "couch"]
     assert found["class_of_word"].tolist() == [0, 1, 2, 2] and found["seen"].tolist() == [True, False, False]
     assert found["size"].tolist() == list(SIZE) and found["grid"].tolist() == list(result.grid)
@@ -171,10 +157,8 @@ def test_arrays(results: dict[str, Segmentation], result: Segmentation, tmp_path
     assert not {"clip/attention", "zegclip/routing_regions", "clip/routing_regions"} & set(found)
 
 
-def test_arrays_of_company(tiny_checkpoint: Path, result: Segmentation) -> None:
-    predictor = Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
-    predictor.set_image(result.picture)
-    found = arrays({"ldvc": predictor.segment("dog")})
+def test_arrays_of_company(tiny_predictor: Predictor) -> None:
+    found = arrays({"ldvc": tiny_predictor.segment("dog", image=tiny_predictor.encode_image(random_photo()))})
     classes, company, none = (found[f"ldvc/{key}"] for key in ("attention", "company_attention", "none_attention"))
     assert "grass" in found["company"] and company.max() > 0
     assert np.allclose(classes[:, :, 0] + company + none, 1, atol=1e-5)

@@ -12,9 +12,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
-from PIL import Image
 
-from ldvc.config import FULL_CLIP_SETTINGS
+from ldvc.config import DECODERS, FULL_CLIP_SETTINGS
 from ldvc.errors import WeightsNotFoundError
 from ldvc.modeling import clip_weights
 from ldvc.predictor import Predictor
@@ -34,8 +33,6 @@ from tests.browsing import DOG, Visitor, open_tab
 from tests.test_tabs import build, shown, value, values
 from tests.tiny import name_tiny_clip, save_tiny_checkpoint
 
-DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
-
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
@@ -50,13 +47,6 @@ def segmenter(registry: ModelRegistry) -> Segmenter:
     return Segmenter(registry)
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.open(DOG).resize((215, 130)).save(path)
-    return str(path)
-
-
 def test_every_tab_works_or_says_how_to_get_what_is_missing(segmenter: Segmenter, photo: str) -> None:
     answer, (tabs, _) = segmenter.segment(photo, "dog, grass", model="full"), build(segmenter)
     assert (answer.model, answer.decoder) == ("full", "clip") and segmenter.model(answer).decoders() == ["clip"]
@@ -68,8 +58,7 @@ def test_every_tab_works_or_says_how_to_get_what_is_missing(segmenter: Segmenter
     assert shown(drawn[CompareTab]).count(texts.NO_DECODER.replace("<", "&lt;").replace(">", "&gt;")) == 3
     assert tabs[CompareTab].draw_file("png", answer, values(tabs[CompareTab])).startswith(b"\x89PNG")
     for kind in (AttentionTab, RoutingTab, SpaceTab):
-        tab, changes = tabs[kind], drawn[kind]
-        assert "LDVC_FULL=" in shown(changes) and not changes[tab.body].visible, kind
+        assert "LDVC_FULL=" in shown(drawn[kind]) and not drawn[kind][tabs[kind].body].visible, kind
 
 
 def test_the_attention_of_the_patch_that_was_clicked(segmenter: Segmenter, photo: str) -> None:
@@ -156,13 +145,13 @@ def test_a_decoder_that_could_not_be_fetched_is_fetched_again(
 
 
 class Hub:
-    """A stand-in for `find_pretrained` that goes on when it is told to, or fails."""
+    """A stand-in for `find_pretrained` that waits for `go_on`, or fails."""
 
-    def __init__(self, weights: Path) -> None:
-        self.weights, self.calls = weights, 0
-        self.started, self.go_on, self.fails = threading.Event(), threading.Event(), False
+    def __init__(self) -> None:
+        self.calls, self.fails, self.done = 0, False, False
+        self.started, self.go_on = threading.Event(), threading.Event()
 
-    def fetch(self, clip: str, pretrained: str, *, tqdm_class: Any = None) -> Path:
+    def fetch(self, clip: str, pretrained: str, *, tqdm_class: Any = None) -> None:
         self.calls += 1
         with tqdm_class(total=600_000_000, initial=0, unit="B", unit_scale=True, desc="weights", disable=None) as bar:
             bar.update(150_000_000)
@@ -170,18 +159,17 @@ class Hub:
             assert self.go_on.wait(60)
             if self.fails:
                 raise WeightsNotFoundError("The connection broke.")
-        self.weights.touch()
-        return self.weights
+        self.done = True
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The weights are missing until they are downloaded from this Hub."""
-    hub = Hub(tmp_path / "weights")
+    hub = Hub()
     monkeypatch.setattr(models, "find_pretrained", hub.fetch)
     monkeypatch.setattr(models, "hub_reachable", lambda: True)
     missing = {True: None, False: ("ViT", "openai")}
-    monkeypatch.setattr(models, "clip_to_download", lambda source: missing[source != "full" or hub.weights.exists()])
+    monkeypatch.setattr(models, "clip_to_download", lambda source: missing[source != "full" or hub.done])
     return hub
 
 
@@ -211,19 +199,15 @@ def test_a_download_shows_how_far_it_is_and_lite_answers_meanwhile(fresh: ModelR
         segmenter.segment(photo, "dog", model="full")
     other = choose(page, Session(), "full")
     assert "150 of 600 MB" in next(other)["model-problem"] and hub.calls == 1, "two visitors wait for one download"
+    left = Session()
+    steps_of_left = choose(page, left, "full")
+    next(steps_of_left)
+    assert [changes["model-problem"] for changes in choose(page, left, fresh.default)] == [""]
+    assert list(steps_of_left) == [], "who chooses lite meanwhile gets no more news of the download"
     hub.go_on.set()
     *_, last = steps
     assert last["model-problem"] == "" and segmenter.segment(photo, "dog", model="full").decoder == "clip"
     assert texts.FULL_DOWNLOAD not in str(build_page(fresh).get_config_file()["components"])
-
-
-def test_who_chooses_lite_meanwhile_hears_no_more_of_the_download(fresh: ModelRegistry, hub: Hub) -> None:
-    page, session = build_page(fresh), Session()
-    steps = choose(page, session, "full")
-    next(steps)
-    assert [changes["model-problem"] for changes in choose(page, session, fresh.default)] == [""]
-    assert list(steps) == []
-    hub.go_on.set()
 
 
 def test_a_failed_download_is_tried_again(fresh: ModelRegistry, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +246,7 @@ def test_weights_come_from_the_hub_with_progress(tmp_path: Path, monkeypatch: py
     assert asked == [(repository, name, dict) for name in names] and path == tmp_path / names[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def address(registry: ModelRegistry) -> Iterator[str]:
     page = build_page(registry)
     page.launch(**launch_options(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
@@ -275,7 +259,7 @@ def test_a_visitor_chooses_full(browser, address: str) -> None:
     page = visitor.page
     visitor.upload(DOG)
     page.locator("#model input").click()
-    with page.expect_response(lambda response: "/queue/data" in response.url):
+    with page.expect_response("**/queue/join*"):
         page.get_by_role("option", name="full").click()
     chip = page.locator("#chips .ldvc-unseen")  # of the full model, which has seen no masks
     visitor.type_names("dog")

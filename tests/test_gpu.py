@@ -1,7 +1,5 @@
 """On a GPU, outputs and gradients equal those on a CPU. The tests are skipped without a GPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from ldvc.checkpoint import load_checkpoint
 from ldvc.config import DECODERS
 from ldvc.modeling.attention import attend
 from ldvc.modeling.clip import build_clip
-from recipes.lite.trunk import Trunk
+from recipes.lite.tune_tower import Trunk
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 NAMES = ["dog", "grass", "sky", "cup"]

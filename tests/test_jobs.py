@@ -18,11 +18,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.tiny_data import make_sets
-from train import evaluate, experiment, flavors, job_plan, jobs, mirror, prepare
+from train import evaluate, experiment, job_plan, jobs, mirror, prepare
 from train import train as trainer
 
 TOKEN = "hf_secret"
 COMMAND = ["--config", "voc12_inductive", "--decoder", "ldvc", "--output_dir", "runs/voc12/ldvc"]
+RENTED = [*COMMAND, "--target", "a100-large", "--yes"]
 PROGRAMS = {"train.py": trainer, "experiment.py": experiment, "evaluate.py": evaluate, "prepare.py": prepare}
 
 
@@ -114,15 +115,14 @@ def test_an_experiment_is_one_job_that_uploads_every_decoder(capsys: pytest.Capt
 
 
 def test_estimates_rest_on_published_or_measured_times() -> None:
-    four = flavors.FLAVORS["a10g-largex4"]
-    text, timeout = flavors.estimate(four, ["coco_stuff164k"], 80_000, 16, None)
-    assert text.startswith("16.7 to 37.5 hours of training, 83.33 to 187.50 USD (80,000 steps; Cascade-CLIP publishes 20 hours")
-    assert timeout == "78h"
-    text, timeout = flavors.estimate(four, ["msrc"], 7200, 16, 0.5)
-    assert text.startswith("1.0 hours of training, 5.00 USD (7,200 steps of 0.5 measured seconds)") and timeout == "5h"
-    text, timeout = flavors.estimate(four, ["msrc"], 7200, 16, None)
-    assert text.startswith("none") and "--seconds_per_step" in text and timeout == "12h"
-    assert [flavors.hours_of(each) for each in ("1800s", "90m", "2h", "1.5d")] == [0.5, 1.5, 2, 36]
+    for name, steps, measured, sentence, hours in (
+        ("coco_stuff164k", 80_000, None, "16.7 to 37.5 hours of training, 83.33 to 187.50 USD .*publishes 20 hours", "78h"),
+        ("msrc", 7200, 0.5, r"1\.0 hours of training, 5\.00 USD \(7,200 steps of 0\.5 measured seconds\)", "5h"),
+        ("msrc", 7200, None, "none: .*--seconds_per_step", "12h"),
+    ):
+        text, timeout = job_plan.estimate(job_plan.FLAVORS["a10g-largex4"], [name], steps, 16, measured)
+        assert re.match(sentence, text) and timeout == hours
+    assert [job_plan.hours_of(each) for each in ("1800s", "90m", "2h", "1.5d")] == [0.5, 1.5, 2, 36]
 
 
 def test_only_what_training_needs_is_uploaded(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_code_that_is_uploaded_imports_nothing_else_of_the_project() -> None
 
 
 def test_a_job_is_sent_after_everything_was_checked(api: Mock, capsys: pytest.CaptureFixture) -> None:
-    trainer.main([*COMMAND, "--target", "a100-large", "--timeout", "90m", "--yes"])
+    trainer.main([*RENTED, "--timeout", "90m"])
     shown = capsys.readouterr().out
     assert "1 x A100, 3.00 USD an hour (asked just now)" in shown and "90m, at most 4.50 USD" in shown
     assert shown.endswith("step 1\nstep 2\nFinished: https://huggingface.co/ann/ldvc-voc12-ldvc\n")
@@ -221,44 +221,43 @@ def test_refused_before_anything_is_paid_for(
 ) -> None:
     api.configure_mock(**spoil)
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
-        trainer.main([*COMMAND, "--target", "a100-large", "--yes", *words])
+        trainer.main([*RENTED, *words])
     api.run_job.assert_not_called()
     assert TOKEN not in capsys.readouterr().out
 
 
 def test_no_token_no_target_no_consent_no_credit(api: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*COMMAND, "--target", "a100-large"]
+    def refusal(words: list[str], sentence: str) -> None:
+        with pytest.raises(SystemExit, match=sentence):
+            trainer.main(words)
+
     monkeypatch.setattr("builtins.input", lambda question: "")
-    with pytest.raises(SystemExit, match="Nothing was sent"):
-        trainer.main(words)
-    with pytest.raises(SystemExit, match="need --target FLAVOR"):
-        trainer.main([*COMMAND, "--yes"])
+    refusal(RENTED[:-1], "Nothing was sent")
+    refusal([*COMMAND, "--yes"], "need --target FLAVOR")
     api.run_job.assert_not_called()
     api.batch_bucket_files.assert_not_called()
     api.whoami.return_value = scoped("repo.write", "job.write")  # enough
     api.run_job.side_effect = refused(402)
-    with pytest.raises(SystemExit, match="Starting the job failed: the account has no credit; add some at https"):
-        trainer.main([*words, "--yes"])
+    refusal(RENTED, "Starting the job failed: the account has no credit; add some at https")
     monkeypatch.setattr(jobs, "get_token", lambda: None)
-    with pytest.raises(SystemExit, match="no Hugging Face token on this machine; make one of the kind Write at https"):
-        trainer.main(words)
+    refusal(RENTED, "no Hugging Face token on this machine; make one of the kind Write at https")
 
 
 def test_ctrl_c_leaves_the_job_running(api: Mock, capsys: pytest.CaptureFixture) -> None:
     api.fetch_job_logs.side_effect = KeyboardInterrupt
-    trainer.main([*COMMAND, "--target", "a100-large", "--yes"])
+    trainer.main(RENTED)
     assert "runs on: see its log with “hf jobs logs -f j1”, stop it with “hf jobs cancel j1”" in capsys.readouterr().out
     api.cancel_job.assert_not_called()
     api.fetch_job_logs.side_effect = ConnectionError("reset")
     with pytest.raises(SystemExit, match=r"The log broke off \(reset\), but the job runs on"):
-        trainer.main([*COMMAND, "--target", "a100-large", "--yes"])
+        trainer.main(RENTED)
 
 
 def test_after_a_timeout_the_same_command_continues(api: Mock) -> None:
     api.inspect_job.return_value = job_info("ERROR", "Job timeout")
     for _ in range(2):
         with pytest.raises(SystemExit, match=r"ended as ERROR \(Job timeout\). The same command continues at its last check"):
-            trainer.main([*COMMAND, "--target", "a100-large", "--yes"])
+            trainer.main(RENTED)
     first, second = (call.kwargs for call in api.run_job.mock_calls)
     assert first["command"] == second["command"] and "--resume_from_checkpoint latest" in first["command"][2]
     assert [volume.to_dict() for volume in first["volumes"]] == [volume.to_dict() for volume in second["volumes"]]
@@ -296,17 +295,17 @@ def test_the_copy_follows_a_command_and_restores_it_on_a_new_disk(tmp_path: Path
     assert {path.name for path in kept.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
-def test_files_are_copied_in_the_order_in_which_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target, order = tmp_path / "source", tmp_path / "target", []
-    source.mkdir()
-    for second, name in enumerate(("weights", "optimizer", "a_step")):
-        (source / name).write_text(name)
-        os.utime(source / name, (second, second))
+def test_files_are_copied_once_in_the_order_in_which_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, order, copied = ["weights", "optimizer", "a_step"], [], {}
+    for second, name in enumerate(names):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (second, second))
     monkeypatch.setattr(mirror.shutil, "copyfile", lambda path, place: order.append(path.name))
-    copied: dict[Path, mirror.State] = {}
-    mirror.copy_changes(source, target, copied)
-    mirror.copy_changes(source, target, copied)
-    assert order == ["weights", "optimizer", "a_step"], "and only once"
+    for _ in range(2):
+        mirror.copy_changes(tmp_path, tmp_path / "target", copied)
+    assert order == names
 
 
 def test_a_copy_that_fails_ends_the_command_with_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,23 +14,24 @@ from train.data.vocabulary import BACKGROUND, HELD_OUT, VOID
 from train.losses import Processes, attention_loss, distillation_loss, focal_sum, mask_loss
 
 
-def plain_focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def plain_focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
     probability = logits.sigmoid()
     p_t = torch.where(target, probability, 1 - probability)
     alpha_t = torch.where(target, alpha, 1 - alpha)
     return -alpha_t * (1 - p_t) ** gamma * p_t.log()
 
 
-@pytest.mark.parametrize("gamma", [2.0, 1.5, 0.0])
-def test_focal_and_its_gradient_equal_the_formula(gamma: float) -> None:
+def assert_equal_with_gradients(value: Tensor, expected: Tensor, logits: Tensor) -> None:
+    gradient, expected_gradient = (torch.autograd.grad(3 * each, logits)[0] for each in (value, expected))
+    torch.testing.assert_close((value, gradient), (expected, expected_gradient))
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.9, 1.5), (0.25, 0.0)])
+def test_focal_and_its_gradient_equal_the_formula(alpha: float, gamma: float) -> None:
     logits = (torch.randn(70, 5, 6, dtype=torch.float64) * 4).requires_grad_()  # more rows than one slice
     target, weight = torch.rand(70, 5, 6) < 0.3, torch.rand(70, 5, 6, dtype=torch.float64)
-    expected = (plain_focal(logits, target, gamma=gamma) * weight).sum()
-    (expected_gradient,) = torch.autograd.grad(3 * expected, logits)
-    value = focal_sum(logits, target, weight, gamma=gamma)
-    (gradient,) = torch.autograd.grad(3 * value, logits)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, expected_gradient)
+    expected = (plain_focal(logits, target, alpha, gamma) * weight).sum()
+    assert_equal_with_gradients(focal_sum(logits, target, weight, alpha=alpha, gamma=gamma), expected, logits)
 
 
 def test_focal_of_extreme_logits_is_finite() -> None:
@@ -46,13 +47,13 @@ def test_mask_loss_upsamples_and_ignores_what_does_not_count(normalise: str) -> 
     annotated = torch.tensor([[True, True, True, False], [True, False, True, True]])
     labels[1][labels[1] == 1] = VOID
     logits = torch.randn(2, 4, 4, 4, requires_grad=True)
-    loss = mask_loss(logits, labels, annotated, normalise=normalise)
+    loss = mask_loss(logits, labels, annotated, alpha=0.4, gamma=1.5, normalise=normalise)
     large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
     focal, dice, pixels = [], [], []
     for photo, name in annotated.nonzero().tolist():
         valid = (labels[photo] != VOID) & (labels[photo] != HELD_OUT)
         guess, truth = large[photo, name].sigmoid()[valid], (labels[photo] == name)[valid].float()
-        focal.append(plain_focal(large[photo, name], labels[photo] == name)[valid].sum())
+        focal.append(plain_focal(large[photo, name], labels[photo] == name, 0.4, 1.5)[valid].sum())
         pixels.append(int(valid.sum()))
         if truth.any():
             dice.append(1 - (2 * (guess * truth).sum() + 1) / (guess.sum() + truth.sum() + 1))
@@ -78,11 +79,7 @@ def test_distillation_is_cross_entropy_less_entropy() -> None:
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(reference, target, reduction="none")
     expected = ((cross - entropy).mean(dim=(2, 3)) * weight).sum()
-    (expected_gradient,) = torch.autograd.grad(expected, logits)
-    value = distillation_loss(logits, reference, weight)
-    (gradient,) = torch.autograd.grad(value, logits)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, expected_gradient)
+    assert_equal_with_gradients(distillation_loss(logits, reference, weight), expected, logits)
     assert distillation_loss(reference, reference, weight).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -110,11 +107,8 @@ def test_processes_that_share_photos_have_the_loss_of_one(normalise: str, share:
         joined = Processes(total=lambda value, answers=answers: next(answers), count=2)
         loss = mask_loss(logits[part], labels[part], annotated[part], processes=joined, **options)
         parts.append((loss.focal + loss.dice) / 2)
-    (found,) = torch.autograd.grad(sum(parts), logits)
     whole = mask_loss(logits, labels, annotated, **options)
-    (expected,) = torch.autograd.grad(whole.focal + whole.dice, logits)
-    torch.testing.assert_close(sum(parts), whole.focal + whole.dice)
-    torch.testing.assert_close(found, expected)
+    assert_equal_with_gradients(sum(parts), whole.focal + whole.dice, logits)
 
 
 def slow_attention_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ldvc.config import DECODERS, ModelConfig
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
-from tests.tiny_run import close_gates
+from tests.tiny import close_gates
 
 Make = Callable[..., LDVC]
 
@@ -62,18 +62,13 @@ def test_frozen_logits_are_open_clips(make_model: Make, tiny_clip: FrozenClip, n
 def test_only_prompts_adapter_and_decoder_learn(decoder: str, make_model: Make, names: list[str]) -> None:
     model = make_model(decoder).train()
     assert not model.clip.model.training and model.decoder.training
-    before = {name: tensor.clone() for name, tensor in model.clip.state_dict().items()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    loss = model(torch.randn(2, 3, 64, 96), names).mask_logits.square().mean()
-    loss.backward()
+    model(torch.randn(2, 3, 64, 96), names).mask_logits.square().mean().backward()
     for name, parameter in model.named_parameters():
         if name.startswith("clip."):
             assert not parameter.requires_grad and parameter.grad is None, name
         else:
             assert name.startswith(("image_tower.", "text_tower.", "adapter.", "decoder.")), name
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    optimizer.step()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.clip.state_dict().items())
     assert set(model.trainable_state_dict()) == {name for name, each in model.named_parameters() if each.requires_grad}
 
 
@@ -115,8 +110,7 @@ def test_parameters_of_the_full_voc_model() -> None:
     assert report["decoder: cross-attention"] == 2 * 4 * projection + 2 * projection + 1
     assert report["decoder: feed-forward"] == 2 * ffn
     assert report["decoder: norms and gates"] == 3 * (norm + d) + 2 * 2 * (norm + d) + norm
-    learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert report["total"] == learnable
+    assert report["total"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert report["frozen CLIP"] == 149_620_737  # ViT-B/16 with its text tower, as published by open_clip
 
 
@@ -130,8 +124,7 @@ def test_decode_normalises_and_adapts_the_names(make_model: Make, names: list[st
     text, picture = F.normalize(classes, dim=-1), F.normalize(features.global_embedding, dim=-1)
     joined = torch.cat([text * picture[:, None], text.expand(2, -1, -1)], dim=-1)
     torch.testing.assert_close(output.class_embeddings, model.adapter.linear(joined), atol=1e-5, rtol=1e-4)
-    longer = features._replace(patch_features=features.patch_features * 7)
-    longer = longer._replace(global_embedding=3 * features.global_embedding)
+    longer = features._replace(patch_features=7 * features.patch_features, global_embedding=3 * features.global_embedding)
     torch.testing.assert_close(model.decode(longer, classes * 5).mask_logits, output.mask_logits, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the adapter stays in float32
         assert torch.equal(model.adapter(text, picture), output.class_embeddings)

@@ -4,7 +4,6 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,9 @@ from PIL import Image
 
 from ldvc.checkpoint import load_checkpoint
 from ldvc.errors import DataError, LdvcError
+from tests.forked import Configure
 from tests.tiny_data import make_set, make_voc, names_in
-from tests.tiny_run import config_of
 from tools.fuzz_pictures import png_chunk
-from train.config import TrainConfig
 from train.data import SegmentationDataset, Vocabulary, inspect_masks, open_set
 from train.evaluate import main as evaluate_main
 from train.train import main, train
@@ -65,13 +63,17 @@ def bands(*channels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1))
 
 
-FULL = np.full_like(NUMBERS, 255)
+def write_tiff(picture: Image.Image) -> Callable[[Path], None]:
+    return lambda path: picture.save(path, format="TIFF")
+
+
+FULL, WIDE = np.full_like(NUMBERS, 255), NUMBERS.astype(np.int32)
 READ = {
     "RGB with equal channels": bands(NUMBERS, NUMBERS, NUMBERS),
     "RGBA with equal channels": bands(NUMBERS, NUMBERS, NUMBERS, FULL),
     "grey and alpha": bands(NUMBERS, FULL),
     "16 bits": Image.fromarray(NUMBERS.astype(np.uint16)),
-    "32 bits": Image.fromarray(NUMBERS.astype(np.int32)),
+    "32 bits": Image.fromarray(WIDE),
 }
 
 
@@ -94,10 +96,10 @@ REFUSED = {
     "colours and alpha": (lambda path: bands(NUMBERS, FULL, NUMBERS, FULL).save(path), "a picture with colours"),
     "holes": (lambda path: bands(NUMBERS, NUMBERS * 60).save(path), "transparent; save the class numbers"),
     "48 bits": (write_deep_rgb_png, "16 bits per channel"),
-    "large numbers": (lambda path: Image.fromarray(NUMBERS.astype(np.uint16) * 256).save(path), "index 256"),
-    "negative numbers": (lambda path: Image.fromarray(NUMBERS.astype(np.int32) - 1).save(path, format="TIFF"), "index -1"),
-    "fractions": (lambda path: Image.fromarray(NUMBERS.astype(np.float32)).save(path, format="TIFF"), "fractions"),
-    "CMYK": (lambda path: bands(NUMBERS, NUMBERS, NUMBERS).convert("CMYK").save(path, format="TIFF"), "colours"),
+    "large numbers": (write_tiff(Image.fromarray(WIDE * 256)), "index 256"),
+    "negative numbers": (write_tiff(Image.fromarray(WIDE - 1)), "index -1"),
+    "fractions": (write_tiff(Image.fromarray(NUMBERS.astype(np.float32))), "fractions"),
+    "CMYK": (write_tiff(bands(NUMBERS, NUMBERS, NUMBERS).convert("CMYK")), "colours"),
 }
 
 
@@ -178,15 +180,14 @@ def test_two_photos_of_one_name_are_refused(own: Path, caplog: pytest.LogCapture
 
 
 def test_binary_masks_are_refused_with_what_255_means(own: Path) -> None:
-    write_masks(own, [0, 255, 255, 0])
-    dataset = opened(own, classes=["background", "dog"], background_index=0)
-    with pytest.raises(DataError, match="0, 255 occur .* 1 is 'dog', and 255 is void, which counts nowhere. No mask shows dog"):
-        inspect_masks([dataset])
-    with pytest.raises(DataError, match="one class and nothing else.* 0 is 'dog', and 255 is void.*\"background_index\": 0"):
-        inspect_masks([opened(own, classes=["dog"], background_index=None)])
-    write_masks(own, [255, 255])
-    with pytest.raises(DataError, match="shows a class.* 255 occur .*No mask shows grass, sky, dog, cat"):
-        inspect_masks([opened(own, classes=CLASSES)])
+    for mask, classes, background, words in (
+        ([0, 255], ["background", "dog"], 0, "0, 255 occur .* 1 is 'dog', and 255 is void.* No mask shows dog"),
+        ([0, 255], ["dog"], None, "one class and nothing else.* 0 is 'dog', and 255 is void.*\"background_index\": 0"),
+        ([255, 255], CLASSES, None, "shows a class.* 255 occur .*No mask shows grass, sky, dog, cat"),
+    ):
+        write_masks(own, mask)
+        with pytest.raises(DataError, match=words):
+            inspect_masks([opened(own, classes=classes, background_index=background)])
 
 
 def test_masks_that_count_from_1(own: Path) -> None:
@@ -197,8 +198,7 @@ def test_masks_that_count_from_1(own: Path) -> None:
     notes = inspect_masks([opened(own)])
     assert len(notes) == 2 and "no mask of mine shows grass" in notes[0] and "count from 1" in notes[1]
     write_masks(own, [0, 1, 2], [1, 200])
-    notes = inspect_masks([opened(own)])
-    assert any("numbers 200 are skipped" in note for note in notes)
+    assert any("numbers 200 are skipped" in note for note in inspect_masks([opened(own)]))
 
 
 @pytest.mark.parametrize(("number", "words"), [(255, "void"), (0, "void"), (77, "holds the index 77")])
@@ -245,33 +245,29 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(own: Path, monkeypatch: pyte
 # ---- the trainer
 
 
-def run_config(root: Path, clip: Path, folder: Path, *changes: str) -> TrainConfig:
-    shared = ("sets={mine: 1}", "views_per_photo=0", "unseen=none", "max_train_steps=2", "crop=32", "loss_stride=4")
-    return replace(config_of(root, clip, f"own-{folder.parent.name}", *shared, *changes), data=str(folder.parent))
-
-
 def test_the_trainer_refuses_before_the_first_step_and_warns(
-    root: Path, tiny_clip_folder: Path, own: Path, capsys: pytest.CaptureFixture
+    configure: Configure, own: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    config = configure("own", "sets={mine: 1}", "unseen=none", "max_train_steps=2", "crop=32", f"data={own.parent}")
     write_masks(own, [0, 255])
     opened(own, classes=["background", "dog"], background_index=0)
     steps: list[int] = []
     with pytest.raises(DataError, match="255 is void"):
-        train(run_config(root, tiny_clip_folder, own), on_step=lambda step, parts: steps.append(step))
+        train(config, on_step=lambda step, parts: steps.append(step))
     assert not steps
     write_masks(own, [0, 2], [2, 0, 255])
     opened(own, classes=CLASSES, background_index=None)
-    folder = train(run_config(root, tiny_clip_folder, own))
+    folder = train(config)
     assert load_checkpoint(folder)[1]["seen_names"] == ["grass", "dog"]
     warning = "warning: no mask of mine shows sky, cat, so they do not count as seen"
     assert warning in (folder / "log.txt").read_text() and warning in capsys.readouterr().out
 
 
-def test_every_folder_that_is_written_is_checked_first(root: Path, tiny_clip_folder: Path, own: Path) -> None:
-    config = config_of(root, tiny_clip_folder, "nocache", "cache_dir=/proc/ldvc")
-    with pytest.raises(LdvcError, match="/proc/ldvc cannot be written: .*; give another --cache_dir"):
-        train(config)
-    with pytest.raises(SystemExit, match="/proc/ldvc cannot be written: .*; give another --cache_dir"):
+def test_every_folder_that_is_written_is_checked_first(configure: Configure, own: Path) -> None:
+    words = "/proc/ldvc cannot be written: .*; give another --cache_dir"
+    with pytest.raises(LdvcError, match=words):
+        train(configure("nocache", "cache_dir=/proc/ldvc", "views_per_photo=1"))
+    with pytest.raises(SystemExit, match=words):
         evaluate_main(["--checkpoint", "x", "--data", str(own.parent), "--sets", "mine", "--cache_dir", "/proc/ldvc"])
 
 
@@ -297,7 +293,7 @@ def test_what_is_asked_of_the_launcher_counts(
     """C6: accelerate launch sets this variable. Flags of the trainer count more, its configuration less."""
     found: list[str] = []
     monkeypatch.setattr("train.train.train", lambda config, **options: found.append(config.mixed_precision))
-    (root / "auto.yaml").write_text("base: tiny.yaml\nmixed_precision: auto\nviews_per_photo: 0\n")
+    (root / "auto.yaml").write_text("base: tiny.yaml\nmixed_precision: auto\n")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if asked:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)

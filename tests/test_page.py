@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import scipy.ndimage
 from PIL import Image
 
 from ldvc.web.examples import read_examples
-from tests.browsing import DOG, EVIL, Visitor, pixels, set_range
+from tests.browsing import DOG, EVIL, Visitor, open_tab, percent, pixels, set_range
+
+NAMES = "dog, grass, \u8349"
+OWN = "#legend .ldvc-own-threshold"
 
 
 @pytest.fixture
@@ -61,8 +65,7 @@ def test_segment_isolate_download(visitor: Visitor) -> None:
     assert [each["name"] for each in data["classes"]] == ["dog", "grass", EVIL]
     assert data["classes"][0]["synonyms"] == ["hound"] and data["threshold"] is None
     assert len(data["model"]["weights_sha256"]) == 64
-    shown = [float(each.split("\u202f")[0].lstrip("<")) for each in visitor.shares()]
-    assert shown == [pytest.approx(100 * each["area"], abs=1) for each in data["classes"]]
+    assert visitor.shares() == [pytest.approx(100 * each["area"], abs=1) for each in data["classes"]]
 
     name, content = visitor.download("mask")
     indices = np.asarray(Image.open(io.BytesIO(content)))
@@ -96,8 +99,7 @@ def test_segment_isolate_download(visitor: Visitor) -> None:
     assert visitor.legend()[-1] == "none of these"
     data = json.loads(visitor.download("data")[1])
     assert data["threshold"] == 0.9
-    shown = float(visitor.shares()[-1].split("\u202f")[0].lstrip("<"))
-    assert shown == pytest.approx(100 * data["none_of_these"]["area"], abs=1)
+    assert visitor.shares()[-1] == pytest.approx(100 * data["none_of_these"]["area"], abs=1)
 
 
 def test_problems_are_sentences_and_nothing_is_lost(visitor: Visitor, tmp_path: Path) -> None:
@@ -180,21 +182,86 @@ def test_of_two_quick_clicks_on_examples_the_last_counts(visitor: Visitor) -> No
     page.locator("#examples button").nth(3).wait_for()
     page.on("request", lambda request: busy.add(request) if request.method == "POST" else None)
     page.on("requestfinished", lambda request: busy.discard(request))
-    for first, last in ((3, 0), (1, 2), (2, 3)):
-        page.evaluate(
-            "order => order.forEach(index => document.querySelectorAll('#examples button')[index].click())", [first, last]
-        )
+    for first, last in ((3, 0), (1, 2)):
+        page.evaluate("each => each.forEach(at => document.querySelectorAll('#examples button')[at].click())", [first, last])
         while busy:
             page.wait_for_event("requestfinished")
         names, photo = examples[last].names, Path(examples[last].path)
         page.wait_for_function("names => document.querySelector('#names textarea').value === names", arg=names)
-        for places in ("#chips .ldvc-name", "#legend li:not([hidden]) button .ldvc-name"):
-            page.wait_for_function(
-                "([places, names]) => [...document.querySelectorAll(places)].map(each => each.innerText).join(', ') === names",
-                arg=[places, names],
-            )
+        page.locator("#legend").get_by_text(names.split(", ")[0], exact=True).first.wait_for()
+        assert visitor.legend() == [*names.split(", "), "none of these"]
         assert photo.name in page.locator("#photo img").get_attribute("src")
-        name, content = visitor.download("data")
-        assert name == f"{photo.stem}-segmentation.json"
-        assert ", ".join(each["name"] for each in json.loads(content)["classes"]) == names
+        assert visitor.download("data")[0] == f"{photo.stem}-segmentation.json"
         assert page.locator("#stale .ldvc-notice").count() == 0
+
+
+def drawn(page) -> None:
+    """Wait until the browser has drawn what was changed."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def test_names_are_written_and_can_be_switched_off(asked: Visitor) -> None:
+    page, switch = asked.page, asked.page.locator("#overlay .names")
+    asked.changed_by(lambda: page.locator("#overlay .background").uncheck())
+    assert switch.is_checked()
+    written = asked.painted()
+    saved = pixels(asked.download("overlay")[1])
+    assert np.abs(saved - written).mean() < 4
+    bare = asked.changed_by(switch.uncheck)
+    saved_bare = pixels(asked.download("overlay")[1])
+    for first, second in ((written, bare), (saved, saved_bare)):
+        differs = (first != second).any(axis=2)
+        assert 0.0005 < differs.mean() < 0.05 and np.ptp(first[differs].max(axis=1)) > 150, "light letters, dark outlines"
+    asked.ask("dog, grass")
+    assert not switch.is_checked(), "kept for the next question"
+    page.set_viewport_size({"width": 500, "height": 900})
+    small = asked.changed_by(switch.check)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_function("width => document.querySelector('#overlay canvas').clientWidth > width", arg=600)
+    drawn(page)
+    assert not np.array_equal(asked.painted(), small), "letters have one size on every screen"
+    asked.changed_by(lambda: page.locator("#overlay .background").check())
+
+
+def test_a_class_gets_a_threshold_of_its_own(asked: Visitor) -> None:
+    page, own = asked.page, asked.page.locator(OWN)
+    asked.ask("dog, grass, cat")
+    set_range(page, "#overlay .threshold", 0.2)
+    drawn(page)
+    usual, others = asked.shares()[:2]
+    assert own.count() == 0
+    asked.changed_by(page.locator("#legend button").first.click)
+    assert own.locator("span").inner_text() == "0.20" and own.get_by_role("button").is_hidden()
+    asked.changed_by(lambda: set_range(page, f"{OWN} input", 0.9))
+    lower, unchanged = asked.shares()[:2]
+    assert lower < usual and unchanged == others
+    name, content = asked.download("cutouts")
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert name == "dog-cutouts.zip" and archive.namelist() == ["1_dog.png"]
+    alpha = np.asarray(Image.open(archive.open("1_dog.png")))[..., 3]
+    assert (alpha == 255).mean() * 100 == pytest.approx(lower, abs=1)
+    own.locator("input").focus()
+    asked.changed_by(lambda: page.keyboard.press("Escape"))
+    assert own.is_hidden() and page.evaluate("document.activeElement.className") == "ldvc-entry", "the focus is not lost"
+
+    asked.ask("dog, sky")
+    asked.ask("grass, dog, cat")
+    assert asked.shares()[1] == pytest.approx(lower, abs=1), "kept when the name is asked again"
+    data = json.loads(asked.download("data")[1])
+    assert [each["threshold"] for each in data["classes"]] == [0.2, 0.9, 0.2] and data["threshold"] == 0.2
+    assert 100 * data["classes"][1]["area"] == pytest.approx(lower, abs=1)
+    open_tab(asked, "Compare", "#compare-view img")
+    chips = page.locator("#compare-view figure").last.locator(".ldvc-chip").all_inner_texts()
+    (dog,) = (chip for chip in chips if chip.startswith("dog"))
+    assert percent(dog.split()[1]) == pytest.approx(lower, abs=1)
+    open_tab(asked, "Segment", "#overlay canvas")
+
+    page.locator("#legend button").nth(1).click()
+    own.get_by_role("button", name="Reset").click()
+    own.get_by_role("button").wait_for(state="hidden")
+    drawn(page)
+    assert asked.shares()[1] == pytest.approx(usual, abs=1) and own.locator("span").inner_text() == "0.20"
+    asked.changed_by(lambda: set_range(page, f"{OWN} input", 0.7))
+    page.locator("#overlay .background").uncheck()
+    own.wait_for(state="hidden")
+    assert [each["threshold"] for each in json.loads(asked.download("data")[1])["classes"]] == 3 * [None]

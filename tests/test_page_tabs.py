@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browsing import DOG, EVIL, Visitor, held_back, open_tab, pixels
+from tests.browsing import DOG, EVIL, Visitor, held_back, open_tab, pixels, set_range
 
+LOCKED = "document.querySelector('.ldvc-columns').inert"
 NAMES = f"dog, grass | lawn, {EVIL}"
 
 
-def changed(visitor: Visitor, selector: str, attribute: str, action) -> str:
-    """Do something and wait until an attribute of the first match has changed; its new value."""
-    place = visitor.page.locator(selector).first
-    before = place.get_attribute(attribute)
+def changed(visitor: Visitor, selector: str, attribute: str, action) -> None:
+    """Do something and wait until an attribute of the first match has changed."""
+    before = visitor.page.locator(selector).first.get_attribute(attribute)
     action()
     visitor.page.wait_for_function(
         "([selector, name, before]) => document.querySelector(selector)?.getAttribute(name) !== before",
         arg=[selector, attribute, before],
     )
-    return place.get_attribute(attribute)
 
 
 def decoded(source: str) -> np.ndarray:
@@ -155,23 +155,12 @@ def test_space_moves_from_before_to_after(asked: Visitor) -> None:
     assert dot()["x"] == pytest.approx(after["x"], abs=1)
 
 
-def test_compare_shows_four(asked: Visitor) -> None:
-    page = asked.page
-    open_tab(asked, "Compare", "#compare-view img")
-    pictures = [decoded(each.get_attribute("src")) for each in page.locator("#compare-view img").all()]
-    width, height = Image.open(DOG).size
-    assert len(pictures) == 4 and len({each.shape for each in pictures}) == 1
-    assert pictures[0].shape[0] / pictures[0].shape[1] == pytest.approx(height / width, abs=0.01)
-    assert (np.abs(pictures[0] - pictures[3]).max(axis=2) > 30).mean() > 0.02
-    assert page.locator("#compare-view img[src=x]").count() == 0
-
-
 def test_a_long_list_is_sorted_by_area(asked: Visitor) -> None:
     open_tab(asked, "Compare", "#compare-view img")
     open_tab(asked, "Segment", "#overlay canvas")
     assert not asked.page.locator("#download-file").is_visible()
     asked.ask("boat, bus, cake, chair, clock, fork, kite, knife, oven, sink, spoon, toilet, grass, dog")
-    shares = [float(each.split("\u202f")[0].replace("<1", "0.5")) for each in asked.shares()]
+    shares = asked.shares()
     assert len(shares) == 15 and shares[:-1] == sorted(shares[:-1], reverse=True) and shares[0] > 0
     assert asked.legend()[-1] == "none of these"
 
@@ -245,6 +234,76 @@ def test_words_that_the_model_cannot_read_are_named(asked: Visitor) -> None:
         remark.wait_for(state="visible" if expected else "hidden")
         if expected:
             assert "\u201c\u72d7\u201d and \u201c\u8349\u201d apart" in remark.inner_text()
+
+
+# A visitor who is faster than the server: requests are held back, so that no timing decides.
+
+
+def clicked(page, selector: str) -> None:
+    """A click of the mouse where an element is, whether it takes clicks or not."""
+    box = page.locator(selector).first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_while_a_question_is_answered_the_page_takes_no_input(asked: Visitor) -> None:
+    page, before = asked.page, asked.answers()
+    field = page.get_by_label("Class names").first
+    asked.type_names("boat, grass")
+    with held_back(page) as held:
+        field.press("Enter")
+        page.wait_for_function(LOCKED)
+        assert page.locator(".ldvc-question").evaluate("element => getComputedStyle(element).opacity") < "1", "it is seen"
+        page.keyboard.type("more")
+        for selector in ("#run", "#examples button", "#legend button", "#tabs [role=tab][data-tab-id=compare]"):
+            clicked(page, selector)
+        assert len(held) == 1 and field.input_value() == "boat, grass"
+    asked.wait_for_answer(before)
+    asked.wait_until_unlocked()
+    assert asked.legend() == ["boat", "grass", "none of these"] and page.locator("#overlay canvas").is_visible()
+    assert field.evaluate("element => element === document.activeElement"), "the keyboard goes on where it was"
+
+
+def test_after_an_error_the_page_takes_input_again(asked: Visitor) -> None:
+    page = asked.page
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "The queue is full."}))
+    with page.expect_response("**/queue/join*"):  # then the page is locked
+        page.locator("#run").click()
+    asked.wait_until_unlocked()
+    page.unroute("**/queue/join*")
+    asked.ask("dog, grass")
+    assert asked.legend() == ["dog", "grass", "none of these"]
+
+
+def test_a_tab_that_is_opened_before_a_question_shows_its_answer(asked: Visitor) -> None:
+    """The request for the tab arrives when the newer question is answered already."""
+    page, before = asked.page, asked.answers()
+    held: list = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))  # holds back the first
+    with page.expect_request("**/queue/join*"):
+        page.get_by_role("tab", name="Compare", exact=True).click()
+    asked.type_names("chair, grass")
+    asked.segment()
+    held[0].continue_()
+    page.unroute("**/queue/join*")
+    page.locator("#compare-view").get_by_text("grass").first.wait_for()
+    assert "dog" not in page.locator("#compare-view").inner_text()
+    open_tab(asked, "Segment", "#overlay canvas")
+    asked.wait_for_answer(before)
+    assert asked.legend()[:2] == ["chair", "grass"]
+
+
+def test_a_download_holds_what_is_on_the_screen(asked: Visitor) -> None:
+    """The settings go with the click; while the file is made, no newer question can be asked."""
+    page = asked.page
+    set_range(page, "#overlay .threshold", 0.4)
+    with page.expect_download() as caught, held_back(page) as held:
+        page.locator("#download-data").click()
+        page.wait_for_function(LOCKED)
+        clicked(page, "#run")
+        assert len(held) == 1
+    data = json.loads(caught.value.path().read_bytes())
+    assert data["threshold"] == 0.4 and [each["name"] for each in data["classes"]] == asked.legend()[:2]
+    asked.wait_until_unlocked()
 
 
 def test_phone_in_the_dark(browser, url: str) -> None:

@@ -174,14 +174,6 @@ def test_voc_with_the_masks_of_sbd(server: Server, tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"], "downloads are removed"
 
 
-def test_coco_stuff(server: Server, tmp_path: Path) -> None:
-    run("coco_stuff164k", tmp_path)
-    train, val = (open_set(tmp_path, "coco_stuff164k", split) for split in ("train", "val"))
-    assert names_in(train, 0) == ["person", "tree", "-"] and names_in(train, 1) == ["sky-other", "cow", "grass", "-"]
-    assert names_in(train, 2) == ["wood", "person", "-"] and names_in(val, 0) == ["person", "scissors", "banner"]
-    assert [path.name for path in tmp_path.iterdir()] == ["coco_stuff164k"]
-
-
 def test_pascal_context(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("pascal_context59", tmp_path)
     train, val = (open_set(tmp_path, "pascal_context59", split) for split in ("train", "val"))
@@ -228,24 +220,25 @@ def save(server: Server, folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_of_archives_is_used_in_place(server: Server, tmp_path: Path) -> None:
-    source = save(server, tmp_path / "mine")
+def test_coco_stuff_from_a_folder_of_archives(server: Server, tmp_path: Path) -> None:
+    source, data = save(server, tmp_path / "mine"), tmp_path / "data"
     before = tree(source)
-    run("coco_stuff164k", tmp_path / "data", "--source", str(source))
+    run("coco_stuff164k", data, "--source", str(source))
     assert tree(source) == before and server.requests == []
-    assert len(open_set(tmp_path / "data", "coco_stuff164k", "train")) == 3
+    train, val = (open_set(data, "coco_stuff164k", split) for split in ("train", "val"))
+    assert names_in(train, 0) == ["person", "tree", "-"] and names_in(train, 1) == ["sky-other", "cow", "grass", "-"]
+    assert names_in(train, 2) == ["wood", "person", "-"] and names_in(val, 0) == ["person", "scissors", "banner"]
     (source / "benchmark.tgz").write_bytes(b"other")
-    assert "benchmark.tgz does not have the checksum" in refused("voc2012", tmp_path / "data", "--source", str(source))
+    assert "benchmark.tgz does not have the checksum" in refused("voc2012", data, "--source", str(source))
     (source / "benchmark.tgz").unlink()
-    assert "benchmark.tgz is missing; put" in refused("voc2012", tmp_path / "data", "--source", str(source))
-    assert len(open_set(tmp_path / "data", "voc2012", "val")) == 2, "what came before is kept"
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["VOCdevkit", "coco_stuff164k"]
+    assert "benchmark.tgz is missing; put" in refused("voc2012", data, "--source", str(source))
+    assert len(open_set(data, "voc2012", "val")) == 2, "what came before is kept"
+    assert sorted(path.name for path in data.iterdir()) == ["VOCdevkit", "coco_stuff164k"]
 
 
 def test_a_disk_that_is_too_small(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1.6 * 10**9))
-    sentence = refused("pascal_context59", tmp_path)
-    assert f"pascal_context59 needs 2.6 GB in {tmp_path}, where 1.6 GB are free; " in sentence and "--data" in sentence
+    assert f"needs 2.6 GB in {tmp_path}, where 1.6 GB are free; " in refused("pascal_context59", tmp_path)
     assert server.requests == [] and tree(tmp_path) == {}
     source = save(server, tmp_path / "mine")  # nothing to download: 1.5 GB of photos and masks
     run("pascal_context59", tmp_path, "--source", str(source))
@@ -256,8 +249,22 @@ def test_a_disk_that_is_too_small(server: Server, tmp_path: Path, monkeypatch: p
     run("pascal_context59", tmp_path / "other")
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str) -> None:
-    """Fails when a file of that name is finished, in every process."""
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("VOCtrainval_11-May-2012.tar", FULL),
+        ("2007_000033.jpg", KeyboardInterrupt()),
+        ("SegmentationClass", FULL),
+        ("2008_000007.png", FULL),
+    ],
+)
+def test_a_command_that_ends_too_early_continues(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException
+) -> None:
+    """When a file of this name is finished, in any process."""
     rename = os.replace
 
     def failing(source: Path, target: Path) -> None:
@@ -265,14 +272,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str) ->
             raise error
         rename(source, target)
 
-    monkeypatch.setattr(os, "replace", failing)
-
-
-@pytest.mark.parametrize("name", ["VOCtrainval_11-May-2012.tar", "2007_000033.jpg", "SegmentationClass", "2008_000007.png"])
-def test_a_killed_command_continues(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with monkeypatch.context() as patch:
-        stop_at(patch, OSError(errno.ENOSPC, "No space left on device"), name)
-        assert f"The disk of {tmp_path} is full" in refused("voc2012", tmp_path)
+        patch.setattr(os, "replace", failing)
+        sentence = f"error: The disk of {tmp_path} is full" if error is FULL else "Stopped; the same command continues"
+        with pytest.raises(SystemExit, match=sentence):
+            run("voc2012", tmp_path)
     before = tree(tmp_path)
     assert not [file for file in before if file.endswith(".new")]
     run("voc2012", tmp_path)
@@ -281,12 +285,6 @@ def test_a_killed_command_continues(server: Server, tmp_path: Path, monkeypatch:
     assert kept.items() <= after.items(), "no file is written twice"
     assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"]
     assert sorted(file for file, asked in server.requests if asked is None) == ["VOCtrainval_11-May-2012.tar", "benchmark.tgz"]
-
-
-def test_an_interrupted_command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(monkeypatch, KeyboardInterrupt(), "2008_000009.jpg")
-    with pytest.raises(SystemExit, match="Stopped; the same command continues"):
-        run("pascal_context59", tmp_path)
 
 
 def test_a_truncated_archive_is_removed(server: Server, tmp_path: Path) -> None:

@@ -160,18 +160,15 @@ def test_refusals(project: Path, name: str, content: str | None, sentence: str) 
         make_plan("ann/ldvc", root=project)
 
 
-@pytest.mark.parametrize(("repo_id", "full"), [("ldvc", None), ("ann/ldvc", "runs/voc12/ldvc"), ("ann/my space", None)])
-def test_names_on_the_hub(repo_id: str, full: str | None) -> None:
-    with pytest.raises(PublishError, match="no name on the Hub; give user/name"):
-        make_plan(repo_id, full=full)
-
-
 def test_no_token_no_name_no_network(
     project: Path, api: Mock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(publishing, "get_token", lambda: None)
     assert main(["--repo_id", "ann/ldvc"]) == 1
     assert "no Hugging Face token" in capsys.readouterr().err
+    for repo_id, full in (("ldvc", None), ("ann/ldvc", "runs/voc12/ldvc"), ("ann/my space", None)):
+        with pytest.raises(PublishError, match="no name on the Hub; give user/name"):
+            make_plan(repo_id, full=full)
     with pytest.raises(SystemExit):
         main([])
     assert "--repo_id" in capsys.readouterr().err

@@ -155,12 +155,13 @@ def test_d7_small_photos_are_padded_on_the_right_and_below() -> None:
 
 
 def test_d8_the_first_step_of_the_warm_up_is_zero() -> None:
-    """mmcv's linear warm-up from the ratio 1e-6: step i has the factor i / 1500."""
+    """mmcv's linear warm-up from the ratio 1e-6: step i has the factor i / 1500. Then its polynomial schedule."""
     config = load_config("voc12_inductive")
-    for step in (0, 1, 749, 1499):
+    for step in (0, 1, 749, 1499, 10_000, 19_999):
         regular = 1e-6 + (2e-4 - 1e-6) * (1 - step / 20_000) ** 0.9
-        expected = regular * (1 - (1 - step / 1500) * (1 - 1e-6))
+        expected = regular * (1 - max(0, 1 - step / 1500) * (1 - 1e-6))
         assert learning_rate(2e-4, step, config) == pytest.approx(expected, rel=1e-9)
+    assert learning_rate(1e-7, 19_999, config) == pytest.approx(1e-7)
     ours = replace(config, model=replace(config.model, recipe="clip_start"))
     assert learning_rate(2e-4, 0, ours) == pytest.approx(2e-4 / 1500, rel=2e-3)
 

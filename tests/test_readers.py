@@ -38,8 +38,12 @@ def test_voc_takes_the_official_mask_and_any_list_of_additional_photos(tmp_path:
     assert alone.stems == ["2007_000032", "2007_000039"] and names_in(alone, 1) == ["tv monitor", "-", "dog"]
 
 
-MAKERS = {"voc": make_voc, "coco_stuff": make_coco_stuff, "pascal_context": make_context}
-MAKERS["folder"] = lambda folder: make_set(folder / "x", ["sky", "grass"])
+MAKERS = {
+    "voc": make_voc,
+    "coco_stuff": make_coco_stuff,
+    "pascal_context": make_context,
+    "folder": lambda folder: make_set(folder / "x", ["sky", "grass"]),
+}
 
 
 @pytest.mark.parametrize("layout", MAKERS)
@@ -79,7 +83,7 @@ def test_the_first_missing_part_is_named_with_the_expected_tree(tmp_path: Path, 
 
 
 def test_files_that_lie_elsewhere_are_a_wrong_layout(tmp_path: Path) -> None:
-    folder = make_coco_stuff(tmp_path)
+    folder, val = make_coco_stuff(tmp_path), make_voc(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
     for path in (folder / "annotations" / "val2017").iterdir():  # masks that were never converted
         path.rename(path.with_name(path.name.replace("_labelTrainIds", "")))
     with pytest.raises(DataError, match="000000000139_labelTrainIds.png is missing"):
@@ -88,13 +92,10 @@ def test_files_that_lie_elsewhere_are_a_wrong_layout(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match="holds no photos"):
         open_set(tmp_path, "coco_stuff164k", "val")
-    kit = make_voc(tmp_path)
-    (kit / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
-    with pytest.raises(DataError, match="lists no photos"):
-        open_set(tmp_path, "voc2012", "val")
-    (kit / "ImageSets" / "Segmentation" / "val.txt").write_text("2011_003145\n")
-    with pytest.raises(DataError, match=r"2011_003145.jpg is missing[^$]*JPEGImages/2007_000032.jpg"):
-        open_set(tmp_path, "voc2012", "val")
+    for listed, words in (("\n", "lists no photos"), ("2011_1\n", r"2011_1.jpg is missing[^$]*/2007_000032.jpg")):
+        val.write_text(listed)
+        with pytest.raises(DataError, match=words):
+            open_set(tmp_path, "voc2012", "val")
 
 
 def test_the_error_for_an_unknown_set_lists_the_data_folder(tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_the_error_for_an_unknown_set_lists_the_data_folder(tmp_path: Path) -> N
         ('{"classes": ["sky"], "background_index": 4}', "'background_index' must be a number from 0 to 0, not 4"),
         ('{"classes": ["sky"], "ignore_index": 999}', "'ignore_index' must be a number from 0 to 255, not 999"),
         (json.dumps({"classes": [f"c{number}" for number in range(300)]}), "300 classes do not fit"),
+        ('{"classes": ["sky"], "exhaustive": "no"}', "'exhaustive' must be true or false, not 'no'"),
         ("\xff\xfe", "cannot be"),
     ],
 )
@@ -130,8 +132,7 @@ def test_a_bad_description_is_explained(tmp_path: Path, content: str, words: str
 
 
 def test_a_folder_is_read_as_the_page_reads_uploads(tmp_path: Path) -> None:
-    folder = make_set(tmp_path / "mine", ["sky", "grass"], size=(40, 60))
-    exif = Image.Exif()
+    folder, exif = make_set(tmp_path / "mine", ["sky", "grass"], size=(40, 60)), Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise
     turned = np.zeros((60, 40, 3), dtype=np.uint8)
     turned[:10] = 255  # the sensor's top row; upright it is the right column
@@ -148,7 +149,6 @@ def test_a_folder_is_read_as_the_page_reads_uploads(tmp_path: Path) -> None:
     for stem, pixels in zip(stems, shown, strict=True):
         np.testing.assert_array_equal(pixels, load_picture(dataset.photo_path(stem)))
     assert shown[0][:, -8:].mean() > 240 and shown[0][:, :40].mean() < 15
-    assert shown[2][0, 0].tolist() == [127, 127, 227], "half a blue over white"
 
 
 def test_a_class_that_is_void_is_no_name(tmp_path: Path) -> None:

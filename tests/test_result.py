@@ -1,18 +1,17 @@
 """Results: one rule for labels and scores, attention, the same at any size and with any number of windows."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ldvc.calibration import Calibration, SoftmaxCalibration
 from ldvc.errors import LdvcError
 from ldvc.inference import Window
 from ldvc.predictor import Predictor
 from ldvc.window_output import DecoderFeatures
-from tests.results import PATCH, make_result
+from tests.results import PATCH, make_result, random_photo
 
 INPUT = (53, 75)
 SIZES = [INPUT, (150, 230), (9, 31), (1, 1)]  # of label and score maps
@@ -48,7 +47,6 @@ def test_scores_follow_the_formula() -> None:
 
 
 @several_windows
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("classes", "scale", "offset", "calibration"),
     [
@@ -62,27 +60,23 @@ def test_scores_follow_the_formula() -> None:
     ],
 )
 def test_labels_are_the_argmax_of_the_scores(
-    windows: list[Window],
-    size: tuple[int, int],
-    classes: int,
-    scale: float,
-    offset: float,
-    calibration: Calibration | SoftmaxCalibration,
+    windows: list[Window], classes: int, scale: float, offset: float, calibration: Calibration | SoftmaxCalibration
 ) -> None:
     logits = random_logits(windows, classes, scale=scale, offset=offset)
     result = make_result(logits, INPUT, windows=windows, calibration=calibration)
     if isinstance(calibration, SoftmaxCalibration):
         for output, (stuff,) in zip(result.outputs, random_logits(windows, 1, scale=scale), strict=True):
             output.stuff = stuff
-    scores = result.scores_at(size)
-    np.testing.assert_allclose(result.scores_at(size, 1), scores[1], rtol=3e-7)
-    assert scores.dtype == np.float32 and scores.min() >= 0 and scores.max() <= 1
-    assert np.array_equal(result.labels_at(size), scores.argmax(axis=0))
-    best, score = result.best_at(size)
-    assert np.array_equal(best, result.labels_at(size)) and np.array_equal(score, scores.max(axis=0))
-    result.background = float(np.median(score))
-    assert np.array_equal(result.labels_at(size), np.where(score < result.background, -1, best))
-    assert np.array_equal(result.best_at(size)[0], best), "the threshold does not change the best class"
+    for size in SIZES:
+        result.background, scores = None, result.scores_at(size)
+        np.testing.assert_allclose(result.scores_at(size, 1), scores[1], rtol=3e-7)
+        assert scores.dtype == np.float32 and scores.min() >= 0 and scores.max() <= 1
+        best, score = result.best_at(size)
+        assert np.array_equal(best, scores.argmax(axis=0)) and np.array_equal(score, scores.max(axis=0))
+        assert np.array_equal(result.labels_at(size), best)
+        result.background = float(np.median(score))
+        assert np.array_equal(result.labels_at(size), np.where(score < result.background, -1, best))
+        assert np.array_equal(result.best_at(size)[0], best), "the threshold does not change the best class"
 
 
 @several_windows
@@ -95,7 +89,7 @@ def test_the_higher_logit_wins_where_scores_round_to_one(windows: list[Window], 
 
 
 @several_windows
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES[:2])
 def test_results_do_not_depend_on_how_many_classes_are_computed_at_once(
     windows: list[Window], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,10 +115,8 @@ def test_attention_is_the_softmax_over_the_words(layer: int, head: int | None) -
     In the last layer the scores are calibrated, and the score of the threshold takes part.
     """
     windows = WINDOWS["one window"]
-    scores = random_scores(windows, 6)
-    synonyms = [["sofa", "couch"], ["dog"], ["tv", "telly", "monitor"]]
-    calibration = Calibration(scale=1.5, bias=-0.3, threshold=0.2)
-    options = {"scores": scores, "synonyms": synonyms, "calibration": calibration}
+    scores, synonyms = random_scores(windows, 6), [["sofa", "couch"], ["dog"], ["tv", "telly", "monitor"]]
+    options = {"calibration": Calibration(scale=1.5, bias=-0.3, threshold=0.2), "scores": scores, "synonyms": synonyms}
     result = make_result(random_logits(windows, 3), INPUT, **options)
     assert result.attention_shape == (2, 3)
     maps = scores[0][layer].numpy()
@@ -133,9 +125,7 @@ def test_attention_is_the_softmax_over_the_words(layer: int, head: int | None) -
     total = exponentials.sum(axis=0) + none
     words = exponentials / total
     expected = np.stack([words[:2].sum(axis=0), words[2], words[3:].sum(axis=0)])
-    found = result.cross_attention(layer, head)
-    assert found.dtype == np.float32 and found.shape == (3, *result.grid)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(result.cross_attention(layer, head), expected, atol=1e-6)
     np.testing.assert_allclose(result.none_attention(layer, head), none / total, atol=1e-6)
     assert not result.company_attention(layer, head).any()
 
@@ -165,27 +155,20 @@ def test_patches_are_compared_with_all_patches(after: bool) -> None:
     """Patch by patch, as a cosine; where two windows overlap, in the mean of their unit vectors."""
     windows = [Window(0, 0, 48, 48), Window(0, 32, 48, 48)]  # columns 0 to 2 and 2 to 4
     result = make_result(random_logits(windows, 2), (48, 80), windows=windows)
-    vectors: dict[tuple[int, int], list[np.ndarray]] = {}
-    for output, first in zip(result.outputs, (0, 2), strict=True):
+    total = torch.zeros(3, 5, 6)
+    for output, columns in zip(result.outputs, (slice(3), slice(2, 5)), strict=True):
         output.features = DecoderFeatures(*(torch.randn(count, 6) for count in (9, 9, 2, 2)))
-        values = (output.features.patches_after if after else output.features.patches_before).numpy()
-        for index, vector in enumerate(values):
-            at = (index // 3, index % 3 + first)
-            vectors.setdefault(at, []).append(vector / np.linalg.norm(vector))
-    means = {at: np.mean(found, axis=0) for at, found in vectors.items()}
+        values = output.features.patches_after if after else output.features.patches_before
+        total[:, columns] += normalize(values, dim=-1).unflatten(0, (3, 3))
     for y, x in ((0, 0), (1, 2), (2, 4)):
-        found = result.patch_similarity(y, x, after=after)
-        assert found.shape == (3, 5) and found.dtype == np.float32
-        for at, vector in means.items():
-            cosine = vector @ means[y, x] / np.linalg.norm(vector) / np.linalg.norm(means[y, x])
-            assert found[at] == pytest.approx(cosine, abs=1e-6)
+        expected = torch.cosine_similarity(total, total[y, x], dim=-1)
+        np.testing.assert_allclose(result.patch_similarity(y, x, after=after), expected, atol=1e-6)
 
 
-def test_similarity_without_a_decoder_and_without_features(tiny_checkpoint: Path) -> None:
-    predictor = Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
-    image = predictor.encode_image(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
-    clip = predictor.sibling("clip").segment("dog", image=image, features=True)
+def test_similarity_without_a_decoder_and_without_features(tiny_predictor: Predictor) -> None:
+    image = tiny_predictor.encode_image(random_photo())
+    clip = tiny_predictor.sibling("clip").segment("dog", image=image, features=True)
     before, after = (clip.patch_similarity(1, 1, after=each) for each in (False, True))
     assert np.array_equal(before, after) and before[1, 1] == pytest.approx(1) and np.ptp(before) > 0
     with pytest.raises(LdvcError, match="features=True"):
-        predictor.segment("dog", image=image).patch_similarity(1, 1, after=True)
+        tiny_predictor.segment("dog", image=image).patch_similarity(1, 1, after=True)

@@ -1,26 +1,21 @@
 """The space of patches and names before and after a decoder: distances, and the plane against numpy's SVD."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
+from torch.nn.functional import cosine_similarity
 
 from ldvc.embedding_space import POINTS, cosine_distance, fit_plane, movement_of, shared_space, unit
 from ldvc.errors import LdvcError
 from ldvc.predictor import Predictor
+from tests.results import random_photo
 
 NAMES = ["dog", "grass", "zebra"]
 
 
 @pytest.fixture(scope="module")
-def results(tiny_checkpoint: Path) -> dict:
-    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="ldvc", device="cpu")
-    photo = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
-    image = main.encode_image(photo)
-    return {decoder: main.sibling(decoder).segment(NAMES, image=image, features=True) for decoder in ("ldvc", "zegclip")}
+def results(tiny_predictor: Predictor) -> dict:
+    options = {"image": tiny_predictor.encode_image(random_photo()), "features": True}
+    return {decoder: tiny_predictor.sibling(decoder).segment(NAMES, **options) for decoder in ("ldvc", "zegclip")}
 
 
 def test_cosine_distance_by_hand() -> None:
@@ -41,9 +36,6 @@ def test_plane_is_that_of_numpys_svd() -> None:
         assert abs(own @ reference) == pytest.approx(1)
         assert own[np.abs(own).argmax()] > 0  # the sign is the same on every machine
     assert np.allclose(np.abs(plane.project(points)), np.abs(centred @ rows[:2].T))
-
-
-def test_plane_of_equal_points_and_of_a_line() -> None:
     same = fit_plane(np.ones((4, 3)))
     assert same.explained == (0, 0) and np.allclose(same.project(np.ones((4, 3))), 0)
     line = fit_plane(np.outer(np.arange(5.0), [1, 1, 0]))
@@ -57,15 +49,12 @@ def test_ldvc_keeps_the_names_and_zegclip_the_patches(results: dict) -> None:
         found = movement_of(result)
         count = result.grid[0] * result.grid[1]
         assert found.patches_after.shape == (count, 32) and found.embeddings_after.shape == (3, 32)
-        for drift, before, after in (
-            (found.embedding_drift, features.classes_before, features.classes_after),
-            (found.patch_drift, features.patches_before, features.patches_after),
-        ):
-            reference = 1 - torch.nn.functional.cosine_similarity(before.double(), after.double())
-            assert np.allclose(drift, reference.numpy(), atol=1e-9)
-        labels = result.patch_labels[0]
-        reference = torch.nn.functional.cosine_similarity(features.patches_after, features.classes_after[labels])
-        assert np.allclose(found.similarity_after, reference.numpy(), atol=1e-5)
+        names = cosine_similarity(features.classes_before.double(), features.classes_after.double())
+        patches = cosine_similarity(features.patches_before.double(), features.patches_after.double())
+        assert np.allclose(found.embedding_drift, 1 - names, atol=1e-9)
+        assert np.allclose(found.patch_drift, 1 - patches, atol=1e-9)
+        similarity = cosine_similarity(features.patches_after, features.classes_after[result.patch_labels[0]])
+        assert np.allclose(found.similarity_after, similarity, atol=1e-5)
         moved, still = ("patches", "classes") if decoder == "ldvc" else ("classes", "patches")
         drift = shared_space({decoder: found}).decoders[decoder].drift
         assert drift[still] == 0 and drift[moved] > 1e-4, decoder
@@ -77,43 +66,32 @@ def test_both_decoders_share_one_plane(results: dict) -> None:
     everything = np.concatenate([getattr(each, part) for each in movements.values() for part in POINTS])
     assert np.allclose(space.plane.mean, everything.mean(axis=0))
     for decoder, movement in movements.items():
-        expected = (movement.patches_after - everything.mean(axis=0)) @ space.plane.axes.T
-        assert np.allclose(space.decoders[decoder].patches_after, expected)
-    left, low, right, high = space.bounds
+        assert np.allclose(space.decoders[decoder].patches_after, space.plane.project(movement.patches_after))
     projected = space.plane.project(everything)
-    assert (left, right) == pytest.approx((projected[:, 0].min(), projected[:, 0].max()))
-    assert (low, high) == pytest.approx((projected[:, 1].min(), projected[:, 1].max()))
+    assert space.bounds == pytest.approx((*projected.min(axis=0), *projected.max(axis=0)))
 
 
-def test_several_windows(tiny_checkpoint: Path) -> None:
-    """Patches of all windows count; class embeddings are averaged over windows."""
-    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="zegclip", device="cpu")
-    main.inference = {"short_side": 64, "window": 64, "stride": 48}
-    photo = np.random.default_rng(2).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-    result = main.segment(NAMES, image=main.encode_image(photo), features=True)
-    assert len(result.features) == 3
+def test_several_windows_and_synonyms(tiny_predictor: Predictor) -> None:
+    """Patches of all windows count; embeddings are averaged over windows; of synonyms, the closest counts."""
+    settings = {"inference": {"short_side": 64, "window": 64, "stride": 48}}
+    zegclip = Predictor(tiny_predictor.sibling("zegclip").model, settings, device="cpu")
+    result = zegclip.segment(NAMES, image=zegclip.encode_image(random_photo(64, 128)), features=True)
     found = movement_of(result)
-    assert len(found.patches_before) == 3 * 16 == len(found.class_of_patch)
+    assert len(result.features) == 3 and len(found.patches_before) == 3 * 16 == len(found.class_of_patch)
     by_hand = np.mean([cosine_distance(each.classes_before, each.classes_after) for each in result.features], axis=0)
     assert np.allclose(found.embedding_drift, by_hand)
 
-
-def test_synonyms_have_an_embedding_each(tiny_checkpoint: Path) -> None:
-    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="zegclip", device="cpu")
-    image = main.encode_image(np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    result = main.segment(["sofa | couch", "grass"], image=image, features=True)
-    found = movement_of(result)
+    result = zegclip.segment("sofa | couch, grass", image=zegclip.encode_image(random_photo(64, 64)), features=True)
+    found, (features,) = movement_of(result), result.features
     assert found.class_of_embedding.tolist() == [0, 0, 1] and len(found.embedding_drift) == 3
-    (features,) = result.features
     cosine = unit(features.patches_after) @ unit(features.classes_after).T
     expected = np.where(result.patch_labels[0] == 0, cosine[:, :2].max(axis=1), cosine[:, 2])
     assert np.allclose(found.similarity_after, expected)
 
 
-def test_features_are_only_kept_on_request(tiny_checkpoint: Path) -> None:
-    main = Predictor.from_pretrained(str(tiny_checkpoint), decoder="ldvc", device="cpu")
-    image = main.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))
-    with pytest.raises(LdvcError, match="features=True"):
-        movement_of(main.segment(NAMES, image=image))
-    with pytest.raises(LdvcError, match="features=True"):
-        movement_of(main.sibling("clip").segment(NAMES, image=image, features=True))
+def test_features_are_only_kept_on_request(tiny_predictor: Predictor) -> None:
+    image = tiny_predictor.encode_image(random_photo(64, 64))
+    plain = tiny_predictor.sibling("clip").segment(NAMES, image=image, features=True)
+    for result in (tiny_predictor.segment(NAMES, image=image), plain):
+        with pytest.raises(LdvcError, match="features=True"):
+            movement_of(result)

@@ -14,9 +14,11 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import gradio as gr
 import gradio_client
@@ -30,7 +32,7 @@ from PIL import Image
 
 from ldvc.class_names import parse_names
 from ldvc.config import ModelConfig
-from ldvc.modeling.clip_weights import WEIGHT_FILES
+from ldvc.modeling.clip_weights import PUBLISHED_FILES
 from ldvc.predictor import ImageState
 from ldvc.web import gpu
 from ldvc.web.segmenter import gpu_seconds
@@ -44,9 +46,6 @@ PACKAGES = Path(__file__).with_name("hosting") / "packages"
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 ZEROGPU_PYTHON = ("3.12.12", "3.10.13")
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # as its own error message lists them
-
-
-# ---- what Spaces accepts ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_preloaded_files_are_those_that_are_loaded(card: dict[str, Any]) -> None
     config = ModelConfig()
     repository = open_clip.get_pretrained_cfg(config.clip, config.pretrained)["hf_hub"].rstrip("/")
     assert card["models"] == [repository, "ann/ldvc-voc12"]
-    assert card["preload_from_hub"] == [f"{repository} {WEIGHT_FILES[0]}", "ann/ldvc-voc12"]
+    assert card["preload_from_hub"] == [f"{repository} {PUBLISHED_FILES[0]}", "ann/ldvc-voc12"]
 
 
 def test_torch_is_one_that_zerogpu_supports(requirements: dict[str, Requirement]) -> None:
@@ -95,9 +94,6 @@ def test_torch_is_one_that_zerogpu_supports(requirements: dict[str, Requirement]
         minor = int(version.split(".")[1])
         assert requirements["torch"].specifier.contains(version)
         assert requirements["torchvision"].specifier.contains(f"0.{minor + 15}.0")
-
-
-# ---- the page on a Space ---------------------------------------------------------------------------------------------
 
 
 def space_variables(scratch: Path) -> dict[str, str]:
@@ -229,9 +225,6 @@ def test_latency_is_measured_on_the_page(space: Served, tmp_path: Path) -> None:
     bench.visitor.close()
 
 
-# ---- ZeroGPU ---------------------------------------------------------------------------------------------------------
-
-
 def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
     """Once for a question, whatever is looked at and downloaded; whose time is used up gets a sentence and lite's answer."""
     copy_space(tmp_path / "app")
@@ -246,9 +239,7 @@ def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
     with serve(tmp_path, folder=tmp_path / "app", environment=variables) as served:
         visitor = Visitor(served.address)
         assert visitor.value("model") == "full"
-        visitor.set("photo", visitor.upload(DOG))
-        visitor.set("names", "dog, grass, sky")
-        visitor.trigger("run", "click")
+        visitor.ask("dog, grass, sky", DOG)
         first = visitor.value("overlay", "answer")
         assert not any(each["seen"] for each in first["classes"]) and not visitor.value("run-problem")
         for tab in ("attention", "routing", "space", "compare", "segment"):
@@ -263,8 +254,7 @@ def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
         assert len(calls()) == 2, "a download needs no GPU"
 
         quota.write_text("3")
-        visitor.set("names", "dog, grass, tree")
-        visitor.trigger("run", "click")
+        visitor.ask("dog, grass, tree")
         second = visitor.value("overlay", "answer")
         assert all(each["seen"] for each in second["classes"]), "lite saw masks of all three"
         assert "Lite answered" in visitor.value("model-problem") and "vs. 3s left" in visitor.value("model-problem")
@@ -274,8 +264,7 @@ def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
         assert len(calls()) == 2
 
         visitor.set("model", "lite")
-        visitor.set("names", "cup, spoon")
-        visitor.trigger("run", "click")
+        visitor.ask("cup, spoon")
         visitor.trigger("tab-compare", "select")
         assert not visitor.value("model-problem") and visitor.value("overlay", "answer") != second
         assert len(calls()) == 2
@@ -293,37 +282,25 @@ def test_zerogpu_lends_a_gpu_to_the_full_model_only(tmp_path: Path) -> None:
 
 def test_refusals_of_zerogpu_become_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the reason; elsewhere functions stay as they are."""
-    asked: list[float] = []
-    problems: list[Exception] = []
+    problem, asked = Mock(side_effect=[None, gr.Error("No GPU. ", title="ZeroGPU error"), RuntimeError("500")]), []
 
     def decorator(*, duration: Any) -> Any:
-        def decorate(function: Any) -> Any:
-            def lent(*arguments: Any) -> Any:
-                asked.append(duration(*arguments))
-                if problems:
-                    raise problems.pop()
-                return function(*arguments)
+        def lent(function: Any, *arguments: Any) -> Any:
+            asked.append(duration(*arguments))
+            problem()
+            return function(*arguments)
 
-            return lent
-
-        return decorate
-
-    def double(value: int) -> int:
-        return 2 * value
+        return lambda function: partial(lent, function)
 
     monkeypatch.setattr(gpu, "spaces", None)
-    assert gpu.on_gpu(double, float) is double
+    assert gpu.on_gpu(abs, float) is abs
     monkeypatch.setattr(gpu, "spaces", SimpleNamespace(GPU=decorator))  # installed, as on a Space with other hardware
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert gpu.on_gpu(double, float) is double
+    assert gpu.on_gpu(abs, float) is abs
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    lent = gpu.on_gpu(double, lambda value: value + 10)
-    assert lent(4) == 8 and asked == [14]
-    for problem, reason in (
-        (gr.Error("No GPU was available. ", title="ZeroGPU client error"), "ZeroGPU client error: No GPU was available."),
-        (RuntimeError("500"), "ZeroGPU does not answer."),
-    ):
-        problems.append(problem)
+    lent = gpu.on_gpu(abs, lambda value: value + 10)
+    assert lent(-4) == 4 and asked == [6]
+    for reason in ("ZeroGPU error: No GPU.", "ZeroGPU does not answer."):
         with pytest.raises(gpu.NoGpu) as caught:
             lent(4)
         assert caught.value.reason == reason and caught.value.message == f"{reason} The model “lite” needs no GPU."

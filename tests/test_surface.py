@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gradio as gr
 import httpx
@@ -48,23 +49,17 @@ def client(page: gr.Blocks) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def photo(client: httpx.Client) -> dict[str, Any]:
-    path = client.post("gradio_api/upload", files={"files": ("dog.jpg", DOG.read_bytes())}).json()[0]
+def photo(client: httpx.Client, photo: str) -> dict[str, Any]:
+    """An uploaded photo, as the value of a component."""
+    path = client.post("gradio_api/upload", files={"files": ("photo.png", Path(photo).read_bytes())}).json()[0]
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
-def call(client: httpx.Client, endpoint: str, data: Any) -> tuple[int, Any]:
-    """Status and JSON of an endpoint; an error is the sentence."""
-    return outcome(client.post(f"gradio_api/run/{endpoint}", json={"data": data}))
-
-
-def call_raw(client: httpx.Client, endpoint: str, values: list[str]) -> tuple[int, Any]:
-    """The same with values that are JSON already, or pretend to be."""
-    body = f'{{"data": [{", ".join(values)}]}}'.encode()
-    return outcome(client.post(f"gradio_api/run/{endpoint}", content=body, headers={"content-type": "application/json"}))
-
-
-def outcome(answer: httpx.Response) -> tuple[int, Any]:
+def call(client: httpx.Client, endpoint: str, data: Any, raw: bool = False) -> tuple[int, Any]:
+    """Status and JSON of an endpoint; an error is the sentence. `raw`: the values are JSON already, or pretend to be."""
+    body = f'{{"data": [{", ".join(data)}]}}' if raw else json.dumps({"data": data})
+    headers = {"content-type": "application/json"}
+    answer = client.post(f"gradio_api/run/{endpoint}", content=body.encode(), headers=headers)
     content = answer.json()
     return answer.status_code, content.get("error") or content.get("detail") or content
 
@@ -73,9 +68,6 @@ def is_sentence(text: Any) -> bool:
     """Whether it is one that a visitor may read."""
     is_short = isinstance(text, str) and 0 < len(text) < 600
     return is_short and text.rstrip()[-1] in ".…" and text[0] not in "[{" and "Error" not in text and "Traceback" not in text
-
-
-# ---- requests ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("endpoint", GOOD)
@@ -107,7 +99,7 @@ def test_json_of_every_kind_gets_a_sentence(
 ) -> None:
     good = [json.dumps(photo if each == "photo" else each) for each in GOOD[endpoint]] + ["null"] * (endpoint != "vocabulary")
     for wrong in RAW:
-        status, said = call_raw(client, endpoint, [*good[:place], wrong, *good[place + 1 :]])
+        status, said = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :]], raw=True)
         assert status == 200 or is_sentence(said), wrong[:40]
         assert said not in (texts.UNEXPECTED, texts.NO_SPACE)
     assert not caplog.records
@@ -115,7 +107,7 @@ def test_json_of_every_kind_gets_a_sentence(
 
 @pytest.mark.parametrize("wrong", ["true", "NaN", "1e400", "9" * 4000])
 def test_a_threshold_is_a_number(client: httpx.Client, photo: dict[str, Any], wrong: str) -> None:
-    _, said = call_raw(client, "segment", [json.dumps(photo), '"dog"', "true", wrong, "null", "null"])
+    _, said = call(client, "segment", [json.dumps(photo), '"dog"', "true", wrong, "null", "null"], raw=True)
     assert said.startswith("The threshold is a number from 0 to 1, not ")
 
 
@@ -163,7 +155,7 @@ def test_a_photo_is_what_was_uploaded(client: httpx.Client, photo: dict[str, Any
         path = str(Path(photo["path"]).with_name("link.jpg"))
         os.symlink(DOG, path)
     for sent in ({"path": path}, {"path": path, "meta": photo["meta"]}, {"path": path, "url": "data:,"}):
-        status, said = call_raw(client, "segment", [json.dumps(sent), '"dog"', "true", "null", "null", "null"])
+        status, said = call(client, "segment", [sent, *GOOD["segment"][1:], None])
         assert status >= 400 and said == HOW_TO_SEND
 
 
@@ -174,9 +166,6 @@ def test_unexpected_errors_are_a_sentence_for_programs(
     monkeypatch.setattr("ldvc.web.api.names_of", lambda *_: 1 / 0)
     assert call(client, "routing", [photo, *GOOD["routing"][1:], None])[1] == texts.UNEXPECTED
     assert "ZeroDivisionError" in caplog.text and "in routing" in caplog.text and "division by zero" not in caplog.text
-
-
-# ---- routes, files, headers -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,7 +183,7 @@ def test_other_files_are_not_served(client: httpx.Client, path: str) -> None:
 
 def test_files_that_are_served(client: httpx.Client, photo: dict[str, Any]) -> None:
     """What was uploaded, and the examples; links lead nowhere else."""
-    assert client.get(f"gradio_api/file={photo['path']}").content == DOG.read_bytes()
+    assert client.get(f"gradio_api/file={photo['path']}").content == Path(photo["path"]).read_bytes()
     assert client.get(f"gradio_api/file={DOG}").content == DOG.read_bytes()
     link = Path(photo["path"]).with_name("outside.jpg")
     link.symlink_to(ROOT / "app.py")
@@ -228,9 +217,7 @@ def test_names_and_file_names_are_text(page: gr.Blocks, tmp_path: Path) -> None:
     """In the HTML of every tab; the viewer's names become text in the browser."""
     (tmp_path / f"{EVIL}.jpg").write_bytes(DOG.read_bytes())
     visitor = Visitor(page.local_url)
-    visitor.set("photo", visitor.upload(tmp_path / f"{EVIL}.jpg"))
-    visitor.set("names", f"dog, {EVIL}, cat | {EVIL}s")
-    shown = [visitor.trigger("run", "click"), visitor.trigger("names", "change")]
+    shown = [visitor.ask(f"dog, {EVIL}, cat | {EVIL}s", tmp_path / f"{EVIL}.jpg"), visitor.trigger("names", "change")]
     shown += [visitor.trigger(f"tab-{tab}", "select") for tab in ("attention", "routing", "space", "compare", "segment")]
     pieces = [text for changes in shown for change in changes.values() for text in texts_of(change)]
     html = [text for text in pieces if text.lstrip().startswith("<") and text != EVIL]
@@ -250,38 +237,25 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(each)
 
 
-# ---- faults -----------------------------------------------------------------------------------------------------------
-
-
-def fails(*_: Any, **__: Any) -> None:
-    raise FULL
-
-
-async def fails_later(*_: Any, **__: Any) -> None:
-    raise FULL
-
-
 def test_disk_full(
     page: gr.Blocks, client: httpx.Client, photo: dict, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While a photo is uploaded or sent as data, and while a download is written, by the page or by an endpoint."""
     visitor = Visitor(page.local_url)
-    visitor.set("photo", photo)
-    visitor.set("names", "dog")
-    visitor.trigger("run", "click")
+    visitor.ask("dog", DOG)
     with monkeypatch.context() as patch:
-        patch.setattr("gradio.routes.upload_fn", fails_later)
+        patch.setattr("gradio.routes.upload_fn", Mock(side_effect=FULL))
         answer = client.post("gradio_api/upload", files={"files": ("dog.jpg", b"1")})
         assert answer.status_code == 507 and answer.json() == {"detail": texts.NO_SPACE}
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fails)
+        patch.setattr(Path, "write_bytes", Mock(side_effect=FULL))
         assert texts.NO_SPACE in visitor.trigger("download-mask", "click")["download-problem"]["value"]
         assert call(client, "download", [photo, *GOOD["download"][1:], None])[1] == texts.NO_SPACE
     with monkeypatch.context() as patch:
-        patch.setattr("gradio.processing_utils.save_pil_to_cache", fails)
+        patch.setattr("gradio.processing_utils.save_pil_to_cache", Mock(side_effect=FULL))
         assert call(client, "segment", [photo, *GOOD["segment"][1:], None])[1] == texts.NO_SPACE
     with monkeypatch.context() as patch:
-        patch.setattr("ldvc.web.photos.save_base64_to_cache", fails)
+        patch.setattr("ldvc.web.photos.save_base64_to_cache", Mock(side_effect=FULL))
         sent = {"url": "data:image/png;base64,AAAA"}
         assert call(client, "segment", [sent, *GOOD["segment"][1:], None])[1] == texts.NO_SPACE
     assert not any(record.exc_info for record in caplog.records)

@@ -27,17 +27,10 @@ from ldvc.web.tabs.compare import CompareTab
 from ldvc.web.tabs.routing import RoutingTab
 from ldvc.web.tabs.segment import SegmentTab, make_viewer
 from ldvc.web.tabs.space import SpaceTab
+from tests.test_tabs_views import Page
 from tests.tiny import save_tiny_checkpoint
 
 KINDS_OF_TABS = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
-    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
-    path = tmp_path_factory.mktemp("photos") / "photo.png"
-    small.resize((215, 130), Image.Resampling.BICUBIC).save(path)
-    return str(path)
 
 
 def build(segmenter: Segmenter) -> tuple[dict[type, Any], list[Any]]:
@@ -120,9 +113,6 @@ def test_no_tab_shows_an_answer_to_an_older_question(
     assert "zebra" not in shown(tab.blank(values(tab)))
 
 
-# ---- downloads --------------------------------------------------------------------------------------------------------
-
-
 def files_of(segmenter: Segmenter, kind: type, answer: Answer, **changes: object) -> dict[str, Path]:
     """The files of all buttons of a tab, by the end of their names; without an answer there is a sentence."""
     tabs, events = build(segmenter)
@@ -167,9 +157,6 @@ def test_figures_of_a_tab(kind: type, words: str, segmenter: Segmenter, answer: 
         assert {"ldvc/attention", "ldvc_lcsa_off/attention"} <= set(np.load(files["attention.npz"]))
 
 
-# ---- attention --------------------------------------------------------------------------------------------------------
-
-
 def test_attention_follows_its_widgets(tabs: dict, answer: Answer) -> None:
     tab = tabs[AttentionTab]
     changes = tab.draw(answer, values(tab, layer=0, head=1, rescale=True, off=True))
@@ -195,7 +182,17 @@ def test_many_names_are_chosen_from(tabs: dict, segmenter: Segmenter, photo: str
     assert value(changes[tab.names]) == ["thing 3", "thing 19"] and changes[tab.grid].count("<figure") == 3 * 3
 
 
-# ---- routing and checkpoints ------------------------------------------------------------------------------------------
+def test_heads_are_drawn_when_they_are_wanted(tabs: dict, answer: Answer) -> None:
+    tab: AttentionTab = tabs[AttentionTab]
+    assert tab.draw(answer, values(tab))[tab.heads_view].props["maps"] == ""
+    wanted = {"heads": True, "heads_name": "zebra", "layer": 0, "head": 1}
+    for chosen, off, decoder in (("zegclip", False, "zegclip"), (LCSA_OFF, False, "ldvc"), (LCSA_OFF, True, LCSA_OFF)):
+        changes = tab.draw(answer, values(tab, **wanted, heads_decoder=chosen, off=off))
+        page = Page(changes[tab.heads_view].props["maps"])
+        (pressed,) = [each for each in page.all("button") if each["aria-pressed"] == "true"]
+        assert (pressed["data-layer"], pressed["data-head"], value(changes[tab.heads_decoder])) == ("0", "1", decoder)
+        assert "zebra" in page.text and texts.DECODER_TITLES[decoder] in page.text
+    assert value(tab.draw(answer, values(tab, heads=True, alone="sofa"))[tab.heads_name]) == "sofa"
 
 
 def test_the_chosen_patch_stays_within_the_grid(tabs: dict, answer: Answer) -> None:
@@ -218,9 +215,6 @@ def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
     assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_HOW) == 2
     for kind in (AttentionTab, SpaceTab):
         assert value(drawn[kind][tabs[kind].note]).count(texts.DECODER_HOW) == 1
-
-
-# ---- programs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +279,9 @@ def test_thresholds_for_programs(api: Api, photo: str) -> None:
     for endpoint in (api.segment, api.compare, api.download):
         with pytest.raises(gr.Error, match="true or false, not “no”"):
             endpoint(photo, "dog", "no")
-        with pytest.raises(gr.Error, match="number from 0 to 1"):
-            endpoint(photo, "dog", True, 7)
+        for threshold in (-0.1, 1.5, "abc", float("nan")):
+            with pytest.raises(gr.Error, match="number from 0 to 1"):
+                endpoint(photo, "dog", True, threshold)
         *_, session = endpoint(photo, "dog", True, 1.0)
         assert session.answer.names == ["dog"]
 

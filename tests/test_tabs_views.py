@@ -9,28 +9,31 @@ import re
 import zlib
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.distance import pdist
 
 from ldvc.embedding_space import movement_of, shared_space
 from ldvc.predictor import Predictor
 from ldvc.visualize import colours_for, heat_table
 from ldvc.web import texts
 from ldvc.web.html import GREY, heat_uri, number, photo_uri
+from ldvc.web.segmenter import LCSA_OFF
 from ldvc.web.tabs import attention_maps as attention
 from ldvc.web.tabs import compare
-from ldvc.web.tabs.attention_maps import Column, attention_grid, attention_slider, value_range
+from ldvc.web.tabs.attention_maps import Column, attention_grid, heads_html, value_range
 from ldvc.web.tabs.compare import Painted, compare_html, paint_all
+from ldvc.web.tabs.patch import CHOSEN, NO_DECODER, similarity_html, within
 from ldvc.web.tabs.routing import BARS, RoutedPatch, route_html
 from ldvc.web.tabs.segment import MAPS_SHOWN, class_maps, viewer_data
 from ldvc.web.tabs.space import LABELS, LINE, MOVED, PATCHES, Frame, space_html, spread
 from tests.browsing import EVIL
 
 NAMES = ["dog", EVIL, "sofa | couch"]
+CHOSEN_MAP = {"layer": 1, "head": None, "photo": "data:"}
 TITLES = ["dog", EVIL, "sofa"]
 COLOURS = colours_for(TITLES)
 
@@ -60,20 +63,12 @@ def pixels(uri: str, mode: str = "RGB") -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
-    return Predictor.from_pretrained(str(tiny_checkpoint), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def results(predictor: Predictor) -> dict:
+def results(tiny_predictor: Predictor) -> dict:
     """A photo whose input_size is no whole number of patches, on a grid that no whole number of regions fills."""
     photo = np.random.default_rng(0).integers(0, 255, (130, 215, 3), dtype=np.uint8)
-    image = predictor.encode_image(photo)
+    image = tiny_predictor.encode_image(photo)
     decoders = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
-    return {decoder: predictor.sibling(decoder).segment(NAMES, image=image, features=decoder != "clip") for decoder in decoders}
-
-
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+    return {decoder: tiny_predictor.sibling(decoder).segment(NAMES, image=image, features=True) for decoder in decoders}
 
 
 def test_heat_is_the_scale_and_transparent_outside() -> None:
@@ -95,11 +90,9 @@ def test_photos_are_shrunk() -> None:
     assert np.ptp(grey[75, 180]) == 0 and abs(grey[75, 180, 0] - (128 + (76 - 128) * 0.9)) < 3
 
 
-# ---- segment ----------------------------------------------------------------------------------------------------------
-
-
 def unpacked(text: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(int)
+    differences = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return differences.cumsum(dtype=np.uint8).astype(int)
 
 
 def test_the_browser_has_all_it_needs_to_paint(results: dict) -> None:
@@ -115,16 +108,31 @@ def test_the_browser_has_all_it_needs_to_paint(results: dict) -> None:
     assert [each["name"] for each in data["classes"]] == result.names and data["own_threshold"] == own
 
 
-def test_class_maps(predictor: Predictor, results: dict) -> None:
+def test_class_maps(results: dict) -> None:
     page = Page(class_maps(results["ldvc"], photo="data:"))
     assert len(page.all("img")) == 3 and EVIL in page.text and all("Score of" in each["alt"] for each in page.all("img"))
-    names = [f"thing {index}" for index in range(MAPS_SHOWN + 5)]
-    result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture))
+
+
+def test_of_a_long_list_the_strongest_are_shown(tiny_predictor: Predictor, results: dict) -> None:
+    """On three tabs: maps, attention of a patch, names in the plane."""
+    names = ["dog", EVIL, *(f"thing {index}" for index in range(MAPS_SHOWN))]
+    image = tiny_predictor.encode_image(results["ldvc"].picture)
+    result = tiny_predictor.segment(names, image=image, features=True)
     many = class_maps(result, photo="data:")
     assert many.count("<figure") == MAPS_SHOWN and f"The {MAPS_SHOWN} classes that cover most" in many
 
+    patch = RoutedPatch(result, 0, 0, -1, None)
+    page = Page(route_html(patch, photo="data:"))
+    assert f"and {len(names) - BARS} more names" in page.text
+    assert all(names[index] in page.text for index in np.argsort(-patch.shares)[:BARS])
 
-# ---- attention --------------------------------------------------------------------------------------------------------
+    space = shared_space({"ldvc": movement_of(result)})
+    got = {names[label] for label in space.decoders["ldvc"].class_of_patch}
+    source = space_html(space, names, names, colours_for(names))
+    written = [unescape(word) for word in re.findall(r"<text [^>]*>([^<]*)</text>", source)]
+    assert 0 < len(written) <= LABELS and {word[:12] for word in written} <= {name[:12] for name in got}
+    assert len(Page(source).all("path", "ldvc-diamond")) == len(names) == source.count("<title>")
+    assert f"Of the {len(names)} names" in source and "<img" not in source
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +163,17 @@ def test_attention_grid(columns: list[Column], results: dict) -> None:
     assert np.abs(drawn - expected).mean() < 2
 
 
-def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column]) -> None:
+def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column], results: dict) -> None:
     assert value_range(columns, [0, 1], rescale=False) == (0, 1)
     low, high = value_range(columns, [1], rescale=True)
     shown = np.concatenate([column.maps[1].ravel() for column in columns if column.maps is not None])
     assert (low, high) == (pytest.approx(shown.min()), pytest.approx(shown.max()))
-    page = Page(attention_grid(columns, [1], photo="data:", rescale=True))
-    assert attention.RESCALED in page.text
-    assert number(low) in page.text or number(low, 3) in page.text
-    brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
-    assert brightest > heat_table()[230].astype(int).sum()  # the scale is used to its end
+    heads = heads_html(results["ldvc"], LCSA_OFF, 0, **CHOSEN_MAP, rescale=True)
+    for source in (attention_grid(columns, [1], photo="data:", rescale=True), heads):
+        page = Page(source)
+        assert attention.RESCALED in page.text and attention.INTERVENTION in page.text
+        brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
+        assert brightest > heat_table()[230].astype(int).sum(), "the scale is used to its end"
 
 
 def test_attention_inside_and_outside_the_mask(results: dict) -> None:
@@ -185,9 +194,9 @@ def test_attention_inside_and_outside_the_mask(results: dict) -> None:
     assert nothing.inside_outside(0) == (None, pytest.approx(drawn[0].mean()))
 
 
-def test_company_has_a_row(predictor: Predictor) -> None:
+def test_company_has_a_row(tiny_predictor: Predictor) -> None:
     photo = np.random.default_rng(4).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    result = predictor.segment("dog", image=predictor.encode_image(photo), company=("wall", EVIL), features=True)
+    result = tiny_predictor.segment("dog", image=tiny_predictor.encode_image(photo), company=("wall", EVIL), features=True)
     result.background = None
     columns = [Column("ldvc", result, layer=-1, head=0), Column("zegclip")]
     assert np.allclose(columns[0].company + columns[0].none + columns[0].maps[0], 1, atol=1e-6)
@@ -203,15 +212,28 @@ def test_company_has_a_row(predictor: Predictor) -> None:
     assert number(float(columns[0].company[0, 0])) in Page(route_html(patch, photo="data:")).text
 
 
-def test_slider(columns: list[Column]) -> None:
-    page = Page(attention_slider(columns[0], columns[3], 1, EVIL, photo="data:", low=0, high=1))
-    assert [EVIL in each["alt"] for each in page.all("img")] == [True, True]
-    (line,) = page.all("input")
-    assert line["type"] == "range" and line["aria-label"] == attention.SLIDER_LABEL
-    assert attention.INTERVENTION in page.text and texts.DECODER_TITLES["ldvc"] in page.text
+def test_a_map_for_each_layer_and_head(results: dict) -> None:
+    result = results["ldvc"]
+    layers, count = result.attention_shape
+    source = heads_html(result, "ldvc", 1, **CHOSEN_MAP, rescale=False)
+    page = Page(source)
+    buttons, pictures = page.all("button"), page.all("img")
+    places = [(int(each["data-layer"]), int(each["data-head"])) for each in buttons]
+    assert places == [(layer, head) for layer in range(layers) for head in range(-1, count)]
+    assert [place for place, each in zip(places, buttons, strict=True) if each["aria-pressed"] == "true"] == [(1, -1)]
+    assert len({each["aria-label"] for each in buttons}) == len(buttons) and attention.FIXED_SCALE in page.text
+    assert EVIL in page.text and "<img src=x" not in source and attention.INTERVENTION not in page.text
 
-
-# ---- routing ----------------------------------------------------------------------------------------------------------
+    drawn = [pixels(each["src"]) for each in pictures]
+    for (layer, head), picture in zip(places, drawn, strict=False):  # the last picture is the enlarged one
+        values = result.cross_attention(layer, None if head < 0 else head)[1]
+        expected = heat_table()[(result.attention_at(values, picture.shape[:2]) * 255).round().astype(int)]
+        assert np.abs(picture - expected).max() <= 4  # one of 255 steps
+    assert len(drawn) == len(buttons) + 1 and (drawn[-1] == drawn[places.index((1, -1))]).all()
+    shares = result.attention_at(result.cross_attention()[1], drawn[0].shape[:2])
+    inside = result.labels_at(shares.shape) == 1
+    said = f"inside its mask {shares[inside].mean() * 100:.0f}\u202f%, outside {shares[~inside].mean() * 100:.0f}\u202f%"
+    assert page.text.endswith(said) and buttons[places.index((1, -1))]["aria-label"].endswith(said)
 
 
 def test_every_patch_of_an_odd_grid(results: dict) -> None:
@@ -222,30 +244,25 @@ def test_every_patch_of_an_odd_grid(results: dict) -> None:
     assert (height, width) != (rows, columns), "the last patches must be partly padding"
     down, along = -(-rows // 3), -(-columns // 3)
     for row, column in np.ndindex(rows, columns):
-        patch = RoutedPatch(result, row, column, -1, None)
+        patch, scores = RoutedPatch(result, row, column, -1, None), result.patch_scores(row, column)
+        assert patch.label == int(scores.argmax()) and patch.score == pytest.approx(scores.max())
         left, top = column // along * along, row // down * down
         assert patch.own_box == pytest.approx((left, top, min(left + along, width) - left, min(top + down, height) - top))
         attention = patch.routing.token_attention.mean(axis=0)
         inside = [attention[round(y) : round(y) + down, round(x) : round(x) + along].sum() for x, y, _, _ in patch.boxes]
         assert patch.inside == pytest.approx(inside, abs=1e-6)
         assert [sum(patch.inside), patch.shares.sum() + patch.none] == pytest.approx([1, 1], abs=1e-5)
+        chosen = result.outputs[0].routing[1].token_attention(row, column)[0].numpy() > 0
+        assert np.array_equal(within(patch.boxes, result.grid, result.extent), chosen)
         assert list(patch.routing.affinity) == sorted(patch.routing.all_affinities, reverse=True)[: len(patch.inside)]
     assert RoutedPatch(result, 999, -5, -1, None).row == rows - 1  # the nearest
 
 
-def test_a_patch_has_the_name_with_the_highest_score(predictor: Predictor) -> None:
-    photo = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    result = predictor.segment([f"thing {i}" for i in range(40)], image=predictor.encode_image(photo))
-    for row, column in np.ndindex(*result.grid):
-        patch, scores = RoutedPatch(result, row, column, -1, None), result.patch_scores(row, column)
-        assert patch.label == int(scores.argmax()) and patch.score == pytest.approx(scores.max())
-
-
-def test_patch_in_sliding_windows(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patch_in_sliding_windows(tiny_predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of the second window lie where that window lies."""
-    monkeypatch.setattr(predictor, "inference", {"short_side": 64, "window": 64, "stride": 48})
+    monkeypatch.setattr(tiny_predictor, "inference", {"short_side": 64, "window": 64, "stride": 48})
     photo = np.random.default_rng(1).integers(0, 255, (64, 128, 3), dtype=np.uint8)
-    result = predictor.segment(NAMES, image=predictor.encode_image(photo))
+    result = tiny_predictor.segment(NAMES, image=tiny_predictor.encode_image(photo))
     patch = RoutedPatch(result, 1, 7, 0, 0)
     assert patch.origin == (0, 4) and patch.routing.patch == (1, 3)
     assert all(x >= 4 and x + w <= 8 for x, _, w, _ in patch.boxes)
@@ -281,18 +298,35 @@ def test_route_draws_what_was_found(results: dict) -> None:
     assert "Row 3 of" in page.text and EVIL in page.text and len(page.all("img")) == 4
 
 
-def test_long_lists_show_the_strongest(predictor: Predictor) -> None:
-    names = [f"thing {i}" for i in range(BARS + 5)]
-    photo = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    result = predictor.segment(names, image=predictor.encode_image(photo), features=True)
-    patch = RoutedPatch(result, 0, 0, -1, None)
-    page = Page(route_html(patch, photo="data:"))
-    assert "and 5 more names" in page.text
-    listed = [name for name in names if re.search(rf"{name}(?!\d)", page.text)]
-    assert set(listed) >= {names[i] for i in np.argsort(-patch.shares)[:BARS]}
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_patch_below_the_threshold_is_none_of_these(results: dict, threshold: float) -> None:
+    result = copy.copy(results["ldvc"])
+    patch = RoutedPatch(result, 2, 3, 1, 0)
+    name = result.names[patch.label]
+    result.background, result.thresholds = 0.0, {name: threshold}
+    text = Page(route_html(patch, photo="data:")).text
+    verdict = texts.NONE_OF_THESE if threshold else name
+    assert f"Row 3, column 4 is {verdict}" in text and (f"score {number(patch.score)}" in text) == (not threshold)
 
 
-# ---- space ------------------------------------------------------------------------------------------------------------
+def test_patches_alike_before_and_after(results: dict) -> None:
+    result = results["ldvc"]
+    patch = RoutedPatch(result, 2, 3, 1, 0)
+    page = Page(similarity_html(result, 2, 3, chosen=patch.boxes))
+    inside = result.outputs[0].routing[1].token_attention(2, 3)[0].numpy() > 0
+    for picture, after in zip(page.all("img"), (False, True), strict=True):
+        similarity = result.patch_similarity(2, 3, after=after)
+        drawn = pixels(picture["src"])
+        expected = result.attention_at(similarity, drawn.shape[:2]).clip(0, 1)
+        assert np.abs(drawn - heat_table()[(expected * 255).round().astype(int)]).max() <= 4
+        means = {"inside": number(similarity[inside].mean()), "outside": number(similarity[~inside].mean())}
+        assert CHOSEN.format(**means) in page.text
+    assert len(page.all("rect", "ldvc-region")) == 2 * len(patch.boxes) and len(page.all("rect", "ldvc-patch")) == 2
+    assert "negative values are drawn as 0" in page.text
+    assert page.text in Page(route_html(patch, photo="data:")).text
+    assert page.text in Page(route_html(patch, photo="data:")).text
+    plain = Page(similarity_html(results["clip"], 0, 0))
+    assert len(plain.all("img")) == 1 and NO_DECODER in plain.text and not plain.all("rect", "ldvc-region")
 
 
 def test_space_html(results: dict) -> None:
@@ -316,27 +350,8 @@ def test_space_html(results: dict) -> None:
         end = np.array([float(dot["cx"]) + dx, float(dot["cy"]) + dy])
         assert np.abs(after - end).max(axis=1).min() < 0.2
     assert all(0 <= float(dot["cx"]) <= 480 and 0 <= float(dot["cy"]) <= frame.height for dot in page.all("circle"))
-
-
-def test_of_a_long_list_the_names_that_patches_got_are_written(predictor: Predictor, results: dict) -> None:
-    names = ["dog", EVIL, *(f"thing {index}" for index in range(30))]
-    result = predictor.segment(names, image=predictor.encode_image(results["ldvc"].picture), features=True)
-    space = shared_space({"ldvc": movement_of(result)})
-    got = {names[label] for label in space.decoders["ldvc"].class_of_patch}
-    source = space_html(space, names, names, colours_for(names))
-    written = [unescape(word) for word in re.findall(r"<text [^>]*>([^<]*)</text>", source)]
-    assert 0 < len(written) <= LABELS and {word[:12] for word in written} <= {name[:12] for name in got}
-    assert len(Page(source).all("path", "ldvc-diamond")) == len(names), "the others are there, and say who they are"
-    assert source.count("<title>") == len(names) and f"Of the {len(names)} names" in source and "<img" not in source
-
-
-def test_frame_keeps_distances(results: dict) -> None:
-    space = shared_space({"ldvc": movement_of(results["ldvc"])})
-    points = space.decoders["ldvc"].patches_before
-    plot = Frame(space)(points)
-    in_plane = np.linalg.norm(points[:, None] - points[None], axis=2)
-    in_plot = np.linalg.norm(plot[:, None] - plot[None], axis=2)
-    assert np.allclose(in_plot, in_plane * in_plot.max() / in_plane.max())
+    in_plane, in_plot = (pdist(points) for points in (space.decoders["ldvc"].patches_after, after))
+    assert np.allclose(in_plot, in_plane * in_plot.max() / in_plane.max()), "distances look what they are"
 
 
 def test_labels_do_not_cover_each_other() -> None:
@@ -346,9 +361,6 @@ def test_labels_do_not_cover_each_other() -> None:
     assert (np.diff(near) >= LINE - 0.1).all() and abs(near.mean() - 101) < 1
     assert found[3] == 103 and found[4] == 300  # far away in one direction or the other: they stay
     assert spread(np.array([5.0, 399.0]), np.zeros(2), low=17, high=380).tolist() == [17, 380]
-
-
-# ---- compare ----------------------------------------------------------------------------------------------------------
 
 
 def test_compare_html(results: dict) -> None:
@@ -367,12 +379,10 @@ def test_compare_html(results: dict) -> None:
         said = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
         assert compare.DIFFERS.format(share=f"{said}\u202f%") in page.text
 
-
-def test_compare_says_none_of_these(results: dict) -> None:
     result = copy.copy(results["ldvc"])
     result.background = float(np.median(result.best_at(result.size)[1]))
-    painted = Painted(result)
-    assert (painted.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
+    half = Painted(result)
+    assert (half.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
     for own in (True, False):
-        page = Page(compare_html({"ldvc": painted}, {}, own_thresholds=own))
-        assert texts.NONE_OF_THESE in page.text and (compare.OWN_THRESHOLDS in page.text) == own
+        text = Page(compare_html({"ldvc": half}, {}, own_thresholds=own)).text
+        assert texts.NONE_OF_THESE in text and (compare.OWN_THRESHOLDS in text) == own

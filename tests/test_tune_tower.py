@@ -12,8 +12,7 @@ from torch import nn
 from ldvc import Predictor
 from ldvc.modeling.clip import build_clip
 from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
-from recipes.lite.trunk import FIRST, Trunk
-from recipes.lite.tune_tower import main
+from recipes.lite.tune_tower import FIRST, Trunk, main
 from tests.forked import CONCEPTS
 from tests.tiny_data import make_sets
 

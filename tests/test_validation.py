@@ -20,18 +20,12 @@ from safetensors.torch import load_file
 
 from ldvc.errors import DataError
 from ldvc.visualize import colours_for, rgb
-from tests.forked import history, make_workplace
+from tests.forked import config_of, history
 from train import hub
-from train.config import TrainConfig, load_config
 from train.data import open_sets
 from train.evaluate import evaluate, open_predictor
 from train.train import main, train
 from train.validation import WRONG, Example, draw_figure, fixed_photos, panels
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> Path:
-    return make_workplace(tmp_path_factory.mktemp("validation"), tiny_clip_folder)
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +33,6 @@ def _one_process() -> Iterator[None]:
     yield
     for state in (AcceleratorState, PartialState, GradientState):
         state._shared_state.clear()
-
-
-def config_of(root: Path, name: str, *changes: str) -> TrainConfig:
-    return load_config(root / "tiny.yaml", changes, output_dir=str(root / name))
 
 
 @pytest.fixture(scope="module")
@@ -114,31 +104,29 @@ def test_photos_of_a_figure_are_spread_evenly() -> None:
 def test_push_to_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = create_autospec(HfApi, instance=True)
     monkeypatch.setattr(hub, "HfApi", lambda: api)
-    config = config_of(root, "watched", "push_to_hub=true", "hub_model_id=ldvc-tiny")
-    with pytest.raises(hub.HubError, match="folder of this machine"):
-        hub.open_repository(config)
-    config = replace(config, model=replace(config.model, clip="lite"))
-    monkeypatch.setattr(hub, "get_token", lambda: None)
-    with pytest.raises(hub.HubError, match="HF_TOKEN"):
-        hub.open_repository(config)
-    monkeypatch.setattr(hub, "get_token", lambda: "hf_test")
+    here = config_of(root, "watched", "push_to_hub=true", "hub_model_id=ldvc-tiny")
+    config = replace(here, model=replace(here.model, clip="lite"))
     api.create_repo.side_effect = RuntimeError("403 Forbidden: you have no write access.\nRequest ID 1")
-    with pytest.raises(hub.HubError, match="403 Forbidden: you have no write access[.]$"):
-        hub.open_repository(config)
+    for given, token, words in (
+        (here, "hf_test", "folder of this machine"),
+        (config, None, "HF_TOKEN"),
+        (config, "hf_test", "403 Forbidden: you have no write access[.]$"),
+    ):
+        monkeypatch.setattr(hub, "get_token", lambda token=token: token)
+        with pytest.raises(hub.HubError, match=words):
+            hub.open_repository(given)
     api.create_repo.side_effect = lambda repo_id, exist_ok: SimpleNamespace(repo_id=f"me/{repo_id}")
     assert hub.open_repository(config) == "me/ldvc-tiny"
 
-    folder = root / "upload"
-    files = ("config.json", "model.safetensors", "train.json", ".training", "checkpoint-4/optimizer.bin")
-    for name in (*files, "figures/step-000004.png"):
+    folder, kept = root / "upload", {"config.json", "model.safetensors", "train.json", "figures/step-000004.png"}
+    for name in (*kept, ".training", "checkpoint-4/optimizer.bin"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     hub.push(folder, "me/ldvc-tiny", config)
     options = api.upload_folder.call_args.kwargs
     assert options["repo_id"] == "me/ldvc-tiny" and options["folder_path"] == folder
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    kept = set(filter_repo_objects(files, ignore_patterns=options["ignore_patterns"]))
-    assert kept == {"README.md", "config.json", "model.safetensors", "train.json", "figures/step-000004.png"}
+    assert {*filter_repo_objects(files, ignore_patterns=options["ignore_patterns"])} == {"README.md", *kept}
     assert 'from_pretrained("me/ldvc-tiny")' in (folder / "README.md").read_text()
     api.upload_folder.side_effect = ConnectionError("no network")
     with pytest.raises(hub.HubError, match="resume_from_checkpoint latest"):
@@ -154,9 +142,7 @@ BAD = {
     "--validation_steps=1 --validation_sets nothing": "nothing",
     "--output_dir=/proc/ldvc": "cannot be written",
     "--config=nonsense": "Known ones",
-    "--seed=three": "seed must be a valid integer, not 'three'",
     "--report_to=wandb": "pip install wandb",
-    "--decoder=unet": "decoder must be 'ldvc', 'ldvc_without_lcsa' or 'zegclip', not 'unet'",
 }
 
 

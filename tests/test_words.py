@@ -1,7 +1,5 @@
 """Other words for a class: which ones count, which one a step reads, and what the losses make of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from itertools import chain
@@ -17,8 +15,9 @@ from ldvc.config import ModelConfig
 from ldvc.errors import DataError
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.model import LDVC
+from tests.forked import Configure
+from tests.tiny import close_gates
 from tests.tiny_data import make_set
-from tests.tiny_run import Configure, close_gates
 from train import evaluate as evaluator
 from train.config import load_config
 from train.data import Vocabulary, WordSampler, open_sets
@@ -49,8 +48,7 @@ def test_a_step_reads_another_word_now_and_then() -> None:
     names = torch.tensor([0, 1, 2])
     sampler = WordSampler(others, share=0.4, seed=0)
     read = torch.stack([sampler.sample(step, names) for step in range(500)])
-    assert read[:, 1].unique().tolist() == [1]
-    assert read[:, 0].unique().tolist() == [0, 3, 4] and read[:, 2].unique().tolist() == [2, 5]
+    assert [column.unique().tolist() for column in read.T] == [[0, 3, 4], [1], [2, 5]]
     assert 0.3 < (read[:, 0] != 0).float().mean() < 0.5
     assert 0.4 < (read[:, 0] == 3).sum() / (read[:, 0] != 0).sum() < 0.6
     assert torch.equal(WordSampler(others, share=0.4, seed=0).sample(17, names), read[17])  # whatever was drawn before
@@ -77,8 +75,7 @@ def test_losses_are_those_of_the_word_that_is_read(
     names, distilled = torch.arange(4), torch.tensor([0])
     words = torch.tensor([meadow.words.index("lawn"), 1, 2, 3])
     read, plain, expected = one(batch, names, distilled, words), one(batch, names, distilled), other(batch, names, distilled)
-    assert read["focal"].item() == pytest.approx(expected["focal"].item(), rel=1e-5)
-    assert read["dice"].item() == pytest.approx(expected["dice"].item(), rel=1e-5)
+    torch.testing.assert_close([read["focal"], read["dice"]], [expected["focal"], expected["dice"]])
     assert read["focal"].item() != pytest.approx(plain["focal"].item(), rel=1e-4)
 
     unannotated = {**batch, "labels": torch.full((1, 16, 16), -1, dtype=torch.int16)}
@@ -129,19 +126,19 @@ def test_lists_of_other_words(tmp_path: Path) -> None:
     assert len(set(words)) == len(words) > 200, "a word for two classes would be taught both ways"
     assert not set(words) & set(content) and all(canonical(name) == name for name in content)
     synonyms = read_other_words(load_config("lite_experiment").other_words)
-    assert "puppy" in synonyms["dog"] and "poodle" not in synonyms["dog"]
-    assert content["dog"] == synonyms["dog"] + read_other_words("recipes/lite/hyponyms.json")["dog"]
-    assert "poodle" in content["dog"]
-    with pytest.raises(DataError, match="nowhere.json cannot be used"):
-        read_other_words(str(tmp_path / "nowhere.json"))
+    assert "puppy" in synonyms["dog"] and "poodle" not in synonyms["dog"] and "poodle" in content["dog"]
+    assert content["dog"] == synonyms["dog"] + read_other_words(SHIPPED[1])["dog"]
+    file = tmp_path / "wrong.json"
+    with pytest.raises(DataError, match="wrong.json cannot be used"):
+        read_other_words(str(file))
     for wrong in ('["lawn"]', '{"grass": "lawn"}', "{", '{"grass": [3]}'):
-        (tmp_path / "wrong.json").write_text(wrong)
+        file.write_text(wrong)
         with pytest.raises(DataError, match="it should hold"):
-            read_other_words(str(tmp_path / "wrong.json"))
+            read_other_words(str(file))
 
 
 def test_words_that_measure_are_words_that_were_not_learned() -> None:
-    """README's figure for words that no decoder read: none of them may count as seen by the shipped checkpoints."""
+    """The published figure for words that no decoder read: none of them may count as seen by the shipped checkpoints."""
     config = json.loads((LISTS.parents[1] / "assets" / "lite" / "ldvc" / "config.json").read_text())
     seen = SeenNames(config["seen_names"], config["seen_words"])
     words = json.loads((LISTS / "unlearned_words.json").read_text())

@@ -6,6 +6,7 @@ Published: ViT-B/16 at 512 pixels, 10 visual prompts per layer for VOC, 3 decode
 learnable parameters, of which 3.15M are never used; 100 * focal + dice. What is expected is derived here from shapes alone.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from math import log
 
@@ -73,19 +74,14 @@ def test_a_layer_drops_attention_activations_and_branches_while_training(model: 
     assert block.cross_attention.dropout.p == block.dropout.p == block.ffn[1][1].p == 0.1
     quiet, _ = block(classes, patches)
     torch.testing.assert_close(block(classes, patches)[0], quiet)
-    block.train()
-    calls = []
-    handle = block.dropout.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
-    try:
-        for part in ("attention", "activations", "branches"):
-            block.cross_attention.dropout.p = 0.5 * (part == "attention")
-            block.ffn[1][1].p, block.dropout.p = 0.5 * (part == "activations"), 0.5 * (part == "branches")
-            assert not torch.allclose(block(classes, patches)[0], quiet, atol=1e-3), part
-        assert len(calls) == 2 * 3, "the branch of attention and that of the feed-forward network"
-    finally:
-        block.cross_attention.dropout.p = block.ffn[1][1].p = block.dropout.p = 0.1
-        handle.remove()
-        block.eval()
+    block, calls = deepcopy(block).train(), []
+    block.dropout.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
+    dropouts = (block.cross_attention.dropout, block.ffn[1][1], block.dropout)
+    for part in dropouts:
+        for each in dropouts:
+            each.p = 0.5 * (each is part)
+        assert not torch.allclose(block(classes, patches)[0], quiet, atol=1e-3), part
+    assert len(calls) == 2 * 3, "the branch of attention and that of the feed-forward network"
 
 
 def test_linear_layers_start_as_in_the_authors_code(model: LDVC) -> None:
@@ -110,9 +106,8 @@ def test_loss_of_fixed_tensors_by_hand() -> None:
     One decoder layer with identity projections, width 4 and 2 heads: the mask logit is the mean over heads of
     a_h . v_h / sqrt(2), that is a . v / sqrt(8). The patches are chosen so that sigmoids are 3/4, 1/4 and 1/2.
     """
-    decoder = ZegClipDecoder(
-        ModelConfig(decoder="zegclip", decoder_heads=2, decoder_layers=1, **PUBLISHED), 4, scale=9.0, bias=9.0
-    )
+    config = ModelConfig(decoder="zegclip", decoder_heads=2, decoder_layers=1, **PUBLISHED)
+    decoder = ZegClipDecoder(config, 4, scale=9.0, bias=9.0)
     with torch.no_grad():
         for projection in (decoder.mask_scores.query, decoder.mask_scores.key):
             projection.weight.copy_(torch.eye(4))
@@ -121,10 +116,7 @@ def test_loss_of_fixed_tensors_by_hand() -> None:
     patches = torch.tensor([[[t, -t, 0, 0], [-t, -t, 0, 0], [0, 0, 0, 0], [t, -t, 0, 0]]])
     names = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
     logits = decoder(patches, names, (2, 2)).mask_logits
-    torch.testing.assert_close(
-        logits.sigmoid(), torch.tensor([[[[0.75, 0.25], [0.5, 0.75]], [[0.25, 0.25], [0.5, 0.25]]]])
-    )
-
+    torch.testing.assert_close(logits.sigmoid(), torch.tensor([[[[0.75, 0.25], [0.5, 0.75]], [[0.25, 0.25], [0.5, 0.25]]]]))
     labels = torch.tensor([[[0, 0], [BACKGROUND, VOID]]])
     found = mask_loss(logits, labels, torch.ones(1, 2, dtype=torch.bool), void_is_negative=True, normalise="masks")
 

@@ -1,7 +1,4 @@
-"""A very small model with random weights, saved as a checkpoint folder with all decoders.
-
-It has all parts and loads fast. Tests use it if the quality of the segmentation does not matter.
-"""
+"""Very small CLIPs with random weights, and a checkpoint folder with all decoders, which has all parts and loads fast."""
 
 import json
 from pathlib import Path
@@ -10,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from torch import nn
 
 from ldvc.checkpoint import save_checkpoint
 from ldvc.config import DECODERS, ModelConfig
@@ -22,19 +20,38 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     "init_logit_bias": -2.0,
 }
+TINY_ARCHITECTURE = {  # of the fixture tiny_clip
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
+    "init_logit_scale": 2.3,
+    "init_logit_bias": -3.0,
+}
+
+
+def save_tiny_clip(model: CLIP, folder: Path, architecture: dict) -> Path:
+    """Write a CLIP as a folder, as the lite towers are shipped; returns the folder."""
+    save_clip_folder(model, folder, {"architecture": architecture, "patch_embed": None, "mean": [0.5] * 3, "std": [0.5] * 3})
+    return folder
 
 
 def save_tiny_checkpoint(folder: Path, *, decoders: tuple[str, ...] = DECODERS, metadata: dict | None = None) -> Path:
     """Write `folder`/clip and one checkpoint per decoder; returns the folder."""
     torch.manual_seed(0)
-    clip_config = {"architecture": ARCHITECTURE, "patch_embed": None, "mean": [0.5] * 3, "std": [0.5] * 3}
-    save_clip_folder(CLIP(**ARCHITECTURE), folder / "clip", clip_config)
-    clip = build_clip(str(folder / "clip"))
+    clip = build_clip(str(save_tiny_clip(CLIP(**ARCHITECTURE), folder / "clip", ARCHITECTURE)))
+    sizes = {"visual_prompts": 2, "decoder_layers": 2, "decoder_heads": 2, "regions": 3, "topk": 2}
     for decoder in decoders:
-        sizes = {"visual_prompts": 2, "decoder_layers": 2, "decoder_heads": 2, "regions": 3, "topk": 2}
         model = LDVC(ModelConfig(clip="../clip", pretrained=None, decoder=decoder, **sizes), clip)
         save_checkpoint(model, folder / decoder, metadata={"seen_names": ["dog", "grass", "person"], **(metadata or {})})
     return folder
+
+
+def close_gates(model: nn.Module) -> nn.Module:
+    """Sets every gate to 0, so that the decoder `zegclip` computes CLIP's own logits."""
+    for name, parameter in model.named_parameters():
+        if "gate" in name:
+            parameter.data.zero_()
+    return model
 
 
 def name_tiny_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

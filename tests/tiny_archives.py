@@ -19,15 +19,8 @@ from PIL import Image
 from pycocotools.mask import encode
 from scipy.io import savemat
 
+from tests.tiny_data import SIZE, stripes
 from train import prepare
-
-SIZE = (48, 72)
-
-
-def stripes(numbers: list[int]) -> np.ndarray:
-    """Upright stripes."""
-    row = np.repeat(np.array(numbers, dtype=np.uint8), -(-SIZE[1] // len(numbers)))[: SIZE[1]]
-    return np.broadcast_to(row, SIZE).copy()
 
 
 def picture(pixels: np.ndarray, **options: object) -> bytes:
@@ -134,7 +127,7 @@ def context_archives() -> dict[str, bytes]:
     return {"VOCtrainval_03-May-2010.tar": tar_of(photos), "trainval_merged.json": json.dumps(content).encode()}
 
 
-class Server:
+class Server(ThreadingHTTPServer):
     """Serves files over HTTP with Range.
 
     Attributes:
@@ -145,45 +138,42 @@ class Server:
     """
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[str | int]] = {}
         self.requests: list[tuple[str, str | None]] = []
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
 
-            def log_message(self, *arguments: object) -> None:
-                pass
+class Answer(BaseHTTPRequestHandler):
+    server: Server
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        name, asked = request.path[1:], request.headers.get("Range")
-        self.requests.append((name, asked))
-        fault = next(iter(self.faults.get(name, ())), "")
-        self.faults[name] = self.faults.get(name, [])[1:]
-        if isinstance(fault, int) or name not in self.files:
-            request.send_error(fault or 404)
+    def do_GET(self) -> None:
+        name, asked, server = self.path[1:], self.headers.get("Range"), self.server
+        server.requests.append((name, asked))
+        fault, *server.faults[name] = server.faults.get(name) or [""]
+        if isinstance(fault, int) or name not in server.files:
+            self.send_error(fault or 404)
             return
-        content = self.files[name]
+        content = server.files[name]
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and fault != "whole" else 0
         body, part = content[start:], f"{start}-{len(content) - 1}"
-        request.send_response(416 if start and not body else 206 if start else 200)
-        request.send_header("Content-Range", f"bytes {part if body else '*'}/{len(content)}")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
-        request.close_connection = True
+        self.send_response(416 if start and not body else 206 if start else 200)
+        self.send_header("Content-Range", f"bytes {part if body else '*'}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
 
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The archives of all sets on a server, with their addresses, checksums and numbers of photos in the plan."""
     server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     server.files = voc_archives() | coco_archives() | context_archives()
 
     def tiny(step: prepare.Step) -> prepare.Step:
@@ -199,5 +189,5 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     try:
         yield server
     finally:
-        server.http.shutdown()
-        server.http.server_close()
+        server.shutdown()
+        server.server_close()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from train.data import SegmentationDataset
 
+SIZE = (48, 72)  # of the photos of benchmarks
 COLOURS = {
     "grass": (40, 160, 40),
     "sky": (90, 150, 240),
@@ -52,19 +53,23 @@ def make_sets(root: Path) -> Path:
     return root
 
 
-def write_pair(photo: Path, mask: Path, numbers: list[int], *, size: tuple[int, int] = (48, 72)) -> None:
-    """A photo of upright stripes, one for each number of the mask file, each in a colour of its own.
+def stripes(numbers: list[int]) -> np.ndarray:
+    """Upright stripes, one for each number."""
+    row = np.repeat(np.array(numbers, dtype=np.uint8), -(-SIZE[1] // len(numbers)))[: SIZE[1]]
+    return np.broadcast_to(row, SIZE).copy()
+
+
+def write_pair(photo: Path, mask: Path, numbers: list[int]) -> None:
+    """A photo of stripes, one for each number of the mask file, each in a colour of its own.
 
     The mask is a palette picture, as VOC's are, which readers must take for the numbers and not for the colours.
     """
-    height, width = size
-    stripes = np.repeat(np.array(numbers, dtype=np.uint8), -(-width // len(numbers)))[:width]
-    values = np.broadcast_to(stripes, size)
+    values = stripes(numbers)
     colours = np.random.default_rng(5).integers(0, 255, (256, 3), dtype=np.uint8)
     for path in (photo, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(colours[values]).save(photo, quality=95)
-    picture = Image.fromarray(values.copy())
+    picture = Image.fromarray(values)
     picture.putpalette(colours.tobytes())
     picture.save(mask)
 

@@ -26,13 +26,7 @@ from train.checkpoints import checkpoints_of
 def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0, steps: int = 40) -> None:
     """Kills runs of so many steps until there were so many kills, and prints where each of them hit.
 
-    Args:
-        root: a workplace, see `tests.forked.make_workplace`.
-        processes: of a run.
-        seed: of the moments.
-
-    Raises:
-        AssertionError: a checkpoint was lost, or the end differs from that of a run without interruption.
+    AssertionError: a checkpoint was lost, or the end differs from that of a run without interruption.
     """
     changes = (f"max_train_steps={steps}", "checkpointing_steps=1", "decoder_heads=2")
     moments, success = random.Random(seed), [0] * processes

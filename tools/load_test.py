@@ -70,8 +70,7 @@ class Guest:
 
     def ask(self, names: str) -> str:
         """Press the button; a digest of the answer. PageError without one, HTTPError if the server is busy or gone."""
-        self.visitor.set("names", names)
-        changes = self.visitor.trigger("run", "click")
+        changes = self.visitor.ask(names)
         answer = changes.get("overlay", {}).get("props", {}).get("answer") or changes.get("overlay", {}).get("answer")
         if answer is None:
             problems = [change.get("value") for name, change in changes.items() if name.endswith("-problem")]

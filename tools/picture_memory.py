@@ -111,9 +111,8 @@ def main() -> None:
             def ask(path: Path) -> None:
                 visitor = Visitor(server.address)
                 visitor.set("photo", visitor.upload(path))
-                visitor.set("names", "dog, grass, sky")
                 visitor.trigger("photo", "change")
-                visitor.trigger("run", "click")
+                visitor.ask("dog, grass, sky")
                 visitor.close()
 
             for _ in range(3):

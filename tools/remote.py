@@ -148,6 +148,13 @@ class Visitor:
             changes[names.get(component, str(component))] = change
         return changes
 
+    def ask(self, names: str, photo: str | Path | None = None) -> dict[str, Any]:
+        """Choose a photo unless that of the last question is meant, type names, and press the button; see `trigger`."""
+        if photo is not None:
+            self.set("photo", self.upload(photo))
+        self.set("names", names)
+        return self.trigger("run", "click")
+
     def _answer(self) -> list[Any]:
         """The outputs of the event that the session waits for."""
         with self.http.stream("GET", f"{self._api}/queue/data", params={"session_hash": self._session}) as stream:

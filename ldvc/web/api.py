@@ -57,11 +57,7 @@ def documented(endpoint: Callable) -> Callable:
 
 
 class Api:
-    """The endpoints, as functions that need no widgets. Each takes the client's session and returns it last.
-
-    Args:
-        write: writes a file of a kind of an answer, see `SegmentTab.write`.
-    """
+    """The endpoints, as functions that need no widgets; `write` is `SegmentTab.write`. Each returns the session last."""
 
     def __init__(self, segmenter: Segmenter, write: Callable[..., str]) -> None:
         self.segmenter, self.write = segmenter, write

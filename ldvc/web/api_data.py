@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import gradio as gr
@@ -18,11 +19,7 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
-    """Indices from numbers that count from 1; 0 is the last layer and the mean of all heads, whose index is None.
-
-    Raises:
-        gr.Error: there is no such layer or head.
-    """
+    """Indices from numbers from 1, or `refusal`; 0 is the last layer and the mean of all heads, whose index is None."""
     layers, heads = result.attention_shape
     layer, head = whole(layer, "layer"), whole(head, "head")
     if not 0 <= layer <= layers:
@@ -33,11 +30,7 @@ def layer_and_head(result: Segmentation, layer: float | None, head: float | None
 
 
 def place(result: Segmentation, row: float | None, column: float | None) -> tuple[int, int]:
-    """(row, column) of a patch from numbers that count from 1; 0 is the middle.
-
-    Raises:
-        gr.Error: there is no such patch.
-    """
+    """(row, column) of a patch from numbers that count from 1, or `refusal`; 0 is the middle."""
     rows, columns = result.grid
     row, column = whole(row, "row") or rows // 2 + 1, whole(column, "column") or columns // 2 + 1
     if not (1 <= row <= rows and 1 <= column <= columns):
@@ -51,17 +44,11 @@ def names_of(layer: int, head: int | None) -> dict[str, Any]:
 
 
 def whole(value: Any, name: str) -> int:
-    """A whole number that a program gave, None counting as 0.
-
-    Raises:
-        gr.Error: it is none.
-    """
-    try:
+    """A whole number that a program gave, None counting as 0, or `refusal`."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         number = float(value or 0)
         if number == int(number) and not isinstance(value, bool):
             return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise refusal(f"{name} is a whole number, not “{value}”.")
 
 

@@ -1,4 +1,4 @@
-"""Buttons that make a file of the answer, which the browser then saves."""
+"""Buttons that make a file of the answer, which the browser then saves; and the lock of the page meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 
 from ldvc.web import html, texts
-from ldvc.web.lock import LOCK, PRIVATE, unlock_after
 from ldvc.web.session import Answer
 
 log = logging.getLogger(__name__)
@@ -22,15 +21,31 @@ SAVE = """(file) => {
   link.download = file.orig_name;
   link.click();
 }"""
+PRIVATE = {"api_visibility": "private"}  # option of events that are no endpoints
+# While a question is answered or a file is made, the page takes no input, so that both belong to what is on the screen.
+LOCK = """(...values) => {
+  const page = document.querySelector(".ldvc-columns");
+  page.focused = document.activeElement;
+  page.inert = true;
+  return values;
+}"""
+UNLOCK = """() => {
+  const page = document.querySelector(".ldvc-columns");
+  page.inert = false;
+  page.focused?.focus({ preventScroll: true });
+}"""
+
+
+def unlock_after(event: Any) -> None:
+    """Declare that the page takes input again after an event that locked it."""
+    event.success(None, js=UNLOCK, **PRIVATE)
+    event.failure(None, js=UNLOCK, **PRIVATE)
 
 
 class Downloads:
-    """A row of buttons, with a place for a sentence if a file cannot be made.
+    """A row of buttons "PREFIX-KIND", with a place for a sentence if a file cannot be made.
 
-    Args:
-        prefix: of the elements' ids: a button is "PREFIX-KIND".
-        labels: of the buttons, by kind of file.
-        make: the name and the content of a file of a kind, from the answer and the values of the tab's widgets.
+    `make` returns the name and the content of a file of a kind, from the answer and the values of the tab's widgets.
     """
 
     def __init__(

@@ -24,18 +24,12 @@ OPENING = "street"  # key of the example that the page opens with
 
 @dataclass(frozen=True)
 class Example:
-    """A photo of the project.
-
-    Attributes:
-        path, title: of the photo.
-        names: fitting class names, separated by commas.
-        fingerprint: SHA-256 of the file, as of an `Answer`.
-    """
+    """A photo of the project."""
 
     path: str
     title: str
-    names: str
-    fingerprint: str
+    names: str  # fitting class names, separated by commas
+    fingerprint: str  # SHA-256 of the file, as of an `Answer`
 
     @property
     def key(self) -> str:
@@ -45,21 +39,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Link:
-    """What the page opens with.
+    """What the page opens with."""
 
-    Attributes:
-        example: of the link, or that with the key `OPENING`.
-        names: class names for it, separated by commas.
-        model: key of a model choice, or None for the main one.
-        asked: whether the address names an example, which is answered even if that takes a while.
-        notice: which part of the address could not be used, in one sentence, or "".
-    """
-
-    example: Example
-    names: str
-    model: str | None = None
-    asked: bool = False
-    notice: str = ""
+    example: Example  # of the address, or that with the key `OPENING`
+    names: str  # class names for it, separated by commas
+    model: str | None = None  # key of a model choice; None = the main one
+    asked: bool = False  # the address names an example, which is answered even if that takes a while
+    notice: str = ""  # which part of the address could not be used, in one sentence
 
 
 def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[Example]:

@@ -21,11 +21,7 @@ import gradio as gr  # after `spaces`, which refuses to be imported by Gradio
 
 
 class NoGpu(gr.Error):
-    """ZeroGPU lends no GPU now: the visitor's time for today is used up, or every GPU is busy.
-
-    Attributes:
-        reason: a sentence of ZeroGPU. The page shows it in a corner if nobody catches the error.
-    """
+    """ZeroGPU lends no GPU now, with its `reason`: the visitor's time for today is used up, or every GPU is busy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason} The model “lite” needs no GPU.", title="No GPU", print_exception=False)

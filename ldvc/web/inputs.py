@@ -88,12 +88,7 @@ def copy_link(link: str) -> str:
 
 
 class InputPanel:
-    """Declares the column.
-
-    Attributes:
-        inputs: what a question consists of.
-        outputs: the components that `answered` and `refused` may change.
-    """
+    """Declares the column."""
 
     def __init__(self, segmenter: Segmenter, session: gr.State) -> None:
         self.segmenter, self.session = segmenter, session
@@ -129,6 +124,7 @@ class InputPanel:
         model_problem = message(elem_id="model-problem")
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
         self.stale = message(elem_id="stale", render=False)  # rendered above the answer
+        # What a question consists of, and what `answered` and `refused` may change.
         self.inputs = {self.photo, self.names, self.model}
         self.outputs = [self.names, self.stale, self.share, *self.problems.values()]
 

@@ -29,22 +29,15 @@ FULL_BYTES = 599_000_000  # of ViT-B/16: 149.6 million numbers of 4 bytes; the H
 
 
 class LoadedModel:
-    """The decoders of one checkpoint, or a CLIP without decoders.
-
-    Attributes:
-        name: the last part of the source: visitors see no folders.
-        decoder: the one that answers questions: LDVC, or plain CLIP where there is no decoder.
-        main: its predictor.
-        borrows_gpu: whether it computes with a GPU of ZeroGPU. Lite does not: it is fast on a CPU, and a visitor has only a few
-            minutes of GPU a day.
-    """
+    """The decoders of one checkpoint, or a CLIP without decoders."""
 
     def __init__(self, source: str = LITE) -> None:
-        self.name = source.rstrip("/").rsplit("/", 1)[-1]
+        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # visitors see no folders
+        # On ZeroGPU. Lite does not: it is fast on a CPU, and a visitor has only a few minutes of GPU a day.
         self.borrows_gpu = gpu_is_lent() and source != LITE
         self._lock = threading.Lock()
         device = "cpu" if gpu_is_lent() and not self.borrows_gpu else None
-        self.decoder = PLAIN_CLIP if is_plain_clip(source) else MAIN_DECODER
+        self.decoder = PLAIN_CLIP if is_plain_clip(source) else MAIN_DECODER  # answers questions; `main` is its predictor
         self.main = Predictor.from_pretrained(source, decoder=self.decoder, device=device)
         self._predictors: dict[str, Predictor | None] = {self.decoder: self.main}
 
@@ -109,18 +102,11 @@ class Download:
     """A checkpoint and the weights of its CLIP on their way from the Hub, in a thread.
 
     The Hub's client ends a download that stalls: after 10 seconds without a byte, it tries five times more.
-
-    Args:
-        source: of the model, see `load_checkpoint`.
-
-    Attributes:
-        done, total: bytes of the CLIP; 0 while the Hub has not answered.
-        error: the reason of a failure.
     """
 
     def __init__(self, source: str) -> None:
-        self.done = self.total = 0
-        self.error: LdvcError | None = None
+        self.done = self.total = 0  # bytes of the CLIP; 0 while the Hub has not answered
+        self.error: LdvcError | None = None  # the reason of a failure
         self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
         self._thread.start()
 
@@ -186,11 +172,7 @@ class ModelRegistry:
 
     @classmethod
     def from_environment(cls) -> ModelRegistry:
-        """`LDVC_MODEL` is the main model, `LDVC_FULL` (or the folder assets/full) the full model's checkpoint.
-
-        Raises:
-            LdvcError: the main model cannot be loaded.
-        """
+        """`LDVC_MODEL` is the main model, `LDVC_FULL` (or the folder assets/full) the full model's checkpoint."""
         beside = str(ASSETS / "full") if (ASSETS / "full").is_dir() else None
         return cls(os.environ.get("LDVC_MODEL", LITE), os.environ.get("LDVC_FULL") or beside)
 

@@ -13,9 +13,9 @@ from starlette.middleware import Middleware
 
 from ldvc.errors import LdvcError
 from ldvc.web import api, html, mcp, texts
+from ldvc.web.downloads import LOCK, PRIVATE, unlock_after
 from ldvc.web.examples import EXAMPLES_FOLDER, Example, read_link
 from ldvc.web.inputs import InputPanel
-from ldvc.web.lock import LOCK, PRIVATE, unlock_after
 from ldvc.web.models import ModelRegistry
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer, Problem, Session, Visits
@@ -73,11 +73,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options() -> dict[str, Any]:
-    """Arguments of `Blocks.launch` for this page.
-
-    Raises:
-        LdvcError: see `mcp.is_wanted`.
-    """
+    """Arguments of `Blocks.launch` for this page; LdvcError as of `mcp.is_wanted`."""
     mcp_server = mcp.is_wanted()
     return {
         "mcp_server": mcp_server,
@@ -195,8 +191,7 @@ class Questions:
     def answered(self, values: Values, segment: Callable[..., Answer], *, opens: bool = False) -> Changes:
         """Ask, and show the answer. A problem becomes a sentence beside its field and changes nothing else.
 
-        Args:
-            opens: the page asks, not the visitor; nothing changes if the visitor asks something meanwhile.
+        If the page `opens`, and so no visitor asks, nothing changes if the visitor asks something meanwhile.
         """
         panel, previous = self.panel, values[self.shared.session].answer
         options = {"model": values[panel.model], "company": values[self.shared.company], "previous": previous}

@@ -177,12 +177,7 @@ def infer(
 ) -> tuple[ImageState, dict[str, Segmentation | None]]:
     """The one place where the page's models compute: the encoded photo, and a segmentation for each decoder.
 
-    Args:
-        image: an encoded photo, or its pixels.
-
-    Returns:
-        The state of the photo, and a result by decoder, None if the checkpoint does not have it. A decoder that could not be
-        fetched is left out.
+    The result is None for a decoder that the checkpoint does not have. One that could not be fetched is left out.
     """
     loaded = registry.get(model)
     state = image if isinstance(image, ImageState) else loaded.main.encode_image(image)
@@ -210,11 +205,7 @@ def gpu_seconds(
 
 
 def check_photo(photo: str) -> None:
-    """Read the header of an uploaded file.
-
-    Raises:
-        Problem: it is no picture that can be read, or it is too large.
-    """
+    """Read the header of an uploaded file; the same problems as `read_photo`."""
     with _picture_problems(), _DECODING:  # a PNG is in memory as a file meanwhile
         check_picture(photo, max_side=PHOTO_SIDE, max_pixels=PHOTO_PIXELS)
 

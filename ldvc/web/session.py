@@ -28,41 +28,23 @@ class Problem(LdvcError):
 
 @dataclass
 class Answer:
-    """A photo segmented by names. Nothing of it changes; what is computed later is added.
+    """A photo segmented by names. Nothing of it changes; what is computed later is added."""
 
-    Attributes:
-        model: key of the model choice.
-        decoder: the one of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`.
-        photo: path of the uploaded file.
-        fingerprint: SHA-256 of the file.
-        image: the encoded photo: new names do not encode it again.
-        asked: the parsed names.
-        names: the titles of those that are classes; the same as `names` of every result.
-        company: whether a single name was segmented together with `ldvc.predictor.COMPANY`.
-        none_named: "background" or the like is among the names, and so "none of these" is allowed.
-        chosen, notice: if lite answered because the chosen model got no GPU: the key of that model, and a sentence.
-        results: by decoder, with company or without.
-        pictures: the photo as data for HTML, by the options of `html.photo_uri`; shared by answers about the same photo.
-        drawn: by tab, the shared settings with which it was drawn last.
-        kept: the answer of `Segmenter.keep` about the same photo, or None. All visitors share its image and, for the same
-            names, its results. Only what is computed from the photo itself is added to the image.
-    """
-
-    model: str
-    decoder: str
-    photo: str
-    fingerprint: str
-    image: ImageState
+    model: str  # key of the model choice
+    decoder: str  # the one of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`
+    photo: str  # path of the uploaded file
+    fingerprint: str  # SHA-256 of the file
+    image: ImageState  # the encoded photo: new names do not encode it again
     asked: list[ClassName]
-    names: list[str]
-    company: bool = True
-    none_named: bool = False
-    chosen: str | None = None
-    notice: str = ""
-    results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)
-    pictures: dict[tuple, str] = field(default_factory=dict)
-    drawn: dict[str, tuple] = field(default_factory=dict)
-    kept: Answer | None = None
+    names: list[str]  # the titles of those that are classes; the same as `names` of every result
+    company: bool = True  # a single name was segmented together with `ldvc.predictor.COMPANY`
+    none_named: bool = False  # "background" or the like is among the names, and so "none of these" is allowed
+    chosen: str | None = None  # key of the chosen model, if lite answered because that one got no GPU
+    notice: str = ""  # a sentence about that
+    results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)  # by decoder, with company or without
+    pictures: dict[tuple, str] = field(default_factory=dict)  # see `Tab.photo`; shared by answers about the same photo
+    drawn: dict[str, tuple] = field(default_factory=dict)  # the settings with which a tab shows it, by the tab's key
+    kept: Answer | None = None  # what it shares with all visitors, see `Segmenter.keep`
 
     @property
     def photo_name(self) -> str:
@@ -76,19 +58,12 @@ class Answer:
 
 @dataclass(eq=False)
 class Session:
-    """One visitor's state, never shared.
+    """One visitor's state, never shared."""
 
-    Attributes:
-        answer: to the last question; None before the first.
-        expired: whether there was an answer and it is forgotten.
-        open_tab: key of the tab that the visitor looks at.
-        choice: a mark of the last event that chose a model; older ones, which may wait for a download, end.
-    """
-
-    answer: Answer | None = None
-    open_tab: str = "segment"
-    choice: object = None
-    expired: bool = False
+    answer: Answer | None = None  # to the last question
+    open_tab: str = "segment"  # key of the tab that the visitor looks at
+    choice: object = None  # a mark of the last event that chose a model; older ones, which may wait for a download, end
+    expired: bool = False  # there was an answer and it is forgotten
 
     def forget(self) -> None:
         """Remove the answer; the next question starts anew."""

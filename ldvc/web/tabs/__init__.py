@@ -18,8 +18,7 @@ from ldvc.export import OverlayStyle, photo_stem
 from ldvc.result import Segmentation
 from ldvc.visualize import OPACITY
 from ldvc.web import html, texts
-from ldvc.web.downloads import Downloads
-from ldvc.web.lock import PRIVATE
+from ldvc.web.downloads import PRIVATE, Downloads
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import OWN_THRESHOLD, Answer
 
@@ -63,27 +62,16 @@ class Shared:
 
 
 class Tab:
-    """Declares the widgets of a tab.
+    """Declares the widgets of a tab."""
 
-    Attributes:
-        key, title: identifier ("segment") and label of the tab.
-        empty_text: shown before the first question.
-        empty: the `gr.HTML` with that text.
-        body: the `gr.Column` with all else.
-        settings: widgets whose values `draw` reads, beside those of `shared`.
-        outputs: the components that `draw` may change.
-        pictures: those that show the answer; the first one shows progress.
-        files: buttons that make files, or None.
-    """
-
-    key = title = empty_text = ""
+    key = title = empty_text = ""  # the text is shown before the first question
 
     def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
         self.segmenter, self.shared = segmenter, shared
-        self.settings: list[Any] = []
-        self.outputs: list[Any] = []
-        self.pictures: list[Any] = []
-        self.body: gr.Column
+        self.settings: list[Any] = []  # widgets whose values `draw` reads, beside those of `shared`
+        self.outputs: list[Any] = []  # components that `draw` may change
+        self.pictures: list[Any] = []  # those that show the answer; the first one shows progress
+        self.body: gr.Column  # all but `empty`
         self.files: Downloads | None = None
         self.empty = message(html.empty(self.empty_text))
 

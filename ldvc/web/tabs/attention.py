@@ -14,8 +14,9 @@ from ldvc.result import Segmentation
 from ldvc.web import html, texts
 from ldvc.web.segmenter import LCSA_OFF, Segmenter
 from ldvc.web.session import Answer
-from ldvc.web.tabs import Changes, LayerTab, Shared, Values, heads, message, patch
-from ldvc.web.tabs.attention_maps import Column, attention_grid, attention_slider, value_range
+from ldvc.web.tabs import Changes, LayerTab, Shared, Values, message, patch
+from ldvc.web.tabs import attention_maps as maps
+from ldvc.web.tabs.attention_maps import Column, value_range
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
 SHOWN = 8  # names at a time, so that the table is drawn at once
@@ -80,7 +81,7 @@ class AttentionTab(LayerTab):
             self.note = message(elem_id="attention-note")
             self.grid = gr.HTML(elem_id="attention-grid", apply_default_css=False)
             self.files = self.figure_buttons(npz="Arrays (NPZ)")
-            gr.HTML(html.section(heads.TITLE, heads.HELP), elem_classes="ldvc-later")
+            gr.HTML(html.section(maps.HEADS_TITLE, maps.HEADS_HELP), elem_classes="ldvc-later")
             with gr.Row(elem_classes="ldvc-controls"):
                 self.heads = gr.Checkbox(label="Show them", elem_id="heads", min_width=120)
                 options = {"visible": False, "min_width": 120}
@@ -156,7 +157,7 @@ class AttentionTab(LayerTab):
         how = self.segmenter.missing(answer, *DECODERS).values()
         return {
             self.note: html.notice(" ".join(dict.fromkeys([*alone, *how]))),
-            self.grid: attention_grid(columns, self.shown(names, values), **options),
+            self.grid: maps.attention_grid(columns, self.shown(names, values), **options),
         }
 
     def draw_slider(self, answer: Answer, values: Values) -> Changes:
@@ -166,7 +167,7 @@ class AttentionTab(LayerTab):
         there = {column.decoder: column for column in columns if column.maps is not None}
         left, right = (there[decoder] for decoder in self.sides(list(there), values))
         options = {"photo": self.photo(answer, **html.GREY), "low": low, "high": high}
-        return {self.slider: attention_slider(left, right, answer.names.index(name), name, **options)}
+        return {self.slider: maps.attention_slider(left, right, answer.names.index(name), name, **options)}
 
     def draw_heads(self, answer: Answer, values: Values) -> Changes:
         """One decoder's maps of one name at all layers and heads, if they are wanted."""
@@ -176,7 +177,7 @@ class AttentionTab(LayerTab):
         decoder = pick(values[self.heads_decoder], list(there))
         layer, head = self.layer_and_head(there[decoder], values)
         options = {"layer": layer, "head": head, "photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
-        return {self.heads_view: gr.HTML(maps=heads.heads_html(there[decoder], decoder, index, **options))}
+        return {self.heads_view: gr.HTML(maps=maps.heads_html(there[decoder], decoder, index, **options))}
 
     def draw_slider_and_heads(self, answer: Answer, values: Values) -> Changes:
         """Slider and heads, and the decoders that can be chosen for them."""

@@ -1,4 +1,4 @@
-"""The maps of the Attention tab: a table of names and decoders, and two decoders' maps over each other."""
+"""The maps of the Attention tab: a table of names and decoders, two decoders' maps over each other, all layers and heads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ldvc.visualize import colours_for, fit_size
 from ldvc.web import html, texts
 from ldvc.web.html import MAP_SIDE, escape, percent
 from ldvc.web.segmenter import LCSA_OFF
+from ldvc.web.tabs import head_text
 
 SLIDER_SIDE = 224
 
@@ -27,20 +28,19 @@ RESCALED = "Share of attention, rescaled to the lowest and highest value shown: 
 SHARES = "inside its mask {inside}, outside {outside}"
 COMPANY_HELP = "Words that share the attention with a single name; they are not part of the overlay."
 SLIDER_LABEL = "Position of the line between the two maps, in percent from the left"
+HEADS_TITLE = "All layers and heads"
+HEADS_HELP = (
+    "One small map for each layer and head. Choose one to enlarge it: the whole tab then shows its layer and head. Below a "
+    "map is its mean inside the name’s mask and outside."
+)
+SHORT_SHARES = "{inside}&#8239;/&#8239;{outside}"
 
 
 class Column:
-    """One decoder's maps at one layer, and one head or the mean of all.
+    """One decoder's maps at one layer, and one head or the mean of all; without a result, if there is no such decoder.
 
-    Args:
-        decoder: key of `texts.DECODER_TITLES`.
-        result: where the maps are from, or None if there is no such decoder.
-
-    Attributes:
-        maps: (C, h, w) attention on the patch grid for all names, or None.
-        company: (h, w) attention to the words of `result.company` together, or None if there are none.
-        none: (h, w) attention to "none of these", or None before the last layer.
-        is_intervention: whether the decoder was not trained like this.
+    `maps` (C, h, w) is the attention on the patch grid for all names, `company` (h, w) that to the words of `result.company`
+    together, `none` (h, w) that to "none of these", in the last layer. Each may be None.
     """
 
     def __init__(self, decoder: str, result: Segmentation | None = None, layer: int = -1, head: int | None = None) -> None:
@@ -98,12 +98,9 @@ def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: boo
 
 
 def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: str, rescale: bool) -> str:
-    """Rows are names, then a single name's company and "none of these"; columns are decoders; above is one colour bar.
+    """Rows are the names `shown`, then a single name's company and "none of these"; columns are decoders.
 
-    Args:
-        shown: indices of the names to draw.
-        photo: data of the grey photo under every map.
-        rescale: stretch the scale to the values shown, and say so.
+    `photo` is the data of the grey photo under every map; `rescale` stretches the scale to the values shown, and says so.
     """
     scale = value_range(columns, shown, rescale=rescale)
     main = next(column.result for column in columns if column.result is not None)
@@ -176,3 +173,57 @@ def attention_slider(left: Column, right: Column, index: int, name: str, *, phot
         f'<span class="ldvc-slide-line" aria-hidden="true"></span>'
         f'<input class="ldvc-slide-input" type="range" min="0" max="100" step="1" aria-label="{SLIDER_LABEL}"></div>'
     )
+
+
+def heads_html(
+    result: Segmentation, decoder: str, index: int, *, layer: int, head: int | None, photo: str, rescale: bool
+) -> str:
+    """A table of buttons, a row for each layer, a column for the mean (head None) and each head.
+
+    The map of the chosen `layer` and `head` is enlarged below it; `index` is of the name; the rest as of `attention_grid`.
+    """
+    layers, heads = (range(count) for count in result.attention_shape)
+    columns = [None, *heads]
+    maps = np.array([[result.cross_attention(each, column)[index] for column in columns] for each in layers])
+    low, high = (float(maps.min()), float(maps.max())) if rescale and np.ptp(maps) > 1e-6 else (0.0, 1.0)
+    drawn = result.attention_at(maps, fit_size(*result.size, long_side=MAP_SIDE))  # (layers, 1 + heads, height, width)
+    inside = result.labels_at(drawn.shape[2:]) == index
+    name, title = escape(result.names[index]), texts.DECODER_TITLES[decoder]
+    is_intervention = decoder == LCSA_OFF
+
+    def heat(values: np.ndarray) -> str:
+        return f'<span class="ldvc-heat"><img src="{html.heat_uri(values, low=low, high=high)}" alt=""></span>'
+
+    def cell(at: int, column: int | None) -> str:
+        values, is_chosen = drawn[at, columns.index(column)], (at, column) == (layer, head)
+        shares = inside_outside(values, inside)
+        label = f"{place(at, column)}: {shares_text(shares)}"
+        return (
+            f'<td><button type="button" class="ldvc-head" data-layer="{at}" data-head="{-1 if column is None else column}" '
+            f'aria-pressed="{str(is_chosen).lower()}" aria-label="{label}" title="{label}">{heat(values)}'
+            f"<small>{shares_text(shares, SHORT_SHARES)}</small></button></td>"
+        )
+
+    titles = "".join(f'<th scope="col">{texts.MEAN if each is None else f"{texts.HEAD} {each + 1}"}</th>' for each in columns)
+    rows = "".join(
+        f'<tr><th scope="row"><span>{texts.LAYER} </span>{at + 1}</th>{"".join(cell(at, each) for each in columns)}</tr>'
+        for at in layers
+    )
+    chosen = drawn[layer, columns.index(head)]
+    mark = f' <span class="ldvc-tag ldvc-intervention">{INTERVENTION}</span>' if is_intervention else ""
+    label = f"Attention to {name}, {title}"
+    height, width = result.size
+    return (
+        f'<div class="ldvc-heads{" ldvc-is-intervention" if is_intervention else ""}" '
+        f'style="--photo:url({photo});--aspect:{width}/{height}">'
+        f"{html.scale_bar(RESCALED if rescale else FIXED_SCALE, low, high)}"
+        f'<div class="ldvc-heads-scroll"><table aria-label="{label}"><thead><tr><td></td>{titles}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><figure class="ldvc-heads-large">{heat(chosen)}<figcaption role="status">'
+        f"<b>{title}</b>{mark}<br>Attention to {name}<br>{place(layer, head)}<br>"
+        f"{shares_text(inside_outside(chosen, inside))}</figcaption></figure></div>"
+    )
+
+
+def place(layer: int, head: int | None) -> str:
+    """A layer and a head in words."""
+    return f"{texts.LAYER} {layer + 1}, {head_text(head)}"

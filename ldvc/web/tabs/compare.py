@@ -62,13 +62,7 @@ class CompareTab(Tab):
 
 
 class Painted:
-    """One decoder's answer.
-
-    Attributes:
-        labels: (height, width), -1 = none of these.
-        overlay: uint8 (height, width, 3).
-        shares: of the area, for each name.
-    """
+    """One decoder's `labels` (height, width), -1 = none of these, `overlay` uint8 (height, width, 3), and area `shares`."""
 
     def __init__(self, result: Segmentation, *, long_side: int = SIDE) -> None:
         self.result, size = result, fit_size(*result.size, long_side=long_side)
@@ -87,13 +81,7 @@ def paint_all(results: Sequence[Segmentation | None]) -> dict[str, Painted | Non
 
 
 def compare_html(pictures: dict[str, Painted | None], missing: Mapping[str, str], *, own_thresholds: bool = False) -> str:
-    """Pictures with captions.
-
-    Args:
-        pictures: see `paint_all`.
-        missing: see `Segmenter.missing`.
-        own_thresholds: say that "none of these" is at each decoder's own threshold.
-    """
+    """Pictures of `paint_all` with captions; `missing` as of `Segmenter.missing`, `own_thresholds` adds a sentence."""
     figures = []
     for decoder, picture in pictures.items():
         head = f"<figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{DECODERS[decoder]}</small></figcaption>"

@@ -1,14 +1,19 @@
-"""A patch in plain CLIP: to which patches it attends in the last block of the image tower. A part of the Attention tab."""
+"""One patch of the photo: to which patches it attends in plain CLIP (a part of the Attention tab), and which are alike."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from ldvc.predictor import PLAIN_CLIP
 from ldvc.result import Segmentation
-from ldvc.visualize import NONE_COLOUR, colours_for
+from ldvc.visualize import NONE_COLOUR, colours_for, fit_size
 from ldvc.web import html, texts
-from ldvc.web.html import escape, name_label, number
-from ldvc.web.tabs.similarity import patch_box, rect, similarity_html, svg
+from ldvc.web.html import MAP_SIDE, escape, name_label, number
+from ldvc.web.tabs.attention_maps import inside_outside, shares_text
+
+Box = tuple[float, float, float, float]  # left, top, width, height on the photo, in patches
 
 TITLE = "Which patches does this patch attend to?"
 HELP = (
@@ -27,18 +32,18 @@ READINGS = {
     "patches with similar keys.",
 }
 WINDOWS = "The photo is read in overlapping windows, and a patch attends only within its windows."
+ALIKE_TITLE = "Which patches are alike?"
+MOMENTS = {False: "before the decoder", True: "after the decoder"}
+NO_DECODER = "in CLIP, which has no decoder"
+ALIKE_SCALE = "Cosine similarity to this patch, one fixed scale from 0 to 1; negative values are drawn as 0"
+CHOSEN_HELP = "White: the regions that LCSA chose."
+CHOSEN = "mean in them {inside}, elsewhere {outside}"
+
 STEP = 4  # patches, of an arrow key with Shift
 
 
 def patch_html(result: Segmentation, row: int, column: int, *, photo: str, reading: str) -> str:
-    """The photo to click on with the attention over it, and the name of the patch beside it.
-
-    Args:
-        result: of the decoder "clip".
-        row, column: of the patch, within `result.grid`.
-        photo: as data.
-        reading: key of `READINGS`.
-    """
+    """The photo (as data) to click on with the attention of plain CLIP over it; `reading` is a key of `READINGS`."""
     attention, (rows, columns) = result.patch_attention(row, column), result.grid
     strongest = np.unravel_index(int(attention.argmax()), attention.shape)
     text = (
@@ -61,8 +66,7 @@ def stage(
 ) -> str:
     """The photo to click on (see routing.js) with something over it, and the patch in words for screen readers.
 
-    Args:
-        step: rows and columns that an arrow key with Shift moves by.
+    An arrow key with Shift moves by `step` rows or columns.
     """
     (rows, columns), (height, width) = result.grid, result.extent
     return (
@@ -97,3 +101,54 @@ def verdict(result: Segmentation, row: int, column: int) -> str:
         name = name_label(result.names[label], result.seen[label], colours_for(result.names)[label], tag="span")
         name += f'<span class="ldvc-subdued">score {number(score)}</span>'
     return f'<p class="ldvc-verdict">Row {row + 1}, column {column + 1} is {name}</p>'
+
+
+def similarity_html(result: Segmentation, row: int, column: int, *, chosen: Sequence[Box] = ()) -> str:
+    """Two maps side by side, or one with plain CLIP; `chosen` are the regions that LCSA chose for the patch."""
+    moments = {False: NO_DECODER} if result.decoder == PLAIN_CLIP else MOMENTS
+    figures = "".join(_figure(result, row, column, chosen, after, title) for after, title in moments.items())
+    help_text = f"<p>{CHOSEN_HELP}</p>" if chosen else ""
+    height, width = result.extent
+    return (
+        f'<section class="ldvc-step ldvc-alike" style="--aspect:{width:.4f}/{height:.4f}"><h3>{ALIKE_TITLE}</h3>{help_text}'
+        f"<div>{figures}</div>{html.scale_bar(ALIKE_SCALE)}</section>"
+    )
+
+
+def _figure(result: Segmentation, row: int, column: int, chosen: Sequence[Box], after: bool, title: str) -> str:
+    similarity = result.patch_similarity(row, column, after=after)
+    picture = html.heat_uri(result.attention_at(similarity, fit_size(*result.size, long_side=MAP_SIDE)))
+    rects = "".join([*(rect(box, "region") for box in chosen), rect(patch_box(result, row, column), "patch")])
+    means = inside_outside(similarity, within(chosen, similarity.shape, result.extent))
+    caption = f"<br>{shares_text(means, CHOSEN, write=number)}" if chosen else ""
+    return (
+        f'<figure><div class="ldvc-heat"><img src="{picture}" alt="Cosine similarity to this patch {title}">'
+        f"{svg(result.extent, rects)}</div><figcaption><b>{title}</b>{caption}</figcaption></figure>"
+    )
+
+
+def svg(extent: tuple[float, float], content: str) -> str:
+    """A drawing over the photo; its unit is a patch."""
+    height, width = extent
+    return f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
+
+
+def patch_box(result: Segmentation, row: int, column: int) -> Box:
+    """The box of a patch, cut off at the edges of the photo."""
+    height, width = result.extent
+    return column, row, min(1, width - column), min(1, height - row)
+
+
+def rect(box: Box, kind: str) -> str:
+    """A rectangle of an SVG; `kind` chooses its style."""
+    x, y, width, height = box
+    return f'<rect class="ldvc-{kind}" x="{x:.3f}" y="{y:.3f}" width="{width:.3f}" height="{height:.3f}"/>'
+
+
+def within(boxes: Sequence[Box], grid: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
+    """(h, w), whether the centre of a patch is in one of the boxes, which end where the photo ends."""
+    y, x = (np.minimum(np.arange(side) + 0.5, end - 1e-6) for side, end in zip(grid, extent, strict=True))
+    found = np.zeros(grid, dtype=bool)
+    for left, top, width, height in boxes:
+        found |= ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))
+    return found

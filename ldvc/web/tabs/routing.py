@@ -12,8 +12,7 @@ from ldvc.web.html import escape, name_label, number, percent
 from ldvc.web.segmenter import Segmenter
 from ldvc.web.session import Answer
 from ldvc.web.tabs import Changes, LayerTab, Shared, Values, head_text
-from ldvc.web.tabs.patch import heat_layer, stage, verdict
-from ldvc.web.tabs.similarity import Box, patch_box, rect, similarity_html, svg
+from ldvc.web.tabs.patch import Box, heat_layer, patch_box, rect, similarity_html, stage, svg, verdict
 
 PHOTO_SIDE = 720
 BARS = 12  # names listed, the strongest first
@@ -69,11 +68,7 @@ class RoutingTab(LayerTab):
         return {**super().blank(values), self.view: gr.HTML(route="")}
 
     def draw_patch(self, answer: Answer, values: Values, *, place: bool = False) -> Changes:
-        """The patch that was chosen last, or the middle of the photo.
-
-        Args:
-            place: whether the view gets the nearest patch of the grid as its value; the visitor may choose another meanwhile.
-        """
+        """The patch that was chosen last, or the middle of the photo; `place`: the view gets the nearest patch as its value."""
         (result,) = self.results(answer, values, "ldvc")
         row, column = values[self.view] or (result.grid[0] // 2, result.grid[1] // 2)
         patch = RoutedPatch(result, row, column, *self.layer_and_head(result, values))
@@ -98,33 +93,25 @@ class RoutingTab(LayerTab):
 
 
 class RoutedPatch:
-    """One patch of a result with LCSA, with everything that is drawn about it.
+    """One patch of a result with LCSA, with everything that is drawn about it; head None = mean of all.
 
-    Args:
-        row, column: in the grid of the whole photo; a place outside becomes the nearest one.
-        layer, head: of its attention; head None = mean of all.
-
-    Attributes:
-        routing: regions, affinities, token attention.
-        origin: (row, column) on the photo, in patches, where the grid of `routing` begins: (0, 0) but for sliding windows.
-        attention: (h, w) token attention on the grid of `routing`.
-        boxes, own_box: of the chosen regions, best first, and of its own, cut off at the edges of the photo.
-        inside: for each chosen region the share of attention that falls into it; they add up to 1.
-        shares: (C,) attention to the names; with company and "none of these" they add up to less than 1.
-        none: attention to "none of these"; 0 before the last layer.
-        label, score: index of the name that the patch got, and its score, 0..1.
+    Row and column are those of the grid of the whole photo; a place outside becomes the nearest one.
     """
 
     def __init__(self, result: Segmentation, row: int, column: int, layer: int, head: int | None) -> None:
         row, column = (min(max(int(at), 0), side - 1) for at, side in zip((row, column), result.grid, strict=True))
         self.result, self.row, self.column, self.layer, self.head = result, row, column, layer, head
         self.routing = routing = result.routing(row, column, layer)
+        # Where its grid begins on the photo, in patches: (0, 0) but for sliding windows.
         self.origin = (routing.window.top / result.patch, routing.window.left / result.patch)
+        # (h, w) token attention on that grid
         self.attention = routing.token_attention.mean(axis=0) if head is None else routing.token_attention[head]
         chosen = [routing.boxes[int(region)] for region in routing.regions]
-        self.boxes = [self._on_photo(box) for box in chosen]
+        self.boxes = [self._on_photo(box) for box in chosen]  # the best first
         self.own_box = self._on_photo(routing.boxes[routing.own_region])
+        # The share of attention that falls into each chosen region; they add up to 1.
         self.inside = [float(self.attention[top:bottom, left:right].sum()) for top, left, bottom, right in chosen]
+        # (C,) attention to the names; with company and "none of these" they add up to less than 1.
         self.shares = result.cross_attention(layer=layer, head=head)[:, row, column]
         self.none = float(result.none_attention(layer=layer, head=head)[row, column])
         self.label = result.patch_label(row, column)

@@ -111,13 +111,7 @@ class Frame:
 
 
 def space_html(space: Space, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> str:
-    """One plot for each decoder, a slider from before to after, and what was measured.
-
-    Args:
-        space: of the decoders to show.
-        words: one for each class embedding.
-        classes, colours: of the names, for the summary.
-    """
+    """One plot for each decoder, a slider from before to after, and what was measured; `words` are of the embeddings."""
     frame = Frame(space)
     written = labelled(space, words, len(classes))
     plots = "".join(_plot(decoder, part, frame, words, classes, colours, written) for decoder, part in space.decoders.items())
