@@ -3,7 +3,7 @@
     from ldvc import Predictor
     predictor = Predictor.from_pretrained("lite")
 
-`Predictor` is imported when it is first asked for, so that training code need not load it.
+`Predictor` is imported at its first use, so that training code need not load it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -24,7 +24,7 @@ from ldvc.figures import COLUMN, FORMATS, attention_figure, compare_figure, figu
 from ldvc.predictor import PREDICTOR_DECODERS, Predictor
 from ldvc.result import Segmentation
 
-FIGURES = {  # their decoders, from left to right, and what they show
+FIGURES = {  # command -> decoders from left to right, and the help text
     "attention": (("ldvc", "ldvc_without_lcsa", "zegclip"), "draw what each patch attends to, under three decoders"),
     "compare": (PREDICTOR_DECODERS[::-1], "draw the photo as four decoders segment it"),
     "space": (("ldvc", "zegclip"), "draw patches and names before and after two decoders"),
@@ -32,7 +32,7 @@ FIGURES = {  # their decoders, from left to right, and what they show
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of a command."""
+    """Parse the options of a command."""
     parser = argparse.ArgumentParser(prog="python -m ldvc", description="Segment photos by class names.")
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
@@ -43,12 +43,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--threshold",
         type=threshold,
         default="default",
-        help='a lower score is none of these; 0 to 1, "none" = every pixel gets a name (default: of the checkpoint)',
+        help='0 to 1; pixels with a lower score are none of these; "none" = no threshold (default: set by the checkpoint)',
     )
 
     segment = commands.add_parser("segment", parents=[shared], help="segment photos and write files for each")
     segment.add_argument("photos", type=Path, nargs="+", help="files and folders")
-    segment.add_argument("--output", type=Path, required=True, help="folder of all files; an earlier run is continued")
+    segment.add_argument("--output", type=Path, required=True, help="folder for all files; an earlier run is continued")
     segment.add_argument("--decoder", default="ldvc", choices=PREDICTOR_DECODERS)
     segment.add_argument("--coco", nargs="?", const="rle", choices=COCO_KINDS, help="write coco.json (default: rle)")
     segment.add_argument("--yolo", action="store_true", help="write labels of YOLO segmentation")
@@ -56,17 +56,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     segment.add_argument(
         "--overlay-names", action=argparse.BooleanOptionalAction, default=True, help="write names on the overlay"
     )
-    segment.add_argument("--jobs", type=positive, default=1, help="processes, each with one thread if there are several")
+    segment.add_argument("--jobs", type=positive, default=1, help="number of processes; several use one thread each")
 
     for command, (_, text) in FIGURES.items():
         figure = commands.add_parser(command, parents=[shared], help=text)
         figure.add_argument("photo", type=Path)
         figure.add_argument("--output", type=figure_path, required=True, help=f"file with the suffix {', '.join(FORMATS)}")
-        figure.add_argument("--width", type=float, default=COLUMN, help="in inches (default: 3.5, a column of two)")
+        figure.add_argument("--width", type=float, default=COLUMN, help="width in inches (default: 3.5, one of two columns)")
         figure.add_argument("--npz", type=Path, help="also write the arrays, documented in ldvc/arrays.py")
         if command == "attention":
-            figure.add_argument("--layer", type=int, default=0, help="of the decoder, from 1; 0 = the last")
-            figure.add_argument("--head", type=int, default=0, help="from 1; 0 = mean of all")
+            figure.add_argument("--layer", type=int, default=0, help="layer of the decoder, from 1; 0 = the last")
+            figure.add_argument("--head", type=int, default=0, help="attention head, from 1; 0 = mean of all")
     return parser.parse_args(arguments)
 
 
@@ -96,36 +96,36 @@ def positive(text: str) -> int:
     return value
 
 
-def question(options: argparse.Namespace) -> tuple[list[ClassName], float | str | None]:
-    """The classes, of a list's name or of names as people type them, and the threshold."""
-    ready = class_lists().get(options.names.strip())
-    classes, none_named = drop_none_words(parse_names(ready.classes if ready else options.names))
+def classes_and_threshold(options: argparse.Namespace) -> tuple[list[ClassName], float | str | None]:
+    """The classes of `--names` (a class list, or names as people type them), and the threshold."""
+    class_list = class_lists().get(options.names.strip())
+    classes, none_named = drop_none_words(parse_names(class_list.classes if class_list else options.names))
     return classes, "default" if none_named and options.threshold is None else options.threshold
 
 
 def segment(options: argparse.Namespace) -> str:
-    """Segment many photos; returns a sentence about the result. Raises LdvcError if no photo could be read."""
-    names, background = question(options)
-    settings = {each.name for each in fields(Batch)}
-    given = {name: value for name, value in vars(options).items() if name in settings}
-    batch = Batch(**given | {"names": tuple(names), "background": background})
+    """Segment many photos; returns a sentence about the outcome. Raises LdvcError if no photo could be read."""
+    names, background = classes_and_threshold(options)
+    batch_fields = {each.name for each in fields(Batch)}
+    batch_options = {name: value for name, value in vars(options).items() if name in batch_fields}
+    batch = Batch(**batch_options | {"names": tuple(names), "background": background})
     photos = find_photos(options.photos, options.output)
     if not photos:
         raise LdvcError(f"There are no photos in {', '.join(map(str, options.photos))}.")
-    done = run(batch, photos, jobs=options.jobs)
-    skipped, resumed = sum(each.problem is not None for each in done), sum(each.resumed for each in done)
-    listed = f"{skipped} could not be read, see {options.output / 'skipped.txt'}"
+    outcomes = run(batch, photos, jobs=options.jobs)
+    skipped, resumed = sum(each.problem is not None for each in outcomes), sum(each.resumed for each in outcomes)
+    skipped_note = f"{skipped} could not be read, see {options.output / 'skipped.txt'}"
     if skipped == len(photos):
-        raise LdvcError(f"No photo was segmented: {listed}.")
+        raise LdvcError(f"No photo was segmented: {skipped_note}.")
     sentence = f"{len(photos) - skipped} of {len(photos)} photos are in {options.output}"
     if resumed:
         sentence += f", {resumed} of them from an earlier run"
-    return f"{sentence}; {listed}." if skipped else f"{sentence}."
+    return f"{sentence}; {skipped_note}." if skipped else f"{sentence}."
 
 
 def draw(options: argparse.Namespace) -> str:
     """Draw a figure of a photo; returns a sentence about the files."""
-    names, background = question(options)
+    names, background = classes_and_threshold(options)
     main = Predictor.from_pretrained(options.model)
     image, results = main.encode_image(options.photo), {}
     for decoder in FIGURES[options.command][0]:
@@ -165,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         problem, status = f"A file cannot be used: {error}", 1
     except BrokenProcessPool:
-        problem, status = "A process ended, perhaps for want of memory. Use fewer --jobs; finished photos are kept.", 1
+        problem, status = "A process ended, perhaps because memory ran out. Use fewer --jobs; finished photos are kept.", 1
     except KeyboardInterrupt:
-        problem, status = "Stopped. The same command goes on where this one ended.", 130
+        problem, status = "Stopped. Run the same command again to continue.", 130
     print(problem, file=sys.stderr)
     return status
 

@@ -1,8 +1,8 @@
 """Label maps as annotations of data sets: COCO (RLE or polygons) and YOLO segmentation (polygons).
 
-A polygon is one ring of points. A part of a class that has holes is written as its outer ring, from which a cut of no width
-leads to each hole and back, so that a program that fills the ring leaves the holes out. Rings are simplified: no point of the
-outline moves by more than about `TOLERANCE` pixels.
+A polygon is one ring of points. If a part of a class has holes, cuts of zero width join its outer ring to the holes. A program
+that fills the ring then leaves the holes empty. Rings are simplified: no point of the outline moves by more than about
+`TOLERANCE` pixels.
 """
 
 import json
@@ -20,21 +20,21 @@ COCO_KINDS = ("rle", "polygons")
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask, bool (H, W): one closed ring for each part.
+    """The outlines of a mask, bool (H, W): one closed ring for each connected part.
 
     A ring is (n, 2): x, y in pixels; (0, 0) is the upper left corner of the picture. The first point is not repeated.
     """
     left, top, width, height = box_of(mask)
     if not width:
         return []
-    inner = np.pad(mask[top : top + height, left : left + width].astype(np.float32), 1)
-    parts, offsets = contour_generator(z=inner, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
-    shift = np.array([left - 0.5, top - 0.5])  # of the padding, and from the centre of a pixel to its corner
-    found = []
+    crop = np.pad(mask[top : top + height, left : left + width].astype(np.float32), 1)
+    parts, offsets = contour_generator(z=crop, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    shift = np.array([left - 0.5, top - 0.5])  # removes the padding; pixel centres become corners
+    rings = []
     for points, ends in zip(parts, offsets, strict=True):
         outer, *holes = (simplified(points[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True))
-        found.append(joined(outer, holes) + shift)
-    return found
+        rings.append(joined(outer, holes) + shift)
+    return rings
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -44,7 +44,7 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def simplified(ring: np.ndarray) -> np.ndarray:
-    """A closed ring (n, 2), first point repeated at the end, with fewer points and without the repetition."""
+    """Simplify a closed ring (n, 2) whose last point repeats the first one; the result has no repeated point."""
     outline = Outline(ring)
     outline.should_simplify, outline.simplify_threshold = True, TOLERANCE
     points = outline.cleaned(simplify=True).vertices[:-1]  # the last one marks the end
@@ -53,29 +53,29 @@ def simplified(ring: np.ndarray) -> np.ndarray:
 
 
 def joined(outer: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
-    """One ring (n, 2) of an outer ring and holes, joined by cuts between their closest points."""
+    """Join an outer ring and holes to one ring (n, 2), by cuts between their closest points."""
     ring = outer
     for hole in sorted(holes, key=lambda each: each[:, 0].min()):
         distances = ((ring[:, None] - hole[None]) ** 2).sum(axis=2)
-        here, there = np.unravel_index(distances.argmin(), distances.shape)
-        around = np.concatenate([hole[there:], hole[: there + 1]])
-        ring = np.concatenate([ring[: here + 1], around, ring[here:]])
+        on_ring, on_hole = np.unravel_index(distances.argmin(), distances.shape)
+        hole_ring = np.concatenate([hole[on_hole:], hole[: on_hole + 1]])
+        ring = np.concatenate([ring[: on_ring + 1], hole_ring, ring[on_ring:]])
     return ring
 
 
 def coco_annotations(labels: np.ndarray, classes: int, kind: str = "rle") -> Iterator[dict[str, Any]]:
-    """One annotation for each class of a photo that has pixels, without "id" and "image_id"; class i is category i + 1.
+    """One annotation for each class with pixels in a photo, without "id" and "image_id"; class i is category i + 1.
 
     `labels` (H, W) are indices of classes or -1. RLE is exact; polygons are within `TOLERANCE`. Area and box are exact in both.
     """
     for index in np.unique(labels[(labels >= 0) & (labels < classes)]).tolist():
         encoded = rle.encode(np.asfortranarray(labels == index, dtype=np.uint8))
-        shape: Any = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
+        segmentation: Any = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
         if kind == "polygons":
-            shape = [ring.round(2).ravel().tolist() for ring in polygons(labels == index)]
+            segmentation = [ring.round(2).ravel().tolist() for ring in polygons(labels == index)]
         yield {
             "category_id": index + 1,
-            "segmentation": shape,
+            "segmentation": segmentation,
             "area": int(rle.area(encoded)),
             "bbox": rle.toBbox(encoded).tolist(),  # x, y, width, height
             "iscrowd": 0,
@@ -91,13 +91,13 @@ def coco(
 ) -> dict[str, Any]:
     """A COCO file of some photos, each {"file_name", "width", "height"} and its `coco_annotations`.
 
-    `names` are those of the classes; `seen`, whether the model was trained on their masks, is an extra field of each.
+    `names` are those of the classes. `seen` (was the model trained on masks of the class?) is an extra field of each category.
     """
     images, annotations = [], []
-    for number, (image, found) in enumerate(photos, start=1):
+    for number, (image, photo_annotations) in enumerate(photos, start=1):
         images.append({"id": number, **image})
-        for each in found:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **each})
+        for annotation in photo_annotations:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
     categories = [
         {"id": index, "name": name, "supercategory": "", "seen": trained}
         for index, (name, trained) in enumerate(zip(names, seen, strict=True), start=1)
@@ -119,5 +119,5 @@ def yolo_labels(labels: np.ndarray, classes: int) -> str:
 def yolo_data(names: Sequence[str]) -> str:
     """The file data.yaml of a YOLO data set, with the photos in the folder `images` beside `labels`."""
     listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
-    note = "# Put the photos into the folder images beside the folder labels; a photo and its labels have one name.\n"
+    note = "# Put the photos into the folder images beside the folder labels; a photo and its labels have the same name.\n"
     return f"{note}train: images\nval: images\nnames:\n{listed}"

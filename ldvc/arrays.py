@@ -15,18 +15,18 @@ C classes with E words, a photo of H x W pixels and a grid of h x w patches:
 and for each decoder, as "ldvc/labels" and so on (attention: not for "clip"; routing: for "ldvc" only):
 
     labels                   (H, W) int16     index of the class, -1 = none of these
-    threshold                () float32       a score below it is none of these; NaN = no threshold
-    thresholds               (C,) float32     the same of each class
-    scores                   (C, H', W') float16    in 0..1, at most `SCORES_SIDE` long
+    threshold                () float32       pixels with a lower score are none of these; NaN = no threshold
+    thresholds               (C,) float32     the threshold of each class
+    scores                   (C, H', W') float16    in 0..1; long side at most `SCORES_SIDE`
     boxes                    (C, 4) int32     x, y, width, height of the class's pixels; zeros where it has none
     attention                (layers, heads, C, h, w) float32    see `Segmentation.cross_attention`
-    attention_mean           (layers, C, h, w) float32           of the mean score of all heads
-    none_attention           (layers, heads, h, w) float32       to none of these
-    company_attention        (layers, heads, h, w) float32       to all of `company`; with the others it sums to 1
-    windows                  (n, 4) float32   top, left, height, width of what the model saw at once, in patches of the photo
+    attention_mean           (layers, C, h, w) float32           attention by the mean score of all heads
+    none_attention           (layers, heads, h, w) float32       attention to none of these
+    company_attention        (layers, heads, h, w) float32       attention to all of `company`; all attentions sum to 1
+    windows                  (n, 4) float32   top, left, height, width of each window, in patches of the photo
     routing_boxes            (n, R, 4) int    top, left, bottom, right of each region, in patches of its window
     routing_regions          (n, layers, R, k) int      the regions that each region chose, best first
-    routing_affinity         (n, layers, R, R) float32  of the row's region to the column's
+    routing_affinity         (n, layers, R, R) float32  affinity of the row's region to the column's
 """
 
 import io
@@ -43,17 +43,17 @@ SCORES_SIDE = 1024
 
 
 def npz(results: Mapping[str, Segmentation | None]) -> bytes:
-    """The content of a file of all arrays of some decoders' results for the same photo and names."""
+    """The content of an NPZ file: the results of several decoders for the same photo and names."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays(results))
     return buffer.getvalue()
 
 
 def arrays(results: Mapping[str, Segmentation | None]) -> dict[str, np.ndarray]:
-    """All arrays by name, see the module; None among the results is left out."""
-    there = {decoder: result for decoder, result in results.items() if result is not None}
-    first = next(iter(there.values()))
-    found = {
+    """All arrays by name, see the docstring of the module; results that are None are left out."""
+    available = {decoder: result for decoder, result in results.items() if result is not None}
+    first = next(iter(available.values()))
+    named_arrays = {
         "names": np.array(first.names),
         "words": np.array([word for words in first.synonyms for word in words]),
         "class_of_word": np.array(first.embedding_classes),
@@ -63,10 +63,10 @@ def arrays(results: Mapping[str, Segmentation | None]) -> dict[str, np.ndarray]:
         "grid": np.array(first.grid),
         "extent": np.array(first.extent, dtype=np.float32),
     }
-    for decoder, result in there.items():
+    for decoder, result in available.items():
         parts = of_masks(result) | of_attention(result) | of_routing(result)
-        found |= {f"{decoder}/{key}": value for key, value in parts.items()}
-    return found
+        named_arrays |= {f"{decoder}/{key}": value for key, value in parts.items()}
+    return named_arrays
 
 
 def of_masks(result: Segmentation) -> dict[str, np.ndarray]:
@@ -82,18 +82,18 @@ def of_masks(result: Segmentation) -> dict[str, np.ndarray]:
 
 
 def of_attention(result: Segmentation) -> dict[str, np.ndarray]:
-    """Attention of every layer and head; nothing if the result holds none."""
+    """Attention of every layer and head; empty if the result holds none."""
     layers, heads = map(range, result.attention_shape)
     if not layers:
         return {}
-    reads = (result.cross_attention, result.none_attention, result.company_attention)
-    maps = [np.stack([[read(layer, head) for head in heads] for layer in layers]) for read in reads]
-    found = dict(zip(("attention", "none_attention", "company_attention"), maps, strict=True))
-    return {**found, "attention_mean": np.stack([result.cross_attention(layer) for layer in layers])}
+    readers = (result.cross_attention, result.none_attention, result.company_attention)
+    maps = [np.stack([[read(layer, head) for head in heads] for layer in layers]) for read in readers]
+    by_name = dict(zip(("attention", "none_attention", "company_attention"), maps, strict=True))
+    return {**by_name, "attention_mean": np.stack([result.cross_attention(layer) for layer in layers])}
 
 
 def of_routing(result: Segmentation) -> dict[str, np.ndarray]:
-    """The regions of LCSA in every window; nothing if the result holds no routing. All windows have one size."""
+    """The regions of LCSA in every window; empty if the result holds no routing. All windows have the same size."""
     if not result.has_routing:
         return {}
     routings = [output.routing for output in result.outputs]

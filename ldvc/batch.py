@@ -2,16 +2,16 @@
 
     OUT/overlay/NAME.png    the painted photo
     OUT/mask/NAME.png       label map with a palette: 0 is none of these, i the class with "index" i
-    OUT/data/NAME.json      names, areas, scores, model, see `ldvc.export.description`; "settings" decide what is done again
+    OUT/data/NAME.json      names, areas, scores, model, see `ldvc.export.description`; the settings of the run
     OUT/areas.csv           a line for each photo and class
     OUT/skipped.txt         photos that could not be read, with the reason; only if there are any
     OUT/coco.json           on request
     OUT/cutouts/NAME.zip    on request: a PNG for each class, transparent outside of it
     OUT/yolo/data.yaml, OUT/yolo/labels/NAME.txt    on request
 
-NAME is the path of the photo in the folder that was given, without its suffix. Each file is written beside its place and
-renamed, NAME.json last. A photo whose NAME.json has the same settings is not segmented again: an interrupted run goes on where
-it ended.
+NAME is the path of the photo relative to the given folder, without its suffix. Each file is written under a temporary name and
+renamed, NAME.json last. A photo whose NAME.json has the same settings is not segmented again, so that the same command
+continues an interrupted run.
 """
 
 import csv
@@ -46,7 +46,7 @@ NONE_OF_THESE = "none of these"
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo to segment: where it is, its `file_name` in the annotations, and the `name` of its files without suffix."""
+    """A photo to segment: its path, its `file_name` in the annotations, and the `name` of its output files without suffix."""
 
     path: Path
     file_name: str
@@ -55,7 +55,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a photo."""
+    """The outcome for one photo."""
 
     photo: Photo
     problem: str | None = None  # why it could not be read
@@ -65,12 +65,12 @@ class Done:
 
 
 def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
-    """The photos of some files and folders, in this order; those of a folder and its subfolders by path.
+    """The photos in files and folders, in this order; photos of a folder and its subfolders are sorted by path.
 
-    In folders, files count as photos by their suffix; hidden files and those under `output` do not count.
+    In a folder, a file is a photo if it has the suffix of one. Hidden files and files under `output` are left out.
     """
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found, taken = [], set()
+    photos, used_names = [], set()
     for source in sources:
         paths = [source]
         if source.is_dir():
@@ -80,12 +80,12 @@ def find_photos(sources: Sequence[Path], output: Path) -> list[Photo]:
         for path in paths:
             relative = path.relative_to(source) if source.is_dir() else Path(path.name)
             stem = relative.with_suffix("").as_posix()
-            # two photos may have one name, or names that some file systems do not tell apart
-            names = (stem, *(f"{stem}_{number}" for number in range(2, len(taken) + 2)))
-            name = next(name for name in names if name.casefold() not in taken)
-            taken.add(name.casefold())
-            found.append(Photo(path, relative.as_posix(), name))
-    return found
+            # photos may have the same name, or names that differ only in case, which some file systems ignore
+            names = (stem, *(f"{stem}_{number}" for number in range(2, len(used_names) + 2)))
+            name = next(name for name in names if name.casefold() not in used_names)
+            used_names.add(name.casefold())
+            photos.append(Photo(path, relative.as_posix(), name))
+    return photos
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,17 @@ class Batch:
 
     output: Path  # folder of all files
     names: tuple[ClassName, ...]
-    model: str  # and decoder: see `Predictor.from_pretrained`
+    model: str  # model and decoder: see `Predictor.from_pretrained`
     decoder: str
     background: float | str | None  # threshold, see `Predictor.segment`
-    coco: str | None  # of `ldvc.annotations.COCO_KINDS`; None = no COCO file
+    coco: str | None  # one of `ldvc.annotations.COCO_KINDS`; None = no COCO file
     yolo: bool  # write labels of YOLO segmentation
     cutouts: bool  # write the cut-outs of each class
     overlay_names: bool  # write names on the overlays
 
     @cached_property
     def predictor(self) -> Predictor:
-        """Loaded once in each process."""
+        """The predictor, which each process loads once."""
         return Predictor.from_pretrained(self.model, decoder=self.decoder)
 
     def process(self, photo: Photo) -> Done:
@@ -120,7 +120,7 @@ class Batch:
         try:
             content = photo.path.read_bytes() if photo.path.is_file() else b""
             settings = {"photo_sha256": hashlib.sha256(content).hexdigest(), **settings}
-            earlier = self._earlier(photo, settings)
+            earlier = self._read_earlier(photo, settings)
             picture = load_picture(photo.path) if self.cutouts or not earlier else None
         except (InvalidImageError, OSError) as error:
             return Done(photo, str(error))
@@ -145,12 +145,12 @@ class Batch:
         write(self._path("data", photo, "json"), as_json(data))
         return data, result.labels
 
-    def _earlier(self, photo: Photo, settings: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray] | None:
-        """What an earlier run with the same settings wrote for the same photo: content of the JSON file and label map."""
+    def _read_earlier(self, photo: Photo, settings: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray] | None:
+        """The JSON content and label map that an earlier run with the same settings wrote for the same photo, or None."""
         try:
             data = json.loads(self._path("data", photo, "json").read_text(encoding="utf-8"))
-            same = data["settings"] == settings and data["photo"] == photo.file_name
-            if not (same and self._path("overlay", photo, "png").is_file()):
+            is_same = data["settings"] == settings and data["photo"] == photo.file_name
+            if not (is_same and self._path("overlay", photo, "png").is_file()):
                 return None
             with Image.open(self._path("mask", photo, "png")) as mask:
                 return data, np.asarray(mask).astype(np.int64) - 1
@@ -162,48 +162,48 @@ class Batch:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is never there in part."""
+    """Write a file under a temporary name, then rename it, so that no partial file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def run(batch: Batch, photos: Sequence[Photo], *, jobs: int) -> list[Done]:
-    """Process all photos, with a progress bar, and write the files about all of them.
+    """Process all photos, with a progress bar, and write the files that cover all of them.
 
     With several `jobs`, each process computes with one thread; they share a GPU if there is one.
 
     Raises:
         CheckpointError, WeightsNotFoundError: the model cannot be loaded.
-        BrokenProcessPool: the system ended a process, mostly for want of memory.
+        BrokenProcessPool: the system ended a process, mostly because memory ran out.
     """
     progress = partial(tqdm, total=len(photos), unit="photo")
     if jobs == 1 or len(photos) < 2:
-        done = list(progress(map(batch.process, photos)))
+        outcomes = list(progress(map(batch.process, photos)))
     else:
         context = multiprocessing.get_context("spawn")  # a fork of a process with a GPU or threads fails
         with ProcessPoolExecutor(min(jobs, len(photos)), context, initializer=_start_process, initargs=(batch,)) as pool:
             try:
-                done = list(progress(pool.map(_process, photos)))
+                outcomes = list(progress(pool.map(_process, photos)))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    finished = [each for each in done if each.problem is None]
+    finished = [each for each in outcomes if each.problem is None]
     write(batch.output / "areas.csv", areas_csv(finished))
     if batch.coco and finished:
         write(batch.output / "coco.json", coco_of(finished))
     if batch.yolo:
         write(batch.output / "yolo" / "data.yaml", yolo_data([each.title for each in batch.names]).encode())
-    skipped = "".join(f"{each.photo.path}\t{each.problem}\n" for each in done if each.problem is not None)
+    skipped = "".join(f"{each.photo.path}\t{each.problem}\n" for each in outcomes if each.problem is not None)
     (batch.output / "skipped.txt").unlink(missing_ok=True)
     if skipped:
         write(batch.output / "skipped.txt", skipped.encode())
-    return done
+    return outcomes
 
 
 def areas_csv(finished: Sequence[Done]) -> bytes:
-    """A line for each photo and class, then one for none of these; areas are shares of the photo."""
+    """CSV with a line for each class of a photo, then one for "none of these"; areas are shares of the photo."""
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(AREA_COLUMNS)
@@ -223,7 +223,7 @@ def coco_of(finished: Sequence[Done]) -> bytes:
     return json.dumps(coco(photos, names=names, seen=seen, info=info), ensure_ascii=False).encode()
 
 
-_batches: list[Batch] = []  # that of a process of `run`
+_batches: list[Batch] = []  # the batch of a worker process of `run`
 
 
 def _start_process(batch: Batch) -> None:

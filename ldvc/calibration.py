@@ -1,7 +1,7 @@
 """Calibration: from mask logits to scores in 0..1, and the threshold of "none of these".
 
     decoders        score = sigmoid(scale * logit + bias)
-    dense CLIP      score = softmax(scale * cosine) over the names and the best stuff word; 0 where that word is better
+    dense CLIP      score = softmax(scale * cosine) over the names and the best stuff word; 0 where this word is better
 
 Both increase with the logit of a class, so the class with the highest score also has the highest logit.
 """
@@ -48,9 +48,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SoftmaxCalibration:
-    """How cosines of dense CLIP become scores and labels. Where a stuff word is the best, it is "none of these"."""
+    """How cosines of dense CLIP become scores and labels. Where a stuff word is best, a pixel is "none of these"."""
 
-    scale: float = 40.0  # of the cosines before the softmax
+    scale: float = 40.0  # factor of the cosines before the softmax
     threshold: float = 0.15  # a pixel whose best score is lower is "none of these"
 
     def __call__(self, logits: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ instead hold one checkpoint for each decoder, in folders named after the decoder
 
     {"model": {... ModelConfig ...},
      "seen_names": [...],                              names whose masks the decoder was trained on
-     "seen_words": {name: [...]},                      other words that stood for these names in training
+     "seen_words": {name: [...]},                      other words that training used for these names
      "calibration": {"scale": 1.0, "bias": 0.0, "threshold": 0.5},   from mask logits to scores, see ldvc/calibration.py
      "inference": {"long_side": 448}                   or {"short_side": 512, "window": 512, "stride": 426}
-     "plain_clip": {"dense": "naclip", ...}            of the decoder "clip", see ldvc/config.py
+     "plain_clip": {"dense": "naclip", ...}            settings of the decoder "clip", see ldvc/config.py
      ...}
 
 A CLIP needs no checkpoint for the decoder "clip": `load_checkpoint` also opens an architecture of open_clip, or "full".
@@ -59,14 +59,15 @@ def save_checkpoint(
     """Write the trainable part of a model; returns the folder.
 
     Args:
-        model, folder: an existing checkpoint is replaced, in the end.
+        model: only its trainable part is written.
+        folder: a checkpoint that it already holds is replaced when all files are written.
         metadata: "seen_names", "seen_words", "calibration", "inference" and any other values for `config.json`.
         clip: name of the CLIP in the configuration, such as "../clip"; None = that of the model's configuration. The path of
             a folder becomes relative to `folder`, so that both can be moved together.
-        dtype: of the stored matrices; None = float32.
+        dtype: type of the stored matrices; None = float32.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written; an existing checkpoint stays.
+        CheckpointError: the disk is full, or the folder cannot be written; an existing checkpoint is unchanged.
     """
     folder = Path(folder)
     metadata = dict(metadata or {})
@@ -87,7 +88,7 @@ def load_checkpoint(
     Args:
         source: folder, Hub id ("owner/name") or "lite"; with decoder "clip" also an open_clip architecture, or "full", which
             is the CLIP of the paper. The weights are OpenAI's, from the Hub or the file that `LDVC_CLIP_WEIGHTS` names.
-        decoder: which decoder, if a folder holds several; None = "ldvc", or the first one. "clip" (plain similarity, which
+        decoder: the decoder to load if a folder holds several; None = "ldvc", or the first one. "clip" (plain similarity, which
             has no weights of its own) loads any decoder; use the model's `frozen_logits`.
         clip: a CLIP to use instead of the one that the checkpoint names.
         sibling: a loaded model, whose CLIP is shared if the checkpoint names the same one.
@@ -117,15 +118,15 @@ def load_checkpoint(
         if root != Path(source).expanduser() and str(source) != "lite":
             _require_inside(config, folder, root)
         config = replace(config, clip=_resolve_clip(config.clip, folder))
-        same = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
-        clip = sibling.clip if same else build_clip(config.clip, config.pretrained)
+        same_clip = sibling is not None and (sibling.config.clip, sibling.config.pretrained) == (config.clip, config.pretrained)
+        clip = sibling.clip if same_clip else build_clip(config.clip, config.pretrained)
     if is_architecture(config.clip):
         metadata["plain_clip"] = FULL_CLIP_SETTINGS | (metadata.get("plain_clip") or {})
     tensors = load_tensors(folder)
     try:
         model = LDVC(config, clip)
         model.load_trainable_state_dict(tensors)
-    except (AssertionError, CheckpointError) as error:  # an assertion: the numbers of config.json do not fit the CLIP
+    except (AssertionError, CheckpointError) as error:  # AssertionError: numbers in config.json do not fit the CLIP
         raise CheckpointError(f"{folder} cannot be used: {error}") from error
     return model.eval(), metadata
 
@@ -207,13 +208,13 @@ def _checkpoint_folder(folder: Path, decoder: str | None) -> Path:
         raise CheckpointError(f"There is no decoder {decoder!r}; choose one of {', '.join(DECODERS)} or 'clip'.")
     if _describes_model(folder):
         return folder
-    there = [name for name in DECODERS if _describes_model(folder / name)]
-    if not there:
+    available = [name for name in DECODERS if _describes_model(folder / name)]
+    if not available:
         raise CheckpointError(f"{folder} holds no checkpoint: neither {CONFIG_FILE} with a model nor folders of decoders.")
     if decoder in (None, "clip"):
-        decoder = DEFAULT_DECODER if DEFAULT_DECODER in there else there[0]
-    if decoder not in there:
-        raise CheckpointError(f"{folder} does not hold the decoder {decoder!r}; it has {', '.join(there)}.")
+        decoder = DEFAULT_DECODER if DEFAULT_DECODER in available else available[0]
+    if decoder not in available:
+        raise CheckpointError(f"{folder} does not hold the decoder {decoder!r}; it has {', '.join(available)}.")
     return folder / decoder
 
 
@@ -229,7 +230,7 @@ def _require_inside(config: ModelConfig, folder: Path, root: Path) -> None:
 
 
 def _relative_clip(clip: str, folder: Path) -> str:
-    """Inverse of `_resolve_clip`. Names stay; paths are resolved first, because ".." does not undo a symbolic link."""
+    """Inverse of `_resolve_clip`; names stay. Paths are resolved first, because ".." after a symbolic link leads elsewhere."""
     if clip == "lite" or not Path(clip).is_dir():
         return clip
     path = os.path.relpath(Path(clip).resolve(), folder.resolve())

@@ -1,8 +1,8 @@
-"""Class names: parsed from what people type or paste, compared, counted as seen or unseen; class lists and splits. No torch.
+"""Class names: parsing, comparison, seen or unseen; class lists and splits. Does not import torch.
 
-A class is asked for by one name or by several synonyms, "sofa | couch". `parse_names` makes a `ClassName` of each, once, where
-names enter. Names are compared in three ways: `plain` (what the text tower reads), `canonical` (one spelling for all that mean
-the same), and by `SeenNames`, also in singular and plural, to decide whether a checkpoint counts as trained on a name.
+A class has one name or several synonyms, "sofa | couch". `parse_names` converts the input of a user to `ClassName` objects.
+Names are compared in three ways: by `plain` (what the text tower reads), by `canonical` (one spelling for all that mean the
+same), and by `SeenNames`, which also compares singular and plural to decide whether a name counts as seen in training.
 """
 
 import json
@@ -18,9 +18,9 @@ _FOLDER = Path(__file__).parent
 MAX_NAMES = 200
 MAX_NAME_LENGTH = 80
 
-LIST_ORDER = ("household", "voc20", "coco80", "context59", "coco_stuff171")  # others follow in the order of their names
+LIST_ORDER = ("household", "voc20", "coco80", "context59", "coco_stuff171")  # other lists follow in alphabetical order
 
-# What class lists call "none of the others". It is no word for a CLIP text tower.
+# Words of class lists that mean "none of the other classes". CLIP's text tower has no useful embedding of them.
 NONE_WORDS = frozenset(
     {"background", "other", "others", "rest", "everything else", "none", "none of these", "none of the above"}
     | {"nothing", "unlabeled", "unlabelled"}
@@ -35,7 +35,7 @@ IRREGULAR = {
 
 @dataclass(frozen=True)
 class ClassName:
-    """The name of one class. The class fits a pixel as well as the best of its words does."""
+    """The name of one class. The score of a class is that of its best word."""
 
     words: tuple[str, ...]  # synonyms, mostly one; a word may be "wine glass"
 
@@ -51,12 +51,12 @@ class ClassName:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The words as they are compared, see `plain`."""
+        """The words in `plain` form, for comparison."""
         return tuple(map(plain, self.words))
 
     @property
     def means_none(self) -> bool:
-        """Whether it is no class, but a word for "none of the others"."""
+        """Whether all words are in `NONE_WORDS`, so that this is not a class."""
         return NONE_WORDS.issuperset(self.keys)
 
 
@@ -64,17 +64,17 @@ class ClassName:
 
 
 def parse_names(names: str | Sequence[str]) -> list[ClassName]:
-    """The classes that somebody typed, pasted or listed, in their order and without repetitions.
+    """Parse names that a user typed, pasted or listed into classes, in their order and without repetitions.
 
     A text may be separated by commas, semicolons, line breaks, tabs, bullets or " . "; it may be a JSON or Python list, a
     numbered list, a table, or a class file of a data set ("0: background"). Marks of such lists, quotes, brackets and articles
-    are no part of a name. "|" separates synonyms. In a list, an element is a class, and commas in it separate synonyms
+    are removed. "|" separates synonyms. In a list, an element is a class, and commas in it separate synonyms
     (ADE20K's "door, double door"); a list of one element is read as a text.
 
-    A word that an earlier class has is dropped: of "sofa | couch, couch | bench" remain "sofa | couch" and "bench".
+    A word that an earlier class has is dropped: "sofa | couch, couch | bench" becomes "sofa | couch" and "bench".
 
     Raises:
-        InvalidNamesError: nothing is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
+        InvalidNamesError: no name is left, there are more than `MAX_NAMES` words, or one is longer than `MAX_NAME_LENGTH`.
     """
     entries = split_text(names) if isinstance(names, str) else list(names)
     for entry in entries:
@@ -83,7 +83,7 @@ def parse_names(names: str | Sequence[str]) -> list[ClassName]:
     if len(entries) == 1 and not isinstance(names, str):
         entries = split_text(entries[0])
     classes: list[ClassName] = []
-    known: set[str] = set()
+    used_words: set[str] = set()
     for entry in dict.fromkeys(without_numbers(entries)):
         words = []
         for word in words_of(entry):
@@ -92,10 +92,10 @@ def parse_names(names: str | Sequence[str]) -> list[ClassName]:
                     f"The name “{word[:40]}…” has {len(word)} characters; a name may have {MAX_NAME_LENGTH}. "
                     "Separate names with commas."
                 )
-            if plain(word) not in known:
-                known.add(plain(word))
+            if plain(word) not in used_words:
+                used_words.add(plain(word))
                 words.append(word)
-        if len(known) > MAX_NAMES:
+        if len(used_words) > MAX_NAMES:
             raise InvalidNamesError(f"These are too many names: at most {MAX_NAMES} can be compared at once.")
         if words:
             classes.append(ClassName(tuple(words)))
@@ -105,13 +105,13 @@ def parse_names(names: str | Sequence[str]) -> list[ClassName]:
 
 
 def drop_none_words(classes: Sequence[ClassName]) -> tuple[list[ClassName], bool]:
-    """Classes without `NONE_WORDS`, and whether there was one; raises InvalidNamesError if nothing else is left."""
-    rest = [ClassName(tuple(word for word in each.words if plain(word) not in NONE_WORDS)) for each in classes]
-    kept = [each for each in rest if each.words]
-    if not kept:
+    """Remove `NONE_WORDS`; also returns whether there was one. Raises InvalidNamesError if no class is left."""
+    without_none = [ClassName(tuple(word for word in each.words if plain(word) not in NONE_WORDS)) for each in classes]
+    remaining = [each for each in without_none if each.words]
+    if not remaining:
         name = classes[0].text
         raise InvalidNamesError(f"“{name}” means none of the other names; type at least one class name beside it.")
-    return kept, kept != list(classes)
+    return remaining, remaining != list(classes)
 
 
 # ---- names that mean the same -------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _canonical_of() -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """The one spelling under which a name is learned, by `synonyms.json`; unknown names come back plain.
+    """The one spelling under which a name is learned, from `synonyms.json`; other names are returned in `plain` form.
 
     Data sets disagree ("aeroplane" in VOC, "airplane" in COCO), and a name that is learned under one spelling must not be held
     out under another.
@@ -145,7 +145,7 @@ def canonical_set(names: Iterable[str]) -> frozenset[str]:
 
 
 def singular_forms(name: str) -> set[str]:
-    """What a plain name may be in the singular, itself included: "wine glasses" -> {"wine glasses", "wine glass", ...}."""
+    """Possible singular forms of a plain name, and the name itself: "wine glasses" -> {"wine glasses", "wine glass", ...}."""
     words = plain(name).replace("-", " ").split() or [""]
     last = words[-1]
     forms = {last, IRREGULAR.get(last, last)}
@@ -161,12 +161,12 @@ def _related(name: str) -> set[str]:
 
 @cache
 def _coco_stuff_kinds() -> dict[str, str]:
-    """COCO-Stuff's name -> its kind: "wall-brick" -> "wall". Hyphens of other names ("T-shirt") mean nothing."""
+    """COCO-Stuff's name -> its kind: "wall-brick" -> "wall". Hyphens in names of other lists ("T-shirt") mark no kind."""
     return {name: name.partition("-")[0] for name in load_classes("coco_stuff171") if "-" in name}
 
 
 class SeenNames:
-    """The names that count as seen in training: `names` with masks, and for each the other `words` that were read for it.
+    """The names that count as seen in training: `names` had masks, `words` are other words that training used for them.
 
     A name counts as seen if it, its singular or another spelling of it was learned: after "couch", "sofas" is seen. After
     COCO-Stuff's "wall-brick", "wall" is seen. A class with synonyms is seen if one of its words is.
@@ -197,7 +197,7 @@ class SeenNames:
 
 @dataclass(frozen=True)
 class ClassList:
-    """A list of names: `key` of the file, `title` for people, `source` says who made it, `classes` as they are asked."""
+    """A list of class names: `key` is the stem of its file, `title` is for display, `source` names its authors."""
 
     key: str
     title: str
@@ -207,7 +207,7 @@ class ClassList:
 
 @cache
 def class_lists() -> dict[str, ClassList]:
-    """All ready lists by key, in the order in which the page offers them."""
+    """All class lists by key, in the order in which the page offers them."""
     files = {path.stem: path for path in sorted((_FOLDER / "class_lists").glob("*.json"))}
     contents = {key: json.loads(files[key].read_text(encoding="utf-8")) for key in dict.fromkeys((*LIST_ORDER, *files))}
     return {key: ClassList(key, each["title"], each["source"], tuple(each["classes"])) for key, each in contents.items()}
@@ -221,7 +221,7 @@ def load_classes(name: str) -> list[str]:
 
 
 def load_split(name: str | None) -> frozenset[str]:
-    """The unseen classes (canonical spellings) of a split; raises DataError if there is none, or it cannot be used.
+    """The unseen classes (canonical spellings) of a split; raises DataError if it does not exist or cannot be used.
 
     `name` is a file of `ldvc/splits` without ".json", a path to such a file, or None / "none" for "all are seen".
     """
@@ -230,8 +230,8 @@ def load_split(name: str | None) -> frozenset[str]:
     splits = {file.stem: file for file in sorted((_FOLDER / "splits").glob("*.json"))}
     path = splits.get(name, Path(name))
     if not path.is_file():
-        known = ", ".join(splits)
-        raise DataError(f"There is no split called '{name}'. Known splits: {known}; or give the path of a JSON file.")
+        split_names = ", ".join(splits)
+        raise DataError(f"There is no split called '{name}'. Known splits: {split_names}; or give the path of a JSON file.")
     try:
         unseen = json.loads(path.read_text(encoding="utf-8"))["unseen"]
         if not (isinstance(unseen, list) and all(isinstance(each, str) for each in unseen)):

@@ -18,7 +18,7 @@ _REMOVED = {"gate_init", "start_at_clip", "branch_init", "normalize_output"}  # 
 
 
 class Recipe(NamedTuple):
-    """What a recipe means for the parts of model and training; the defaults are the recipe clip_start.
+    """Settings of model and training that a recipe fixes; the defaults are the recipe clip_start.
 
     D1 to D11 are the numbers of docs/method.md.
     """
@@ -27,12 +27,12 @@ class Recipe(NamedTuple):
     gate: float | None = 0.05  # first value of the gates on residual branches and visual prompts; None = no gates
     class_tokens: int = 1  # D1: how many times the class token is added before the first block
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # D2: mean, std; None = those of the CLIP
-    vectors_decay: bool = False  # D4: weight decay on norms, biases and gates, too
+    vectors_decay: bool = False  # D4: weight decay also on norms, biases and gates
     score_bias: bool = True  # D5: a learnable bias on the mask logits
-    resampling: str = "bicubic"  # D6: of the positional embedding at another grid
-    padding: tuple[int, int, int] | None = None  # D7: see `train.data.Augmentation`
+    resampling: str = "bicubic"  # D6: interpolation of the positional embedding to another grid
+    padding: tuple[int, int, int] | None = None  # D7: colour, see `train.data.Augmentation`
     first_warmup_step: int = 1  # D8: the warm-up factor of step i is (i + first_warmup_step) / warm-up steps
-    norm_of_prompts: bool = True  # D10: the norm is on the prompts (eps 1e-5), or on the last block's output (eps 1e-6)
+    norm_of_prompts: bool = True  # D10: LayerNorm of the prompts (eps 1e-5); False = of the last block's output (eps 1e-6)
 
 
 RECIPES = {
@@ -54,7 +54,7 @@ RECIPES = {
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Everything that is needed to build a model, apart from its weights."""
+    """Everything that is needed to build a model, except its weights."""
 
     clip: str = "ViT-B-16-quickgelu"
     """An open_clip architecture, a folder with config.json and safetensors (see modeling/clip.py), or "lite"."""
@@ -63,8 +63,8 @@ class ModelConfig:
     decoder: Decoder = "ldvc"
     """ldvc, ldvc_without_lcsa or zegclip."""
     template: str | Annotated[tuple[str, ...], Field(min_length=1)] = "a photo of a {}."
-    """Sentence around a class name, whose words before {} are the context that text prompts replace. Without text prompts
-    also several sentences, whose normalised embeddings are averaged."""
+    """Sentence around a class name; text prompts replace its words before {}. Without text prompts, several sentences are
+    allowed; their normalised embeddings are averaged."""
     visual_prompts: Annotated[int, Field(ge=0, le=1024)] = 10
     """Number M of learnable tokens at every layer of the image tower; 0 = none."""
     visual_prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -78,7 +78,7 @@ class ModelConfig:
     decoder_heads: Annotated[int, Field(gt=0, le=256)] = 8
     """Attention heads of the decoder; must divide the joint width."""
     ffn_ratio: Annotated[int, Field(gt=0, le=16)] = 4
-    """Hidden width of the feed-forward networks over the joint width."""
+    """Hidden width of the feed-forward networks, divided by the joint width."""
     regions: Annotated[int, Field(gt=0, le=64)] = 8
     """S: LCSA splits the grid into at most S x S regions."""
     topk: Annotated[int, Field(gt=0, le=4096)] = 4
@@ -91,7 +91,7 @@ class ModelConfig:
     ZegCLIP's code computes, see `RECIPES`. `zegclip` then equals its authors' decoder, with ReLU, dropout and unit vectors."""
     lcsa_gate_init: NonNegativeFloat = 0.4
     """First value of the gate on the LCSA of the last block in the recipe clip_start. LCSA starts as a mean over similar
-    patches, which changes CLIP's similarity little, so this gate may start wider open than the others."""
+    patches, which changes CLIP's similarity little, so this gate may start larger than the others."""
 
     @model_validator(mode="after")
     def _check_template(self) -> ModelConfig:
@@ -114,7 +114,7 @@ class ModelConfig:
 
     @property
     def parts(self) -> Recipe:
-        """What the recipe means, part by part."""
+        """The settings that the recipe fixes."""
         return RECIPES[self.recipe]
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class ModelConfig:
             raise CheckpointError(f"The model configuration is not valid: {first_mistake(error)}.") from None
 
 
-# What most photos show around their things, as listed by the authors of SCLIP (Wang et al., arXiv 2312.01597) for VOC and COCO.
+# Stuff that most photos contain, as listed by the authors of SCLIP (Wang et al., arXiv 2312.01597) for VOC and COCO.
 STUFF = (
     *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sand", "desk", "bed", "building", "cloud"),
     *("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stairs", "floor", "hill", "rail", "fence", "water"),
@@ -150,21 +150,21 @@ STUFF = (
 
 @dataclass(frozen=True, config=STRICT)
 class PlainClipSettings:
-    """`plain_clip` in the metadata of a checkpoint: the decoder "clip", similarity of the frozen towers."""
+    """`plain_clip` in the metadata of a checkpoint: settings of the decoder "clip", similarity of the frozen towers."""
 
     dense: Literal["plain", "naclip", "sc_clip"] = "plain"
-    """Reading of the last block of the image tower, see `ldvc.modeling.dense`."""
+    """How the last block of the image tower is computed, see `ldvc.modeling.dense`."""
     templates: Literal[1, 80] = 1
     """1 = the template of the model, 80 = the mean over OpenAI's ImageNet templates."""
     inference: dict[str, Any] | None = None
-    """Sizes, see `ldvc.inference.require_inference`; null = those of the checkpoint."""
+    """Input size, see `ldvc.inference.require_inference`; null = that of the checkpoint."""
     softmax_scale: PositiveFloat | None = None
     """Scores are a softmax over names and stuff words of this number times the cosine; null = scores are sigmoids, with
     `clip_calibration`."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Of "none of these", with a softmax."""
+    """With a softmax: a pixel whose best score is lower is "none of these"."""
     stuff: tuple[str, ...] = STUFF
-    """Words for "none of these", with a softmax. Those that a visitor asks for are left out."""
+    """With a softmax: words for "none of these". Words that are also class names are left out."""
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any] | None) -> PlainClipSettings:
@@ -175,7 +175,7 @@ class PlainClipSettings:
             raise ValueError(f"'plain_clip': {first_mistake(error)}") from None
 
 
-# For a CLIP of published size: https://arxiv.org/abs/2411.15869, and what the training-free methods before it share.
+# For a CLIP of published size: settings of SC-CLIP (arXiv 2411.15869) and of the training-free methods before it.
 FULL_CLIP_SETTINGS: dict[str, Any] = {
     "dense": "sc_clip",
     "templates": 80,
@@ -187,9 +187,9 @@ FULL_CLIP_SETTINGS: dict[str, Any] = {
 def first_mistake(error: ValidationError) -> str:
     """The first mistake that pydantic found, in words: field, what is allowed, what was given. Without a full stop."""
     mistake = error.errors(include_url=False)[0]
-    # for a field of several types, pydantic adds the type to the place
-    place = [str(part) for part in mistake["loc"]]
-    field = ".".join(part for part in place if part not in ("int", "str") and not part.startswith(("dict[", "list[", "tuple[")))
+    # for a field with several types, pydantic appends the type to the path
+    path = [str(part) for part in mistake["loc"]]
+    field = ".".join(part for part in path if part not in ("int", "str") and not part.startswith(("dict[", "list[", "tuple[")))
     if mistake["type"] == "unexpected_keyword_argument":
         return f"there is no field '{field}'"
     if mistake["type"] == "value_error":

@@ -1,12 +1,12 @@
 """Patch features and class embeddings before and after a decoder (Figure 2 of the paper).
 
 LDVC's decoder changes the patch features and keeps the class embeddings; ZegCLIP's does the opposite. This module measures
-both changes by cosine distance, and projects them to the plane of one principal component analysis of all decoders.
+both changes by cosine distance, and projects all decoders to the plane of one principal component analysis.
 
     predictor = Predictor.from_pretrained("lite")
     image = predictor.encode_image("dog.jpg")
-    found = [predictor.sibling(decoder).segment(names, image=image, features=True) for decoder in ("ldvc", "zegclip")]
-    space = shared_space({each.decoder: movement_of(each) for each in found})
+    results = [predictor.sibling(decoder).segment(names, image=image, features=True) for decoder in ("ldvc", "zegclip")]
+    space = shared_space({each.decoder: movement_of(each) for each in results})
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import numpy as np
 
 from ldvc.result import Segmentation
 
-POINTS = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")  # of a `Movement`
+POINTS = ("patches_before", "patches_after", "embeddings_before", "embeddings_after")  # fields of a `Movement`
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def cosine_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 class Movement:
     """Change of patches and class embeddings by one decoder: N patches of all windows, E embeddings of C classes.
 
-    A class has one embedding for each of its words. The text adapter gives a word another embedding in each window;
+    A class has one embedding for each of its words. The text adapter computes another embedding in each window;
     embeddings and their distances are means over windows.
     """
 
@@ -46,7 +46,7 @@ class Movement:
     class_of_patch: np.ndarray  # (N,), the best class of each patch by this decoder
     embedding_drift: np.ndarray  # (E,), mean cosine distance in all d dimensions between before and after
     patch_drift: np.ndarray  # (N,), the same for patches
-    similarity_before: np.ndarray  # (N,), cosine of each patch and its class (of synonyms, the closest)
+    similarity_before: np.ndarray  # (N,), cosine of each patch and the closest word of its class
     similarity_after: np.ndarray
 
     @property
@@ -63,21 +63,21 @@ class Movement:
 def movement_of(result: Segmentation) -> Movement:
     """Measure the change by the decoder of a result; raises LdvcError unless it was segmented with `features=True`."""
     windows, labels = result.features, result.patch_labels
-    groups, parts = np.asarray(result.embedding_classes), {}
+    word_classes, values = np.asarray(result.embedding_classes), {}
     for moment in ("before", "after"):
         patches = [unit(getattr(each, f"patches_{moment}")) for each in windows]
         embeddings = [unit(getattr(each, f"classes_{moment}")) for each in windows]
-        parts[f"patches_{moment}"] = np.concatenate(patches)
-        parts[f"embeddings_{moment}"] = np.mean(embeddings, axis=0)
-        own = zip(patches, embeddings, labels, strict=True)
-        similarity = [np.where(owner[:, None] == groups, a @ b.T, -np.inf).max(axis=1) for a, b, owner in own]
-        parts[f"similarity_{moment}"] = np.concatenate(similarity)
+        values[f"patches_{moment}"] = np.concatenate(patches)
+        values[f"embeddings_{moment}"] = np.mean(embeddings, axis=0)
+        per_window = zip(patches, embeddings, labels, strict=True)
+        similarity = [np.where(best[:, None] == word_classes, a @ b.T, -np.inf).max(axis=1) for a, b, best in per_window]
+        values[f"similarity_{moment}"] = np.concatenate(similarity)
     return Movement(
-        class_of_embedding=groups,
+        class_of_embedding=word_classes,
         class_of_patch=np.concatenate(labels),
         embedding_drift=np.mean([cosine_distance(each.classes_before, each.classes_after) for each in windows], axis=0),
         patch_drift=np.concatenate([cosine_distance(each.patches_before, each.patches_after) for each in windows]),
-        **parts,
+        **values,
     )
 
 
@@ -111,7 +111,7 @@ def fit_plane(points: np.ndarray) -> Plane:
 
 @dataclass(frozen=True)
 class Space:
-    """Several decoders in one plane: points are coordinates in the plane, measures are those in all d dimensions."""
+    """Several decoders in one plane: points are coordinates in the plane, distances and cosines use all d dimensions."""
 
     plane: Plane
     decoders: dict[str, Movement]

@@ -1,4 +1,4 @@
-"""Files of a segmentation: the overlay, the masks, what they mean, and annotations. Pure functions of a result."""
+"""Files of a segmentation: overlay, masks and their description, annotations. All are pure functions of a result."""
 
 import io
 import json
@@ -33,22 +33,22 @@ KINDS = {
 class OverlayStyle:
     """How the overlay is painted."""
 
-    opacity: float = OPACITY  # of the colours, 0..1
-    outline: bool = True  # lines between areas
+    opacity: float = OPACITY  # opacity of the colours, 0..1
+    outline: bool = True  # draw lines between areas
     alone: str | None = None  # the one class that is painted; None = all
-    names: bool = True  # written on the areas
+    names: bool = True  # write names on the areas
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model answered: name of the checkpoint, and the SHA-256 of its weights (`Predictor.weights_digest`)."""
+    """The model of a result: name of the checkpoint, and the SHA-256 of its weights (`Predictor.weights_digest`)."""
 
     checkpoint: str
     weights: str
 
 
 def safe_name(text: str, *, default: str = "class") -> str:
-    """Letters, digits, "-" and "_" of any script, at most 40: fit for a file name on every system."""
+    """Reduce a text to at most 40 letters, digits, "-" and "_" of any script, valid in a file name on every system."""
     text = unicodedata.normalize("NFKC", text)
     return re.sub(r"[^\w-]+", "_", text).strip("_-")[:40].rstrip("_-") or default
 
@@ -61,7 +61,7 @@ def photo_stem(photo: str) -> str:
 def make_file(
     kind: str, result: Segmentation, *, style: OverlayStyle, identity: Identity, photo: str = "photo"
 ) -> tuple[str, bytes]:
-    """A file's name and its content, of a kind in `KINDS`. `photo` is the photo's file name."""
+    """Name and content of a file of a kind in `KINDS`. `photo` is the photo's file name."""
     stem, classes = photo_stem(photo), len(result.names)
     makers = {
         "overlay": lambda: overlay_png(result, style),
@@ -125,7 +125,7 @@ def coco_json(result: Segmentation, identity: Identity, photo: str) -> bytes:
 
 
 def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
-    """Which model made a result."""
+    """The model that made a result."""
     return {
         "checkpoint": identity.checkpoint,
         "decoder": result.decoder,
@@ -135,11 +135,11 @@ def model_info(result: Segmentation, identity: Identity) -> dict[str, str]:
 
 
 def description(result: Segmentation, identity: Identity, photo: str) -> dict[str, Any]:
-    """What the masks mean, and which model made them.
+    """The meaning of the masks, and the model that made them.
 
-    "index" is the value in the mask, "area" a share of the photo, "score" the highest anywhere and the mean over the class's
-    own area (null where it has none). Areas and pixels are counted at the photo's own size, scores are read from maps whose
-    long side is at most `SCORES_SIDE`, because 171 maps of full size take seconds.
+    "index" is the value in the mask. "area" is a share of the photo. "score" is the highest score in the photo, and the mean
+    over the area of the class (null without area). Areas and pixels are counted at the size of the photo. Scores come from
+    maps whose long side is at most `SCORES_SIDE`, because 171 maps of full size take seconds.
     """
     labels = result.labels
     small = fit_size(*result.size, long_side=SCORES_SIDE)
@@ -149,7 +149,7 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
     for index, (name, colour) in enumerate(zip(result.names, colours_for(result.names), strict=True)):
         pixels = int((labels == index).sum())
         scores, inside = result.scores_at(small, index), small_labels == index
-        if pixels and not inside.any():  # too thin an area for the small map
+        if pixels and not inside.any():  # the area is too thin for the small map
             scores, inside = result.scores_at(result.size, index), labels == index
         mean = round(float(scores[inside].mean()), 4) if pixels else None
         classes.append(
@@ -177,12 +177,12 @@ def description(result: Segmentation, identity: Identity, photo: str) -> dict[st
 
 
 def as_json(content: dict[str, Any]) -> bytes:
-    """Readable JSON, names in their own script."""
+    """Indented JSON in UTF-8, names in their own script."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _zip(files: dict[str, bytes | str]) -> bytes:
-    """A ZIP of files by name; PNGs, which are compressed, are stored as they are."""
+    """A ZIP of files by name; PNGs are not compressed again."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():

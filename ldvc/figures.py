@@ -1,7 +1,7 @@
 """Figures for papers, drawn from results with matplotlib: attention (the paper's Figures 1 and 5), comparison of decoders
 (Figure 4), embedding space (Figure 2).
 
-Names have the colours of the page; a dagger marks those that the model saw no mask of. Heat maps use the page's fixed scale
+Names have the colours of the page; a dagger marks names without masks in training. Heat maps use the page's fixed scale
 from 0 to 1. Text stays text in PDF and SVG, and the same result gives the same file.
 """
 
@@ -25,11 +25,11 @@ from ldvc.visualize import NONE_COLOUR, colours_for, heat_map, heat_table, overl
 FORMATS = ("png", "svg", "pdf")
 COLUMN = 3.5  # inches: the width of a column in a paper with two
 DPI = 300
-ROWS = 12  # names in a figure of attention
+ROWS = 12  # most names in a figure of attention
 LETTERS, FRAME = 6.5, 0.4  # points: size of letters, width of frames
 LINE = 0.12  # inches, height of a line of text
 GAP, RIGHT = 0.04, 0.01  # inches, between pictures and at the right of them
-HEAT_STRENGTH = 0.8  # of the heat over the grey photo, see `heat_map`
+HEAT_STRENGTH = 0.8  # share of the heat colour over the grey photo, see `heat_map`
 DAGGER = "†"
 NONE = "none of these"
 UNSEEN = f"{DAGGER} The model saw no mask of this name in training."
@@ -40,8 +40,8 @@ TITLES = {
     "ldvc": "LDVC\nwith LCSA",
     "ldvc_lcsa_off": "LDVC, LCSA\nswitched off",
 }
-_LOCK = threading.Lock()  # matplotlib's settings are those of the process
-METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}  # the same file at any time
+_LOCK = threading.Lock()  # matplotlib's settings are global
+METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}  # without dates, files are reproducible
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:
@@ -63,25 +63,25 @@ def attention_figure(
     """A row for each name and, in the last layer, for "none of these": the photo, and the cross-attention under each decoder.
 
     Args:
-        results: of the decoders to show, from left to right, in the same names; None where there is no such decoder.
+        results: one for each decoder, from left to right, with the same names; None = no such decoder.
         layer, head: see `Segmentation.cross_attention`.
-        shown: indices of the names; None = at most `ROWS`, those that cover most.
-        width: of the figure in inches.
+        shown: indices of the names to show; None = at most `ROWS` names, those with the largest areas.
+        width: width of the figure in inches.
     """
-    there = present(results)
-    first = next(iter(there.values()))
+    available = present(results)
+    first = next(iter(available.values()))
     shown = list(largest(first, ROWS) if shown is None else shown)
     colours = colours_for(first.names)
     rows = [(marked(first, index), colours[index]) for index in shown]
-    if any(result.none_attention(layer, head).any() for result in there.values()):  # earlier layers have none
+    if any(result.none_attention(layer, head).any() for result in available.values()):  # earlier layers have none
         rows.append((NONE, NONE_COLOUR))
     notes = [f"Attention is shared with {', '.join(first.company)}."] if first.company else []
     room = {"left": 0.16, "below": 3.2 * LINE, "notes": notes + dagger(first)}
-    sheet = Sheet(len(rows), ["photo", *map(TITLES.get, there)], width=width, aspect=aspect(first), **room)
+    sheet = Sheet(len(rows), ["photo", *map(TITLES.get, available)], width=width, aspect=aspect(first), **room)
     photo, maps = resize_picture(first.picture, sheet.pixels), []
-    for result in there.values():
-        small = [*result.cross_attention(layer, head)[shown], result.none_attention(layer, head)]
-        maps.append(result.attention_at(np.stack(small), sheet.pixels))
+    for result in available.values():
+        attention = [*result.cross_attention(layer, head)[shown], result.none_attention(layer, head)]
+        maps.append(result.attention_at(np.stack(attention), sheet.pixels))
     for place, (axes, (name, colour)) in enumerate(zip(sheet.axes, rows, strict=True)):
         show_row(axes, [photo, *(heat_map(each[place], photo, strength=HEAT_STRENGTH) for each in maps)])
         name_row(axes[0], name, colour, left=0.16)
@@ -97,20 +97,20 @@ def attention_figure(
 
 
 def compare_figure(results: Mapping[str, Segmentation | None], *, width: float = COLUMN) -> Figure:
-    """The photo, and what each decoder made of it, over a legend of the names that are anywhere; arguments as above."""
-    there = present(results)
-    first = next(iter(there.values()))
-    found = {int(label) for result in there.values() for label in np.unique(result.labels)}
-    colours, shown = colours_for(first.names), sorted(found - {-1})
-    legend = [(marked(first, index), colours[index]) for index in shown]
-    if -1 in found:
+    """The photo and the overlay of each decoder, above a legend of the names that occur; arguments as above."""
+    available = present(results)
+    first = next(iter(available.values()))
+    labels = {int(label) for result in available.values() for label in np.unique(result.labels)}
+    colours, classes = colours_for(first.names), sorted(labels - {-1})
+    legend = [(marked(first, index), colours[index]) for index in classes]
+    if -1 in labels:
         legend.append((NONE, NONE_COLOUR))
     below = (legend_shape(legend, width)[1] + 0.6) * LINE
-    titles = ["photo", *map(TITLES.get, there)]
-    sheet = Sheet(1, titles, width=width, aspect=aspect(first), below=below, notes=dagger(first, shown))
+    titles = ["photo", *map(TITLES.get, available)]
+    sheet = Sheet(1, titles, width=width, aspect=aspect(first), below=below, notes=dagger(first, classes))
     photo = resize_picture(first.picture, sheet.pixels)
     striped = [not seen for seen in first.seen]
-    painted = [overlay(photo, result.labels_at(sheet.pixels), colours, striped=striped) for result in there.values()]
+    painted = [overlay(photo, result.labels_at(sheet.pixels), colours, striped=striped) for result in available.values()]
     show_row(sheet.axes[0], [photo, *painted])
     draw_legend(sheet.figure, legend, bottom=sheet.foot, width=width)
     return sheet.figure
@@ -119,7 +119,7 @@ def compare_figure(results: Mapping[str, Segmentation | None], *, width: float =
 def space_figure(space: Space, result: Segmentation, *, width: float = COLUMN) -> Figure:
     """A row for each decoder: patches (dots) and names (diamonds) before it and after it, in one plane.
 
-    `result` is that of one of the decoders, for the names.
+    `result`, of any of the decoders, provides the names.
     """
     colours = np.array(colours_for(result.names))
     legend = [(marked(result, index), colour) for index, colour in enumerate(colours)]
@@ -171,7 +171,7 @@ class Sheet:
         columns = len(titles)
         side = (width - left - RIGHT - (columns - 1) * GAP) / columns
         tall = side * aspect
-        self.pixels = max(1, round(tall * DPI)), max(1, round(side * DPI))  # of a picture that fills an axis
+        self.pixels = max(1, round(tall * DPI)), max(1, round(side * DPI))  # size of a picture that fills an axis
         self.foot = (len(notes) + 0.3) * LINE  # height of the notes
         self.bottom = self.foot + below  # height of the room below the axes
         top = self.bottom + rows * (tall + GAP) - GAP
@@ -193,7 +193,7 @@ def show_row(axes: Sequence[Axes], pictures: Sequence[np.ndarray]) -> None:
 
 
 def name_row(axis: Axes, name: str, colour: str, *, left: float) -> None:
-    """Write a name upright in the room of `left` inches beside an axis, in a box of its colour."""
+    """Write a name vertically, on its colour, in the `left` inches beside an axis."""
     width, height = axis.figure.get_size_inches()
     box = axis.get_position()
     axis.figure.text(
@@ -216,47 +216,47 @@ def aspect(result: Segmentation) -> float:
 
 
 def dagger(result: Segmentation, shown: Sequence[int] | None = None) -> list[str]:
-    """A note about the daggers if one of the names has one; `shown` are their indices, None = all."""
+    """The note about daggers, if one of the names has a dagger; `shown` are the indices of the names, None = all."""
     seen = result.seen if shown is None else [result.seen[index] for index in shown]
     return [] if all(seen) else [UNSEEN]
 
 
 def present(results: Mapping[str, Segmentation | None]) -> dict[str, Segmentation]:
-    """The results that there are."""
+    """The results that are not None."""
     return {decoder: result for decoder, result in results.items() if result is not None}
 
 
 def largest(result: Segmentation, count: int) -> list[int]:
-    """Indices of at most `count` classes, those that cover most, in their order."""
+    """Indices of the at most `count` classes with the largest areas, in the order of the classes."""
     shares = result.area_shares(result.labels)
     return sorted(sorted(range(len(shares)), key=lambda index: -shares[index])[:count])
 
 
 def marked(result: Segmentation, index: int) -> str:
-    """A name, with a dagger if the model saw no mask of it."""
+    """A name, with a dagger if it had no masks in training."""
     return result.names[index] if result.seen[index] else f"{result.names[index]} {DAGGER}"
 
 
 def legend_shape(legend: Sequence[tuple[str, Any]], width: float) -> tuple[int, int]:
-    """(columns, lines) of the names: as many columns as there is room for."""
+    """(columns, lines) of a legend with as many columns as fit."""
     columns = max(1, min(len(legend), int(width / (0.3 + 0.057 * max(len(name) for name, _ in legend)))))
     return columns, -(-len(legend) // columns)
 
 
 def draw_legend(figure: Figure, legend: Sequence[tuple[str, Any]], *, bottom: float, width: float) -> None:
-    """Draw names with their colours in the middle, above `bottom` (inches)."""
+    """Draw names with their colours, centred, above `bottom` (inches)."""
     handles = [Patch(facecolor=colour, label=name) for name, colour in legend]
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, bottom / figure.get_figheight())}
     space = {"borderpad": 0, "borderaxespad": 0, "columnspacing": 1.0, "labelspacing": 0.25}
     patches = {"handlelength": 1.0, "handleheight": 0.7, "handletextpad": 0.4}
     space["ncols"] = legend_shape(legend, width)[0]
-    drawn = figure.legend(handles=handles, fontsize=LETTERS, frameon=False, **place, **space, **patches)
-    for text in drawn.get_texts():
+    drawn_legend = figure.legend(handles=handles, fontsize=LETTERS, frameon=False, **place, **space, **patches)
+    for text in drawn_legend.get_texts():
         text.set_parse_math(False)
 
 
 def write_notes(figure: Figure, notes: Sequence[str], *, bottom: float) -> None:
-    """Write lines in the middle, above `bottom` (inches)."""
+    """Write lines of text, centred, above `bottom` (inches)."""
     for line, note in enumerate(reversed(notes)):
         y = (bottom + line * LINE) / figure.get_figheight()
         figure.text(0.5, y, note, ha="center", va="bottom", fontsize=LETTERS - 1, parse_math=False)

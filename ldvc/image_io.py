@@ -1,4 +1,4 @@
-"""Reading pictures: any file, PIL image or array becomes an upright sRGB array; its cost is bounded before it is decoded."""
+"""Reading pictures: any file, PIL image or array becomes an upright sRGB array. Memory and time are bounded before decoding."""
 
 import io
 import math
@@ -23,9 +23,9 @@ JPEG2000_PIXELS = 5_000_000  # larger ones are decoded at half their resolution,
 PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 PNG_COLOURS = {b"tRNS", b"iCCP", b"eXIf"}
 STRIP_PIXELS = 1_000_000  # colours are converted in strips, so that no second copy of the picture is made
-TRANSPARENT = {"RGBA": "RGB", "LA": "L", "PA": "RGB", "RGBa": "RGB", "La": "L"}  # modes, and those without alpha
+TRANSPARENT = {"RGBA": "RGB", "LA": "L", "PA": "RGB", "RGBa": "RGB", "La": "L"}  # mode with alpha -> mode without
 TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
-UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(TURNS, start=2)}  # of EXIF
+UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(TURNS, start=2)}  # by EXIF
 JPEGS = ("JPEG", "MPO")
 DAMAGED = "The picture is damaged or incomplete; save it again and retry."
 EMPTY = "The picture is empty; choose one that is at least one pixel wide and high."
@@ -67,8 +67,8 @@ def load_picture(source: Source, *, max_side: int | None = None, max_pixels: int
 def check_picture(path: str | Path, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
     """Read only the header of a picture; raises InvalidImageError if it is no picture, empty or too large.
 
-    With `max_side`, the decoders of JPEG and JPEG 2000 reduce larger pictures. `max_pixels` is the limit of a picture that
-    takes 8 bytes per pixel while it is decoded; see `BYTES_PER_PIXEL` for other formats.
+    With `max_side`, the decoders of JPEG and JPEG 2000 reduce larger pictures. `max_pixels` is the limit for formats that
+    need 8 bytes per pixel while they are decoded; see `BYTES_PER_PIXEL` for others.
     """
     _open(Path(path), max_pixels, reduce=max_side is not None).close()
 
@@ -97,7 +97,7 @@ def _open(path: Path, max_pixels: int, reduce: bool) -> Image.Image:
         bomb = isinstance(error, Image.DecompressionBombError)
         raise InvalidImageError(TOO_MANY if bomb else UNREADABLE) from error
     decoded = image.width * image.height * BYTES_PER_PIXEL.get(image.format, USUAL_BYTES)
-    scale = 1  # by which the decoder divides each side
+    scale = 1  # the decoder divides each side by it
     if reduce and image.format == "JPEG2000":
         while scale < 32 and image.width * image.height > JPEG2000_PIXELS * scale**2:
             scale *= 2
@@ -112,26 +112,26 @@ def _open(path: Path, max_pixels: int, reduce: bool) -> Image.Image:
 
 
 def _open_png(path: Path) -> Image.Image | None:
-    """A PNG without the chunks that its pixels do not need: Pillow refuses files for what is in them. None for other files."""
+    """Open a PNG without the chunks that its pixels do not need, whose content Pillow may refuse; None for other files."""
     with path.open("rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return None
     data, error = memoryview(path.read_bytes()), None
-    for kept in (PNG_PIXELS | PNG_COLOURS, PNG_PIXELS):
-        parts, at = [data[:8]], 8
-        while at < len(data):
-            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-            name = bytes(data[at + 4 : at + 8])
-            if name in kept:
-                parts.append(data[at:end])
+    for chunk_names in (PNG_PIXELS | PNG_COLOURS, PNG_PIXELS):
+        parts, position = [data[:8]], 8
+        while position < len(data):
+            end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+            name = bytes(data[position + 4 : position + 8])
+            if name in chunk_names:
+                parts.append(data[position:end])
             if name == b"IDAT":
-                kept = kept - {b"tRNS", b"iCCP"}  # out of place now
-            at = end
+                chunk_names = chunk_names - {b"tRNS", b"iCCP"}  # not valid after IDAT
+            position = end
         try:
             return Image.open(io.BytesIO(b"".join(parts)), formats=["PNG"])
         except Image.DecompressionBombError:
             raise
-        except Exception as caught:  # a profile too large, a checksum that is wrong
+        except Exception as caught:  # a profile that is too large, a wrong checksum
             error = caught
     raise error
 
@@ -142,7 +142,7 @@ def _buffer_bytes(image: Image.Image) -> float:
     if image.format in JPEGS:
         scan = image.fp.read()
         scans = 1 + scan[: scan.find(b"\xff\xd9") % (len(scan) + 1)].count(b"\xff\xda")
-        if scans * pixels > MAX_SCANNED_PIXELS and scans > 4:  # many seconds of work; 4: one for each channel
+        if scans * pixels > MAX_SCANNED_PIXELS and scans > 4:  # decoding would take many seconds; 4 = one scan for each channel
             raise InvalidImageError("The picture is stored in too many passes; save it again as a usual JPEG and retry.")
         if scans == 1:
             return 0
@@ -185,7 +185,7 @@ def to_rgb(image: Image.Image, max_side: int | None = None) -> Image.Image:
     image.load()
     turn = _turn(image)
     if image.mode != "RGB" or {"icc_profile", "transparency"} & image.info.keys():
-        convert = _stretching(image) if image.mode.startswith(("I", "F")) else _converting(image)
+        convert = _stretcher(image) if image.mode.startswith(("I", "F")) else _converter(image)
         rgb = Image.new("RGB", image.size)
         for top, strip in _strips(image):
             rgb.paste(convert(strip), (0, top))
@@ -204,18 +204,18 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes a picture upright; None also if its EXIF data are damaged."""
+    """The transposition that makes a picture upright; None if it is upright or its EXIF data are damaged."""
     try:
         return UPRIGHT.get(image.getexif().get(0x0112))
     except Exception:  # Pillow's parsers raise many types
         return None
 
 
-def _stretching(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+def _stretcher(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """A function that converts strips of a picture with more than 8 bits per channel to RGB."""
     step = math.ceil(math.sqrt(image.width * image.height / STRIP_PIXELS))
     sample = np.concatenate([np.asarray(strip)[::step, ::step].ravel() for _, strip in _strips(image)]).astype(np.float64)
-    low, high = _bounds(sample[np.isfinite(sample)], whole=image.mode.startswith("I"))
+    low, high = _bounds(sample[np.isfinite(sample)], integers=image.mode.startswith("I"))
 
     def convert(strip: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(strip, dtype=np.float64), nan=low, posinf=high, neginf=low)
@@ -225,15 +225,12 @@ def _stretching(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _bounds(values: np.ndarray, whole: bool) -> tuple[float, float]:
-    """Which values become black and white: all but half a percent at either end lie between them.
-
-    8-bit values in a wider type stay as they are.
-    """
+def _bounds(values: np.ndarray, integers: bool) -> tuple[float, float]:
+    """The values that become black and white: the percentiles 0.5 and 99.5, but 0 and 255 for 8-bit values in a wider type."""
     if not values.size:
         return 0.0, 1.0
     least, most = float(values.min()), float(values.max())
-    if least >= 0 and most <= 255 and (whole or most > 1) and (values == np.round(values)).all():
+    if least >= 0 and most <= 255 and (integers or most > 1) and (values == np.round(values)).all():
         return 0.0, 255.0
     low, high = (float(each) for each in np.percentile(values, [0.5, 99.5]))
     if low < high:
@@ -241,7 +238,7 @@ def _bounds(values: np.ndarray, whole: bool) -> tuple[float, float]:
     return (least, most) if least < most else (0.0, next((scale for scale in (1.0, 255.0, 65535.0) if most <= scale), most))
 
 
-def _converting(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """A function that converts strips of an 8-bit picture to sRGB and blends transparent pixels with white."""
     mode = TRANSPARENT.get(image.mode, "RGB" if image.mode == "P" else image.mode)
     profile = _to_srgb(image.info.get("icc_profile"), mode)

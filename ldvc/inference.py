@@ -1,9 +1,9 @@
 """Inference: resize a picture, cut it into windows, encode them, and upsample and stitch the decoder's maps.
 
 Predictor, evaluation and validation figures all use these functions. The steps in their order: `encode_picture` resizes,
-cuts and encodes; the decoder runs in `Predictor.segment`; `stitch` and `upsampled_argmax` bring maps with one value per patch
+cuts and encodes; `Predictor.segment` runs the decoder; `stitch` and `upsampled_argmax` upsample maps with one value per patch
 to the size of the photo. Interpolation is bilinear. It uses element-wise operations only, so that a pixel has the same value
-whether a part or the whole photo is upsampled.
+whether a part of the photo or all of it is upsampled.
 
 A position in the *model's input* is given in input pixels: those of the resized picture, before it is cut into windows.
 """
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ldvc.modeling.clip import FrozenClip
 from ldvc.modeling.towers import ImageFeatures, ImageTower
 
-CHUNK = 1_000_000  # pixels of some classes that are upsampled at once
+CHUNK = 1_000_000  # pixels, of all classes together, that are upsampled at once
 ROUNDING = 1e-4  # a logit that is lower by more than this is still lower after interpolation in float32
 LARGEST = {"long_side": 8192, "short_side": 8192, "window": 8192, "stride": 8192, "enlarge": 64}  # settings, and their limits
 SMALL_LONG_SIDE = 14  # patches; smaller pictures are enlarged to this long side
@@ -107,9 +107,9 @@ def cut_windows(
     """
     size = model_input_size(image.height, image.width, inference=inference, patch=patch)
     windows = sliding_windows(*size, inference=inference)
-    shown = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
+    resized = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0))
     padding = ((0, -windows[0].height % patch), (0, -windows[0].width % patch), (0, 0))
-    crops = [shown[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
+    crops = [resized[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
     return size, windows, np.stack([np.pad(crop, padding, mode="edge") for crop in crops])
 
 
@@ -126,17 +126,17 @@ def normalise(pixels: np.ndarray | Tensor, clip: FrozenClip) -> Tensor:
 class ImageState:
     """The encoding of one photo. It is small and on the CPU, so that a server can keep one for each user.
 
-    Predictors with the same `encoder_id` have the same frozen towers and sizes, see pictures with the same mean and
-    deviation, and may share this state. `features` (by decoder) and `others` (by `encoder_id`) are computed at first use.
+    Predictors with the same `encoder_id` may share this state: they have the same frozen towers, input size, mean and
+    deviation. `features` (by decoder) and `others` (by `encoder_id`) are computed at first use.
     """
 
     picture: np.ndarray  # uint8 (H, W, 3)
     input_size: tuple[int, int]  # (height, width) of the model's input, without padding
     windows: list[Window]
     encoder_id: str
-    patch_tokens: list[Tensor]  # of each window, the frozen patch embedding (1, width, h, w)
-    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)  # of each window; prompts differ
-    others: dict[str, ImageState] = field(default_factory=dict)  # of the same photo, for other towers or sizes
+    patch_tokens: list[Tensor]  # for each window, the frozen patch embedding (1, width, h, w)
+    features: dict[str, list[ImageFeatures]] = field(default_factory=dict)  # for each window; prompts differ by decoder
+    others: dict[str, ImageState] = field(default_factory=dict)  # the same photo, encoded by other towers or at other sizes
 
 
 def encode_picture(
@@ -160,13 +160,13 @@ def encode_picture(
 class Axis(NamedTuple):
     """Linear interpolation along one axis, from the patches of a window to n pixels of the photo; tensors are (n,)."""
 
-    lower: Tensor  # int64, the patches around each pixel
-    upper: Tensor
-    weight: Tensor  # float32, of the upper one
-    position: Tensor  # of the pixels, in input pixels
+    lower: Tensor  # int64, the patch before each pixel
+    upper: Tensor  # int64, the patch after it
+    weight: Tensor  # float32, weight of the patch after
+    position: Tensor  # positions of the pixels, in input pixels
 
     def part(self, pixels: slice) -> Axis:
-        """The interpolation for some of the pixels."""
+        """The interpolation for a slice of the pixels."""
         return Axis(*(each[pixels] for each in self))
 
 
@@ -180,23 +180,23 @@ def axes(
 
     Args:
         size: (height, width) of the output in pixels; they span the model's input.
-        window, cells: its place in the model's input, and its (h, w) patches.
+        window, cells: the window in the model's input, and its size (h, w) in patches.
         input_size, patch: (height, width) of the model's input, and of a patch, in input pixels.
     """
-    found = []
+    pair = []
     for length, side, start, count in zip(size, input_size, (window.top, window.left), cells, strict=True):
         position = (torch.arange(length, dtype=torch.float32) + 0.5) * (side / length)
         coordinate = ((position - start) / patch - 0.5).clamp(0, count - 1)
         lower = coordinate.floor().clamp(max=max(count - 2, 0))
-        found.append(Axis(lower.long(), (lower + 1).clamp(max=count - 1).long(), coordinate - lower, position))
-    return found[0], found[1]
+        pair.append(Axis(lower.long(), (lower + 1).clamp(max=count - 1).long(), coordinate - lower, position))
+    return pair[0], pair[1]
 
 
 def upsample(maps: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """(C, h, w) -> (C, len(rows), len(columns)), bilinear."""
-    down, along = rows.weight[:, None].to(maps.dtype), columns.weight.to(maps.dtype)
-    narrow = maps[:, rows.lower] * (1 - down) + maps[:, rows.upper] * down  # (C, H, w)
-    return narrow[:, :, columns.lower] * (1 - along) + narrow[:, :, columns.upper] * along
+    row_weight, column_weight = rows.weight[:, None].to(maps.dtype), columns.weight.to(maps.dtype)
+    narrow = maps[:, rows.lower] * (1 - row_weight) + maps[:, rows.upper] * row_weight  # (C, H, w)
+    return narrow[:, :, columns.lower] * (1 - column_weight) + narrow[:, :, columns.upper] * column_weight
 
 
 def stitch(
@@ -213,31 +213,31 @@ def stitch(
 
     Args:
         maps: (C, h, w) for each window, one value per patch.
-        windows: their places in the model's input.
+        windows: the window of each map, in the model's input.
         size: (height, width) of the result in pixels (or patches).
         input_size, patch: see `axes`.
-        after: applied to each upsampled map, in float64, before averaging.
-        grid: `size` spans whole patches, padding included.
+        after: function that is applied to each upsampled map, in float64, before averaging.
+        grid: `size` spans complete patches, padding included.
 
     Returns:
         (C, height, width).
     """
-    whole = tuple(-(-side // patch) * patch for side in input_size) if grid else input_size
+    span = tuple(-(-side // patch) * patch for side in input_size) if grid else input_size
 
     if len(maps) == 1:
-        upsampled = upsample(maps[0], *axes(size, windows[0], maps[0].shape[1:], input_size=whole, patch=patch))
+        upsampled = upsample(maps[0], *axes(size, windows[0], maps[0].shape[1:], input_size=span, patch=patch))
         return upsampled if after is None else after(upsampled.double())
     total = torch.zeros(maps[0].shape[0], *size, dtype=maps[0].dtype if after is None else torch.float64)
     count = torch.zeros(size)
     for window, values in zip(windows, maps, strict=True):
-        rows, columns = axes(size, window, values.shape[1:], input_size=whole, patch=patch)
+        rows, columns = axes(size, window, values.shape[1:], input_size=span, patch=patch)
         # With `grid`, pixels in the padding belong to the windows at the border.
         at_rows, at_columns = rows.position.clamp(max=input_size[0] - 0.5), columns.position.clamp(max=input_size[1] - 0.5)
-        down = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
-        along = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
-        if not len(down) or not len(along):  # no pixel of a coarse result is in this window
+        inside_rows = ((at_rows >= window.top) & (at_rows < window.top + window.height)).nonzero().flatten()
+        inside_columns = ((at_columns >= window.left) & (at_columns < window.left + window.width)).nonzero().flatten()
+        if not len(inside_rows) or not len(inside_columns):  # no pixel of a coarse result is in this window
             continue
-        box = (slice(int(down[0]), int(down[-1]) + 1), slice(int(along[0]), int(along[-1]) + 1))
+        box = (slice(int(inside_rows[0]), int(inside_rows[-1]) + 1), slice(int(inside_columns[0]), int(inside_columns[-1]) + 1))
         part = upsample(values, rows.part(box[0]), columns.part(box[1]))
         total[:, box[0], box[1]] += part if after is None else after(part.double())
         count[box] += 1
@@ -247,8 +247,8 @@ def stitch(
 class Squares(NamedTuple):
     """The n pixels of an axis, grouped by the patch before them."""
 
-    weights: Tensor  # (patches, m), of the next patch; m is the most pixels of a patch, the rest of a row is 0
-    places: Tensor  # (n,), of the pixels in the flattened weights
+    weights: Tensor  # (patches, m), weights of the next patch; m = most pixels of a patch; shorter rows end with 0
+    places: Tensor  # (n,), indices of the pixels in the flattened weights
 
 
 def _by_square(axis: Axis, patches: int) -> Squares:
@@ -265,8 +265,8 @@ def upsampled_argmax(
     """Maximum and argmax over classes of the upsampled maps, without upsampling all of them.
 
     The value of a pixel is a weighted mean of four patches. A class cannot be the best between four patches if another class
-    is higher at all of them. Only the remaining classes are upsampled, so a list of 200 names takes little more time than the
-    names of what is in the photo.
+    is higher at all of them. Only the remaining classes are upsampled, so 200 names take little more time than the names that
+    are in the photo.
 
     Args:
         logits: (C, h, w), one value per patch.
@@ -274,33 +274,33 @@ def upsampled_argmax(
         input_size, window, patch: see `axes`.
 
     Returns:
-        (height, width) maxima, and (height, width) class indices; the first of equal ones.
+        (height, width) maxima, and (height, width) class indices; of equal classes the first.
     """
     height, width = logits.shape[1:]
     padded = F.pad(logits[None], (0, 1, 0, 1), mode="replicate")[0]
     # the corners of the square to the right of and below each patch: (4, C, h, w), and the best class of each, (4, h, w)
     shifts = [(..., slice(y, y + height), slice(x, x + width)) for y in (0, 1) for x in (0, 1)]
     corners, winners = (torch.stack([each[shift] for shift in shifts]) for each in (padded, padded.argmax(dim=0)))
-    remains = torch.ones_like(logits, dtype=torch.bool)
+    is_candidate = torch.ones_like(logits, dtype=torch.bool)
     for winner in winners:
         rival = corners.gather(1, winner.expand(4, 1, -1, -1))
-        remains &= ~((corners - rival).amax(dim=0) < -ROUNDING)
-    counts = remains.sum(dim=0)
-    y, x, names = remains.permute(1, 2, 0).nonzero(as_tuple=True)  # (n,), square by square
+        is_candidate &= ~((corners - rival).amax(dim=0) < -ROUNDING)
+    counts = is_candidate.sum(dim=0)
+    y, x, names = is_candidate.permute(1, 2, 0).nonzero(as_tuple=True)  # (n,), square by square
     values, names = corners[:, names, y, x, None], names.int()  # (4, n, 1), (n,)
 
     rows, columns = axes(size, window, logits.shape[1:], input_size=input_size, patch=patch)
-    down, along = _by_square(rows, height), _by_square(columns, width)
+    row_squares, column_squares = _by_square(rows, height), _by_square(columns, width)
     best, labels = torch.empty(size), torch.empty(size, dtype=torch.int64)
-    step = max(1, CHUNK // (width * down.weights[0].numel() * along.weights[0].numel()))
+    step = max(1, CHUNK // (width * row_squares.weights[0].numel() * column_squares.weights[0].numel()))
     edges = torch.searchsorted(rows.lower, torch.arange(0, height + step, step)).tolist()
     for top, start, end in zip(range(0, height, step), edges[:-1], edges[1:], strict=True):  # rows of squares, pixels
-        remaining = counts[top : top + step].flatten()
-        first = int(counts[:top].sum()) + remaining.cumsum(dim=0) - remaining
-        for rank in range(int(remaining.max())):  # the first class of each square, then the others
-            square = (remaining > rank).nonzero().flatten()
+        candidates = counts[top : top + step].flatten()
+        first = int(counts[:top].sum()) + candidates.cumsum(dim=0) - candidates
+        for rank in range(int(candidates.max())):  # the first class of each square, then the others
+            square = (candidates > rank).nonzero().flatten()
             chosen = first[square] + rank
-            lower, right = down.weights[top + square // width], along.weights[square % width, None]
+            lower, right = row_squares.weights[top + square // width], column_squares.weights[square % width, None]
             top_left, top_right, bottom_left, bottom_right = values[:, chosen]  # (squares, 1) each
             at_left = top_left * (1 - lower) + bottom_left * lower
             at_right = top_right * (1 - lower) + bottom_right * lower
@@ -312,8 +312,8 @@ def upsampled_argmax(
             higher = score > part[0][square]
             for former, new in zip(part, (score, name), strict=True):
                 former[square] = torch.where(higher, new, former[square])
-        for whole, squares in zip((best, labels), part, strict=True):
+        for output, squares in zip((best, labels), part, strict=True):
             pixels = rearrange(squares, "(h w) y x -> (h y) (w x)", w=width)
-            places = down.places[start:end] - top * down.weights.shape[1]
-            whole[start:end] = pixels.index_select(0, places).index_select(1, along.places)
+            places = row_squares.places[start:end] - top * row_squares.weights.shape[1]
+            output[start:end] = pixels.index_select(0, places).index_select(1, column_squares.places)
     return best, labels

@@ -1,7 +1,7 @@
 """Class embeddings of plain CLIP as the mean over OpenAI's 80 ImageNet templates.
 
 They are stored, one small file for each name, in `~/.cache/ldvc/names` (`$XDG_CACHE_HOME/ldvc/names` if that is set), because
-encoding a name 80 times takes tenths of a second. A folder that cannot be written and a damaged file only cost time.
+encoding a name 80 times takes tenths of a second. If the folder cannot be written or a file is damaged, names are encoded anew.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from ldvc.modeling.towers import encode_after_prefix, prefix_states
 
 TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 BATCH = 256  # texts that are encoded at once
-MAX_FILES = 20_000  # of names on disk: 80 MB
+MAX_FILES = 20_000  # most names on disk: 80 MB
 
 
 class TemplateEnsemble:
-    """Encodes names within templates, sentences with one "{}". `folder` of the embeddings: None = in the user's cache.
+    """Encodes names in templates, sentences with one "{}". `folder` holds the embeddings; None = in the user's cache.
 
-    Attention in the text tower is causal: what a template says before the name is computed once, for all names.
+    Attention in the text tower is causal, so the words of a template before the name are computed once for all names.
     """
 
     def __init__(self, clip: FrozenClip, templates: Sequence[str] = TEMPLATES, folder: Path | None = None) -> None:
@@ -38,17 +38,17 @@ class TemplateEnsemble:
 
     @cached_property
     def _groups(self) -> list[tuple[list[str], Tensor]]:
-        """Templates with equally long beginnings and ends, and the states (layers, T, P, width) of their beginnings."""
+        """Templates by the lengths of their beginning and end, and states (layers, T, P, width) of the beginnings."""
         encode = self.clip.tokenizer.encode
         groups: dict[tuple[int, int], list[str]] = {}
         for template in self.templates:
             before, after = template.split("{}")
             groups.setdefault((1 + len(encode(before)), len(encode(after))), []).append(template)
-        found = []
+        grouped = []
         for (length, _), templates in groups.items():
             beginnings = self.clip.tokenizer([template.split("{}")[0] for template in templates])[:, :length]
-            found.append((templates, prefix_states(self.clip.text, beginnings.to(self.clip.model.logit_scale.device))))
-        return found
+            grouped.append((templates, prefix_states(self.clip.text, beginnings.to(self.clip.model.logit_scale.device))))
+        return grouped
 
     @cached_property
     def _key(self) -> bytes:
@@ -67,20 +67,20 @@ class TemplateEnsemble:
         for templates, states in self._groups:
             step = max(1, BATCH // len(templates))
             for start in range(0, len(names), step):
-                some = names[start : start + step]
-                texts = [template.replace("{}", name) for name in some for template in templates]
+                batch = names[start : start + step]
+                texts = [template.replace("{}", name) for name in batch for template in templates]
                 tokens = self.clip.tokenizer(texts).to(total.device)
-                embeddings = encode_after_prefix(self.clip.text, tokens, states.repeat(1, len(some), 1, 1))
-                total[start : start + step] += F.normalize(embeddings, dim=-1).unflatten(0, (len(some), -1)).sum(dim=1)
+                embeddings = encode_after_prefix(self.clip.text, tokens, states.repeat(1, len(batch), 1, 1))
+                total[start : start + step] += F.normalize(embeddings, dim=-1).unflatten(0, (len(batch), -1)).sum(dim=1)
         return F.normalize(total, dim=-1)
 
     def __call__(self, names: Sequence[str]) -> Tensor:
-        """`encode`, with the embeddings on disk; names that are not there are encoded and stored."""
+        """Embeddings (C, d) as of `encode`, read from disk; missing ones are encoded and stored."""
         stored = {name: self._read(name) for name in names}
         if missing := [name for name, embedding in stored.items() if embedding is None]:
-            found = self.encode(missing).cpu()
-            self._write(dict(zip(missing, found.numpy(), strict=True)))
-            stored |= dict(zip(missing, found, strict=True))
+            encoded = self.encode(missing).cpu()
+            self._write(dict(zip(missing, encoded.numpy(), strict=True)))
+            stored |= dict(zip(missing, encoded, strict=True))
         return torch.stack([stored[name] for name in names]).to(self.clip.model.logit_scale.device)
 
     def _file(self, name: str) -> Path:
@@ -92,11 +92,11 @@ class TemplateEnsemble:
             embedding = np.load(self._file(name), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        usable = embedding.shape == (self.clip.embed_dim,) and embedding.dtype == np.float32
-        return torch.from_numpy(embedding) if usable and abs(np.linalg.norm(embedding) - 1) < 1e-3 else None
+        is_valid = embedding.shape == (self.clip.embed_dim,) and embedding.dtype == np.float32
+        return torch.from_numpy(embedding) if is_valid and abs(np.linalg.norm(embedding) - 1) < 1e-3 else None
 
     def _write(self, embeddings: dict[str, np.ndarray]) -> None:
-        with suppress(OSError):  # then the names are encoded again the next time
+        with suppress(OSError):  # without the file, the name is encoded again next time
             self.folder.mkdir(parents=True, exist_ok=True)
             if len(os.listdir(self.folder)) + len(embeddings) > MAX_FILES:
                 return

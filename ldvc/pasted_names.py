@@ -1,4 +1,4 @@
-"""Parsing of pasted texts: lists of many kinds, tables and class files become names without marks. Loads no torch."""
+"""Parsing of pasted texts: lists of many kinds, tables and class files become names without marks. Does not import torch."""
 
 import ast
 import html
@@ -10,7 +10,7 @@ from typing import Any
 
 SYNONYM_MARK = "|"
 SEPARATORS = ",;\n\t\u0964\u060c\u061b\u1363\u1802\u3001\u3002\u30fb"  # in normal form NFKC, which has no wide commas
-_JOINERS = "\u200c\u200d"  # they shape Persian words and hold together emoji like the service dog
+_JOINERS = "\u200c\u200d"  # zero-width joiners, part of Persian words and of compound emoji
 _BRACKETS = {")": "(", "]": "[", "}": "{", "\u3011": "\u3010", "\u300b": "\u300a"}
 _QUOTES = "\"'`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\u300c\u300d\u300e\u300f"
 _DASHES = "-\u2010-\u2015\u2212"
@@ -38,7 +38,7 @@ _LIST_MARK = re.compile(
     re.IGNORECASE,
 )
 _INLINE_DASH, _INLINE_NUMBER = re.compile(rf"\s+[{_DASHES}*]\s+"), re.compile(r"\s+\(?\d{1,3}[.)]\s+")
-_WEAK_MARK = re.compile(r"^\s*(?:(\d{1,4})\s+|([a-z])\.\s+)(?=\S)", re.IGNORECASE)  # "7 up" has none
+_WEAK_MARK = re.compile(r"^\s*(?:(\d{1,4})\s+|([a-z])\.\s+)(?=\S)", re.IGNORECASE)  # not a mark in "7 up"
 _CELL = re.compile(rf'\s*"[^"\n]*"\s*(?=[{SEPARATORS}]|$)|[^{SEPARATORS}]+')
 _RULER = re.compile(r"[-|:+=\s]+|`{3,}.*|~{3,}.*")  # of tables and code
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*")
@@ -47,18 +47,19 @@ _SENTENCE = re.compile(r"(?<!\b\w)(?<!\bst)(?<!\bmr)(?<!\bdr)(?<!\bmt)(?<!\bft)(
 _LAST_AND = re.compile(r"^(.*\S)\s+(?:and|or|&)\s+(\S.*)$", re.IGNORECASE | re.DOTALL)
 _FIRST_AND = re.compile(r"^\s*(?:and|or|&)\s+(?=\S)", re.IGNORECASE)
 _ETC = re.compile(r"(?:^|\s)(?:etc|et cetera|and so on|and more)\s*\.*\s*$", re.IGNORECASE)
-_FINAL = re.compile("(?<!\\b\\w\\.\\w)[.:!?\u2026\u061f]+$")  # "U.S." keeps its own
+_FINAL = re.compile("(?<!\\b\\w\\.\\w)[.:!?\u2026\u061f]+$")  # "U.S." keeps its last full stop
 _COUNT = re.compile(r"\s*[:=]\s*\d{1,4}(?:\.\d{1,6})?$")  # "dog: 12", "dog: 0.97"
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
 
 
 def _readable(text: str) -> str:
-    """Normal form NFKC; bullets and HTML tags are line breaks; no invisible characters, which nobody types on purpose."""
+    """Normalise a text to NFKC; bullets and HTML tags become line breaks, invisible characters are removed."""
     text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     text = unicodedata.normalize("NFKC", _BULLET.sub("\n", _LINK.sub(r"\1", _HTML_BREAK.sub("\n", text))))
     text = re.sub(r"([ \t])[ \t]+", r"\1", "\n".join(text.splitlines()))
-    kinds = {letter: unicodedata.category(letter) for letter in set(text) - set(_JOINERS + "\n\t")}
-    table = {ord(letter): " " if kind == "Cc" else "" for letter, kind in kinds.items() if kind in ("Cc", "Cf", "Cs")}
+    categories = {letter: unicodedata.category(letter) for letter in set(text) - set(_JOINERS + "\n\t")}
+    invisible = {letter: category for letter, category in categories.items() if category in ("Cc", "Cf", "Cs")}
+    table = {ord(letter): " " if category == "Cc" else "" for letter, category in invisible.items()}
     return _LATIN_JOINER.sub("", text.translate(table))
 
 
@@ -70,34 +71,34 @@ def words_of(entry: str) -> list[str]:
 def split_text(text: str) -> list[str]:
     """The classes of a text; each may still hold synonyms and marks."""
     text = _HEADING.sub("", _readable(text)).strip().rstrip(";,")
-    listed = _literal_names(text) or _NAME_LINE.findall(text) or None
-    if listed is not None and len(listed) > 1:
-        return _names_beside_numbers(listed)
-    rows = _rows(text if listed is None else listed[0])
+    literal_names = _literal_names(text) or _NAME_LINE.findall(text) or None
+    if literal_names is not None and len(literal_names) > 1:
+        return _names_beside_numbers(literal_names)
+    rows = _rows(text if literal_names is None else literal_names[0])
     headings = [cell.strip(_QUOTES + " ").lower() for cell in rows[0]] if rows else []
-    named = [index for index, heading in enumerate(headings) if _NAME_COLUMN.fullmatch(heading)]
-    if named and len(rows) > 1 and all(len(row) == len(headings) for row in rows):
-        column = headings.index("name") if "name" in headings else named[0]
+    name_columns = [index for index, heading in enumerate(headings) if _NAME_COLUMN.fullmatch(heading)]
+    if name_columns and len(rows) > 1 and all(len(row) == len(headings) for row in rows):
+        column = headings.index("name") if "name" in headings else name_columns[0]
         return [row[column] for row in rows[1:]]
     entries: list[str] = []
     for row in rows:
-        words = [cell for cell in row if not _NUMBER.fullmatch(cell)]  # of a table; its numbers may be colours, too
+        words = [cell for cell in row if not _NUMBER.fullmatch(cell)]  # numbers in a table may be ids or colours
         entries += words if words and len(rows) > 1 else _names_beside_numbers(row)
     if len(entries) > 1:
         last = _ETC.sub("", entries.pop())
-        both = _LAST_AND.match(last) if len(rows) == 1 and not _FIRST_AND.match(last) and '"' not in last else None
-        entries += both.groups() if both else [_FIRST_AND.sub("", last)]
+        last_two = _LAST_AND.match(last) if len(rows) == 1 and not _FIRST_AND.match(last) and '"' not in last else None
+        entries += last_two.groups() if last_two else [_FIRST_AND.sub("", last)]
     return entries
 
 
 def _names_beside_numbers(cells: list[str]) -> list[str]:
-    """"0", "background", "1", "dog" -> the names; other cells stay."""
-    counted = len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[::2]))
-    return cells[1::2] if counted else cells
+    """The names of cells like "0", "background", "1", "dog"; other cells are returned unchanged."""
+    is_numbered = len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[::2]))
+    return cells[1::2] if is_numbered else cells
 
 
 def _rows(text: str) -> list[list[str]]:
-    """Lines of a text and the cells of each."""
+    """The lines of a text, each as a list of cells."""
     text = re.sub(r"\s\.(?=\s|$)", "\n", text)
     if not re.search(rf"[{SEPARATORS}]", text) and text.endswith("."):
         text = _SENTENCE.sub("\n", text)  # "a cat. a dog."
@@ -126,34 +127,34 @@ def _literal_names(text: str) -> list[str] | None:
     for candidate in (text, f"[{text}]", f"{{{text}}}"):
         for read in (json.loads, ast.literal_eval):
             try:
-                found = list(_strings(read(candidate)))
+                names = list(_strings(read(candidate)))
             except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 continue
-            if found:
-                return found
+            if names:
+                return names
     return None
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The names in a nested value: under "categories", "name" and the like, else all texts, else the keys (of numbers)."""
+    """The names in a nested value: those under keys like "categories" or "name", else all texts, else the keys of numbers."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
         for each in value:
             yield from _strings(each)
     elif isinstance(value, dict):
-        listed = [each for key, each in value.items() if _NAME_COLUMN.fullmatch(str(key)) and isinstance(each, (list, dict))]
-        if listed or isinstance(value.get("name"), str):
-            yield from _strings(listed or value["name"])
+        nested = [each for key, each in value.items() if _NAME_COLUMN.fullmatch(str(key)) and isinstance(each, (list, dict))]
+        if nested or isinstance(value.get("name"), str):
+            yield from _strings(nested or value["name"])
             return
-        inside = [name for name in _strings(list(value.values())) if not _NUMBER.fullmatch(name)]
-        yield from inside or _strings(list(value))
+        texts = [name for name in _strings(list(value.values())) if not _NUMBER.fullmatch(name)]
+        yield from texts or _strings(list(value))
     elif isinstance(value, (set, frozenset)):
         raise ValueError("a set has no order")
 
 
 def without_numbers(entries: list[str]) -> list[str]:
-    """Without class numbers, "0 background", "1 dog", or letters, if every entry has one and they count up."""
+    """Remove class numbers ("0 background", "1 dog") or letters, if every entry has one and they increase."""
     marks = [_WEAK_MARK.match(entry) for entry in entries]
     if len(entries) < 2 or not all(marks):
         return entries
@@ -172,7 +173,7 @@ def _clean_word(word: str) -> str:
         word = _COUNT.sub("", _LIST_MARK.sub("", word)).strip(_QUOTES + "*~- ")
         word = _FINAL.sub("", word).rstrip()
         for closing, opening in _BRACKETS.items():
-            if word.endswith(closing) and opening not in word[:-1]:  # "orange (fruit)" keeps its own
+            if word.endswith(closing) and opening not in word[:-1]:  # "orange (fruit)" keeps its brackets
                 word = word[:-1]
             if word.startswith(opening) and closing not in word[1:]:
                 word = word[1:]

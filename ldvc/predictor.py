@@ -45,8 +45,8 @@ DEFAULT_INFERENCE = DEFAULT_METADATA["inference"]
 NAME_CACHE_SIZE = 4096  # embeddings of a few kilobytes each
 SAME_EMBEDDING = 0.99999  # cosine; it is lower for "dog" and "dogs", the most similar words of the lite model
 
-# In layers before the last, the softmax over one name is 1 everywhere. A single name therefore shares its attention with stuff
-# that most photos show.
+# In layers before the last, the softmax over one name is 1 everywhere. A single name therefore shares its attention with words
+# for stuff that most photos contain.
 COMPANY = ("wall", "floor", "grass", "sky", "tree", "water", "road")
 
 Parts = TypeVar("Parts", bound=tuple)  # a named tuple
@@ -57,7 +57,7 @@ class Predictor:
 
     Args:
         model: the whole model. It is moved to `device` and set to evaluation mode.
-        metadata: of the checkpoint, see `ldvc.checkpoint`; plain similarity uses `clip_calibration` and `plain_clip`.
+        metadata: metadata of the checkpoint, see `ldvc.checkpoint`; plain similarity uses `clip_calibration` and `plain_clip`.
         decoder: one of `PREDICTOR_DECODERS`; "clip" is the plain similarity of the frozen towers.
         device: where to compute; None = a GPU if there is one.
         source: where the checkpoint came from; `sibling` loads from there.
@@ -78,8 +78,8 @@ class Predictor:
         self.decoder, self.source = decoder or model.config.decoder, source
         self.plain_clip = PlainClipSettings.from_metadata(metadata.get("plain_clip"))
         self._is_plain = is_plain = self.decoder == PLAIN_CLIP
-        own = self.plain_clip.inference if is_plain else None
-        self.inference = dict(own or metadata.get("inference") or DEFAULT_INFERENCE)
+        plain_inference = self.plain_clip.inference if is_plain else None
+        self.inference = dict(plain_inference or metadata.get("inference") or DEFAULT_INFERENCE)
         self.seen_names = SeenNames(metadata.get("seen_names") or (), metadata.get("seen_words") or {})
         self.calibration = Calibration.from_metadata(metadata.get("clip_calibration" if is_plain else "calibration"))
         if is_plain and self.plain_clip.softmax_scale is not None:
@@ -89,7 +89,7 @@ class Predictor:
         self._encode_words = model.encode_names if not is_plain else model.frozen_embeddings
         if is_plain and self.plain_clip.templates > 1:
             self._encode_words = TemplateEnsemble(model.clip)
-        self.image: ImageState | None = None  # of `set_image`
+        self.image: ImageState | None = None  # the photo of `set_image`
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()  # plain name -> (d,)
         self._lock = threading.Lock()
 
@@ -135,7 +135,7 @@ class Predictor:
     def weights_digest(self) -> str:
         """SHA-256 (hex) of all weights, frozen towers included.
 
-        It covers each tensor in the order of the names: the name in UTF-8, then little-endian float32 (integers as they are).
+        It covers each tensor in the order of the names: the name in UTF-8, then little-endian float32 (integers unchanged).
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -167,10 +167,10 @@ class Predictor:
             features = []
             for tokens in (each.to(self.device) for each in state.patch_tokens):
                 if self._is_plain:
-                    found = dense_features(self.model.image_tower, tokens, self.plain_clip.dense, attention=True)
+                    encoded = dense_features(self.model.image_tower, tokens, self.plain_clip.dense, attention=True)
                 else:
-                    found = self.model.encode_image(patch_tokens=tokens)
-                features.append(moved(found, "cpu"))
+                    encoded = self.model.encode_image(patch_tokens=tokens)
+                features.append(moved(encoded, "cpu"))
             state.features[self.decoder] = features
         return state.features[self.decoder]
 
@@ -181,18 +181,18 @@ class Predictor:
         """Class embeddings (C, d), one for each word. Embeddings are cached by `plain` name, which is what the tower reads."""
         keys = [plain(name) for name in names]
         with self._lock:
-            found = {key: self._embeddings[key] for key in keys if key in self._embeddings}
-        if missing := [key for key in dict.fromkeys(keys) if key not in found]:
-            found |= dict(zip(missing, self._encode_words(missing), strict=True))
+            embeddings = {key: self._embeddings[key] for key in keys if key in self._embeddings}
+        if missing := [key for key in dict.fromkeys(keys) if key not in embeddings]:
+            embeddings |= dict(zip(missing, self._encode_words(missing), strict=True))
         with self._lock:
             for key in keys:
-                self._embeddings[key] = found[key]
+                self._embeddings[key] = embeddings[key]
                 self._embeddings.move_to_end(key)
             while len(self._embeddings) > NAME_CACHE_SIZE:
                 self._embeddings.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+        return torch.stack([embeddings[key] for key in keys])
 
-    # ---- answer ---------------------------------------------------------------------------------------------------
+    # ---- segmentation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def segment(
@@ -212,24 +212,24 @@ class Predictor:
         Args:
             names: class names, see `parse_names`. "sofa | couch" is one class with two words: each word is encoded by itself,
                 the score of the class is the higher one (patch by patch), its attention is the sum, and the class counts as
-                seen if one of the words does. "background", "other", "none" and the like are no classes: with one of them,
-                pixels may be none of the other names. A `ClassName` is used as it is.
+                seen if one of the words does. Words such as "background", "other" or "none" are not classes:
+                they allow "none of these". A `ClassName` is not parsed again.
             background: threshold in 0..1. Pixels whose best name has a lower score get the label -1, "none of these".
                 "default" = the checkpoint's threshold; None = every pixel gets its best name.
-            thresholds: {name: threshold} of classes for which `background` does not fit; a class is named by its first word.
+            thresholds: {name: threshold} for classes with a threshold other than `background`, by the first word of the class.
             image: a photo's state from `encode_image`; None = the photo of `set_image`.
-            company: words that patches may also attend to if there is only one class; empty = none.
+            company: words that patches may also attend to if there is only one class; may be empty.
             attention: keep cross-attention and routing in the result.
             features: keep patch features and class embeddings before and after the decoder in the result.
-            skip_lcsa: leave LCSA out of a model that was trained with it, unlike "ldvc_without_lcsa".
+            skip_lcsa: leave LCSA out of a model that was trained with it ("ldvc_without_lcsa" was trained without).
 
         Raises:
             InvalidImageError: no photo was set.
             InvalidNamesError: no name is left, there are too many, or one is too long.
-            ValueError: a threshold is not in 0..1, or is that of no class.
+            ValueError: a threshold is not in 0..1, or belongs to no class.
         """
-        ready = names and all(isinstance(each, ClassName) for each in names)
-        classes, none_named = (list(names), False) if ready else drop_none_words(parse_names(names))
+        is_parsed = names and all(isinstance(each, ClassName) for each in names)
+        classes, none_named = (list(names), False) if is_parsed else drop_none_words(parse_names(names))
         if background == "default" or (none_named and background is None):
             background = self.calibration.threshold
         if background is not None and not is_threshold(background):
@@ -243,10 +243,10 @@ class Predictor:
         if (key := self.encoder_id) != state.encoder_id:  # encoded by other towers or at another size
             state = state.others.get(key) or state.others.setdefault(key, self.encode_image(state.picture))
         words = [word for each in classes for word in each.words]
-        asked = {canonical(word) for word in words}
+        requested = {canonical(word) for word in words}
         is_softmax = isinstance(self.calibration, SoftmaxCalibration)
-        stuff = [word for word in self.plain_clip.stuff if canonical(word) not in asked] if is_softmax else []
-        company = [word for word in company if canonical(word) not in asked] if len(classes) == 1 and not is_softmax else []
+        stuff = [word for word in self.plain_clip.stuff if canonical(word) not in requested] if is_softmax else []
+        company = [word for word in company if canonical(word) not in requested] if len(classes) == 1 and not is_softmax else []
         embeddings = self.encode_names([*words, *company, *stuff])
         outputs, is_plain = [], self._is_plain
         for encoded, window in zip(self._features(state), state.windows, strict=True):
@@ -257,11 +257,11 @@ class Predictor:
                 decoded = DecoderOutput(logits.unflatten(-1, encoded.grid), encoded.patch_features, embeddings[None])
             else:
                 decoded = self.model.decode(encoded, embeddings, return_attention=attention, skip_lcsa=skip_lcsa)
-            of_words = decoded.mask_logits[0, : len(words)].float().cpu().split([len(each.words) for each in classes])
+            word_logits = decoded.mask_logits[0, : len(words)].float().cpu().split([len(each.words) for each in classes])
             outputs.append(
                 WindowOutput(
                     window,
-                    logits=torch.stack([logits.amax(dim=0) for logits in of_words]),
+                    logits=torch.stack([logits.amax(dim=0) for logits in word_logits]),
                     attention_scores=[layer[0].float().cpu() for layer in decoded.cross_attention or ()],
                     routing=[moved(layer, "cpu") for layer in decoded.routing or ()],
                     features=DecoderFeatures.of(decoded, len(words)) if features and not is_plain else None,
@@ -288,23 +288,23 @@ class Predictor:
 
 
 def is_threshold(value: Any) -> bool:
-    """Whether it is a number in 0..1."""
+    """Whether a value is a number in 0..1."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
 def indistinguishable_words(classes: Sequence[ClassName], embeddings: Tensor) -> list[list[str]]:
     """Groups of words of different classes that have the same embedding, so that the model cannot tell them apart.
 
-    Embeddings are (E, d), one for each word, class by class. The lite model, for instance, has no tokens for Chinese.
+    Embeddings are (E, d), one for each word, class by class. For instance, the lite model has no tokens for Chinese.
     """
     unit = F.normalize(embeddings.float(), dim=-1)
     with torch.autocast(unit.device.type, enabled=False):  # bfloat16 rounds 0.998 to 1
         similarity = unit @ unit.T
-    same = (similarity > SAME_EMBEDDING).fill_diagonal_(True).tolist()  # a zero vector has no similarity to itself
-    groups: dict[int, list[tuple[str, int]]] = {}  # first of some equal words -> these words and their classes
-    named = [(word, index) for index, each in enumerate(classes) for word in each.words]
-    for row, each in zip(same, named, strict=True):
-        groups.setdefault(row.index(True), []).append(each)
+    is_same = (similarity > SAME_EMBEDDING).fill_diagonal_(True).tolist()  # a zero vector has similarity 0 to itself
+    groups: dict[int, list[tuple[str, int]]] = {}  # index of the first of equal words -> all of them, each with its class
+    words_and_classes = [(word, index) for index, each in enumerate(classes) for word in each.words]
+    for row, entry in zip(is_same, words_and_classes, strict=True):
+        groups.setdefault(row.index(True), []).append(entry)
     return [[word for word, _ in group] for group in groups.values() if len({index for _, index in group}) > 1]
 
 

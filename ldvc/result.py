@@ -1,7 +1,7 @@
 """The result of a segmentation: label map, score maps, attention and routing, at any size.
 
 A decoder returns maps with one value per patch, for each window of the photo. The result keeps these small maps and
-upsamples label and score maps from them when they are asked for.
+upsamples label and score maps from them on demand.
 """
 
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ class Segmentation:
 
     classes: list[ClassName]  # the C classes; label i means classes[i]
     seen: list[bool]  # for each class, whether the checkpoint was trained on masks of it
-    decoder: str  # that was used
+    decoder: str  # name of the decoder
     picture: np.ndarray  # uint8 (H, W, 3), the photo
     input_size: tuple[int, int]  # (height, width) of the model's input, without padding
     patch: int  # side of a patch in input pixels
-    outputs: list[WindowOutput]  # of the decoder, one for each window
+    outputs: list[WindowOutput]  # outputs of the decoder, one for each window
     calibration: Calibration | SoftmaxCalibration = Calibration()
     background: float | None = None  # threshold of "none of these"; None = every pixel gets its best name
-    thresholds: dict[str, float] = field(default_factory=dict)  # by name, of classes that have another threshold
-    indistinguishable_words: list[list[str]] = field(default_factory=list)  # groups; between them, labels are arbitrary
+    thresholds: dict[str, float] = field(default_factory=dict)  # by name, for classes with another threshold
+    indistinguishable_words: list[list[str]] = field(default_factory=list)  # groups; within one, labels are arbitrary
     company: list[str] = field(default_factory=list)  # words that the patches may attend to besides the classes
-    stuff: list[str] = field(default_factory=list)  # are "none of these" where they fit better; dense CLIP only
+    stuff: list[str] = field(default_factory=list)  # words for "none of these"; dense CLIP only
     _best: dict[tuple[int, int], Best] = field(default_factory=dict, init=False)  # by size; copies of a result share it
 
     @property
@@ -86,11 +86,11 @@ class Segmentation:
         best, scores = self.best_at(size)
         if self.background is None:
             return best
-        least = np.array([self.threshold_of(name) for name in self.names], dtype=np.float32)
-        return np.where(scores < (least[best] if self.thresholds else self.background), -1, best)
+        thresholds = np.array([self.threshold_of(name) for name in self.names], dtype=np.float32)
+        return np.where(scores < (thresholds[best] if self.thresholds else self.background), -1, best)
 
     def threshold_of(self, name: str) -> float | None:
-        """Threshold of a class; None if no pixel may be none of these."""
+        """Threshold of a class; None if every pixel gets a class."""
         return None if self.background is None else self.thresholds.get(name, self.background)
 
     def best_at(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ class Segmentation:
     def scores_at(self, size: tuple[int, int], index: int | None = None) -> np.ndarray:
         """Score maps (C, height, width) at another size of the same photo, or the one (height, width) of class `index`.
 
-        If two classes have the same score after rounding to float32, the one with the lower logit gets the next smaller
+        If two classes have the same score after rounding to float32, the class with the lower logit gets the next smaller
         number, so that the argmax of the scores is the label.
         """
         best = self._best_at(size)
@@ -130,12 +130,12 @@ class Segmentation:
         return self._score(values, Best(*values.max(dim=0), self.calibration.total(values, stuff), stuff)).numpy()
 
     def patch_label(self, y: int, x: int) -> int:
-        """Index of the best class of that patch, without the threshold."""
+        """Index of the best class of the patch in row `y`, column `x` of `grid`, without the threshold."""
         return int(self._patch_values(y, x).argmax())
 
     @property
     def attention_shape(self) -> tuple[int, int]:
-        """(layers, heads) that `cross_attention` may be asked for; (0, 0) if this result has no attention."""
+        """(layers, heads) of `cross_attention`; (0, 0) if this result has no attention."""
         layers = self.outputs[0].attention_scores
         return len(layers), len(layers[0]) if layers else 0
 
@@ -145,13 +145,13 @@ class Segmentation:
             last layer        A_c = exp(z_c) / (exp(z_none) + sum_k exp(z_k)),  z = scale * s + bias,  z_none = logit(threshold)
             earlier layers    A_c = exp(s_c) / sum_k exp(s_k), as the layer computes it
 
-        The scores of the last layer are the mask logits. So its attention follows the same calibration as the scores of the
+        The scores of the last layer are the mask logits. So its attention uses the same calibration as the scores of the
         masks, and "none of these" takes part in the softmax as it does in the labels. The paper leaves this open. The shares of
         synonyms are added. With `company`, the softmax also runs over its words.
 
         Args:
-            layer: of the decoder.
-            head: None = softmax of the mean score of all heads.
+            layer: index of a layer of the decoder.
+            head: index of a head; None = softmax of the mean score of all heads.
 
         Returns:
             float32 (C, h, w); together with `company_attention` and `none_attention` it sums to 1.
@@ -162,11 +162,11 @@ class Segmentation:
         return self._attention(layer, head)[:-2].numpy()
 
     def company_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
-        """Attention (h, w) to all words of `company` together; arguments as of `cross_attention`."""
+        """Attention (h, w) to all words of `company` together; arguments as for `cross_attention`."""
         return self._attention(layer, head)[-2].numpy()
 
     def none_attention(self, layer: int = -1, head: int | None = None) -> np.ndarray:
-        """Attention (h, w) to "none of these", 0 in layers before the last; arguments as of `cross_attention`."""
+        """Attention (h, w) to "none of these", 0 in layers before the last; arguments as for `cross_attention`."""
         return self._attention(layer, head)[-1].numpy()
 
     def _attention(self, layer: int, head: int | None) -> Tensor:
@@ -194,7 +194,7 @@ class Segmentation:
         return bool(self.outputs[0].routing)
 
     def routing(self, y: int, x: int, layer: int = -1) -> PatchRouting:
-        """Regions to which LCSA routed the patch in row `y`, column `x` of `grid` (`patch_at` finds it for a photo pixel).
+        """Regions to which LCSA routed the patch in row `y`, column `x` of `grid` (see `patch_at` for a pixel of the photo).
 
         Raises LdvcError if this decoder has no LCSA, or the result was made with attention=False.
         """
@@ -205,7 +205,7 @@ class Segmentation:
     def patch_attention(self, y: int, x: int) -> np.ndarray:
         """Attention (h, w) of the patch in row `y`, column `x` of `grid` to all patches, in the last block of the image tower.
 
-        It is the mean over heads and windows, see `attention_of_patch`. Only plain CLIP has it, otherwise: LdvcError.
+        It is the mean over heads and windows, see `attention_of_patch`. Raises LdvcError for other decoders than plain CLIP.
         """
         if self.outputs[0].patch_attention is None:
             raise LdvcError("This result holds no attention of patches: segment with attention=True and the decoder 'clip'.")
@@ -214,7 +214,7 @@ class Segmentation:
     def patch_similarity(self, y: int, x: int, *, after: bool) -> np.ndarray:
         """Cosine similarity (h, w), float32 in -1..1, of the patch in row `y`, column `x` of `grid` and all patches.
 
-        Compared are features as they enter the decoder or, `after` it, its last cross-attention. With plain CLIP, which has no
+        The features are inputs of the decoder or, with `after`, of its last cross-attention. With plain CLIP, which has no
         decoder, both are the same. Where windows overlap, unit vectors are averaged. Raises LdvcError without features.
         """
         maps = [output.unit_patches(after=after) for output in self.outputs]
@@ -248,10 +248,10 @@ class Segmentation:
         return min(max(row, 0), self.grid[0] - 1), min(max(column, 0), self.grid[1] - 1)
 
     def attention_at(self, attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Upsample maps on `grid` (..., h, w) to a size of the photo and cut off padding."""
+        """Upsample maps (..., h, w) on `grid` to a size of the photo, without the padding."""
         maps = torch.from_numpy(np.ascontiguousarray(attention, dtype=np.float32))
-        whole = Window(0, 0, *self.input_size)
-        rows, columns = axes(size, whole, self.grid, input_size=self.input_size, patch=self.patch)
+        input_window = Window(0, 0, *self.input_size)
+        rows, columns = axes(size, input_window, self.grid, input_size=self.input_size, patch=self.patch)
         return upsample(maps.reshape(-1, *self.grid), rows, columns).reshape(*maps.shape[:-2], *size).numpy()
 
     # ---- from patches to pixels -----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Segmentation:
 
     @property
     def _averages_scores(self) -> bool:
-        """Whether several windows are averaged after the sigmoid, as in the evaluation protocol. (A softmax follows after.)"""
+        """Whether several windows are averaged after the sigmoid, as in the evaluation protocol. (A softmax follows later.)"""
         return len(self.outputs) > 1 and not self._is_softmax
 
     @cached_property
@@ -276,7 +276,7 @@ class Segmentation:
         return [self.calibration(each)[None] for each in maps]
 
     def _score(self, values: Tensor, best: Best | None = None) -> Tensor:
-        """float32 scores of the values of `_maps`, above 0, so that a lower one exists; a softmax needs `best`, too."""
+        """float32 scores of values of `_maps`, above 0, so that a lower number exists; a softmax also needs `best`."""
         if self._is_softmax:
             scores = self.calibration.scores(values, best.total, best.stuff)
         else:
@@ -289,12 +289,12 @@ class Segmentation:
         return self._stitch(self._calibrated, self.grid, after=after, grid=True)[:, y, x]
 
     def _best_at(self, size: tuple[int, int]) -> Best:
-        """The best class of each pixel, kept for a few sizes: score maps that are made one by one need it."""
-        found = self._best.get(tuple(size)) or self._compute_best(size)
-        self._best[tuple(size)] = found
+        """The best class of each pixel, cached for a few sizes, because each score map needs it."""
+        best = self._best.get(tuple(size)) or self._compute_best(size)
+        self._best[tuple(size)] = best
         for oldest in list(self._best)[:-SIZES_KEPT]:
             self._best.pop(oldest, None)
-        return found
+        return best
 
     def _compute_best(self, size: tuple[int, int]) -> Best:
         if len(self.outputs) == 1 and not self._is_softmax:
@@ -314,8 +314,8 @@ class Segmentation:
     def _maps(self, size: tuple[int, int], indices: range | list[int]) -> Iterator[tuple[int, Tensor]]:
         """Upsampled maps, a few classes at a time.
 
-        Yields the position of the first in `indices`, and (n, height, width) calibrated logits, float32. For several windows
-        these are averaged scores, float64, in which logits up to 36 differ.
+        Yields the position of the first class in `indices`, and (n, height, width) calibrated logits, float32. With several
+        windows, they are averaged scores in float64, which distinguishes logits up to 36.
         """
         step = max(1, CHUNK // max(size[0] * size[1], 1))
         after = torch.sigmoid if self._averages_scores else None

@@ -31,7 +31,7 @@ DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0
 PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
 
 NONE_COLOUR = "#8a8a8a"
-OPACITY = 0.55  # of classes over the photo
+OPACITY = 0.55  # opacity of classes over the photo
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
 LETTERS = 1 / 52  # size of written names, as share of the photo's long side
 PART = 5  # see `place_for`
@@ -73,13 +73,13 @@ def perceived(colours: np.ndarray) -> np.ndarray:
 _EXTRA = [colorsys.hls_to_rgb((0.11 + i * 0.61803398875) % 1, (0.42, 0.62, 0.78)[i % 3], 0.68) for i in range(256)]
 _CANDIDATES = np.array([*map(rgb, PALETTE), *(np.array(_EXTRA) * 255)])
 _CANDIDATES_SEEN_AS = perceived(_CANDIDATES)
-_DISTINCT = 0.09  # distance in Oklab from which on two large areas are easy to tell apart
+_DISTINCT = 0.09  # distance in Oklab at which two large areas are easy to distinguish
 
 
 def colours_for(names: Sequence[str]) -> list[str]:
     """One colour "#rrggbb" for each name; up to 200 are all different.
 
-    A hash chooses from the palette, so that a name has the same colour in all pictures. If that is too close to the colour
+    A hash chooses from the palette, so that a name has the same colour in all pictures. If this colour is too close to that
     of an earlier name (for usual vision or the two common kinds of colour blindness), the name gets the next distinct one.
     """
     chosen: list[int] = []
@@ -98,8 +98,8 @@ def colours_for(names: Sequence[str]) -> list[str]:
 
 def heat_table() -> np.ndarray:
     """uint8 (256, 3): the colour of values 0..1."""
-    channels, at = zip(*map(rgb, HEAT_STOPS), strict=True), np.linspace(0, len(HEAT_STOPS) - 1, 256)
-    return np.stack([np.interp(at, range(len(HEAT_STOPS)), each) for each in channels], axis=1).round().astype(np.uint8)
+    channels, positions = zip(*map(rgb, HEAT_STOPS), strict=True), np.linspace(0, len(HEAT_STOPS) - 1, 256)
+    return np.stack([np.interp(positions, range(len(HEAT_STOPS)), each) for each in channels], axis=1).round().astype(np.uint8)
 
 
 _HEAT = heat_table()
@@ -149,18 +149,18 @@ def overlay(
     Args:
         picture: uint8 (H, W, 3).
         labels: int (H, W), index into `colours`, "#rrggbb"; -1 = none of these, drawn grey and dark.
-        striped: classes that are drawn with diagonal stripes (unseen classes).
-        opacity: of the colours, 0..1; 0 leaves the photo as it is.
+        striped: for each class, whether it is drawn with diagonal stripes (unseen classes).
+        opacity: opacity of the colours, 0..1; 0 leaves the photo as it is.
         outline: draw a white line between areas.
-        only: draw this class only, and all others like none of these.
-        names: of the classes, written on their areas; see `write_names`.
+        only: index of the only class to draw; all others are drawn like none of these.
+        names: names of the classes, to write on their areas; see `write_names`.
     """
     assert picture.shape[:2] == labels.shape, "picture and labels must have one size"
     if only is not None:
         labels = np.where(labels == only, only, -1)
     table = np.array([rgb(colour) for colour in (NONE_COLOUR, *colours)], dtype=np.float32)  # -1 is row 0
     grey = grey_version(picture)
-    # Remove up to half of the photo's colour: mixed with a class's colour, it makes hues that are not in the legend.
+    # Remove up to half of the photo's colour, because mixed with a class's colour it makes hues that are not in the legend.
     muted = 0.5 * min(1.0, opacity / OPACITY)
     base = (1 - muted) * picture.astype(np.float32) + muted * grey
     paint = table[labels + 1]
@@ -169,8 +169,8 @@ def overlay(
         height, width = labels.shape
         period = max(8, round(max(height, width) / 60))
         diagonal = (np.arange(height)[:, None] + np.arange(width)[None]) % period < period * 0.4
-        on = np.array([False, *striped])[labels + 1]
-        strength = np.where(on & diagonal, opacity * 0.6, strength)
+        is_striped = np.array([False, *striped])[labels + 1]
+        strength = np.where(is_striped & diagonal, opacity * 0.6, strength)
     mixed = base * (1 - strength[..., None]) + paint * strength[..., None]
     none = labels < 0
     mixed[none] = 0.5 * grey[none] + 40
@@ -200,7 +200,7 @@ def write_names(painted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
 
 
 def place_for(box: tuple[float, float], mask: np.ndarray) -> tuple[float, float] | None:
-    """The middle (y, x) of the largest box of the proportions of (height, width) inside a mask; None if it is too large.
+    """Centre (y, x) of the largest box inside a mask with the aspect of `box` (height, width); None if `box` does not fit.
 
     It is found by erosion on a grid whose cells are the box divided by `PART` in height and width.
     """
@@ -216,8 +216,8 @@ def place_for(box: tuple[float, float], mask: np.ndarray) -> tuple[float, float]
         smaller = high[:, :-2] & high[:, 1:-1] & high[:, 2:]
     if 2 * depth <= PART:
         return None
-    found = np.argwhere(cells)
-    y, x = found[((found - found.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    centres = np.argwhere(cells)
+    y, x = centres[((centres - centres.mean(axis=0)) ** 2).sum(axis=1).argmin()]
     return float(rows[y]), float(columns[x])
 
 
@@ -235,6 +235,6 @@ def heat_map(values: np.ndarray, picture: np.ndarray | None = None, *, strength:
 
 
 def heat_gradient(*, strength: float = 0.8) -> str:
-    """The scale as a CSS gradient, mixed with grey in the same way as `heat_map` mixes it with a photo."""
+    """The scale as a CSS gradient, mixed with grey as `heat_map` mixes it with a photo."""
     colours = np.array([rgb(stop) for stop in HEAT_STOPS]) * strength + 128 * (1 - strength)
     return f"linear-gradient(to right, {', '.join(map(_hex, colours))})"

@@ -31,9 +31,9 @@ from ldvc.errors import CheckpointError, WeightsNotFoundError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CHECKSUMS = "SHA256SUMS"
-NEW_FOLDER = ".new"  # of files that are not complete yet
+NEW_FOLDER = ".new"  # holds files until all are written
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_SHARD_BYTES = 9_500_000  # code hosts and the Hub want large-file storage from 10 MB on
+MAX_SHARD_BYTES = 9_500_000  # code hosts and the Hub require large-file storage from 10 MB on
 MAX_JSON_BYTES = 50_000_000
 _TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _SHARD = re.compile(r"^model-\d{5}-of-\d{5}\.safetensors$")
@@ -44,8 +44,8 @@ _PIECE = re.compile(r"^(?P<name>.+)::(?P<index>\d{1,9})$")
 def replaced_files(folder: str | Path) -> Iterator[Path]:
     """A new folder inside `folder`, whose files move into `folder` at the end.
 
-    Until then nothing in `folder` changes: if the disk is full, the old files stay. Old weights (the files of the old
-    index, and what is named like a shard) that are not written again are deleted in the end; any other file stays.
+    Until then nothing in `folder` changes: if the disk is full, the old files stay. At the end, old weights (files in the old
+    index, and files named like shards) that were not written again are deleted; other files stay.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written.
@@ -53,11 +53,11 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     new = folder / NEW_FOLDER
     try:
-        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
         new.mkdir(parents=True)
         try:
             yield new
-            # a configuration or index last: before it is there, the old one describes the folder
+            # the configuration or index is moved last: until then, the old one describes the folder
             written = sorted((path.name for path in new.iterdir()), key=lambda name: (name.endswith(".json"), name))
             old = {SINGLE_FILE, INDEX_FILE, *(path.name for path in folder.iterdir() if _SHARD.match(path.name))}
             with suppress(CheckpointError):  # there is no index, or it cannot be read
@@ -85,8 +85,8 @@ def save_tensors(
 ) -> list[Path]:
     """Write tensors to a folder, in several files if one would be larger than `max_shard_bytes`; returns the files.
 
-    `dtype` is that of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
-    which may exceed the range of half precision) and integers keep their type. Existing weights are replaced in the end.
+    `dtype` is the type of stored floating-point tensors with two or more dimensions. Vectors (norms, biases, running variances,
+    which may exceed the range of half precision) and integers keep their type. Existing weights are replaced at the end.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; the old weights stay.
@@ -117,11 +117,11 @@ def save_tensors(
 
 
 def load_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """Read tensors that `save_tensors`, or any tool with the Hugging Face format, wrote. Those of floats are float32.
+    """Read tensors from `save_tensors`, or from any tool with the Hugging Face format. Floating-point tensors become float32.
 
     Raises:
         WeightsNotFoundError: a file is missing, or there are only pickles.
-        CheckpointError: a file is damaged, is not the one of `SHA256SUMS`, or holds NaN or infinite numbers.
+        CheckpointError: a file is damaged, does not match `SHA256SUMS`, or holds NaN or infinite numbers.
     """
     folder = Path(folder)
     single, index = (folder / SINGLE_FILE).is_file(), folder / INDEX_FILE
@@ -143,7 +143,7 @@ def load_tensors(folder: str | Path) -> dict[str, Tensor]:
 
 
 def _joined(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Tensors with the pieces of split ones put together."""
+    """Join the pieces of split tensors."""
     tensors = {name: tensor for name, tensor in stored.items() if not _PIECE.match(name)}
     split: dict[str, dict[int, Tensor]] = {}
     for match in filter(None, map(_PIECE.match, stored)):
@@ -176,7 +176,7 @@ def read_safetensors(path: Path, *, checksum: str | None = None) -> dict[str, Te
 
 
 def _check_header(path: Path) -> None:
-    """Checks what safetensors accepts although no checkpoint has it: names that occur twice and rare number types."""
+    """Raises ValueError for what safetensors accepts but no checkpoint has: duplicate names and rare number types."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= min(MAX_JSON_BYTES, path.stat().st_size - 8):
@@ -198,7 +198,7 @@ def require_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def no_safetensors(folder: Path) -> str:
-    """Why a folder without safetensors cannot be loaded: there are only pickles, or nothing."""
+    """The reason why a folder without safetensors cannot be loaded: it holds only pickles, or no weights."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
     if pickles:
         return (
@@ -209,7 +209,7 @@ def no_safetensors(folder: Path) -> str:
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:
-    """Shard -> names of its tensors; raises CheckpointError if it is no index, or names files outside its folder."""
+    """Shard -> names of its tensors; raises CheckpointError if the file is no index, or names files outside its folder."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"Weights are damaged: {path} is no index of shards; fetch it again.")
@@ -233,7 +233,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-    """A JSON object; no object in it has a key twice."""
+    """Parse a JSON object; raises ValueError if it is none, or if a key occurs twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -272,9 +272,9 @@ def write_checksums(folder: Path) -> Path:
 
 
 def hub_reachable() -> bool:
-    """Whether the Hugging Face Hub can be reached within 3 seconds; its own client retries for almost a minute.
+    """Whether the Hugging Face Hub can be reached within 3 seconds. (Its client retries for almost a minute.)
 
-    With a proxy it cannot be checked, and the result is True.
+    With a proxy this cannot be checked, and the result is True.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False

@@ -1,4 +1,4 @@
-"""What a decoder returns for the windows of a photo, and what a result computes from it."""
+"""Outputs of a decoder for the windows of a photo, and what a result computes from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DecoderFeatures(NamedTuple):
 
     @classmethod
     def of(cls, decoded: DecoderOutput, words: int) -> DecoderFeatures:
-        """Those of the first picture of a batch and its first `words` embeddings, on the CPU."""
+        """Features of the first picture of a batch, with its first `words` embeddings, on the CPU."""
         patches = (decoded.patch_features_before, decoded.patch_features)
         classes = (decoded.class_embeddings_before[:, :words], decoded.class_embeddings[:, :words])
         return cls(*(values[0].float().cpu() for values in (*patches, *classes)))
@@ -35,14 +35,14 @@ class DecoderFeatures(NamedTuple):
 
 @dataclass
 class WindowOutput:
-    """What the decoder returned for one window."""
+    """The output of a decoder for one window."""
 
     window: Window  # its place in the model's input
     logits: Tensor  # (C, h, w), one value per patch, padding included
-    # for each layer (heads, E, h, w), before the softmax: of all words, class by class, then of `Segmentation.company`
+    # for each layer, scores before the softmax (heads, E, h, w): all words, class by class, then `Segmentation.company`
     attention_scores: list[Tensor] = field(default_factory=list)
     routing: list[Routing] = field(default_factory=list)  # for each layer; empty without LCSA
-    features: DecoderFeatures | None = None  # None if not asked for
+    features: DecoderFeatures | None = None  # None if not requested
     stuff: Tensor | None = None  # (h, w), cosines of the best stuff word, with a `SoftmaxCalibration`
     patch_attention: Tensor | None = None  # (N, N) in the last block of the image tower, with plain CLIP
     patch_features: Tensor | None = None  # (N, d), with plain CLIP, which has no decoder
@@ -60,10 +60,10 @@ class WindowOutput:
 class Best(NamedTuple):
     """The best class of each pixel, and what a softmax needs for scores; all tensors are (H, W)."""
 
-    values: Tensor  # of the best class, see `Segmentation._maps`
+    values: Tensor  # value of the best class, see `Segmentation._maps`
     labels: Tensor  # its index
-    total: Tensor | None = None  # see `SoftmaxCalibration`; None with sigmoids, as `stuff`
-    stuff: Tensor | None = None
+    total: Tensor | None = None  # see `SoftmaxCalibration.total`; None with sigmoids
+    stuff: Tensor | None = None  # logit of the best stuff word; None with sigmoids
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
 
     def distance(window: Window) -> float:
         """From the patch to the centre of the window; 0.5 at its border."""
-        down, along = at_y - window.top - window.height / 2, at_x - window.left - window.width / 2
-        return max(abs(down) / window.height, abs(along) / window.width)
+        offset_y, offset_x = at_y - window.top - window.height / 2, at_x - window.left - window.width / 2
+        return max(abs(offset_y) / window.height, abs(offset_x) / window.width)
 
     output = min(outputs, key=lambda each: distance(each.window))
     window, routing = output.window, output.routing[layer]
     layout, (height, width) = routing.layout, routing.layout.grid
     row = min(max(int((at_y - window.top) // patch), 0), height - 1)
     column = min(max(int((at_x - window.left) // patch), 0), width - 1)
-    own, regions = layout.region_of(row, column), routing.chosen(row, column)
-    affinities = routing.affinity[0, own].float()
+    own_region, regions = layout.region_of(row, column), routing.chosen(row, column)
+    affinities = routing.affinity[0, own_region].float()
     return PatchRouting(
         grid=(height, width),
         patch=(row, column),
@@ -108,8 +108,8 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
         regions=np.array(regions),
         affinity=affinities[regions].numpy(),
         all_affinities=affinities.numpy(),
-        own_region=own,
-        boxes={region: layout.box(region) for region in (*regions, own)},
+        own_region=own_region,
+        boxes={region: layout.box(region) for region in (*regions, own_region)},
         token_attention=routing.token_attention(row, column).numpy(),
         region_grid=layout.count,
     )
@@ -118,16 +118,16 @@ def patch_routing(outputs: Sequence[WindowOutput], y: int, x: int, *, layer: int
 def attention_of_patch(outputs: Sequence[WindowOutput], y: int, x: int, *, input_size: tuple[int, int], patch: int) -> Tensor:
     """Attention (h, w) of the patch in row `y`, column `x` of the whole photo's grid to all patches.
 
-    It is the mean over the windows that hold both, and 0 where no window does. `input_size`, `patch`: see `stitch`.
+    It is the mean over the windows that hold both patches, and 0 where no window does. `input_size`, `patch`: see `stitch`.
     """
     at_y, at_x = (min((place + 0.5) * patch, side - 0.5) for place, side in zip((y, x), input_size, strict=True))
     maps, windows = [], [output.window for output in outputs]
     for output, window in zip(outputs, windows, strict=True):
-        grid, down, along = tuple(output.logits.shape[-2:]), at_y - window.top, at_x - window.left
-        own, holds = torch.zeros(grid), 0 <= down < window.height and 0 <= along < window.width
-        if holds:
-            own = output.patch_attention[int(down // patch) * grid[1] + int(along // patch)].unflatten(0, grid)
-        maps.append(torch.stack([own, torch.full(grid, float(holds))]))
+        grid, local_y, local_x = tuple(output.logits.shape[-2:]), at_y - window.top, at_x - window.left
+        attention, holds_patch = torch.zeros(grid), 0 <= local_y < window.height and 0 <= local_x < window.width
+        if holds_patch:
+            attention = output.patch_attention[int(local_y // patch) * grid[1] + int(local_x // patch)].unflatten(0, grid)
+        maps.append(torch.stack([attention, torch.full(grid, float(holds_patch))]))
     size = (-(-input_size[0] // patch), -(-input_size[1] // patch))
     total, count = stitch(maps, windows, size, input_size=input_size, patch=patch, grid=True)
     return total / count.clamp(min=torch.finfo(count.dtype).tiny)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SHARPNESS = 3.0  # of LCSA's attention at initialisation, measured; with 1 it averages patches of different objects
+SHARPNESS = 3.0  # factor of LCSA's scores at initialisation, measured; with 1, it averages patches of different objects
 TRAIN_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # on a GPU
 GATHER_CHUNK = 2_000_000  # elements of keys and values that are gathered at once on a CPU without gradients: 8 MB
 
@@ -50,7 +50,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
 
 
 def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
-    """Make a linear layer copy its input, times a factor, to each of its outputs: weight = factor * [I; I; ...], bias = 0."""
+    """Make each output of a linear layer a copy of its input times a factor: weight = factor * [I; I; ...], bias = 0."""
     rows, width = linear.weight.shape
     with torch.no_grad():
         linear.weight.copy_(factor * torch.eye(width).repeat(rows // width, 1))
@@ -58,7 +58,7 @@ def init_identity(linear: nn.Linear, *, factor: float = 1.0) -> None:
 
 
 class MultiHeadAttention(nn.Module):
-    """The projections of multi-head attention. Keys and values have one layer, so that they are adjacent in memory.
+    """The projections of multi-head attention. Keys and values share a layer, so that they are adjacent in memory.
 
     With `start_at_identity`, the projections start as identity matrices (queries times `sharpness`), so that the branch starts
     as a similarity-weighted mean of what it attends to; otherwise with PyTorch's initialisation.
@@ -78,7 +78,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class CrossAttention(MultiHeadAttention):
-    """Attention of one set of tokens to another; `dropout` is on the attention weights, while training."""
+    """Attention of one set of tokens to another; `dropout` applies to the attention weights in training."""
 
     def __init__(self, width: int, heads: int, *, start_at_identity: bool = False, dropout: float = 0.0) -> None:
         super().__init__(width, heads, start_at_identity=start_at_identity)
@@ -90,8 +90,8 @@ class CrossAttention(MultiHeadAttention):
         Returns (B, N, d), and the scores before the softmax (B, heads, N, C), float32, scaled by 1 / sqrt(d_head), or None.
         """
         query = rearrange(self.query(queries), "b n (heads c) -> b heads n c", heads=self.heads)
-        both = "b n (two heads c) -> two b heads n c"
-        key, value = rearrange(self.key_value(context), both, two=2, heads=self.heads)  # (B, heads, C, d_head) each
+        by_head = "b n (two heads c) -> two b heads n c"
+        key, value = rearrange(self.key_value(context), by_head, two=2, heads=self.heads)  # (B, heads, C, d_head) each
         if self.training and self.dropout.p:
             mixed = self.dropout(attention_scores(query, key).softmax(dim=-1)).to(value.dtype) @ value
         else:
@@ -128,7 +128,7 @@ class Layout:
 
     @property
     def total(self) -> int:
-        """R."""
+        """R, the number of regions."""
         return self.count[0] * self.count[1]
 
     @property
@@ -137,7 +137,7 @@ class Layout:
         return tuple(n * size - side for n, size, side in zip(self.count, self.size, self.grid, strict=True))
 
     def window(self, tokens: Tensor) -> Tensor:
-        """(B, h * w, c) -> (B, R, t, c): tokens region by region, zeros where there is padding."""
+        """(B, h * w, c) -> (B, R, t, c): tokens region by region; padding is zero."""
         tokens = tokens.unflatten(1, self.grid)
         if any(self.padding):
             tokens = F.pad(tokens, (0, 0, 0, self.padding[1], 0, self.padding[0]))
@@ -200,8 +200,8 @@ class RoutedSelfAttention(MultiHeadAttention):
     With k = R and no convolution this is full self-attention.
 
     Args:
-        width, heads, start_at_identity: see `MultiHeadAttention`. LCSA starts as a mean over the most similar patches, and its
-            convolution with zeros.
+        width, heads: see `MultiHeadAttention`.
+        start_at_identity: start as a mean over the most similar patches, with a convolution of zeros.
         regions: S; see `Layout`.
         topk: k; clamped to the number of regions.
         local_conv: add a depthwise 5 x 5 convolution of the values (BiFormer's local term); padding is zero.
@@ -240,12 +240,12 @@ class RoutedSelfAttention(MultiHeadAttention):
         step = batch * total
         if tokens.device.type == "cpu" and not torch.is_grad_enabled():  # in parts that fit the CPU cache
             step = max(1, GATHER_CHUNK // (rows.shape[1] * places * 2 * width))
-        queries, asked = query_windows.flatten(0, 1).split(step), rows.split(step)  # of (B * R, t, d), (B * R, k')
-        masks = [None] * len(asked)
+        query_parts, row_parts = query_windows.flatten(0, 1).split(step), rows.split(step)  # of (B * R, t, d), (B * R, k')
+        masks = [None] * len(row_parts)
         if valid is not None:
             masks = valid[chosen].reshape(batch * total, 1, 1, -1).split(step)  # parts of (B * R, 1, 1, k' * t)
         key_value_windows = key_value_windows.reshape(batch * total, places * 2 * width)
-        mixed = [self._attend(*part, key_value_windows) for part in zip(queries, asked, masks, strict=True)]
+        mixed = [self._attend(*part, key_value_windows) for part in zip(query_parts, row_parts, masks, strict=True)]
         mixed = mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (B * R, t, d)
         mixed = layout.unwindow(mixed.unflatten(0, (batch, total)))  # (B, N, d)
         if self.local is not None:
@@ -254,15 +254,15 @@ class RoutedSelfAttention(MultiHeadAttention):
 
         routing = None
         if return_routing:
-            of_patches = (query.detach(), key_value[..., :width].detach())
-            heads = (rearrange(each, "b n (heads c) -> b heads n c", heads=self.heads) for each in of_patches)
+            projected = (query.detach(), key_value[..., :width].detach())
+            heads = (rearrange(each, "b n (heads c) -> b heads n c", heads=self.heads) for each in projected)
             routing = Routing(layout, chosen, affinity, *heads)
         return self.out(mixed), routing
 
     def _attend(self, query: Tensor, rows: Tensor, mask: Tensor | None, key_value: Tensor) -> Tensor:
-        """Patches (r, t, d) of r regions attend to those of the regions `rows` (r, k') that these chose -> (r, t, d).
+        """Patches (r, t, d) of r regions attend to the patches of their chosen regions, `rows` (r, k') -> (r, t, d).
 
-        `key_value` (B * R, t * 2d) is that of all regions; `mask` (r, 1, 1, k' * t) is False where there is padding.
+        `key_value` (B * R, t * 2d) holds all regions; `mask` (r, 1, 1, k' * t) is False where there is padding.
         """
         gathered = key_value.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # (r, k', t * 2d)
         parts = "r k (t two heads c) -> two r heads (k t) c"
@@ -272,12 +272,12 @@ class RoutedSelfAttention(MultiHeadAttention):
 
     @torch.no_grad()
     def _route(self, query: Tensor, key: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Affinity (B, R, R) and chosen regions (B, R, k') from windows (B, R, t, d); means leave out padding."""
+        """Affinity (B, R, R) and chosen regions (B, R, k') from windows (B, R, t, d); padding is left out of means."""
         with torch.autocast(query.device.type, enabled=False):
             windows = (query.float(), key.float())
             if valid is None:
                 query_mean, key_mean = (each.mean(dim=2) for each in windows)  # (B, R, d)
-            else:  # padding is zero and does not add up; no count is 0
+            else:  # padding is zero and adds nothing; every region has patches
                 query_mean, key_mean = (each.sum(dim=2) / valid.sum(dim=1)[:, None] for each in windows)
             affinity = query_mean @ key_mean.transpose(1, 2) * query.shape[-1] ** -0.5  # (B, R, R)
         chosen = affinity.topk(min(self.topk, affinity.shape[-1]), dim=-1).indices

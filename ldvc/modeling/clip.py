@@ -1,4 +1,4 @@
-"""The frozen CLIP: built by open_clip's name, from a file, or from a folder of this project.
+"""The frozen CLIP: built by its name in open_clip, from a file, or from a folder of this project.
 
 A folder of this project holds `config.json`::
 
@@ -6,8 +6,8 @@ A folder of this project holds `config.json`::
      "patch_embed": {...} or null,             keyword arguments of ConvPatchEmbed, which then replaces `visual.conv1`
      "mean": [r, g, b], "std": [r, g, b]}      how pictures are normalised
 
-and weights in the format of `ldvc.weights`: half precision on disk, float32 in memory. A CLIP that differs from another one
-in some tensors holds only these; its `config.json` is `{"base": "../other"}`, a path relative to its folder.
+and weights in the format of `ldvc.weights`: half precision on disk, float32 in memory. A folder may hold only the tensors that
+differ from another CLIP. Its `config.json` is then `{"base": "../other"}`, a path relative to the folder.
 
 Files of weights under other names are found and read by `ldvc.modeling.clip_weights`.
 """
@@ -30,13 +30,13 @@ from ldvc.weights import load_tensors, read_json, replaced_files, save_tensors, 
 LITE_FOLDER = ASSETS / "lite"
 
 # A CLIP that was trained with a softmax has no bias, but masks are sigmoids of each class and need one. Cosines of OpenAI's
-# CLIP are about 0.25 to 0.3 for matching pairs of image and text and 0.1 to 0.2 for others, so a class is "present" above this
-# cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
+# CLIP are about 0.25 to 0.3 for matching pairs of image and text and 0.1 to 0.2 for others, so a class counts as present above
+# this cosine at the start of training. The decoder learns its own bias. The paper does not specify it.
 NEUTRAL_COSINE = 0.25
 
 NO_LITE = f"The lite model is not at {LITE_FOLDER}; fetch the whole project, with its assets folder."
 ANOTHER = "use one such as 'ViT-B-16-quickgelu'"
-MAX_LAYERS = 200  # of a tower; more would take long to build before its sizes can be compared
+MAX_LAYERS = 200  # of a tower; more would take long to build
 
 
 class FrozenClip(nn.Module):
@@ -143,19 +143,19 @@ def _build_from_folder(folder: Path) -> FrozenClip:
         state = load_tensors(folder)
     if "architecture" not in config:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a CLIP: it has no 'architecture'.")
-    stem = config.get("patch_embed")
-    model = _build_fitting(config["architecture"], state, source=folder, other_stem=stem is not None)
-    if stem is not None:
+    patch_embed = config.get("patch_embed")
+    model = _build_fitting(config["architecture"], state, source=folder, replaces_conv1=patch_embed is not None)
+    if patch_embed is not None:
         # imported here, because timm is slow to import and a plain ViT does not need it
         import timm
 
         from ldvc.modeling.conv_patch_embed import ConvPatchEmbed
 
-        if not isinstance(stem, dict) or not timm.is_model(str(stem.get("backbone", "tf_efficientnet_lite2"))):
-            raise CheckpointError(f"{folder / 'config.json'} names no patch embedding of timm: {stem}.")
+        if not isinstance(patch_embed, dict) or not timm.is_model(str(patch_embed.get("backbone", "tf_efficientnet_lite2"))):
+            raise CheckpointError(f"{folder / 'config.json'} names no patch embedding of timm: {patch_embed}.")
         vision = config["architecture"]["vision_cfg"]
         try:
-            model.visual.conv1 = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **stem)
+            model.visual.conv1 = ConvPatchEmbed(vision["width"], patch_size=vision["patch_size"], **patch_embed)
         except (AssertionError, TypeError) as error:
             raise CheckpointError(f"{folder / 'config.json'} holds a patch_embed that cannot be built: {error}.") from error
     _load_state(model, state, source=folder)
@@ -163,20 +163,20 @@ def _build_from_folder(folder: Path) -> FrozenClip:
 
 
 def _build_fitting(
-    architecture: Any, state: Mapping[str, Tensor], *, source: Path, other_stem: bool = False
+    architecture: Any, state: Mapping[str, Tensor], *, source: Path, replaces_conv1: bool = False
 ) -> CLIP | CustomTextCLIP:
-    """An architecture that has the tensors of `state`. It is built without memory first, so that absurd sizes cost nothing.
+    """Build an architecture and check its shapes against `state`, first without memory, so that absurd sizes cost nothing.
 
-    With `other_stem`, `visual.conv1` will be replaced and is not compared.
+    With `replaces_conv1`, `visual.conv1` will be replaced and is not compared.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in _build_architecture(architecture).state_dict().items()}
     for name, shape in shapes.items():
-        if (name not in state or state[name].shape != shape) and not (other_stem and name.startswith("visual.conv1.")):
-            found = tuple(state[name].shape) if name in state else "nothing"
+        if (name not in state or state[name].shape != shape) and not (replaces_conv1 and name.startswith("visual.conv1.")):
+            actual = tuple(state[name].shape) if name in state else "nothing"
             raise CheckpointError(
-                f"The weights in {source} do not fit the architecture: {name} must have the shape {tuple(shape)}, not {found}; "
-                "use the configuration that was saved with them."
+                f"The weights in {source} do not fit the architecture: {name} must have the shape {tuple(shape)}, not "
+                f"{actual}; use the configuration that was saved with them."
             )
     return _build_architecture(architecture)
 
@@ -201,7 +201,7 @@ def _build_architecture(architecture: Any) -> CLIP | CustomTextCLIP:
 
 
 def _freeze(model: CLIP | CustomTextCLIP, architecture: Mapping[str, Any], preprocess: Mapping[str, Any]) -> FrozenClip:
-    """`preprocess` may have "mean" and "std"; otherwise they are those of OpenAI's CLIP."""
+    """A frozen CLIP with its tokenizer. "mean" and "std" are those of `preprocess`, or else of OpenAI's CLIP."""
     text = architecture["text_cfg"]
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     if text.get("hf_tokenizer_name"):
@@ -210,10 +210,10 @@ def _freeze(model: CLIP | CustomTextCLIP, architecture: Mapping[str, Any], prepr
     mean = preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = preprocess.get("std") or open_clip.OPENAI_DATASET_STD
     try:
-        three = len(mean) == len(std) == 3 and all(abs(value) < 100 for value in mean) and all(0 < value < 100 for value in std)
+        valid = len(mean) == len(std) == 3 and all(abs(value) < 100 for value in mean) and all(0 < value < 100 for value in std)
     except TypeError:
-        three = False
-    if not three or "bpe_path" in options:
+        valid = False
+    if not valid or "bpe_path" in options:
         raise CheckpointError(
             f"The CLIP configuration needs three numbers each as mean and std, and no 'bpe_path', not {mean}, {std}, {options}."
         )

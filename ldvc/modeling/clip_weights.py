@@ -1,7 +1,7 @@
 """Files of CLIP weights: where they are on this machine or on the Hub, and how they are read.
 
-Folders and the Hub's repositories of this project give safetensors and JSON only. A file that Python's pickle wrote is read if
-its own path is given, or as the published weights of an architecture: with `weights_only=True`, or as OpenAI's TorchScript.
+From folders, and from Hub repositories of this project, only safetensors and JSON are read. A pickle is read only if its own
+path is given, or if it holds the published weights of an architecture: with `weights_only=True`, or as OpenAI's TorchScript.
 """
 
 import logging
@@ -23,7 +23,7 @@ from ldvc.weights import hub_reachable, no_safetensors, read_safetensors, requir
 
 FULL_CLIP = "ViT-B-16-quickgelu"  # with OpenAI's weights, the CLIP of the paper
 WEIGHTS_VARIABLE = "LDVC_CLIP_WEIGHTS"  # environment: a local file with the weights of the tag "openai"
-OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI stores with the weights
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # stored by OpenAI with the weights
 PUBLISHED_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
@@ -33,7 +33,7 @@ def is_architecture(clip: str) -> bool:
 
 
 def default_weights(clip: str) -> str:
-    """Tag of the weights of an architecture: OpenAI's if there are such, otherwise the first in open_clip's list.
+    """Tag of the weights of an architecture: OpenAI's if they exist, otherwise the first in open_clip's list.
 
     Raises WeightsNotFoundError if open_clip lists none that were trained with the activation of this architecture.
     """
@@ -47,7 +47,7 @@ def default_weights(clip: str) -> str:
 
 
 def weights_here(clip: str, pretrained: str) -> bool:
-    """Whether weights of an architecture need no download."""
+    """Whether the weights of an architecture are on this machine."""
     try:
         return _local_weights(clip, pretrained)[0] is not None
     except LdvcError:
@@ -55,7 +55,7 @@ def weights_here(clip: str, pretrained: str) -> bool:
 
 
 def find_pretrained(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None = None) -> tuple[Path, Mapping[str, Any]]:
-    """File of weights of an architecture, and its preprocessing. Weights that are not on this machine are downloaded.
+    """The file with the weights of an architecture, and their preprocessing. Missing weights are downloaded.
 
     Args:
         clip, pretrained: see `build_clip`.
@@ -65,9 +65,9 @@ def find_pretrained(clip: str, pretrained: str, *, tqdm_class: type[tqdm] | None
         WeightsNotFoundError: the weights cannot be found or downloaded.
         CheckpointError: they were trained with another activation.
     """
-    found, tag = _local_weights(clip, pretrained)
-    if found is not None:
-        return found, tag
+    local, tag = _local_weights(clip, pretrained)
+    if local is not None:
+        return local, tag
     try:
         if not hub_reachable():
             raise ConnectionError("the Hub cannot be reached")
@@ -94,22 +94,22 @@ def _download(tag: Mapping[str, Any], tqdm_class: type[tqdm] | None) -> Path:
 
 
 def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str, Any]]:
-    """File of weights on this machine, or None, and what open_clip says about them."""
+    """The file with the weights on this machine, or None, and the entry of open_clip about them."""
     path = Path(pretrained).expanduser()
-    named = os.environ.get(WEIGHTS_VARIABLE)
-    if pretrained == "openai" and named:
-        path = Path(named).expanduser()
+    variable = os.environ.get(WEIGHTS_VARIABLE)
+    if pretrained == "openai" and variable:
+        path = Path(variable).expanduser()
         if not path.is_file():
-            raise WeightsNotFoundError(f"There is no file {named}, which {WEIGHTS_VARIABLE} names; correct it or unset it.")
+            raise WeightsNotFoundError(f"There is no file {variable}, which {WEIGHTS_VARIABLE} names; correct it or unset it.")
     if path.is_file():
         return path, {}
     if path.is_dir():
         return weight_file(path), {}
     tag = open_clip.get_pretrained_cfg(clip, pretrained)
     if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(clip)) or "none"
+        known_tags = ", ".join(open_clip.list_pretrained_tags_by_model(clip)) or "none"
         raise WeightsNotFoundError(
-            f"{pretrained!r} is neither a file nor a folder nor a known set of weights for {clip} (known: {known})."
+            f"{pretrained!r} is neither a file nor a folder nor a known set of weights for {clip} (known: {known_tags})."
         )
     if tag.get("quick_gelu", False) != open_clip.get_model_config(clip).get("quick_gelu", False):
         other = clip.removesuffix("-quickgelu") if clip.endswith("-quickgelu") else f"{clip}-quickgelu"
@@ -126,14 +126,14 @@ def _local_weights(clip: str, pretrained: str) -> tuple[Path | None, Mapping[str
 
 
 def weight_file(folder: Path) -> Path:
-    """The one file of weights in a folder, as safetensors."""
-    found = sorted(folder.glob("*.safetensors"))
-    known = [folder / name for name in PUBLISHED_FILES if folder / name in found]
-    if len(found) > 1 and not known:
+    """The only file of weights in a folder, as safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    published = [folder / name for name in PUBLISHED_FILES if folder / name in files]
+    if len(files) > 1 and not published:
         raise WeightsNotFoundError(f"{folder} holds several files of weights; give the path of one.")
-    if not found:
+    if not files:
         raise WeightsNotFoundError(f"{folder} holds no file of weights that can be used: {no_safetensors(folder)}")
-    return (known or found)[0]
+    return (published or files)[0]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except RuntimeError:  # the archives of OpenAI have no plain tensors
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        state = state.get("state_dict", state)  # of a training checkpoint
+        state = state.get("state_dict", state)  # training checkpoints nest the tensors
         state = {name.removeprefix("module."): tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
         assert all(isinstance(tensor, Tensor) for tensor in state.values()), "it holds other things than tensors"
         return state

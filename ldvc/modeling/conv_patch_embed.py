@@ -24,10 +24,10 @@ class ConvPatchEmbed(nn.Module):
     without learnable parameters gives both the same scale.
 
     Objects fill most of an ImageNet photo, so the network is weak on small objects. A patch may therefore be larger than the
-    stride. Then the picture is encoded at two scales: as it is, with the mean of the features of each patch, and reduced to
-    one feature per patch. The result is the mean of both scales.
+    stride. Then the picture is encoded at two scales: unchanged, with features averaged over each patch, and reduced to one
+    feature per patch. The result is the mean of both scales.
 
-    `width` are the channels of the ViT; of the timm model `backbone`, only feature blocks are built, without weights.
+    `width` is the number of channels of the ViT. Of the timm model `backbone`, only feature blocks are built, without weights.
     """
 
     def __init__(self, width: int, *, patch_size: int = STRIDE, backbone: str = "tf_efficientnet_lite2") -> None:
@@ -71,18 +71,18 @@ class ConvPatchEmbed(nn.Module):
 
 
 def scales(images: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-    """Pictures (B, 3, H, W) as they are and, if that is smaller, reduced to `STRIDE` pixels per patch of `grid` (h, w).
+    """Pictures (B, 3, H, W) unchanged and, if that is smaller, reduced to `STRIDE` pixels per patch of `grid` (h, w).
 
     channels_last: convolutions on a CPU are 2 to 3 times faster.
     """
-    size, found = (STRIDE * grid[0], STRIDE * grid[1]), [images]
+    size, pictures = (STRIDE * grid[0], STRIDE * grid[1]), [images]
     if images.shape[-2:] != size:
-        found.append(F.interpolate(images, size=size, mode="bilinear", antialias=True))
-    return [each.contiguous(memory_format=torch.channels_last) for each in found]
+        pictures.append(F.interpolate(images, size=size, mode="bilinear", antialias=True))
+    return [each.contiguous(memory_format=torch.channels_last) for each in pictures]
 
 
 def scale_mean(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Features (B, C, ...) of each of `scales` -> their mean (B, C, h, w) on `grid`."""
+    """Features (B, C, ...) of the pictures of `scales` -> their mean (B, C, h, w) on `grid`."""
     resize = {"size": grid, "mode": "bilinear", "antialias": True}
     pooled = [each if each.shape[-2:] == grid else F.interpolate(each, **resize) for each in maps]
     return torch.stack(pooled).mean(dim=0)

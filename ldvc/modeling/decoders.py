@@ -5,7 +5,7 @@ in the recipe clip_start (`MaskScores`). The attention of the last layer is ther
 `ldvc_without_lcsa`, patches are queries and class embeddings are keys; in `zegclip` it is the opposite.
 
 Inside a decoder patches and class embeddings are multiplied by sqrt(d): unit vectors then have elements of about 1, and a
-residual branch with a small gate is a small change. Only `zegclip` in its published form takes them as they are. Scores are
+residual branch with a small gate is a small change. Only `zegclip` in the recipe published takes unit vectors. Scores are
 computed in float32, also under autocast.
 """
 
@@ -34,8 +34,8 @@ class DecoderOutput:
     mask_logits: Tensor  # (B, C, h, w), one sigmoid per class, float32
     patch_features: Tensor  # (B, N, d), as they enter the last cross-attention, before its norm
     class_embeddings: Tensor  # (B, C, d), as they enter the last cross-attention
-    cross_attention: list[Tensor] | None = None  # of (B, heads, C, h, w), float32; None if not asked for
-    routing: list[Routing] | None = None  # for each layer with LCSA; None if not asked for or without LCSA
+    cross_attention: list[Tensor] | None = None  # of (B, heads, C, h, w), float32; None if not requested
+    routing: list[Routing] | None = None  # for each layer with LCSA; None if not requested or without LCSA
     patch_features_before: Tensor | None = None  # inputs of the decoder; references, not copies
     class_embeddings_before: Tensor | None = None
 
@@ -64,9 +64,9 @@ class Gate(nn.Module):
 class MaskScores(nn.Module):
     """The last cross-attention, of which only the scores are used: S = mean over heads of (W_q x)(W_k y)^T / sqrt(d_h) + bias.
 
-    Values, output projection and feed-forward network of that layer would reach no mask, so they are not built. The
-    temperature is inside W_q: where the decoder starts at CLIP, W_k is the identity and W_q a scaled identity, such that S is
-    CLIP's own logit, scale * cosine + bias, for inputs of length sqrt(d).
+    Values, output projection and feed-forward network of that layer would not affect the masks, so they are not built. The
+    temperature is part of W_q. If the decoder starts at CLIP, W_k is the identity and W_q a scaled identity. Then S is the
+    logit of CLIP, scale * cosine + bias, for inputs of length sqrt(d).
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
@@ -97,7 +97,7 @@ class MaskScores(nn.Module):
 
 
 class LocalConsensus(nn.Module):
-    """V <- V + g * LCSA(LN V): patches attend to those of related regions. `gate`: first value of g, None = no gate."""
+    """V <- V + g * LCSA(LN V): patches attend to patches of related regions. `gate`: first value of g, None = no gate."""
 
     def __init__(self, config: ModelConfig, width: int, *, gate: float | None) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class LocalConsensus(nn.Module):
         self.gate = Gate(width, gate)
 
     def forward(self, patches: Tensor, grid: tuple[int, int], **options: bool) -> tuple[Tensor, Routing | None]:
-        """Patches (B, N, d) -> patches, and routing or None; arguments as of `RoutedSelfAttention.forward`."""
+        """Patches (B, N, d) -> patches, and routing or None; arguments as for `RoutedSelfAttention.forward`."""
         branch, routing = self.attention(self.norm(patches), grid, **options)
         return patches + self.gate(branch), routing
 
@@ -147,7 +147,7 @@ class LocalConsensusDecoder(nn.Module):
         super().__init__()
         layers = config.decoder_layers
         with_lcsa = config.decoder == "ldvc"
-        # The consensus right before the masks matters most, so its gate may start wider open than all others.
+        # The LCSA right before the masks matters most, so its gate may start larger than the others.
         last_gate = config.lcsa_gate_init if config.parts.starts_at_clip else None
         gates = [config.parts.gate] * (layers - 1) + [last_gate] if with_lcsa else []
         self.consensus = nn.ModuleList(LocalConsensus(config, width, gate=gate) for gate in gates)
@@ -200,8 +200,8 @@ class LocalConsensusDecoder(nn.Module):
 class ZegClipBlock(nn.Module):
     """Post-norm cross-attention of classes to patches, then FFN: T <- T + g * (LN(T + branch(T)) - T).
 
-    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity. In the recipe
-    published, activation and dropout are the published ones, too.
+    Without gate (g = 1) that is the published LN(T + branch(T)); with g = 0 it is the identity. The recipe published
+    also has the published activation and dropout.
     """
 
     def __init__(self, config: ModelConfig, width: int) -> None:
@@ -230,9 +230,9 @@ class ZegClipDecoder(nn.Module):
     """Decoder `zegclip` (Zhou et al., "ZegCLIP", 2023): class embeddings are queries, patches are keys and values.
 
     Mask logits are the scores of the last layer (`MaskScores`), as in `ldvc`. The published model also has parameters that do
-    not affect the masks; tests/test_zegclip_parity.py counts them. In the recipe published, this is the form of its authors'
-    code: unit vectors go in as they are, layers have ReLU and dropout, masks are the bare scores, and all layers start as
-    copies of one layer with PyTorch's initialisation.
+    not affect the masks; tests/test_zegclip_parity.py counts them. The recipe published follows the code of its authors:
+    inputs are unit vectors, layers have ReLU and dropout, masks are scores without a bias, and all layers start as copies of
+    one layer with PyTorch's initialisation.
     """
 
     def __init__(self, config: ModelConfig, width: int, *, scale: float, bias: float) -> None:
@@ -257,7 +257,7 @@ class ZegClipDecoder(nn.Module):
         return_attention: bool = False,
         skip_lcsa: bool = False,
     ) -> DecoderOutput:
-        """Decode; arguments as of `LocalConsensusDecoder`. There is no LCSA to skip here."""
+        """Decode; arguments as for `LocalConsensusDecoder`. There is no LCSA to skip here."""
         patches, classes = patch_features.float() * self.unit, class_embeddings.float() * self.unit
         all_scores = []
         for block in self.blocks:

@@ -1,8 +1,8 @@
-"""Dense features of a frozen CLIP without training: other readings of the last block of its image tower.
+"""Dense features of a frozen CLIP without training: other ways to compute the last block of its image tower.
 
-CLIP's last block gathers the whole picture for the class token, which blurs its patches. Two published readings keep the places
-apart. All blocks before the last stay as they are. With z = LN1(x), only the attention of the last block is kept, without the
-residual connection and the MLP: o = W_o (A v). Then follow ln_post and the projection.
+CLIP's last block mixes the whole picture into each token, which blurs the patches. Two published methods keep positions apart.
+They do not change the blocks before. With z = LN1(x), they keep only the attention of the last block, without the residual
+connection and the MLP: o = W_o (A v). Then follow ln_post and the projection.
 
 plain    the block as it is.
 naclip   NACLIP (Hajimiri et al., "Pay Attention to Your Neighbours", arXiv 2404.08181): each token attends to tokens with
@@ -24,7 +24,7 @@ from ldvc.modeling.towers import ImageFeatures, ImageTower, run_block
 GAUSSIAN_STD = 5.0  # patches, NACLIP
 OUTLIER_NEIGHBOURS, OUTLIER_SHARE = 30, 0.05  # SC-CLIP, as all numbers below
 SIMILAR = 0.4  # lowest cosine of patches that are averaged
-SHARPNESS = 3.0  # of the similarity as attention
+SHARPNESS = 3.0  # factor of the similarity before its softmax
 CLASS_TOKEN_SHARE = 0.3
 MIDDLE, EARLY, LAST_ADDED = 9, 4, 10  # blocks of 12
 
@@ -35,8 +35,8 @@ def dense_features(
     """Features of pictures in the joint space, without prompts, not normalised.
 
     Args:
-        tower: around the frozen CLIP.
-        patch_tokens: (B, width, h, w), of `tower.embed_patches`.
+        tower: image tower of the frozen CLIP.
+        patch_tokens: (B, width, h, w), from `tower.embed_patches`.
         reading: "plain", "naclip" or "sc_clip".
         attention: also return the attention (B, N, N) of patches to patches in the last block, the mean over heads.
     """
@@ -72,8 +72,8 @@ def _split(block: ResidualAttentionBlock, tokens: Tensor, part: slice) -> list[T
     return [x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected.chunk(part.stop - part.start, dim=-1)]
 
 
-def _attended(block: ResidualAttentionBlock, weights: Tensor, values: Tensor) -> Tensor:
-    """W_o (A v): (B, N, width)."""
+def _attend(block: ResidualAttentionBlock, weights: Tensor, values: Tensor) -> Tensor:
+    """W_o (A v) for weights A and values v, (B, N, width)."""
     return block.ls_1(block.attn.out_proj((weights @ values).transpose(1, 2).flatten(2)))
 
 
@@ -85,23 +85,23 @@ def _key_scores(key: Tensor) -> Tensor:
 def _naclip(block: ResidualAttentionBlock, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A = softmax(k k^T / sqrt(d_head) + w), w_ij = exp(-|p_i - p_j|^2 / (2 s^2)) between patches, 0 for the class token."""
     key, value = _split(block, tokens, slice(1, 3))
-    axes = (torch.arange(side, device=tokens.device, dtype=tokens.dtype) for side in grid)
-    rows, columns = (torch.exp(-((at[:, None] - at) ** 2) / (2 * GAUSSIAN_STD**2)) for at in axes)
+    positions = (torch.arange(side, device=tokens.device, dtype=tokens.dtype) for side in grid)
+    rows, columns = (torch.exp(-((position[:, None] - position) ** 2) / (2 * GAUSSIAN_STD**2)) for position in positions)
     window = torch.einsum("ij,kl->ikjl", rows, columns).reshape(len(rows) * len(columns), -1)  # (N, N)
     weights = (_key_scores(key) + F.pad(window, (1, 0, 1, 0))).softmax(dim=-1)
-    return _attended(block, weights, value), weights
+    return _attend(block, weights, value), weights
 
 
 def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """SC-CLIP's reading of the last block. x_l are the tokens after block l of 12.
+    """SC-CLIP's form of the last block. x_l are the tokens after block l of 12.
 
     1. Outliers among the patches of x_11 become the mean of their neighbours, and so do the same places in x_9.
-    2. S0 = cosines of x_9; x_11 is averaged with S0 (see `_averaged`).
+    2. S0 = cosines of x_9; x_11 is averaged with S0 (see `_average_similar`).
     3. A = (softmax(3 (S0 - mean S0), negative entries left out) + softmax(k k^T / sqrt(d_head))) / 2, patches only;
        o = W_o (A v) + 0.3 * class token of x_11.
     4. o is averaged with the cosines of x_4.
-    5. r = x_4 + ... + x_10 goes through steps 3 and 4, with its own class token.
-    6. The result is o + r, and the class token as the whole block computes it.
+    5. Steps 3 and 4 are applied to r = x_4 + ... + x_10, with its own class token.
+    6. The patches of the result are o + r. Its class token comes from the complete block.
 
     `outputs` are x_0 to x_11, (B, 1 + N, width). Returns (B, 1 + N, width) and the attention (B, heads, N, N) of step 3.
     """
@@ -109,7 +109,7 @@ def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[i
     middle, early, last_added = (min(blocks - 1, round(number * blocks / 12)) for number in (MIDDLE, EARLY, LAST_ADDED))
     class_token, patches = outputs[-1].split([1, outputs[-1].shape[1] - 1], dim=1)
     outlier = outliers(patches)
-    similarity = _cosines(_mended(outputs[middle][:, 1:], outlier, grid))
+    similarity = _cosines(_replace_outliers(outputs[middle][:, 1:], outlier, grid))
     shifted = SHARPNESS * (similarity - similarity.mean(dim=(1, 2), keepdim=True))
     left_out = (shifted < 0).logical_and_(~torch.eye(len(shifted[0]), dtype=torch.bool, device=shifted.device))
     similar = shifted.masked_fill(left_out, -torch.inf).softmax(dim=-1)[:, None]
@@ -118,12 +118,12 @@ def _sc_clip(block: ResidualAttentionBlock, outputs: list[Tensor], grid: tuple[i
     def read(tokens: Tensor, of_class: Tensor) -> tuple[Tensor, Tensor]:
         key, value = _split(block, tokens, slice(1, 3))
         weights = (similar + _key_scores(key).softmax(dim=-1)) / 2
-        return _averaged(_attended(block, weights, value) + CLASS_TOKEN_SHARE * of_class, early_similarity), weights
+        return _average_similar(_attend(block, weights, value) + CLASS_TOKEN_SHARE * of_class, early_similarity), weights
 
-    found, weights = read(_averaged(_mended(patches, outlier, grid), similarity), class_token)
+    features, weights = read(_average_similar(_replace_outliers(patches, outlier, grid), similarity), class_token)
     added = torch.stack(outputs[early : last_added + 1]).sum(dim=0)
-    found = found + read(added[:, 1:], added[:, :1])[0]
-    return torch.cat([run_block(block, class_token, context=patches), found], dim=1), weights
+    features = features + read(added[:, 1:], added[:, :1])[0]
+    return torch.cat([run_block(block, class_token, context=patches), features], dim=1), weights
 
 
 def outliers(patches: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ def outliers(patches: Tensor) -> Tensor:
     return factor > factor.quantile(1 - OUTLIER_SHARE, dim=-1, keepdim=True)  # none where equal patches make it NaN
 
 
-def _mended(patches: Tensor, outlier: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patches (B, N, width) with each outlier replaced by the mean of its 3 x 3 neighbours that are none, if there are any."""
+def _replace_outliers(patches: Tensor, outlier: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Replace outliers in patches (B, N, width) by the mean of their normal 3 x 3 neighbours, if there are any."""
     good = (~outlier).to(patches.dtype)[..., None]  # (B, N, 1)
 
     def sum_around(maps: Tensor) -> Tensor:
@@ -157,12 +157,12 @@ def _mended(patches: Tensor, outlier: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _cosines(patches: Tensor) -> Tensor:
-    """(B, N, N)."""
+    """Cosine similarities of patches: (B, N, width) -> (B, N, N)."""
     unit = F.normalize(patches, dim=-1)
     return unit @ unit.mT
 
 
-def _averaged(tokens: Tensor, similarity: Tensor) -> Tensor:
+def _average_similar(tokens: Tensor, similarity: Tensor) -> Tensor:
     """Means of tokens (B, N, width), weighted with the cosines (B, N, N) that are 0.4 or more."""
     weights = similarity.masked_fill(similarity < SIMILAR, 0)
     return (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)) @ tokens

@@ -13,7 +13,7 @@ from ldvc.modeling.clip import FrozenClip, build_clip
 from ldvc.modeling.decoders import DecoderOutput, build_decoder
 from ldvc.modeling.towers import ImageFeatures, ImageTower, TextTower
 
-PARTS = {  # of `LDVC.parameter_report` -> names of its parameters; the first match counts
+PARTS = {  # part in `LDVC.parameter_report` -> pattern of parameter names; the first match counts
     "visual prompts": r"image_tower\.",
     "text prompts": r"text_tower\.",
     "text adapter": r"adapter\.",
@@ -38,8 +38,8 @@ def similarity_logits(patch_features: Tensor, class_embeddings: Tensor, *, scale
 class TextAdapter(nn.Module):
     """T_new = Linear_{2d->d}([T * V_g ; T]), ZegCLIP's relationship descriptor (Zhou et al., 2023).
 
-    With `start_at_identity`, the weight of T is the identity and that of T * V_g is zero, so that T_new = T; otherwise
-    PyTorch's initialisation, with which ZegCLIP's code starts, too.
+    With `start_at_identity`, the weight of T is the identity and that of T * V_g is zero, so that T_new = T. Otherwise
+    PyTorch's initialisation is used, as in ZegCLIP's code.
     """
 
     def __init__(self, width: int, *, start_at_identity: bool = True) -> None:
@@ -55,11 +55,11 @@ class TextAdapter(nn.Module):
         """T (C, d) and V_g (B, d), normalised -> T_new (B, C, d), in float32: bfloat16 is too coarse for the product."""
         width = class_embeddings.shape[-1]
         with torch.autocast(class_embeddings.device.type, enabled=False):
-            of_both, of_text = self.linear.weight.split(width, dim=1)  # (d, d) each
+            product_weight, text_weight = self.linear.weight.split(width, dim=1)  # (d, d) each
             product = class_embeddings.float()[None] * global_embedding.float()[:, None]  # (B, C, d)
-            # the half of T is the same for every picture: computed once instead of B times
-            alone = F.linear(class_embeddings.float(), of_text, self.linear.bias)  # (C, d)
-            return F.linear(product, of_both) + alone
+            # the part of T is the same for every picture, so it is computed once
+            text_part = F.linear(class_embeddings.float(), text_weight, self.linear.bias)  # (C, d)
+            return F.linear(product, product_weight) + text_part
 
 
 class PlainClip(nn.Module):
@@ -82,8 +82,8 @@ class PlainClip(nn.Module):
     ) -> Tensor:
         """Plain CLIP, without prompts, adapter or decoder: cosine * scale + bias of every patch and name, (B, C, h, w) float32.
 
-        It is the decoder "clip", at which every decoder starts and from which training distils. Pictures as for
-        `ImageTower.forward`; `names` are strings, tokens, or class embeddings (C, d) of `frozen_embeddings`.
+        It is the decoder "clip". In the recipe clip_start, decoders start at it; training distils it. Pictures as for
+        `ImageTower.forward`; `names` are strings, tokens, or class embeddings (C, d) from `frozen_embeddings`.
         """
         features = self.image_tower(images, patch_tokens=patch_tokens, prompted=False)
         if not (isinstance(names, Tensor) and names.is_floating_point()):
@@ -101,7 +101,7 @@ class PlainClip(nn.Module):
 
 
 class LDVC(PlainClip):
-    """The whole model, with one of the three decoders; arguments as of `PlainClip`."""
+    """The whole model, with one of the three decoders; arguments as for `PlainClip`."""
 
     def __init__(self, config: ModelConfig, clip: FrozenClip | None = None) -> None:
         super().__init__(config, clip)
@@ -114,7 +114,7 @@ class LDVC(PlainClip):
         self.decoder = build_decoder(config, width, scale=self.clip.scale, bias=self.clip.bias)
 
     def encode_image(self, images: Tensor | None = None, *, patch_tokens: Tensor | None = None) -> ImageFeatures:
-        """Features of pictures, with visual prompts; arguments as of `ImageTower.forward`."""
+        """Features of pictures, with visual prompts; arguments as for `ImageTower.forward`."""
         return self.image_tower(images, patch_tokens=patch_tokens)
 
     def encode_names(self, names: Sequence[str] | Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class LDVC(PlainClip):
         return self.text_tower(self._tokens(names))
 
     def decode(self, features: ImageFeatures, class_embeddings: Tensor, **options: bool) -> DecoderOutput:
-        """Adapter and decoder, for features of `encode_image` and embeddings (C, d) of `encode_names`.
+        """Apply adapter and decoder to features from `encode_image` and embeddings (C, d) from `encode_names`.
 
         `options` are `return_attention` and `skip_lcsa`, see `LocalConsensusDecoder.forward`.
         """
@@ -144,11 +144,11 @@ class LDVC(PlainClip):
 
     def load_trainable_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Inverse of `trainable_state_dict`; raises CheckpointError if a tensor is missing, unknown or of another shape."""
-        own = self.trainable_state_dict()
+        target = self.trainable_state_dict()
         problems = {
-            "are missing": sorted(own.keys() - tensors.keys()),
-            "are unknown": sorted(tensors.keys() - own.keys()),
-            "have another shape": [name for name in own if name in tensors and own[name].shape != tensors[name].shape],
+            "are missing": sorted(target.keys() - tensors.keys()),
+            "are unknown": sorted(tensors.keys() - target.keys()),
+            "have another shape": [name for name in target if name in tensors and target[name].shape != tensors[name].shape],
         }
         for problem, names in problems.items():
             if names:

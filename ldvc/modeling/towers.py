@@ -1,8 +1,8 @@
-"""The two frozen towers of CLIP with deep prompts: learnable tokens that every layer gets anew.
+"""The two frozen towers of CLIP with deep prompts: learnable tokens that are replaced at every layer.
 
 Each layer has its own prompts (VPT-deep: Jia et al., "Visual Prompt Tuning", 2022), so the outputs of a layer for its prompts
-are unused and prompts only act as keys and values. `run_block` therefore does not compute these outputs. The function is the
-same as that of inserted tokens, at the cost of M keys instead of M tokens.
+are unused and prompts only act as keys and values. `run_block` therefore does not compute these outputs. The result is the
+same as with inserted tokens, at the cost of M keys instead of M tokens.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ def run_block(
         block: pre-norm block with `nn.MultiheadAttention`.
         tokens: (B, N, width).
         context: (B or 1, P, width), further keys and values, or None.
-        gate: of a context, (heads,) or None. None: one softmax over context and tokens, as if the context was inserted into the
-            tokens. Otherwise: a separate softmax over the context, whose output is multiplied by the gate and added (the
-            zero-initialised attention of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
+        gate: (heads,) or None. None = one softmax over context and tokens, as if the context were inserted into the tokens.
+            Otherwise, the context has its own softmax, whose output is multiplied by the gate and added (the zero-initialised
+            attention of Zhang et al., "LLaMA-Adapter", 2023); a gate of 0 is the block without context.
         mask: (N, P + N) booleans, True = may attend; without gate only.
     """
     attention = block.attn
@@ -87,8 +87,8 @@ class ImageTower(Tower):
 
     All `prompts` (M; 0 = none) go through a shared linear projection and dropout, as in ZegCLIP's VPT. Without gates, prompts
     and tokens share one softmax, and random prompts change CLIP's features from the first step. With gates (a learnable one
-    per layer and head, see `run_block`), training starts near plain CLIP. A LayerNorm is on the prompts or, in the recipe
-    published, on the output of the last block before `ln_post`.
+    per layer and head, see `run_block`), training starts near plain CLIP. A LayerNorm is applied to the prompts or, in the
+    recipe published, to the output of the last block before `ln_post`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ImageTower(Tower):
         self.num_prompts, self.recipe = prompts, recipe
         self._positions: dict[tuple, Tensor] = {}
         if prompts:
-            bound = (6.0 / (3 * clip.patch_size**2 + width)) ** 0.5  # Xavier's, of the patch embedding, as in VPT
+            bound = (6.0 / (3 * clip.patch_size**2 + width)) ** 0.5  # Xavier's bound for the patch embedding, as in VPT
             self.prompts = nn.Parameter(torch.empty(layers, prompts, width).uniform_(-bound, bound))
             self.prompt_projection = nn.Linear(width, width)
             nn.init.kaiming_normal_(self.prompt_projection.weight, mode="fan_out")
@@ -112,14 +112,14 @@ class ImageTower(Tower):
             self.gate = None if recipe.gate is None else nn.Parameter(torch.full((layers, heads), float(recipe.gate)))
 
     def statistics(self, *, prompted: bool = True) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation with which the patch embedding sees pictures: the recipe's, or those of the CLIP."""
+        """Mean and standard deviation that normalise the input of the patch embedding: the recipe's, or the CLIP's."""
         return (self.recipe.statistics if prompted else None) or (self.clip.mean, self.clip.std)
 
     @torch.no_grad()
     def embed_patches(self, images: Tensor, *, prompted: bool = True) -> Tensor:
         """Frozen patch embedding (B, width, h, w) of pictures (B, 3, H, W), H and W divisible by the patch size.
 
-        Pictures are normalised with the statistics of the CLIP, which are exchanged for those of the recipe if `prompted`.
+        Pictures are normalised with the statistics of the CLIP. If `prompted`, the recipe's replace them.
         """
         height, width = images.shape[-2:]
         patch = self.clip.patch_size
@@ -155,7 +155,7 @@ class ImageTower(Tower):
         return ImageFeatures(embeddings[:, 0], embeddings[:, 1:], tuple(patch_tokens.shape[-2:]))
 
     def _projected_prompts(self, batch: int) -> Tensor:
-        """(layers, B or 1, M, width). Each picture has another dropout mask; without dropout, all share one copy."""
+        """(layers, B or 1, M, width). Each picture has its own dropout mask; without dropout, all share one copy."""
         prompts = self.prompt_projection(self.prompts)
         if self.recipe.norm_of_prompts:
             prompts = self.prompt_norm(prompts)
@@ -180,7 +180,7 @@ class ImageTower(Tower):
     def _position(self, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
         """(1 + h * w, width): the positional embedding, resampled to a grid (h, w) with the mode "bicubic" or "bilinear".
 
-        Bicubic with `antialias` is open_clip's; without, it is that of NACLIP and SC-CLIP, which enlarge by 0.1 patches more.
+        Bicubic with `antialias` is open_clip's mode. Without, it is that of NACLIP and SC-CLIP, which add 0.1 patches.
         Bilinear is ZegCLIP's, without antialiasing.
         """
         embedding, native = self.clip.visual.positional_embedding, tuple(self.clip.visual.grid_size)
@@ -206,9 +206,9 @@ class TextTower(Tower):
 
     The context precedes the name and attention is causal, so its states do not depend on the name. Prompts that are initialised
     with these states reproduce CLIP's output exactly. (Words after the name depend on it and are not replaced.) For the same
-    reason only the tokens from the name to the end of the longest name are computed.
+    reason, only the tokens from the name to the end of the longest name are computed.
 
-    `template` is a sentence with one "{}"; or several, without prompts: the mean of their normalised embeddings counts.
+    `template` is a sentence with one "{}"; or, without prompts, several, whose normalised embeddings are averaged.
     """
 
     def __init__(self, clip: FrozenClip, template: str | Sequence[str] = "a photo of a {}.", prompts: bool = True) -> None:
@@ -233,7 +233,7 @@ class TextTower(Tower):
         return torch.stack([tokens, *(each.tokenize(names) for each in self.others)], dim=1) if self.others else tokens
 
     def forward(self, tokens: Tensor, *, prompted: bool = True) -> Tensor:
-        """Class embeddings (C, d), not normalised, of `tokenize`'s tokens. Without prompts: plain CLIP, no gradients."""
+        """Class embeddings (C, d), not normalised, of tokens from `tokenize`. Without prompts: plain CLIP, no gradients."""
         if self.others:
             first, *others = tokens.unbind(dim=1)
             with torch.no_grad():
@@ -253,7 +253,7 @@ class TextTower(Tower):
 def prefix_states(text: CLIP | TextTransformer, prefix_tokens: Tensor) -> Tensor:
     """Inputs (layers, T, P, width) of the layers of the text tower at the first P positions of T texts: (T, P) tokens.
 
-    Attention is causal, so they do not depend on what follows.
+    Attention is causal, so they do not depend on later tokens.
     """
     length = prefix_tokens.shape[1]
     states = text.token_embedding(prefix_tokens) + text.positional_embedding[:length]
@@ -268,7 +268,7 @@ def prefix_states(text: CLIP | TextTransformer, prefix_tokens: Tensor) -> Tensor
 def encode_after_prefix(text: CLIP | TextTransformer, tokens: Tensor, prefix: Tensor) -> Tensor:
     """Embeddings (C, d), not normalised, of texts (C, context length) whose first P positions have given states.
 
-    `prefix` (layers, C or 1, P, width) are the inputs of every layer at these positions. Only the tokens behind are computed.
+    `prefix` (layers, C or 1, P, width) are the inputs of every layer at these positions. Only later tokens are computed.
     """
     start = prefix.shape[2]
     end = _pooled_position(text, tokens)  # (C,)
