@@ -1,18 +1,18 @@
-"""Time and memory of the method in one run: training step, inference and attention, each beside an alternative.
+"""Time and memory of the method in one run: training step, inference and attention, each compared with an alternative.
 
     python train/benchmark.py
     python train/benchmark.py --sections inference attention --rounds 9 --output runs/benchmark
     python train/benchmark.py --clock cpu --check        (on a machine that runs other programs, too)
 
 Weights are random; they do not change the time. The candidates of a section take turns, round after round, so that a slow
-moment of the machine affects all of them. Tables show the median and the best round; ratios are of medians.
+moment of the machine affects all of them. Tables show the median and the best round. Ratios compare medians.
 
-training   a step of each decoder (forward, 100 * focal + dice, backward, AdamW), and the largest memory beyond model and photo,
+training   a step of each decoder (forward, 100 * focal + dice, backward, AdamW), and its peak memory beyond model and photo,
            measured in a separate process for each decoder
-inference  one photo: image tower with prompts, text adapter and decoder, and the dense readings of plain CLIP without names,
-           against the image encoder of open_clip at the same size. Class embeddings are computed once for a list of names, as
-           on the page; their time is a row of its own.
-attention  an LCSA layer against a layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
+inference  one photo: image tower with prompts, text adapter and decoder; also the dense features of plain CLIP, without names.
+           The reference is open_clip's image encoder at the same size. Class embeddings are computed once for a list of
+           names, as on the page; their time has a separate row.
+attention  an LCSA layer compared with a layer of full self-attention (PyTorch's fused kernel) of the same width and heads,
            projections included. The exponent e of time ~ tokens^e is fitted without the first size, which is mostly overhead.
 """
 
@@ -53,13 +53,13 @@ from train.tables import table
 SECTIONS = ("training", "inference", "attention")
 BARE = "bare open_clip image encoder"
 LIMITS = {"inference": 1.25, "attention": 0.6, "exponent": 1.5}
-"""Upper limits of ratios: LDVC to the bare encoder at 32 x 32 patches, LCSA to full attention at 64 x 64, LCSA's exponent."""
+"""Upper limits: LDVC / bare encoder at 32 x 32 patches, LCSA / full attention at 64 x 64 tokens, exponent of LCSA's time."""
 
 
 def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, list[float]]:
-    """Seconds of every round of every candidate, which are called in this order. A first round for warm-up is not counted.
+    """Calls the candidates in turn, round after round: name -> seconds of each round. A warm-up round comes first, uncounted.
 
-    `clock`: "wall", or "cpu", the processor time of all threads, which other programs affect less.
+    `clock`: "wall", or "cpu" (processor time of all threads, which other programs affect less).
     """
     now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -73,7 +73,7 @@ def in_turn(candidates: Mapping[str, Callable[[], Any]], rounds: int, clock: str
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
-    """Largest number of bytes that a function needs beyond what the process holds before (Linux and macOS)."""
+    """Peak memory of a function in bytes, beyond what the process uses before the call (Linux and macOS)."""
     gc.collect()
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -89,7 +89,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
 
 
 def fit_exponent(tokens: Sequence[int], seconds: Sequence[float]) -> float:
-    """e of seconds ~ tokens^e, by least squares on logarithms."""
+    """The exponent e of seconds ~ tokens^e, by least squares on logarithms."""
     return float(np.polyfit(np.log(tokens), np.log(seconds), 1)[0])
 
 
@@ -150,28 +150,28 @@ def training_step(model: LDVC, options: argparse.Namespace) -> Callable[[], None
 
 
 def memory_of(decoder: str, options: argparse.Namespace) -> int:
-    """Bytes that a training step needs beyond model and photo. Two steps, so that the state of AdamW is included."""
+    """Peak memory of training in bytes, beyond model and photo. Two steps run, so that AdamW's state is included."""
     step = training_step(build(decoder, options), options)
     return peak_memory(lambda: (step(), step()))
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and bytes of a training step of each decoder."""
+    """Seconds and peak memory in bytes of a training step of each decoder."""
     clip = build_clip(options.clip)
     steps = {decoder: training_step(build(decoder, options, clip), options) for decoder in DECODERS}
     seconds = in_turn(steps, options.rounds, options.clock)
     del steps
-    found = {}
-    for decoder in DECODERS:  # each in a new process, where no memory is left over from other decoders
+    results = {}
+    for decoder in DECODERS:  # a new process for each, without memory of other decoders
         quiet = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
         with ProcessPoolExecutor(1, mp_context=get_context("forkserver"), **quiet) as process:
-            found[decoder] = {"seconds": seconds[decoder], "bytes": process.submit(memory_of, decoder, options).result()}
-    return found
+            results[decoder] = {"seconds": seconds[decoder], "bytes": process.submit(memory_of, decoder, options).result()}
+    return results
 
 
 @torch.inference_mode()
 def inference(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds for one photo, of each decoder and of the bare encoder."""
+    """Seconds that each decoder and the bare encoder need for one photo."""
     side, clip = options.image_size, build_clip(options.clip)
     bare, image = bare_encoder(options.clip, side), torch.randn(1, 3, side, side)
     candidates: dict[str, Callable[[], Any]] = {BARE: lambda: bare(image)}
@@ -195,46 +195,49 @@ def attention(options: argparse.Namespace) -> dict[str, Any]:
     width, heads = build_clip(options.clip).embed_dim, ModelConfig().decoder_heads
     lcsa, full = RoutedSelfAttention(width, heads).eval(), FullSelfAttention(width, heads).eval()
 
-    def measured(side: int) -> dict[str, list[float]]:
+    def measure(side: int) -> dict[str, list[float]]:
         tokens = torch.randn(1, side * side, width)
         candidates = {"lcsa": lambda: lcsa(tokens, (side, side)), "full": lambda: full(tokens)}
         return in_turn(candidates, options.rounds, options.clock)
 
-    return {side: measured(side) for side in options.grids}
+    return {side: measure(side) for side in options.grids}
 
 
 def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, float]]]:
-    """Markdown tables of the results, and the limits: sentence -> (measured, allowed)."""
+    """Markdown tables of the results, and the checked limits: sentence -> (measured, allowed)."""
     lines, limits = [content["about"], ""], {}
 
     def cells(seconds: Sequence[float]) -> list[str]:
         return [f"{1000 * median(seconds):.1f}", f"{1000 * min(seconds):.1f}"]
 
-    if found := content.get("training"):
-        reference = median(found["ldvc"]["seconds"])
+    if results := content.get("training"):
+        reference = median(results["ldvc"]["seconds"])
         rows = [
             [name, *cells(facts["seconds"]), f"{median(facts['seconds']) / reference:.2f}", f"{facts['bytes'] / 1e6:.0f}"]
-            for name, facts in found.items()
+            for name, facts in results.items()
         ]
         lines += [*table(["training step", "median ms", "best ms", "/ ldvc", "peak memory, MB"], rows), ""]
-    if found := content.get("inference"):
-        reference = median(found[BARE]["seconds"])
-        ratios = {name: median(facts["seconds"]) / reference for name, facts in found.items()}
-        rows = [[name, *cells(facts["seconds"]), f"{ratios[name]:.2f}"] for name, facts in found.items()]
+    if results := content.get("inference"):
+        reference = median(results[BARE]["seconds"])
+        ratios = {name: median(facts["seconds"]) / reference for name, facts in results.items()}
+        rows = [[name, *cells(facts["seconds"]), f"{ratios[name]:.2f}"] for name, facts in results.items()]
         lines += [*table(["inference, one photo", "median ms", "best ms", "/ bare encoder"], rows), ""]
         limits["LDVC inference over the bare image encoder"] = (ratios["ldvc"], LIMITS["inference"])
-    if found := content.get("attention"):
-        ratios = {side: median(both["lcsa"]) / median(both["full"]) for side, both in found.items()}
-        rows = [[f"{n} x {n}", *cells(both["lcsa"]), *cells(both["full"]), f"{ratios[n]:.2f}"] for n, both in found.items()]
+    if results := content.get("attention"):
+        ratios = {side: median(layers["lcsa"]) / median(layers["full"]) for side, layers in results.items()}
+        rows = [
+            [f"{n} x {n}", *cells(layers["lcsa"]), *cells(layers["full"]), f"{ratios[n]:.2f}"]
+            for n, layers in results.items()
+        ]
         lines += table(["grid", "LCSA, median ms", "best ms", "full, median ms", "best ms", "LCSA / full"], rows)
         if 64 in ratios:
             limits["LCSA over full self-attention at 64 x 64 tokens"] = (ratios[64], LIMITS["attention"])
-        sides = list(found)[1:]
+        sides = list(results)[1:]
         if len(sides) > 1:
-            times = ([median(found[side][layer]) for side in sides] for layer in ("lcsa", "full"))
-            own, other = (fit_exponent([side**2 for side in sides], each) for each in times)
-            lines += ["", f"Time grows with tokens^{own:.2f} for LCSA and with tokens^{other:.2f} for full self-attention."]
-            limits["exponent of LCSA's time in the number of tokens"] = (own, LIMITS["exponent"])
+            times = ([median(results[side][layer]) for side in sides] for layer in ("lcsa", "full"))
+            lcsa, full = (fit_exponent([side**2 for side in sides], each) for each in times)
+            lines += ["", f"Time grows with tokens^{lcsa:.2f} for LCSA and with tokens^{full:.2f} for full self-attention."]
+            limits["exponent of LCSA's time in the number of tokens"] = (lcsa, LIMITS["exponent"])
         lines.append("")
     for sentence, (value, allowed) in limits.items():
         lines.append(f"- {sentence}: {value:.2f}, at most {allowed}: {'met' if value <= allowed else 'MISSED'}")
@@ -242,7 +245,7 @@ def summarize(content: Mapping[str, Any]) -> tuple[str, dict[str, tuple[float, f
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
@@ -259,7 +262,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; with --check it ends with code 1 if a limit is exceeded."""
+    """Runs the command. With --check, the exit code is 1 if a limit is exceeded."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from. A kill at any moment leaves the last complete one.
+"""Checkpoints to resume from. If a run is killed at any moment, its last complete checkpoint remains.
 
     output_dir/checkpoint-40/   trainable.safetensors   prompts, adapter and decoder; the frozen CLIP is named in train.json
                                 optimizer.bin, random_states_*.pkl, ...   written by accelerate
@@ -43,9 +43,9 @@ def run_lock(accelerator: Accelerator, folder: Path, *, timeout: float = 10.0) -
     """Makes the output folder and locks it for this run; every process of the run calls it.
 
     The operating system releases the lock when the main process ends. Its children (readers of photos) do not inherit it.
-    `timeout`: seconds to wait for a run that is just ending. ConfigError if the folder is in use or cannot be made.
+    `timeout`: seconds to wait for a run that is ending. ConfigError if the folder is in use or cannot be made.
     """
-    problem = [""]  # broadcast, so that every process ends with the same sentence
+    problem = [""]  # broadcast, so that every process ends with the same message
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
@@ -62,7 +62,7 @@ def run_lock(accelerator: Accelerator, folder: Path, *, timeout: float = 10.0) -
 
 
 def _lock(file: Any, timeout: float) -> str | None:
-    """Locks a file and writes this process's id into it; None, or the id of the process that holds the lock."""
+    """Locks a file and writes this process's id into it. Returns None, or the id of the process that holds the lock."""
     end = time.monotonic() + timeout
     while True:
         try:
@@ -106,9 +106,9 @@ def checkpoints_of(folder: Path, *, complete: bool = True) -> list[Path]:
 
 
 def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any], limit: int) -> None:
-    """Saves everything that a run needs to continue, with `state`, the plain values that `read_state` returns.
+    """Saves everything that a run needs to continue. `state`: the plain values that `read_state` returns.
 
-    Then all but the newest `limit` checkpoints are deleted. CheckpointError if the disk is full; the earlier ones stay.
+    Then all but the newest `limit` checkpoints are deleted. CheckpointError if the disk is full; earlier checkpoints stay.
     """
     target = folder / f"checkpoint-{state['step']}"
     try:
@@ -119,10 +119,10 @@ def write_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, An
             fsync_folder(target)
             os.replace(target / f"{STATE}.new", target / STATE)
             fsync_folder(target)
-    except (OSError, RuntimeError, SafetensorError) as error:  # libraries have their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # libraries raise their own errors for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        before = checkpoints_of(folder)
-        kept = f"{before[-1].name} is complete" if before else "there is no earlier one"
+        earlier = checkpoints_of(folder)
+        kept = f"{earlier[-1].name} is complete" if earlier else "there is no earlier one"
         raise CheckpointError(
             f"{target} cannot be written ({reason}); {kept}. Free some space and continue with --resume_from_checkpoint latest."
         ) from error
@@ -141,14 +141,14 @@ def load_state(accelerator: Accelerator, checkpoint: Path) -> None:
 
 
 def clean_up(folder: Path, limit: int) -> None:
-    """Deletes all checkpoints but the newest ones, and incomplete ones, which a killed run may leave."""
+    """Deletes all but the newest `limit` checkpoints, and incomplete ones that a killed run left."""
     for old in [*checkpoints_of(folder)[:-limit], *checkpoints_of(folder, complete=False)]:
         (old / STATE).unlink(missing_ok=True)
         shutil.rmtree(old)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Writes files and folder to the disk, so that a power cut cannot keep the last file and lose an earlier one."""
+    """Writes files and folder to the disk, so that a power failure cannot keep the last file and lose an earlier one."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -158,14 +158,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
-    """The checkpoint to resume from: a path, or "latest" (None when there is none yet).
+    """The checkpoint to resume from: a path, or "latest" (None if there is none yet).
 
     ConfigError if the given folder is no checkpoint, or the output folder holds other checkpoints.
     """
-    found = checkpoints_of(folder)
+    existing = checkpoints_of(folder)
     if wanted == "latest":
-        return found[-1] if found else None
-    if wanted is None and found:
+        return existing[-1] if existing else None
+    if wanted is None and existing:
         advice = "add --resume_from_checkpoint latest to continue it, or give another --output_dir"
         raise ConfigError(f"{folder} holds checkpoints of an earlier run; {advice}.")
     if wanted is None:
@@ -173,8 +173,8 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     path = Path(wanted)
     if not (path / STATE).is_file():
         raise ConfigError(f"{wanted} is no checkpoint to resume from; give a folder checkpoint-N or 'latest'.")
-    if found and path.resolve() != found[-1].resolve():
-        wrong = f"{found[-1].name}, which is not the checkpoint to resume from"
+    if existing and path.resolve() != existing[-1].resolve():
+        wrong = f"{existing[-1].name}, which is not the checkpoint to resume from"
         raise ConfigError(f"{folder} holds {wrong}; delete it, or give another --output_dir.")
     return path
 
@@ -191,18 +191,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def changes_since(checkpoint: Path, config: TrainConfig) -> str:
     """Fields of the configuration that differ from `train.json` beside the checkpoint; "" if none does."""
     try:
-        before = dict(json.loads((checkpoint.resolve().parent / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError):  # moved without it, or damaged: nothing to compare with
+        stored = dict(json.loads((checkpoint.resolve().parent / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError):  # missing or damaged: nothing to compare with
         return ""
-    now = json.loads(json.dumps(asdict(config)))
-    before |= before.pop("model", {})
-    now |= now.pop("model")
-    changed = [key for key in now if key in before and before[key] != now[key] and key != "output_dir"]
-    return ", ".join(f"{key} {before[key]} -> {now[key]}" for key in changed)
+    current = json.loads(json.dumps(asdict(config)))
+    stored |= stored.pop("model", {})
+    current |= current.pop("model")
+    changed = [key for key in current if key in stored and stored[key] != current[key] and key != "output_dir"]
+    return ", ".join(f"{key} {stored[key]} -> {current[key]}" for key in changed)
 
 
 def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
-    """Raises ConfigError if a checkpoint is of another decoder or size, CheckpointError if it cannot be read."""
+    """Raises ConfigError if a checkpoint has another decoder or size, CheckpointError if it cannot be read."""
     path = checkpoint / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
@@ -212,8 +212,8 @@ def check_fits(checkpoint: Path, model: LDVC, config: TrainConfig) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); resume from another checkpoint.") from None
     if stored != {name: tuple(tensor.shape) for name, tensor in model.trainable_state_dict().items()}:
         changed = changes_since(checkpoint, config)
-        what = f"{checkpoint} is of another model{f' ({changed})' if changed else ''}"
-        raise ConfigError(f"{what}: resume with the configuration of its run, or start a new run in another --output_dir.")
+        problem = f"{checkpoint} is of another model{f' ({changed})' if changed else ''}"
+        raise ConfigError(f"{problem}: resume with the configuration of its run, or start a new run in another --output_dir.")
 
 
 def metadata_of(vocabulary: Vocabulary, config: TrainConfig) -> dict[str, Any]:

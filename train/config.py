@@ -41,7 +41,7 @@ class ConfigError(LdvcError):
 
 
 def make_writable(folder: str | Path, option: str) -> None:
-    """Makes a folder; ConfigError with the option that names it if it cannot be written, before anything is computed."""
+    """Makes a folder. If it cannot be written, ConfigError names the option to change, before anything is computed."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -55,8 +55,8 @@ def make_writable(folder: str | Path, option: str) -> None:
     config=ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, use_attribute_docstrings=True),
 )
 class TrainConfig:
-    """Everything that a run depends on. The defaults are ZegCLIP's recipe; what it does not have (name sampling,
-    distillation, stored views) is off."""
+    """All settings of a run. The defaults are ZegCLIP's recipe; methods that it does not use (name sampling, distillation,
+    stored views) are off."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that the run trains."""
@@ -70,7 +70,7 @@ class TrainConfig:
     """What training may use of the held-out classes. inductive: nothing; their pixels are void. transductive: their names, with
     self-training from `self_training_start` on. fully_supervised: names and masks (the upper bound)."""
     self_training_start: Share = 0.5
-    """Share of max_train_steps. ZegCLIP starts a second run from the checkpoint of half-way; here it is one run."""
+    """Share of max_train_steps before self-training starts. ZegCLIP starts it as a second run after half of the steps."""
 
     crop: PositiveInt = 512
     """This field and the next eight: see `train.data.Augmentation`."""
@@ -85,9 +85,9 @@ class TrainConfig:
     loss_stride: PositiveInt = 1
     """Pixels per cell of the mask loss; 1 = full resolution."""
     views_per_photo: NonNegativeInt | dict[str, PositiveInt] = 0
-    """Stored views of each photo, one number or data set -> number; 0 = augment anew at every step."""
+    """Stored views of each photo, one number or data set -> number; 0 = a new augmentation at every step."""
     photos_every: dict[str, PositiveInt] = field(default_factory=dict)
-    """Data set -> use every n-th photo only (frames of a video repeat each other)."""
+    """Data set -> use every n-th photo only (frames of a video are similar)."""
     cache_dir: str = "runs/cache"
     """Folder of the stored views."""
 
@@ -100,21 +100,21 @@ class TrainConfig:
     attention_weight: NonNegativeFloat = 0.0
     """Weight of `train.losses.attention_loss`; 0 = the paper's losses alone."""
     ignore_as_negative: bool = True
-    """Void pixels, including those of held-out classes, are negatives of every name (as in ZegCLIP) instead of ignored."""
+    """Void pixels, including those of held-out classes, are negatives of every name (as in ZegCLIP) and not ignored."""
     held_out_as_negative: bool = False
-    """Of the void pixels, those of held-out classes alone are negatives (inductive setting)."""
+    """Of the void pixels, only those of held-out classes are negatives (inductive setting)."""
     full_vocabulary: Share = 1.0
-    """Probability that a step learns with all names; 1 = as in the paper."""
+    """Probability that a step uses all names; 1 = as in the paper."""
     names_per_step: NonNegativeInt = 0
-    """Most names that a step learns with, besides those that its photos show; 0 = no limit."""
+    """Largest number of names in a step, besides those that its photos show; 0 = no limit."""
     other_words: list[str] | str | None = None
-    """JSON file or files: name -> further words for it ("grass": ["lawn", "meadow"]), which steps read now and then."""
+    """JSON file or files: name -> other words for it ("grass": ["lawn", "meadow"]), which replace the name in some steps."""
     distillation_names: str = LITE_NAMES
-    """Text file of names, one a line, for which the decoder is distilled from the frozen towers."""
+    """Text file of names, one per line, for which the decoder is distilled from the frozen towers."""
     distill_per_step: NonNegativeInt = 0
-    """Number of these names that join each step."""
+    """Number of distillation names in each step."""
     distill_weight: NonNegativeFloat = 0.0
-    """Weight of the distillation loss of these names."""
+    """Weight of the distillation loss of the distillation names."""
     distill_unannotated_weight: NonNegativeFloat = 0.0
     """Weight of the distillation loss of learned names that the photo's data set does not annotate."""
     init_from: str | None = None
@@ -123,11 +123,11 @@ class TrainConfig:
     learning_rate: PositiveFloat = 2e-5
     """Base learning rate; see prompt_multiplier and head_multiplier."""
     prompt_multiplier: NonNegativeFloat = 10.0
-    """Learning rate of the prompts over the base."""
+    """Learning rate of the prompts / base learning rate."""
     head_multiplier: NonNegativeFloat = 10.0
-    """Learning rate of adapter and decoder over the base."""
+    """Learning rate of adapter and decoder / base learning rate."""
     weight_decay: NonNegativeFloat = 0.01
-    """On weight matrices; norms, biases and gates have none, except in the recipe published."""
+    """Weight decay of matrices; norms, biases and gates have none, except in the recipe "published"."""
     warmup_steps: NonNegativeInt = 1500
     power: NonNegativeFloat = 0.9
     """Exponent of the polynomial schedule."""
@@ -141,7 +141,7 @@ class TrainConfig:
     gradient_accumulation_steps: PositiveInt = 1
     """Micro steps per optimiser step."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """auto, no, bf16 or fp16; auto = bf16 where the hardware computes it. fp16 needs a GPU."""
+    """auto, no, bf16 or fp16; auto = bf16 where the hardware supports it. fp16 needs a GPU."""
     seed: NonNegativeInt = 0
     """Seed of everything random."""
     num_workers: NonNegativeInt = 0
@@ -150,19 +150,19 @@ class TrainConfig:
     output_dir: str = "runs/default"
     """The run's own folder, which becomes the finished checkpoint."""
     checkpointing_steps: NonNegativeInt = 500
-    """A checkpoint to resume from every so many steps; 0 = at the end only."""
+    """Steps between two checkpoints to resume from; 0 = only one at the end."""
     checkpoints_total_limit: PositiveInt = 2
-    """How many checkpoints stay; older ones are deleted."""
+    """Number of checkpoints to keep; older ones are deleted."""
     log_steps: PositiveInt = 20
-    """A line of the log every so many steps."""
+    """Steps between two lines of the log."""
     report_to: Literal["tensorboard", "wandb"] | None = None
-    """A tracker: tensorboard or wandb; none without it."""
+    """Tracker: tensorboard or wandb; by default none."""
     push_to_hub: bool = False
     """Upload the finished checkpoint; needs HF_TOKEN and hub_model_id."""
     hub_model_id: str | None = None
     """Repository for push_to_hub: OWNER/NAME."""
     validation_steps: NonNegativeInt = 0
-    """Evaluate every so many steps, and at the end; 0 = never."""
+    """Steps between two evaluations, besides the one at the end; 0 = no evaluation."""
     validation_sets: list[str] = field(default_factory=list)
     """Data sets to evaluate on; default: those of training."""
     validation_every: PositiveInt = 1
@@ -170,14 +170,14 @@ class TrainConfig:
     half_precision_checkpoint: bool = False
     """The finished checkpoint stores float16."""
     inference: dict[str, int | float] = field(default_factory=lambda: {"short_side": 512, "window": 512, "stride": 426})
-    """How the finished checkpoint is to be used, see `ldvc.inference.model_input_size`."""
+    """Input size and windows that the finished checkpoint stores, see `ldvc.inference.model_input_size`."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         require_inference(self.inference)
-        unnamed = self.transductive and self.unseen in (None, "none")
+        split_missing = self.transductive and self.unseen in (None, "none")
         one_side = (self.long_side is None) != (self.short_side is None)
-        uncounted = isinstance(self.views_per_photo, dict) and not set(self.sets) <= set(self.views_per_photo)
+        views_missing = isinstance(self.views_per_photo, dict) and not set(self.sets) <= set(self.views_per_photo)
         fractions = any(not isinstance(value, int) for name, value in self.inference.items() if name != "enlarge")
         for wrong, sentence in (
             (not self.sets, "The configuration names no data sets; add for example 'sets: {msrc: 1.0}'"),
@@ -185,8 +185,8 @@ class TrainConfig:
             (self.scale[0] > self.scale[1], f"scale must be smallest and largest, not {list(self.scale)}"),
             (self.crop % self.loss_stride, f"crop {self.crop} must divide by loss_stride {self.loss_stride}"),
             (not one_side, "Give exactly one of long_side and short_side; set the other to null"),
-            (uncounted, "views_per_photo needs a number for each data set, or one number for all"),
-            (unnamed, "The transductive setting needs held-out classes; name a split, for example 'unseen: voc12'"),
+            (views_missing, "views_per_photo needs a number for each data set, or one number for all"),
+            (split_missing, "The transductive setting needs held-out classes; name a split, for example 'unseen: voc12'"),
             (fractions, f"The sides, window and stride of inference must be whole numbers of pixels, not {self.inference}"),
             (self.push_to_hub and not self.hub_model_id, "push_to_hub needs a repository: add --hub_model_id owner/name"),
         ):
@@ -213,7 +213,7 @@ class TrainConfig:
         return self.views_per_photo.get(name, 0) if isinstance(self.views_per_photo, dict) else self.views_per_photo
 
     def augmentation(self) -> Augmentation:
-        """How views are sampled."""
+        """The parameters of random views."""
         shared = {each.name for each in fields(Augmentation)} & {each.name for each in fields(self)}
         values = {name: getattr(self, name) for name in shared}
         return Augmentation(**values, stride=self.loss_stride, padding=self.model.parts.padding)
@@ -259,7 +259,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 
 def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Fields, and decoder -> those that differ for it (the key `per_decoder`)."""
+    """The fields of a configuration, and decoder -> fields that differ for this decoder (the key `per_decoder`)."""
     path = Path(path)
     if not path.is_file():
         path = CONFIG_FOLDER / path.name if path.suffix else CONFIG_FOLDER / f"{path.name}.yaml"
@@ -272,11 +272,11 @@ def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, An
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     base = values.pop("base", None)
     merged, per_decoder = _read_file(path.parent / base) if base else ({}, {})
-    for decoder, own in values.pop("per_decoder", {}).items():
-        if decoder not in DECODERS or not isinstance(own, Mapping) or "decoder" in own:
+    for decoder, own_fields in values.pop("per_decoder", {}).items():
+        if decoder not in DECODERS or not isinstance(own_fields, Mapping) or "decoder" in own_fields:
             names = ", ".join(DECODERS)
-            raise ConfigError(f"per_decoder of {path} must map a decoder ({names}) to fields, not {decoder} to {own}.")
-        per_decoder[decoder] = {**per_decoder.get(decoder, {}), **own}
+            raise ConfigError(f"per_decoder of {path} must map a decoder ({names}) to fields, not {decoder} to {own_fields}.")
+        per_decoder[decoder] = {**per_decoder.get(decoder, {}), **own_fields}
     _merge(merged, values)
     return merged, per_decoder
 
@@ -290,19 +290,19 @@ def load_config(path: str | Path, changes: Sequence[str] = (), **overrides: Any)
         changes: "key=value" with a YAML value, e.g. "topk=8" or "sets={msrc: 1}". overrides: further fields, or None.
     """
     values, per_decoder = _read_file(path)
-    given: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ConfigError(f"'{change}' is no change of the form key=value.")
         try:
-            _merge(given, {key.strip().removeprefix("model."): read_yaml(text)})
+            _merge(changed, {key.strip().removeprefix("model."): read_yaml(text)})
         except yaml.YAMLError:
             raise ConfigError(f"'{text}' in '{change}' is not valid YAML; put quotation marks around text.") from None
-    _merge(given, {key: value for key, value in overrides.items() if value is not None})
-    decoder = (values.get("model", {}) | given.get("model", {})).get("decoder", ModelConfig.decoder)
+    _merge(changed, {key: value for key, value in overrides.items() if value is not None})
+    decoder = (values.get("model", {}) | changed.get("model", {})).get("decoder", ModelConfig.decoder)
     _merge(values, per_decoder.get(decoder, {}))
-    _merge(values, given)
+    _merge(values, changed)
     try:
         return TrainConfig(**values)
     except ValidationError as error:

@@ -22,7 +22,7 @@ Measures with the names that the photo shows, three other names of the data set 
   iou_present                     IoU of a present class, mean over (photo, present class)
   attention_ap                    average precision of the last layer's cross-attention (mean of the heads) as a ranking of the
                                   class's pixels at photo size, mean over (photo, present class); --layers: of each layer
-  attention_contrast              mean of this attention inside the class minus its mean outside, likewise
+  attention_contrast              mean of this attention inside the class minus its mean outside, likewise averaged
   fragments                       connected components (8 neighbours) of at least 64 pixels of a present class in the label map
                                   at photo size, mean over (photo, present class); fragments_truth: in the masks
 All numbers but fragments are shares, 0..1. Exact definitions: train/metrics.py.
@@ -86,7 +86,7 @@ def measures(counts: Counts, seen: Sequence[bool]) -> dict[str, Any]:
 
 
 def class_table(counts: Counts, names: Sequence[str], sources: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One row per class: IoU, accuracy, true and predicted pixels, and the learned name by which it counts as seen, or None."""
+    """One row per class: IoU, accuracy, true and predicted pixels, and the learned name that makes it seen, or None."""
     matrix = counts.joint.counts
     columns = (counts.joint.iou(), counts.joint.accuracy(), matrix.sum(dim=1), matrix.sum(dim=0))
     keys = ("iou", "accuracy", "pixels", "predicted_pixels")
@@ -102,22 +102,22 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
     LdvcError if the options contradict each other, or a number is not allowed.
     """
     keys = ("long_side", "short_side", "window", "stride", "enlarge")
-    own = dict(metadata.get("inference") or DEFAULT_INFERENCE)
-    given = {key: options[key] for key in keys if options.get(key) is not None}
-    mode, sliding = options.get("mode"), given.keys() & {"window", "stride"}
+    inherited = dict(metadata.get("inference") or DEFAULT_INFERENCE)
+    chosen = {key: options[key] for key in keys if options.get(key) is not None}
+    mode, sliding = options.get("mode"), chosen.keys() & {"window", "stride"}
     if mode == "whole" and sliding:
         raise LdvcError("--window and --stride belong to --mode slide, not to --mode whole.")
-    if "long_side" in given and (mode == "slide" or sliding or "short_side" in given):
+    if "long_side" in chosen and (mode == "slide" or sliding or "short_side" in chosen):
         raise LdvcError("Give --long_side alone, or --short_side (with --window and --stride for --mode slide).")
     if mode == "slide" or sliding:
-        result = PROTOCOL | (own if "window" in own else {}) | given
+        result = PROTOCOL | (inherited if "window" in inherited else {}) | chosen
     else:
-        if "short_side" in given:
-            own = {}
-        elif "long_side" in given:
-            own = {key: value for key, value in own.items() if key == "enlarge"}
-        dropped = ("window", "stride") if mode == "whole" else ()
-        result = {key: value for key, value in (own | given).items() if key not in dropped}
+        if "short_side" in chosen:
+            inherited = {}
+        elif "long_side" in chosen:
+            inherited = {key: value for key, value in inherited.items() if key == "enlarge"}
+        removed = ("window", "stride") if mode == "whole" else ()
+        result = {key: value for key, value in (inherited | chosen).items() if key not in removed}
     try:
         require_inference(result)
     except ValueError as error:
@@ -126,14 +126,13 @@ def chosen_inference(metadata: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def open_predictor(
-    source: str, *, decoder: str | None = None, beside: Mapping[str, Any] = {}, options: Mapping[str, Any] = {}
+    source: str, *, decoder: str | None = None, compared_with: Mapping[str, Any] = {}, options: Mapping[str, Any] = {}
 ) -> Predictor:
     """Load a checkpoint, or towers for plain similarity; LdvcError if it or the options cannot be used.
 
     Args:
         source: checkpoint folder, Hub id or "lite"; with decoder "clip" the towers ("lite", a folder, or architecture:weights).
-        beside: with decoder "clip", metadata of the checkpoint that it is compared with; `inference` and `clip_calibration` are
-            used, as on the page.
+        compared_with: metadata of a checkpoint; decoder "clip" uses its `inference` and `clip_calibration`, as on the page.
         options: see `chosen_inference`.
     """
     if decoder == PLAIN_CLIP:
@@ -141,7 +140,7 @@ def open_predictor(
         if towers in open_clip.list_models() and not weights:
             raise LdvcError(f"{towers} alone has random weights; name those to evaluate, for example {towers}:openai.")
         model = LDVC(ModelConfig(clip=towers, pretrained=weights or None, visual_prompts=0))
-        metadata = {key: beside[key] for key in ("inference", "clip_calibration") if key in beside}
+        metadata = {key: compared_with[key] for key in ("inference", "clip_calibration") if key in compared_with}
     else:
         model, metadata = load_checkpoint(source, decoder=decoder)
     metadata = metadata | {"inference": unlimited(chosen_inference(metadata, options))}
@@ -196,8 +195,8 @@ def evaluate(
         if not counts.photos:
             raise DataError(f"Not one mask of {dataset.name} {dataset.split} labels a pixel with a class; look at them.")
         if main_process:
-            each = seconds / len(dataset)
-            logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, each)
+            seconds_per_photo = seconds / len(dataset)
+            logger.info("%s %s on %s: %.2f s a photo", predictor.decoder, predictor.source, dataset.name, seconds_per_photo)
         unseen_names = [name for name, source in zip(names, sources, strict=True) if source is None]
         result["sets"][dataset.name] = measures(counts, seen) | {
             "split": dataset.split,
@@ -222,26 +221,26 @@ def write_calibration(source: str, decoder: str, calibration: Calibration, *, ke
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", nargs="*", default=[], help="checkpoint folders, Hub ids or 'lite'")
     add("--decoder", help="which decoder of checkpoints with several")
-    add("--plain_clip", metavar="CLIP", help="also plain similarity of towers: 'lite', a folder, or ViT-B-16-quickgelu:openai")
+    add("--plain_clip", metavar="CLIP", help="also plain similarity of CLIP: 'lite', a folder, or ViT-B-16-quickgelu:openai")
     add("--data", default="data", help="folder that holds the data sets")
     add("--sets", nargs="+", default=["msrc", "coco-mini"], help="default: msrc coco-mini")
     add("--split", default="val", help="default: val")
     add("--rename", metavar="FILE", help='JSON file {"grass": "lawn"} with other words for classes of the data sets')
     add("--unseen", help="split of unseen classes; default: the classes that the checkpoint has not seen")
     add("--mode", choices=("whole", "slide"), help="default: the checkpoint's")
-    add("--long_side", type=int, help="of the whole photo in pixels")
-    add("--short_side", type=int, help="of the photo in pixels, whole or with sliding windows")
+    add("--long_side", type=int, help="long side of the whole photo in pixels")
+    add("--short_side", type=int, help="short side of the photo in pixels, whole or with sliding windows")
     add("--window", type=int, help="side of a sliding window in pixels")
     add("--stride", type=int, help="step of a sliding window in pixels")
     add("--enlarge", type=float, help="largest factor by which small photos are enlarged; default: the checkpoint's")
-    add("--offset", type=float, default=OFFSET, help=f"gamma, subtracted from the scores of seen classes; {OFFSET:g}")
-    add("--calibrate", action="store_true", help="first fit scores and threshold on these photos and write the checkpoint")
-    add("--cache_dir", help="folder for outputs of the frozen patch embedding; saves time with lite, not with ViT-B/16")
+    add("--offset", type=float, default=OFFSET, help=f"gamma, subtracted from the scores of seen classes; default: {OFFSET:g}")
+    add("--calibrate", action="store_true", help="fit scores and threshold on these photos first, and store them in CHECKPOINT")
+    add("--cache_dir", help="folder for cached outputs of the patch embedding; saves time with lite, not with ViT-B/16")
     add("--num_workers", type=int, default=0, help="processes that load photos")
     add("--joint_only", action="store_true", help="only the measures of the literature: one decoding per photo")
     add("--layers", action="store_true", help="also a table of the attention of every layer")
@@ -267,11 +266,11 @@ def run(options: argparse.Namespace, command: str) -> None:
     main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     shared = {key: getattr(options, key) for key in ("offset", "joint_only", "layers", "cache_dir", "num_workers")}
     results: list[dict[str, Any]] = []
-    beside: dict[str, Any] = {}  # metadata of the first checkpoint
+    compared_with: dict[str, Any] = {}  # metadata of the first checkpoint
     plain = [(options.plain_clip, PLAIN_CLIP)] if options.plain_clip else []
     for source, decoder in [*((source, options.decoder) for source in options.checkpoint), *plain]:
-        predictor = open_predictor(source, decoder=decoder, beside=beside, options=vars(options))
-        beside = beside or predictor.metadata
+        predictor = open_predictor(source, decoder=decoder, compared_with=compared_with, options=vars(options))
+        compared_with = compared_with or predictor.metadata
         own_unseen = frozenset() if decoder == PLAIN_CLIP and unseen is None else unseen
         result = evaluate(predictor, datasets, unseen=own_unseen, fit=options.calibrate, **shared)
         results.append(result | {"command": command, "commit": current_commit()})
@@ -279,7 +278,7 @@ def run(options: argparse.Namespace, command: str) -> None:
         if options.calibrate and main_process:
             for result in results[:-1]:
                 write_calibration(result["source"], result["decoder"], predictor.calibration, key="clip_calibration")
-        results.insert(0, results.pop())  # the reference of all others
+        results.insert(0, results.pop())  # all others are compared with it
     if main_process:
         print(markdown(results))
         if options.output:
@@ -287,7 +286,7 @@ def run(options: argparse.Namespace, command: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; errors of the user end it with one sentence."""
+    """Runs the command; an error of the user ends it with one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

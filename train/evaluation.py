@@ -39,7 +39,7 @@ UNLIMITED = 1e9  # factor by which photos may be enlarged
 
 
 def unlimited(inference: Mapping[str, Any]) -> dict[str, Any]:
-    """The inference settings with small photos enlarged to `short_side`, too, as in the published protocol."""
+    """The inference settings; with `short_side`, small photos are enlarged without a limit, as in the published protocol."""
     return ({"enlarge": UNLIMITED} if "short_side" in inference else {}) | dict(inference)
 
 
@@ -50,14 +50,14 @@ def unlimited(inference: Mapping[str, Any]) -> dict[str, Any]:
 class Photo:
     """A photo and its mask."""
 
-    index: int  # place in the data set
+    index: int  # position in the data set
     stem: str  # file name
     picture: np.ndarray  # (H, W, 3) uint8
     target: Tensor  # (H, W) int64; index of the name, VOID or BACKGROUND
 
 
 class PhotoReader(Dataset):
-    """The photos of a data set; a photo that cannot be read is an error message instead."""
+    """The photos of a data set. If a photo cannot be read, its item is an error message."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset, self.table = dataset, lookup(dataset, range(len(dataset.names()))).astype(np.int64)
@@ -74,14 +74,14 @@ class PhotoReader(Dataset):
 class Photos:
     """How photos are loaded."""
 
-    cache_dir: str | None = None  # for outputs of the frozen patch embedding, which save time where that is a network
+    cache_dir: str | None = None  # for outputs of the patch embedding; saves time if it is a network
     num_workers: int = 0  # processes that load photos
 
     def of(self, dataset: SegmentationDataset) -> Iterator[Photo | str]:
         """This process's share of the photos of a data set."""
         state = PartialState()
-        own = Subset(PhotoReader(dataset), range(state.process_index, len(dataset), state.num_processes))
-        return iter(DataLoader(own, batch_size=None, num_workers=self.num_workers))
+        share = Subset(PhotoReader(dataset), range(state.process_index, len(dataset), state.num_processes))
+        return iter(DataLoader(share, batch_size=None, num_workers=self.num_workers))
 
     def patch_token_folder(self, dataset: SegmentationDataset, predictor: Predictor) -> Path | None:
         """Folder of the patch tokens of these photos at this size and with these weights; None without a cache."""
@@ -126,7 +126,7 @@ class Question:
 
     names: list[int]  # indices, the present ones first
     present: int  # number of present names
-    truth: Tensor  # (H, W) int64; place in `names`, -1 = none of them
+    truth: Tensor  # (H, W) int64; index into `names`, -1 = none of them
     valid: Tensor  # (H, W) bool; False at void pixels
 
     @classmethod
@@ -135,15 +135,15 @@ class Question:
         present = [number for number in photo.target.unique().tolist() if number >= 0]
         others = [number for number in range(classes) if number not in present]
         names = present + random.Random(photo.stem).sample(others, min(ABSENT, len(others)))
-        place = torch.full((classes + 2,), -1)  # VOID and BACKGROUND are the last two
-        place[names] = torch.arange(len(names))
-        return cls(names, len(present), place[photo.target], photo.target != VOID)
+        position = torch.full((classes + 2,), -1)  # VOID and BACKGROUND are the last two
+        position[names] = torch.arange(len(names))
+        return cls(names, len(present), position[photo.target], photo.target != VOID)
 
 
 def ask(
     predictor: Predictor, names: Sequence[str], state: ImageState, *, background: float | None, attention: bool = False
 ) -> Segmentation:
-    """Segment a photo with names of a data set, spelled as in training. "other" is a name like any other here."""
+    """Segment a photo with names of a data set, spelled as in training. The name "other" has no special meaning here."""
     classes = [ClassName((plain(name),)) for name in names]
     return predictor.segment(classes, background=background, image=state, attention=attention)
 
@@ -164,9 +164,9 @@ class Counts:
     broken: list[str] = field(default_factory=list)  # an error message for each photo that cannot be read
 
     def merge(self, other: Counts) -> None:
-        for own, more in zip(vars(self).values(), vars(other).values(), strict=True):
-            add = own.extend if isinstance(own, list) else own.merge
-            add(more)
+        for total, part in zip(vars(self).values(), vars(other).values(), strict=True):
+            add = total.extend if isinstance(total, list) else total.merge
+            add(part)
 
 
 def gather(counts: Counts) -> Counts:
@@ -194,10 +194,10 @@ def evaluate_set(
     Args:
         seen: for each name of the data set, whether it was learned; the offset is subtracted from the scores of such names.
         offset: for `Counts.offset`; None leaves that matrix empty. layers: measure the attention of all layers.
-        joint_only: decode each photo once, with all names; other measures stay empty.
+        joint_only: decode each photo once, with all names; the other measures stay empty.
     """
     names, counts = dataset.names(), Counts(*(ConfusionMatrix(len(seen)) for _ in range(3)))
-    lowered = None if offset is None else offset * torch.tensor(seen, dtype=torch.float32)
+    offsets = None if offset is None else offset * torch.tensor(seen, dtype=torch.float32)
     folder = photos.patch_token_folder(dataset, predictor)
     for photo in photos.of(dataset):
         if isinstance(photo, str):
@@ -209,7 +209,7 @@ def evaluate_set(
             continue
         counts.photos.append(photo.index)
         state = encode(predictor, photo, folder)
-        count_joint(counts, ask(predictor, names, state, background=None), photo.target, lowered)
+        count_joint(counts, ask(predictor, names, state, background=None), photo.target, offsets)
         if joint_only:
             continue
         present = torch.unique(photo.target[photo.target >= 0])
@@ -222,34 +222,34 @@ def evaluate_set(
     return counts
 
 
-def count_joint(counts: Counts, result: Segmentation, target: Tensor, lowered: Tensor | None) -> None:
-    """Count the labels of a result with all names, and those with `lowered` (C,) subtracted from the scores."""
+def count_joint(counts: Counts, result: Segmentation, target: Tensor, offsets: Tensor | None) -> None:
+    """Count the labels of a result with all names, with and without `offsets` (C,) subtracted from the scores."""
     labels = torch.from_numpy(result.labels)
     counts.joint.update(target, labels)
-    if lowered is None:
+    if offsets is None:
         return
     labelled = target >= 0
-    if lowered.min() == lowered.max():  # all classes are seen, or none: the labels stay the same
+    if offsets.min() == offsets.max():  # all classes are seen, or none: the labels stay the same
         counts.offset.update(target, labels)
     else:
         pixels = torch.from_numpy(result.scores)[:, labelled].T.contiguous()  # (pixels, C), for a fast argmax on a CPU
-        counts.offset.update(target[labelled], (pixels - lowered).argmax(dim=1))
+        counts.offset.update(target[labelled], (pixels - offsets).argmax(dim=1))
 
 
 def count_question(means: Means, result: Segmentation, question: Question, *, layers: bool) -> None:
     """Add the measures of a result for a `Question`; train/evaluate.py defines them."""
     labels, truth, valid = result.labels, question.truth.numpy(), question.valid.numpy()
     means.add("right", labels[valid] == truth[valid])
-    for place in range(question.present):
-        guess, inside = labels == place, truth == place
+    for number in range(question.present):
+        guess, inside = labels == number, truth == number
         means.add("iou_present", metrics.mask_iou(guess[valid], inside[valid]))
         means.add("fragments", metrics.fragments(guess))
         means.add("fragments_truth", metrics.fragments(inside))
     depth = result.attention_shape[0]
     for layer in range(depth) if layers else range(depth)[-1:]:
         maps = result.attention_at(result.cross_attention(layer)[: question.present], result.size)[:, valid]
-        for place, attention in enumerate(maps):
-            inside = truth[valid] == place
+        for number, attention in enumerate(maps):
+            inside = truth[valid] == number
             means.add(f"attention_ap {layer + 1}", metrics.average_precision(attention, inside))
             means.add(f"attention_contrast {layer + 1}", metrics.contrast(attention, inside))
 
@@ -261,10 +261,10 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
     """Fit the calibration on a `Question` per photo and set it in the predictor; every process must call it.
 
     Scale and bias: `fit_calibration` of the masks of all names in the questions. Threshold: `best_threshold`. Each data set has
-    the same weight: those with a background need a high threshold, those without a low one. For sliding windows, whose scores
+    the same weight: sets with a background need a high threshold, the others a low one. For sliding windows, whose scores
     are averaged, the calibration is an approximation. DataError if no photo has a labelled pixel.
     """
-    predictor.calibration = Calibration()  # then scores are sigmoids of the logits
+    predictor.calibration = Calibration()  # so that scores are sigmoids of the logits
     curves = [(ThresholdCurve(), BackgroundCurve()) for _ in datasets]
     for dataset, (masks, rejection) in zip(datasets, curves, strict=True):
         names, folder = dataset.names(), photos.patch_token_folder(dataset, predictor)
@@ -274,15 +274,15 @@ def calibrate(predictor: Predictor, datasets: Sequence[SegmentationDataset], pho
             question = Question.about(photo, len(names))
             state = encode(predictor, photo, folder)
             result = ask(predictor, [names[number] for number in question.names], state, background=None)
-            wanted = question.truth == torch.arange(len(question.names))[:, None, None]
-            masks.update(torch.logit(torch.from_numpy(result.scores)), wanted, question.valid)
+            true_masks = question.truth == torch.arange(len(question.names))[:, None, None]
+            masks.update(torch.logit(torch.from_numpy(result.scores)), true_masks, question.valid)
             labels, scores = map(torch.from_numpy, result.best_at(result.size))
             values = (torch.logit(scores), labels, question.truth)
             rejection.update(*(value[question.valid] for value in values), present=question.present)
     total, *others = gather_object([curves])
     for part in others:
-        for own, more in zip(chain(*total), chain(*part), strict=True):
-            own.merge(more)
+        for sum_curve, part_curve in zip(chain(*total), chain(*part), strict=True):
+            sum_curve.merge(part_curve)
     all_masks, all_rejection = zip(*total, strict=True)
     if not any(map(len, all_masks)):
         raise DataError("There is nothing to calibrate on: not one photo can be read and has a labelled pixel.")

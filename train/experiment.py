@@ -11,7 +11,8 @@ numbers are printed below, marked as quoted. --ablations changes one part of LDV
 
 Each run is a training (train/train.py) and an evaluation (train/evaluate.py). Interrupted runs resume at their last
 checkpoint. Finished runs are not repeated. Several commands may share an output folder: each skips the runs that another is
-working on. Runs with other settings are refused. Writes results.json, results.csv and results.md into the output folder.
+working on. A run that was made with other settings is an error. The command writes results.json, results.csv and results.md
+into the output folder.
 """
 
 from __future__ import annotations
@@ -77,30 +78,30 @@ def plan(
     for seed in seeds:
         runs += [Run(name, name, seed, tuple(changes), root / name / f"seed{seed}") for name in decoders]
     for seed in ablation_seeds:
-        for name, own in ablations.items():
-            decoder = next((each.removeprefix("decoder=") for each in own if each.startswith("decoder=")), "ldvc")
-            rest = [each for each in own if not each.startswith("decoder=")]
+        for name, ablation_changes in ablations.items():
+            decoder = next((each.removeprefix("decoder=") for each in ablation_changes if each.startswith("decoder=")), "ldvc")
+            other_changes = [each for each in ablation_changes if not each.startswith("decoder=")]
             folder = root / "ablations" / name / f"seed{seed}"
-            runs.append(Run(f"ldvc, {name}", decoder, seed, (*changes, *rest), folder))
+            runs.append(Run(f"ldvc, {name}", decoder, seed, (*changes, *other_changes), folder))
     return runs
 
 
 def settings_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """The settings that the results of a run depend on."""
-    wanted = {"config": options.config, "changes": list(run.changes), "clip": options.clip, "processes": options.processes}
+    settings = {"config": options.config, "changes": list(run.changes), "clip": options.clip, "processes": options.processes}
     if run.decoder == CLIP:
-        wanted = {"towers": options.towers, "shown": options.shown}
-    return wanted | {"sets": options.sets, "unseen": options.unseen}
+        settings = {"towers": options.towers, "shown": options.inference_flags}
+    return settings | {"sets": options.sets, "unseen": options.unseen}
 
 
 def require_same(run: Run, options: argparse.Namespace) -> None:
     """Raises ConfigError if a run in the output folder was made with other settings."""
-    file, wanted = run.folder / SETTINGS, settings_of(run, options)
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else wanted
-    others = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
-    if others:
+    file, settings = run.folder / SETTINGS, settings_of(run, options)
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    differences = [f"{key} {stored.get(key)!r}, not {value!r}" for key, value in settings.items() if stored.get(key) != value]
+    if differences:
         raise ConfigError(
-            f"{run.folder} was made with other settings ({'; '.join(others)}); give another --output_dir, or remove it."
+            f"{run.folder} was made with other settings ({'; '.join(differences)}); give another --output_dir, or remove it."
         )
 
 
@@ -118,7 +119,7 @@ def commands_of(run: Run, options: argparse.Namespace) -> list[list[str]]:
     evaluate += ["--unseen", options.unseen, "--output", str(run.evaluation.with_suffix(""))]
     evaluate += ["--cache_dir", options.cache_dir] if options.keep_patch_tokens else []
     if run.decoder == CLIP:
-        return [[*evaluate, "--plain_clip", options.towers, *options.shown]]
+        return [[*evaluate, "--plain_clip", options.towers, *options.inference_flags]]
     evaluate += ["--checkpoint", str(run.folder)]
     trained = (run.folder / "config.json").is_file()  # the last file that a training writes
     return [evaluate] if trained else [train, evaluate]
@@ -191,14 +192,14 @@ def markdown(content: dict[str, Any], about: str) -> str:
 
 def read_ablations(wanted: Sequence[str]) -> dict[str, list[str]]:
     """Ablations of train/configs/lite_ablations.yaml: name -> changes of the configuration; ConfigError for an unknown name."""
-    known = yaml.safe_load((CONFIG_FOLDER / "lite_ablations.yaml").read_text(encoding="utf-8"))
-    if unknown := [name for name in wanted if name not in (*known, "all")]:
-        raise ConfigError(f"There is no ablation '{unknown[0]}'. Known ones: {', '.join(known)}, or all.")
-    return known if "all" in wanted else {name: known[name] for name in wanted}
+    ablations = yaml.safe_load((CONFIG_FOLDER / "lite_ablations.yaml").read_text(encoding="utf-8"))
+    if unknown := [name for name in wanted if name not in (*ablations, "all")]:
+        raise ConfigError(f"There is no ablation '{unknown[0]}'. Known ones: {', '.join(ablations)}, or all.")
+    return ablations if "all" in wanted else {name: ablations[name] for name in wanted}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", default="lite_experiment")
@@ -208,30 +209,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--ablations", nargs="+", default=[], help="names of lite_ablations.yaml, or all")
     add("--ablation_seeds", nargs="+", type=int, default=[0])
     add("--sets", nargs="+", help="data sets to evaluate on; default: the configuration's validation sets")
-    add("--processes", type=int, default=1, help="of each training and evaluation")
+    add("--processes", type=int, default=1, help="number of processes of each training and evaluation")
     add("--data", help="folder that holds the data sets; default: the configuration's")
     add("--cache_dir", default="runs/cache")
-    add("--clip", help="towers; default: the configuration's")
-    add("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    add("--clip", help="towers of CLIP; default: the configuration's")
+    add("--jobs", type=int, default=1, help="number of runs at the same time; they share the cores")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes of the configuration for every run")
     jobs.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def complete(options: argparse.Namespace, config: TrainConfig) -> None:
-    """Fill in what the configuration decides."""
+    """Sets the options that follow from the configuration."""
     model = config.model
     options.unseen = config.unseen or "none"
     options.sets = options.sets or config.validation_sets or list(config.sets)
     options.data = options.data or config.data
     options.towers = options.clip or (f"{model.clip}:{model.pretrained}" if model.pretrained else model.clip)
-    options.shown = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
+    options.inference_flags = [word for key, value in config.inference.items() for word in (f"--{key}", str(value))]
     options.keep_patch_tokens = bool(config.views_per_photo)
     options.decoders = list(DECODERS) if "all" in options.decoders else options.decoders
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; it ends with code 1 while runs are missing."""
+    """Runs the command. The exit code is 1 if runs are missing."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     job = jobs.take_options(vars(options))
@@ -266,8 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     missing = [run for run in runs if not run.evaluation.is_file()]
     if missing:
-        listed = ", ".join(f"{run.line} seed {run.seed}" for run in missing)
-        sys.exit(f"{len(missing)} of {len(runs)} runs are not finished: {listed}")
+        missing_names = ", ".join(f"{run.line} seed {run.seed}" for run in missing)
+        sys.exit(f"{len(missing)} of {len(runs)} runs are not finished: {missing_names}")
 
 
 if __name__ == "__main__":

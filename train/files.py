@@ -1,4 +1,4 @@
-"""Files that are written as a whole, so that an interruption leaves the old one or the new one, and those of the project."""
+"""Writes files as a whole, so that an interruption leaves the old or the new file, and lists the files of the project."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which gets its name when the block is finished and vanishes when it fails."""
+    """A temporary path beside `path`. It replaces `path` at the end of the block, and is deleted if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.new")
     try:
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def project_files(root: Path, *parts: str) -> set[str]:
-    """The files of a project, or of some of its parts, relative to `root`; without links and what git ignores."""
+    """The files of a project, or of some of its parts, relative to `root`; without links and files that git ignores."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *parts]
     listed = subprocess.run(command, capture_output=True, encoding="utf-8") if shutil.which("git") else None
     if listed and listed.returncode == 0:
@@ -56,5 +56,5 @@ def project_files(root: Path, *parts: str) -> set[str]:
 
 
 def real_files(root: Path, names: Iterable[str]) -> set[str]:
-    """Those names below `root` that are files and no links."""
+    """The names of files below `root`, without links."""
     return {name for name in names if (root / name).is_file() and (root / name).resolve() == root.resolve() / name}

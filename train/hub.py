@@ -36,7 +36,7 @@ class HubError(LdvcError):
 def open_repository(config: TrainConfig) -> str:
     """Creates the repository, if it does not exist, and returns its full name.
 
-    HubError if there is no token, no access, no network, or a CLIP that nobody else could load.
+    HubError if there is no token, no access or no network, or if the CLIP is a folder of this machine.
     """
     model = config.model
     if Path(model.clip).is_dir() or (model.pretrained and Path(model.pretrained).exists()):

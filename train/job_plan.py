@@ -1,4 +1,4 @@
-"""What a job on a rented GPU is to do: its machine and costs, files and shell commands (train/jobs.py sends it)."""
+"""The plan of a job on a rented GPU: machine, costs, files and shell commands (train/jobs.py starts the job)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CODE = ("ldvc", "train", "recipes/lite", "pyproject.toml", "requirements.lock")
 CODE_KINDS = (".py", ".json", ".yaml", ".txt", ".toml", ".lock")
-PAGE_AND_RECIPE = re.compile(r"ldvc/web/|recipes/.*\.py$")  # of the recipe, training needs the lists of words alone
+PAGE_AND_RECIPE = re.compile(r"ldvc/web/|recipes/.*\.py$")  # training needs only the word lists of the recipe
 
 
 class JobError(LdvcError):
@@ -42,7 +42,7 @@ TRAINING_HOURS = {"voc2012": (20_000, 3.0), "pascal_context59": (40_000, 8.0), "
 """Benchmark -> steps of 16 photos, and their hours on four RTX 3090, as the authors of Cascade-CLIP publish them."""
 SPEEDS = {"T4": 0.3, "L4": 0.6, "A10G": 0.8, "L40S": 1.6, "A100": 1.6, "RTX PRO 6000": 2.0, "H200": 3.0}
 """GPU -> speed over an RTX 3090. Assumed from specifications, not measured: an estimate may be wrong by a factor of 1.5."""
-WITHOUT_ESTIMATE = 12  # hours of the timeout
+WITHOUT_ESTIMATE = 12  # hours until the timeout, if no time can be estimated
 _FACTOR = 1.5
 
 
@@ -83,9 +83,9 @@ def hours_of(timeout: str) -> float:
 
 
 def estimate(flavor: Flavor, sets: Sequence[str], steps: int, photos: int, seconds_per_step: float | None) -> tuple[str, str]:
-    """How long trainings on data sets take: one sentence with hours, costs and their basis, and a timeout that is long enough.
+    """Estimates the time of trainings: one sentence with hours, costs and their basis, and a timeout that is long enough.
 
-    `steps` of all trainings together; `photos` of one step; `seconds_per_step` as somebody measured it on this flavor.
+    `steps`: of all trainings together. `photos`: of one step. `seconds_per_step`: measured on this flavor, or None.
     """
     basis = f"{steps:,} steps"
     if seconds_per_step:
@@ -111,19 +111,19 @@ def estimate(flavor: Flavor, sets: Sequence[str], steps: int, photos: int, secon
 
 @dataclass(frozen=True)
 class Work:
-    """What a command asks for."""
+    """The work of a command, for a job."""
 
     config: TrainConfig
-    trainings: int  # how many, with this configuration
+    trainings: int  # number of trainings with this configuration
     data: str
-    output: str  # folders on this machine
-    sets: Sequence[str]  # of training and evaluation
+    output: str  # `data` and `output` are folders on this machine
+    sets: Sequence[str]  # data sets of training and evaluation
     named: Sequence[str]  # values that may name files of this machine
     lines: Callable[[int, str, str], list[str]]  # (GPUs, output folder, repository) -> shell commands
 
 
 def training(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Work:
-    """The work of train/train.py, of which the parsed flags and their defaults are given."""
+    """The work of train/train.py; `options` are its parsed flags, `defaults` the defaults of these flags."""
     if options["resume_from_checkpoint"] not in (None, "latest"):
         raise JobError("A job resumes its own latest checkpoint; leave out --resume_from_checkpoint.")
     sets = config.validation_sets or list(config.sets)
@@ -146,7 +146,7 @@ def training(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[
 
 
 def experiment(config: TrainConfig, options: Mapping[str, Any], defaults: Mapping[str, Any], trainings: int) -> Work:
-    """The work of train/experiment.py. Of each decoder, the checkpoint of the first seed is uploaded."""
+    """The work of train/experiment.py. For each decoder, the checkpoint of the first seed is uploaded."""
     flags = {key: value for key, value in options.items() if key in defaults}
 
     def lines(gpus: int, output: str, repository: str) -> list[str]:
@@ -155,8 +155,8 @@ def experiment(config: TrainConfig, options: Mapping[str, Any], defaults: Mappin
         exclude = [word for pattern in NOT_UPLOADED for word in ("--exclude", pattern)]
         uploads = [[f"{output}/{each}/seed{flags['seeds'][0]}", each, *exclude] for each in flags["decoders"]]
         uploads.append([output, ".", "--include", "results.*"])
-        found = [f"{_mirrored(output)} python train/experiment.py {_words(flags, defaults, changes)}"]
-        return found + [shlex.join(["hf", "upload", repository, *words]) for words in uploads]
+        commands = [f"{_mirrored(output)} python train/experiment.py {_words(flags, defaults, changes)}"]
+        return commands + [shlex.join(["hf", "upload", repository, *words]) for words in uploads]
 
     sets_in_all = list(dict.fromkeys([*config.sets, *flags["sets"]]))
     named = [flags["config"], *filter(None, [flags["clip"]])]
@@ -194,9 +194,9 @@ class Plan:
     lines: list[str]  # shell commands
     account: str  # who pays
     repository: str  # "OWNER/NAME" of the result
-    label: str  # of all jobs with this output folder
-    files: list[str]  # of the code, below the project's folder
-    code: str  # folder of the bucket that they go to
+    label: str  # the same for all jobs with this output folder
+    files: list[str]  # files of the code, relative to the project's folder
+    code: str  # folder of the bucket for these files
     own_sets: dict[str, Path]  # data set -> folder that is uploaded
 
     @property
@@ -218,14 +218,14 @@ class Plan:
         }
 
     def describe(self, *, prices: str, every_file: bool) -> str:
-        """Everything that is sent, for a reader; `prices` says where they are from."""
+        """A description of everything that is sent. `prices`: where the prices come from."""
         sizes = {name: (ROOT / name).stat().st_size for name in self.files}
-        machine, most = self.machine, hours_of(self.timeout) * self.machine.price
+        machine, largest_cost = self.machine, hours_of(self.timeout) * self.machine.price
         rows = [
             "Hugging Face Jobs",
             f"flavor    {self.flavor}: {machine.gpus} x {machine.gpu}, {machine.price:.2f} USD an hour ({prices})",
             f"estimate  {self.expected}",
-            f"timeout   {self.timeout}, at most {most:.2f} USD; after a timeout the same command continues",
+            f"timeout   {self.timeout}, at most {largest_cost:.2f} USD; after a timeout the same command continues",
             f"image     {IMAGE}",
             f"env       {' '.join(f'{key}={value}' for key, value in ENVIRONMENT.items())}",
             "secrets   HF_TOKEN",
@@ -241,13 +241,13 @@ class Plan:
 
 
 def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mapping[str, Flavor]) -> Plan:
-    """Plans a job from the flags of `train.jobs`, for an account that pays; `flavors` can be rented.
+    """Plans a job from the flags of `train.jobs`. `account`: who pays. `flavors`: the machines that can be rented.
 
     JobError for an unknown flavor, a batch that cannot be divided, or a file that a job cannot have.
     """
     if job.target not in flavors:
-        known = ", ".join(f"{name} ({flavor.price:.2f} USD an hour)" for name, flavor in flavors.items())
-        raise JobError(f"There is no flavor {job.target}. Known ones: {known}.")
+        available = ", ".join(f"{name} ({flavor.price:.2f} USD an hour)" for name, flavor in flavors.items())
+        raise JobError(f"There is no flavor {job.target}. Known ones: {available}.")
     config, machine = work.config, flavors[job.target]
     if not (ROOT / "pyproject.toml").is_file():
         raise JobError("A job needs a clone of the project; an installed package does not hold all files.")
@@ -266,8 +266,8 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
     files = staged_files(_named_files(work))
     content = b"".join(f"{name}\0".encode() + (ROOT / name).read_bytes() for name in files)
     code = f"code/{hashlib.sha256(content).hexdigest()[:12]}"
-    own = {name: Path(work.data) / name for name in work.sets if name not in NAMES}
-    for name, folder in own.items():
+    own_sets = {name: Path(work.data) / name for name in work.sets if name not in NAMES}
+    for name, folder in own_sets.items():
         if not folder.is_dir():
             raise JobError(f"The data set {name} is neither a benchmark ({', '.join(NAMES)}) nor a folder {folder}.")
     lines = [
@@ -275,7 +275,7 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
         "cd /tmp/ldvc",
         "uv pip install --system --quiet -c requirements.lock -r pyproject.toml --extra train",
         "mkdir -p data",
-        *(shlex.join(["cp", "-r", f"{MOUNT}/data/{name}", "data/"]) for name in own),
+        *(shlex.join(["cp", "-r", f"{MOUNT}/data/{name}", "data/"]) for name in own_sets),
     ]
     for name in (name for name in work.sets if name in NAMES):
         archives = f"archives/{name}"
@@ -283,7 +283,7 @@ def make_plan(job: argparse.Namespace, work: Work, account: str, flavors: Mappin
         lines.append(f"python train/prepare.py {name} --data data --source {archives}")
     lines += work.lines(machine.gpus, output, repository)
     timeout = job.timeout or timeout
-    return Plan(job.target, machine, timeout, expected, lines, account, repository, label, files, code, own)
+    return Plan(job.target, machine, timeout, expected, lines, account, repository, label, files, code, own_sets)
 
 
 def staged_files(named: Iterable[Path] = (), root: Path = ROOT) -> list[str]:
@@ -301,11 +301,11 @@ def _named_files(work: Work) -> list[Path]:
     clips = [config.model.clip, config.model.pretrained or ""]
     if any(value and Path(value).exists() for value in clips):
         raise JobError(f"A job cannot have the CLIP {clips[0]} of this machine; take lite or an open_clip architecture.")
-    found = [ASSETS / "lite" / "clip"] if "lite" in (config.model.clip, *work.named) else []
+    files = [ASSETS / "lite" / "clip"] if "lite" in (config.model.clip, *work.named) else []
     for value in filter(None, values):
         path = Path(value) if Path(value).exists() else ROOT / value
         if path.exists():
             if not path.resolve().is_relative_to(ROOT):
                 raise JobError(f"A job gets files of the project's folder {ROOT} only; copy {value} there.")
-            found.append(path.resolve())
-    return found
+            files.append(path.resolve())
+    return files

@@ -5,8 +5,8 @@
 
 The private bucket `ldvc-jobs` of the account holds the code, the archives of the benchmarks, your own data sets, and a
 copy of everything that a run writes (train/mirror.py). The job installs the packages, prepares the data, trains,
-evaluates, and uploads the finished checkpoint. A job that is stopped leaves its checkpoints in the bucket; the same
-command continues there.
+evaluates, and uploads the finished checkpoint. A stopped job leaves its checkpoints in the bucket; the same command
+continues from there.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ REASONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that send a command to a rented GPU."""
     add = parser.add_argument_group("on a rented GPU (Hugging Face Jobs)").add_argument
-    add("--target", metavar="FLAVOR", help="run this command there, for instance on a100-large; it costs money and asks first")
+    add("--target", metavar="FLAVOR", help="run on that machine, such as a100-large; it costs money and asks first")
     add("--timeout", metavar="TIME", help="stop after this time, such as 90m or 12h; the same command continues later")
-    add("--seconds_per_step", type=float, metavar="S", help="as measured on this flavor; for the estimate of time and money")
+    add("--seconds_per_step", type=float, metavar="S", help="measured on this flavor, for the estimate of time and cost")
     add("--yes", action="store_true", help="start without asking")
     add("--dry_run", action="store_true", help="show everything that would be sent and stop; needs no network and no token")
 
@@ -87,7 +87,7 @@ def submit(job: argparse.Namespace, work: Work) -> None:
                 raise JobError(f"A job of this output folder is running: hf jobs logs -f {other.id}")
     if not job.yes and not confirmed():
         raise JobError("Nothing was sent. Answer y, or add --yes.")
-    with one_sentence("Preparing the job"):  # nothing is paid for yet, and all of it needs write access
+    with one_sentence("Preparing the job"):  # nothing costs money yet, and every call needs write access
         send_files(api, plan)
         api.create_repo(plan.repository, exist_ok=True)
     with one_sentence("Starting the job"):
@@ -97,7 +97,7 @@ def submit(job: argparse.Namespace, work: Work) -> None:
 
 
 def require_write_access(account: dict[str, Any]) -> None:
-    """Raises JobError if the token may only read, or not start jobs, before anything is paid for."""
+    """Raises JobError if the token may not write or not start jobs; called before anything costs money."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     scopes = (token.get("fineGrained") or {}).get("scoped") or []
     allowed = {permission for scope in scopes for permission in scope.get("permissions", [])}
@@ -127,16 +127,16 @@ def send_files(api: HfApi, plan: Plan) -> None:
 
 def follow(api: HfApi, job_id: str, plan: Plan) -> None:
     """Prints the log of a job until it ends; JobError if it did not complete."""
-    again = f"see its log with “hf jobs logs -f {job_id}”, stop it with “hf jobs cancel {job_id}”"
+    advice = f"see its log with “hf jobs logs -f {job_id}”, stop it with “hf jobs cancel {job_id}”"
     try:
         for line in api.fetch_job_logs(job_id=job_id, namespace=plan.account, follow=True):
             print(line.rstrip("\n"), flush=True)
         status = api.inspect_job(job_id=job_id, namespace=plan.account).status
     except KeyboardInterrupt:
-        print(f"\nThe job runs on: {again}.")
+        print(f"\nThe job runs on: {advice}.")
         return
     except (OSError, HTTPError) as error:
-        raise JobError(f"The log broke off ({first_line(error)}), but the job runs on: {again}.") from None
+        raise JobError(f"The log broke off ({first_line(error)}), but the job runs on: {advice}.") from None
     stage, message = status.stage, status.message or "no reason was given"
     if stage == "COMPLETED":
         print(f"Finished: https://huggingface.co/{plan.repository}")
@@ -146,7 +146,7 @@ def follow(api: HfApi, job_id: str, plan: Plan) -> None:
             "shows the log again."
         )
     else:
-        print(f"The log ended, but the job runs on: {again}.")
+        print(f"The log ended, but the job runs on: {advice}.")
 
 
 @contextmanager

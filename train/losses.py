@@ -100,11 +100,11 @@ class Processes:
     with all photos.
     """
 
-    total: Callable[[Tensor], Tensor] = lambda value: value  # this process's scalar -> the sum of all, no gradient
+    total: Callable[[Tensor], Tensor] = lambda value: value  # scalar -> its sum over all processes, without gradient
     count: int = 1  # number of processes
 
     def share(self, value: Tensor, *, at_least: int = 1) -> Tensor:
-        """The mean over processes of a count, whose sum is at least `at_least`."""
+        """The mean over processes of a count. The sum is set to `at_least` if it is smaller."""
         return self.total(value.float()).clamp(min=at_least) / self.count
 
 
@@ -136,12 +136,12 @@ def mask_loss(
     Args:
         mask_logits: (B, C, h, w), patch resolution.
         labels: (B, H, W) integer: index of the C names, VOID, HELD_OUT, or another negative number for "none of them". HELD_OUT
-            pixels (of a held-out class, in self-training) count nowhere.
+            pixels (of a held-out class, in self-training) are ignored.
         annotated: (B, C) bool: the photo's data set labels this name.
-        void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they count nowhere.
+        void_is_negative: void pixels are negatives of every name, as in ZegCLIP; otherwise they are ignored.
         normalise: "masks": each pair's pixel mean, summed, over the number of masks that are present, at least one per process
             (ZegCLIP's code: the more names, the larger the loss); "pairs": the mean over all pixels of all annotated pairs.
-        processes: with whom this process shares the loss.
+        processes: the processes that share the loss.
     """
     photo, name = annotated.nonzero(as_tuple=True)  # (P,), (P,)
     flat = photo * mask_logits.shape[1] + name
@@ -169,15 +169,15 @@ def mask_loss(
 def attention_loss(mask_logits: Tensor, labels: Tensor, annotated: Tensor, *, processes: Processes = ONE_PROCESS) -> Tensor:
     """Cross-entropy of the attention to names, the softmax over names of the mask logits; in nats per pixel.
 
-        -log A_y                          where the pixel carries the name y
-        -mean_c log A_c - log C           where it carries none of the C names: a uniform attention has no loss
+        -log A_y                          if the label of the pixel is the name y
+        -mean_c log A_c - log C           if it is none of the C names: a uniform attention has no loss
 
     The sigmoid losses do not compare the logits of absent names, so the softmax of a pixel without a name could be peaked. The
-    paper has no such loss; we use it for lite. Arguments as of `mask_loss`; the softmax runs over the annotated names.
+    paper has no such loss; we use it for lite. Arguments as in `mask_loss`; the softmax is over the annotated names.
     """
     size = labels.shape[-2:]
     logits = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)
-    annotated = annotated & (annotated.sum(dim=1, keepdim=True) > 1)  # one name alone has all the attention anyway
+    annotated = annotated & (annotated.sum(dim=1, keepdim=True) > 1)  # the attention to a single name is always 1
     logits = logits.masked_fill(~annotated[:, :, None, None], -1e4)
     attention = logits.log_softmax(dim=1)  # (B, C, H, W)
     names = annotated.sum(dim=1).clamp(min=1)[:, None, None]  # (B, 1, 1)
@@ -213,7 +213,7 @@ def distillation_loss(mask_logits: Tensor, reference: Tensor, weight: Tensor) ->
     The minimum, the entropy of the reference, is constant; so the gradient is that of the binary cross-entropy.
 
     Args:
-        mask_logits: (B, C, h, w) of the decoder. reference: those of the frozen towers, plain similarity; no gradient.
+        mask_logits: (B, C, h, w) of the decoder. reference: logits of the frozen towers (plain similarity), no gradient.
         weight: (B, C) of each (photo, name) pair. The loss is the sum of weight * mean over patches.
     """
     patches = mask_logits.shape[-1] * mask_logits.shape[-2]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 SMALLEST_FRAGMENT = 64  # pixels
-LIMIT = 40.0  # of the logits in curves
+LIMIT = 40.0  # largest absolute logit of the bins
 
 
 class ConfusionMatrix:
@@ -26,15 +26,15 @@ class ConfusionMatrix:
     def update(self, target: Tensor, prediction: Tensor) -> None:
         """Add the pixels of a photo, integer classes of any shape; pixels with a negative target are left out."""
         classes = self.counts.shape[0]
-        kept = target >= 0
-        joint = target[kept].long() * classes + prediction[kept].long()
+        labelled = target >= 0
+        joint = target[labelled].long() * classes + prediction[labelled].long()
         self.counts += torch.bincount(joint, minlength=classes * classes).view(classes, classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
         self.counts += other.counts
 
     def iou(self) -> Tensor:
-        """Intersection over union of each class, (C,) float64; NaN for a class without ground truth, which means leave out."""
+        """Intersection over union of each class, (C,) float64; NaN for a class without ground truth; means skip it."""
         hit = self.counts.diag().double()
         truth, predicted = self.counts.sum(dim=1).double(), self.counts.sum(dim=0).double()
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
@@ -61,13 +61,13 @@ def harmonic_mean(seen: float, unseen: float) -> float:
 def iou_measures(confusion: ConfusionMatrix, seen: Sequence[bool]) -> dict[str, float]:
     """The measures of the literature; NaN where one does not exist (mIoU_U if every class is seen)."""
     iou = confusion.iou()
-    of_seen, of_unseen = mean_iou(iou, seen), mean_iou(iou, [not flag for flag in seen])
+    miou_seen, miou_unseen = mean_iou(iou, seen), mean_iou(iou, [not flag for flag in seen])
     return {
         "pAcc": confusion.pixel_accuracy(),
         "mIoU": mean_iou(iou),
-        "mIoU_S": of_seen,
-        "mIoU_U": of_unseen,
-        "hIoU": harmonic_mean(of_seen, of_unseen),
+        "mIoU_S": miou_seen,
+        "mIoU_U": miou_unseen,
+        "hIoU": harmonic_mean(miou_seen, miou_unseen),
     }
 
 
@@ -107,7 +107,8 @@ def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
     """Average precision of a map as a ranking of the pixels of a class: AP = sum over n of (R_n - R_{n-1}) P_n.
 
     P_n and R_n are precision and recall of "value >= n-th highest distinct value", so pixels of equal value count together.
-    1 = all pixels of the class come first. A random map has the share of the class's pixels. NaN if all or none are inside.
+    AP is 1 if all pixels of the class come first; the AP of a random map is the share of these pixels. NaN if all or no pixels
+    are inside.
     `values` (N,) float, without void pixels; `inside` (N,) bool, the pixels of the class.
     """
     from sklearn.metrics import average_precision_score  # slow to import, and few commands need it
@@ -116,7 +117,7 @@ def average_precision(values: np.ndarray, inside: np.ndarray) -> float:
 
 
 def contrast(values: np.ndarray, inside: np.ndarray) -> float:
-    """Mean of a map inside a class minus its mean outside; arguments and NaN as of `average_precision`."""
+    """Mean of a map inside a class minus its mean outside; arguments and NaN as in `average_precision`."""
     if not 0 < inside.sum() < inside.size:
         return math.nan
     return float(values[inside].mean(dtype=np.float64) - values[~inside].mean(dtype=np.float64))
@@ -159,7 +160,7 @@ class _Curve:
         return self._sums["iou"] / self._pairs if self._pairs else np.full(self.bins, np.nan)
 
     def _bins_of(self, logits: Tensor) -> Tensor:
-        """The bin of each logit, int64. A logit on an edge belongs to the bin above, so sums from a bin on mean ">="."""
+        """The bin of each logit, int64. A logit on an edge is in the bin above, so that sums from a bin upwards mean ">="."""
         width = 2 * LIMIT / self.bins
         return ((logits + LIMIT) / width).floor().clamp(0, self.bins - 1).long()
 
@@ -184,16 +185,16 @@ class BackgroundCurve(_Curve):
 
         `best` (N,) float, the highest logit; `labels` (N,) int, its name; `truth` (N,) int, -1 for none of the names.
         """
-        place = self._bins_of(best)
+        bin_of = self._bins_of(best)
 
         def count(chosen: Tensor) -> np.ndarray:  # (present, bins): chosen pixels of each label in each bin
-            key = (labels * self.bins + place)[chosen & (labels < present)]
+            key = (labels * self.bins + bin_of)[chosen & (labels < present)]
             return torch.bincount(key, minlength=present * self.bins).view(present, self.bins).cpu().numpy()
 
         hit, false = count(labels == truth), count(labels != truth)
-        none = torch.bincount(place[truth < 0], minlength=self.bins).cpu().numpy()
-        # labelled right from each bin's edge on, and none of the names below the edge
-        self._sums["right"] += hit.sum(axis=0)[::-1].cumsum()[::-1] + none.cumsum() - none
+        unnamed = torch.bincount(bin_of[truth < 0], minlength=self.bins).cpu().numpy()
+        # correct names at or above each bin's lower edge, and correct "none of the names" below it
+        self._sums["right"] += hit.sum(axis=0)[::-1].cumsum()[::-1] + unnamed.cumsum() - unnamed
         self._pixels += len(truth)
         self._add_iou(hit, false, torch.bincount(truth[truth >= 0], minlength=present)[:present].cpu().numpy()[:, None])
 

@@ -1,4 +1,4 @@
-"""What a training step minimises: a module around the model, so that accelerate can wrap forward and loss as one."""
+"""The objective of a training step: one module for model and losses, so that accelerate can wrap both together."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from train.losses import ONE_PROCESS, Processes, attention_loss, distillation_lo
 
 def usable_distillation_names(names: Sequence[str], vocabulary: Vocabulary, held_out: frozenset[str]) -> list[str]:
     """Names for distillation: neither learned nor held out, under any spelling or other word."""
-    banned = canonical_set([*vocabulary.names, *vocabulary.words]) | held_out
-    return [name for name in dict.fromkeys(names) if not canonical_set([name]) & banned]
+    excluded = canonical_set([*vocabulary.names, *vocabulary.words]) | held_out
+    return [name for name in dict.fromkeys(names) if not canonical_set([name]) & excluded]
 
 
 class Objective(nn.Module):
     """The model and its losses, with the weights of `config`.
 
-    `distillation_names`: names besides the vocabulary, for which the similarity of the frozen towers is distilled.
+    `distillation_names`: names outside of the vocabulary, for which the similarity of the frozen towers is distilled.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Objective(nn.Module):
 
         Args:
             batch: `images` or `patch_tokens` (and `features`), `labels` (B, H, W), `set` (B,).
-            names: (C,) indices of the names to learn in this step; held-out ones among them mean self-training.
+            names: (C,) indices of the names to learn in this step; with held-out names, their pixels get pseudo-labels.
             distilled: (K,) indices of the distillation names of this step.
-            words: (C,) index in `Vocabulary.words` of the word that is read for each of `names`; None = the names themselves.
+            words: (C,) index in `Vocabulary.words` of the word that stands for each of `names`; None = the names themselves.
 
         Returns:
             "loss" with gradient; "focal", "dice", "attention", "distill" weighted and detached.
@@ -100,30 +100,30 @@ class Objective(nn.Module):
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
     def _targets(self, batch: dict[str, Tensor], names: Tensor, words: Tensor | None, mask_logits: Tensor) -> tuple:
-        """Labels (B, H, W) as places in `names`, and (B, C) bool: whether the mask of a photo decides about a name."""
+        """Labels (B, H, W) as indices into `names`, and (B, C) bool: whether the mask of a photo is valid for a name."""
         unseen = self.unseen.to(names.device)[names]  # (C,)
         self_training = bool(unseen.any())
-        # Vocabulary index -> place in `names`; three further cells serve VOID (-1), BACKGROUND (-2) and HELD_OUT (-3).
-        place = torch.full((len(self.unseen) + 3,), BACKGROUND, dtype=torch.int16, device=names.device)
-        place[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
-        place[VOID], place[HELD_OUT] = VOID, HELD_OUT if self_training else VOID
-        labels = place[batch["labels"].int()]
+        # Vocabulary index -> index into `names`; the last three cells are for VOID (-1), BACKGROUND (-2) and HELD_OUT (-3).
+        index_of = torch.full((len(self.unseen) + 3,), BACKGROUND, dtype=torch.int16, device=names.device)
+        index_of[names] = torch.arange(len(names), dtype=torch.int16, device=names.device)
+        index_of[VOID], index_of[HELD_OUT] = VOID, HELD_OUT if self_training else VOID
+        labels = index_of[batch["labels"].int()]
         annotated = self.annotated.to(names.device)[batch["set"]][:, names]  # (B, C)
         if self_training:
             labels = pseudo_labels(mask_logits, labels, annotated & unseen)
         partially = self.partially_annotated.to(names.device)[batch["set"]][:, names]  # (B, C)
-        if words is not None:  # "animal", read for a dog, is not absent from a photo without dogs
+        if words is not None:  # "animal" may stand for "dog", and a photo without dogs may show another animal
             partially = partially | self.shared.to(names.device)[words]
-        if partially.any():  # then a mask decides about a name only where it shows it
-            shown = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
-            annotated = annotated & (shown | ~partially)
+        if partially.any():  # a mask is valid for such a name only if it shows the name
+            visible = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(len(names))], dim=1)  # (B, C)
+            annotated = annotated & (visible | ~partially)
         return labels, annotated
 
 
 def parameter_groups(model: LDVC, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: prompts and head with their own rates, `peak` after warm-up.
+    """Optimiser groups: prompts and head have separate learning rates, `peak` after warm-up.
 
-    Vectors and scalars (norms, biases, gates) have no weight decay, except in the recipe published (D4 of docs/method.md).
+    Vectors and scalars (norms, biases, gates) have no weight decay, except in the recipe "published" (D4 of docs/method.md).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -143,13 +143,13 @@ def learning_rate(peak: float, step: int, config: TrainConfig) -> float:
 
         rate = w * (minimum + (peak - minimum) * (1 - step / steps) ^ power),   w from 1e-6 to 1 over the warm-up
 
-    In mmsegmentation and in the recipe published (D8 of docs/method.md), the first step has w = 1e-6 and learns nothing;
-    otherwise it has the second w. A peak below the minimum stays as it is, times w.
+    In mmsegmentation and in the recipe "published" (D8 of docs/method.md), the first step has w = 1e-6 and learns nothing;
+    otherwise the first step has the w of the second step. If the peak is below the minimum, the rate is w * peak.
     """
     floor = min(config.minimum_learning_rate, peak)
     decay = max(0.0, 1 - step / config.max_train_steps) ** config.power
-    place = step + config.model.parts.first_warmup_step
-    warm = 1e-6 + (1 - 1e-6) * min(1.0, place / config.warmup_steps) if config.warmup_steps else 1.0
+    position = step + config.model.parts.first_warmup_step
+    warm = 1e-6 + (1 - 1e-6) * min(1.0, position / config.warmup_steps) if config.warmup_steps else 1.0
     return warm * (floor + (peak - floor) * decay)
 
 

@@ -1,4 +1,4 @@
-"""A benchmark of the paper, from its published archives to the files that training reads, in one command.
+"""Prepares a benchmark of the paper in one command, from the published archives to the files that training reads.
 
     python train/prepare.py voc2012 --data data
     python train/prepare.py coco_stuff164k --data data --source /archives
@@ -47,7 +47,7 @@ CONTEXT_JSON = Archive(_CONTEXT_URL, 0.6, "sha1:169325d9f7e9047537fedca7b04de4dd
 
 @dataclass(frozen=True)
 class Step:
-    """An archive and what it becomes."""
+    """An archive and the files that are made from it."""
 
     archive: Archive
     disk: float  # GB of the results, rounded up
@@ -96,20 +96,20 @@ STEPS: dict[str, tuple[Step, ...]] = {
 }
 
 PHOTOS = {"voc2012": (10_582, 1_449), "coco_stuff164k": (118_287, 5_000), "pascal_context59": (4_998, 5_105)}
-"""Photos of train and val."""
+"""Number of photos of train and val."""
 
 
 def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
     """Prints what will be downloaded and written; DataError if the disk is too small."""
     print(f"{NAMES[name].title}\n{'':34}{'download':>10}{'on disk':>10}")
-    made = most = 0.0
+    written = largest = 0.0
     for step in STEPS[name]:
         size = "done"
         if not step.is_done(data):
             download = step.archive.size if source is None or is_url(source) else 0.0  # removed after its step
-            size, most, made = f"{download:.1f} GB", max(most, made + step.disk + download), made + step.disk
+            size, largest, written = f"{download:.1f} GB", max(largest, written + step.disk + download), written + step.disk
         print(f"{step.archive.name:34}{size:>10}{step.disk:>7.1f} GB")
-    needed = most - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / GB
+    needed = largest - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / GB
     free = shutil.disk_usage(data).free / GB
     print(f"needed: {max(needed, 0):.1f} GB, free: {free:.1f} GB", flush=True)
     if needed > free:
@@ -120,7 +120,7 @@ def show_sizes(name: str, data: Path, work: Path, source: str | None) -> None:
 
 
 def run_step(step: Step, data: Path, work: Path, source: str | None) -> None:
-    """Fetches an archive into the folder `work` and makes what is missing of its results.
+    """Fetches an archive into the folder `work` and makes the missing results.
 
     DataError if the archive is missing or damaged; a damaged download is removed.
     """
@@ -146,7 +146,7 @@ def run_step(step: Step, data: Path, work: Path, source: str | None) -> None:
 
 
 def check(name: str, data: Path) -> None:
-    """Opens both splits, looks for every file and reads every 500th photo and mask; DataError if one is wrong."""
+    """Opens both splits, checks that every file exists and reads every 500th photo and mask; DataError if one is wrong."""
     for split, expected in zip(("train", "val"), PHOTOS[name], strict=True):
         dataset = open_set(data, name, split)
         if len(dataset) != expected:
@@ -166,7 +166,7 @@ def check(name: str, data: Path) -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=STEPS, help="the benchmark")
     parser.add_argument("--data", default="data", help="folder of the data sets (default: %(default)s)")
@@ -175,7 +175,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     options = parse(arguments)
     data = Path(options.data)
     work = data / f"{options.name}.unfinished"

@@ -1,4 +1,4 @@
-"""The accelerator of a run, and what its processes share."""
+"""The accelerator of a run: device, precision and processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = launched_on_cpu or not torch.accelerator.is_available()
     if config.mixed_precision == "fp16" and on_cpu:
         raise ConfigError("mixed_precision fp16 needs a GPU; on a CPU take bf16 or no.")
-    # The depthwise convolution of LCSA returns a gradient in another memory layout; its values are right.
+    # The depthwise convolution of LCSA returns a gradient in another memory layout; its values are correct.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -41,14 +41,14 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def resolved_precision(wanted: str, *, on_cpu: bool) -> str:
-    """The precision that "auto" means on this device: bf16 where the hardware computes it, else no."""
+    """The precision; "auto" becomes bf16 if the hardware supports it, otherwise no."""
     if wanted != "auto":
         return wanted
     if on_cpu:  # PyTorch has no public function for it
-        able = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        supported = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     else:
-        able = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if able else "no"
+        supported = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if supported else "no"
 
 
 def message_of(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The log of a run: a progress bar, log lines, a history file, trackers. Only the main process writes.
 
-log.txt         the lines of the screen
-history.jsonl   one object a line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
+log.txt         the lines that the screen shows
+history.jsonl   one object per line: {"step", "loss", its parts, "lr"}, means over `log_steps` steps and all processes; and
                 {"step", "validation": {set: {measure: value}}}
 """
 
@@ -43,7 +43,7 @@ def require_finite(loss: float, step: int) -> None:
 
 
 def require_finite_weights(parameters: Iterable[Tensor], step: int) -> None:
-    """Raises `DivergedError` if a weight is NaN or infinite, as after a finite loss whose gradient was not finite."""
+    """Raises `DivergedError` if a weight is NaN or infinite, for example after an infinite gradient of a finite loss."""
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise DivergedError(f"Weights are NaN or infinite by step {step}{_ADVICE}")
 
@@ -55,7 +55,7 @@ def check_tracker(name: str | None) -> None:
 
 
 class Progress:
-    """Counts steps, averages losses and writes the log; `state`: that of the interrupted run, {} at the start."""
+    """Counts steps, averages losses and writes the log. `state`: the state of the interrupted run, {} for a new run."""
 
     def __init__(
         self, accelerator: Accelerator, config: TrainConfig, *, photos_per_step: int, state: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Progress:
         self.folder = Path(config.output_dir)
         self.main = accelerator.is_main_process
         self.first = self.step = state.get("step", 0)
-        self._before = state.get("photos", photos_per_step)
+        self._earlier_photos = state.get("photos", photos_per_step)
         # Sums of the parts of the loss since the last line. Checkpoints keep them, so that a resumed run logs the same means.
         self._names: list[str] = state.get("parts", [])
         self._sums = torch.tensor(state["sums"], device=accelerator.device) if state.get("sums") else None
@@ -72,25 +72,25 @@ class Progress:
         self._started, self._refreshed = time.monotonic(), 0.0
         if config.report_to:
             options = {"tensorboard": {"purge_step": self.first + 1}} if self.first else {}
-            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # a folder for the one, a name for others
+            project = "tensorboard" if config.report_to == "tensorboard" else "ldvc"  # a folder, or the name of a project
             accelerator.init_trackers(project, init_kwargs=options)
         if self.main and (self.folder / "history.jsonl").is_file():
             self._cut_history()
-        hidden = None if self.main else True  # None: no bar if the output is no terminal; log lines remain
+        disable = None if self.main else True  # None: no bar if the output is no terminal; log lines remain
         steps = {"total": config.max_train_steps, "initial": self.first, "unit": "step"}
-        self.bar = tqdm(disable=hidden, dynamic_ncols=True, **steps)
+        self.bar = tqdm(disable=disable, dynamic_ncols=True, **steps)
 
     def _cut_history(self) -> None:
         """Removes the lines that a killed run wrote after its last checkpoint; those steps are computed again."""
-        kept, path = "", self.folder / "history.jsonl"
-        with suppress(ValueError):  # the last line may be half a line
+        lines, path = "", self.folder / "history.jsonl"
+        with suppress(ValueError):  # the last line may be incomplete
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                kept += line if json.loads(line)["step"] <= self.first else ""
+                lines += line if json.loads(line)["step"] <= self.first else ""
         with written(path) as temporary:
-            temporary.write_text(kept, encoding="utf-8")
+            temporary.write_text(lines, encoding="utf-8")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold, as plain numbers."""
+        """The values that a checkpoint must store."""
         return {
             "step": self.step,
             "parts": self._names,
@@ -112,8 +112,8 @@ class Progress:
     def log_resumed(self, checkpoint: Path, changes: str) -> None:
         """Logs where the run continues, and what differs from the interrupted run."""
         self.log(f"resumed from {checkpoint} at step {self.step}")
-        if self._before != self.photos_per_step:
-            changes = ", ".join(filter(None, [f"photos per step {self._before} -> {self.photos_per_step}", changes]))
+        if self._earlier_photos != self.photos_per_step:
+            changes = ", ".join(filter(None, [f"photos per step {self._earlier_photos} -> {self.photos_per_step}", changes]))
         if changes:
             self.log(f"note: these settings differ from the interrupted run: {changes}")
 
@@ -140,10 +140,10 @@ class Progress:
         means = self._means()
         require_finite(means["loss"], self.step)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        left = seconds * (self.config.max_train_steps - self.step) / 60
+        minutes_left = seconds * (self.config.max_train_steps - self.step) / 60
         self.log(
             f"step {self.step}/{self.config.max_train_steps} {parts} lr {learning_rate:.2e} "
-            f"{speed:.1f} images/s {seconds:.2f} s/step {left:.1f} min left"
+            f"{speed:.1f} images/s {seconds:.2f} s/step {minutes_left:.1f} min left"
         )
         self._record({"step": self.step, **means, "lr": learning_rate})
         if self.config.report_to:
@@ -151,7 +151,7 @@ class Progress:
         self._sums, self._count = None, 0
 
     def require_finite(self) -> None:
-        """As the function `require_finite`, between two log lines."""
+        """Raises `DivergedError` if the mean loss since the last log line is NaN or infinite."""
         if self._count:
             require_finite(self._means()["loss"], self.step)
 
@@ -165,22 +165,22 @@ class Progress:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in here counts neither as training nor in the estimate of the time left."""
+        """Excludes the time of the block from the speed of training and from the estimate of the time left."""
         begun = time.monotonic()
         yield
         self._started += time.monotonic() - begun
 
     def log_validation(self, results: Mapping[str, Mapping[str, float]], figure: np.ndarray | None) -> None:
-        """One line per data set of `results` (set -> measure -> value), and the same for the trackers, with the figure."""
-        flat: dict[str, float] = {}
+        """Logs one line per data set of `results` (set -> measure -> value); the tracker gets the values and the figure."""
+        tracked: dict[str, float] = {}
         for name, measures in results.items():
-            found = {measure: value for measure, value in measures.items() if not math.isnan(value)}
-            values = ", ".join(f"{measure} {value:.3f}" for measure, value in found.items())
+            available = {measure: value for measure, value in measures.items() if not math.isnan(value)}
+            values = ", ".join(f"{measure} {value:.3f}" for measure, value in available.items())
             self.log(f"validation at step {self.step}, {name}: {values}")
-            flat |= {f"validation/{name}/{measure}": value for measure, value in found.items()}
+            tracked |= {f"validation/{name}/{measure}": value for measure, value in available.items()}
         self._record({"step": self.step, "validation": for_json(results)})
         if self.config.report_to:
-            self.accelerator.log(flat, step=self.step)
+            self.accelerator.log(tracked, step=self.step)
             if self.main and figure is not None and self.config.report_to == "tensorboard":
                 tracker = self.accelerator.get_tracker("tensorboard")
                 tracker.log_images({"validation": figure[None]}, step=self.step, dataformats="NHWC")

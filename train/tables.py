@@ -107,27 +107,27 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """One table per data set with a row per checkpoint, and published numbers where they are comparable."""
     lines: list[str] = []
-    for name, own in _by_set(results).items():
-        sets = [result["sets"][name] for result in own]
+    for name, set_results in _by_set(results).items():
+        sets = [result["sets"][name] for result in set_results]
         facts = sets[0]
         unseen = {", ".join(each["unseen"]) or "none" for each in sets}
-        listed = "differ between checkpoints, see below" if len(unseen) > 1 else min(unseen)
+        unseen_names = "differ between checkpoints, see below" if len(unseen) > 1 else min(unseen)
         columns = [key for key in COLUMNS if any(exists(each[key]) for each in sets)]
         if unseen == {"none"}:  # then the offset changes nothing
             columns = [key for key in columns if not key.endswith("_offset")]
-        sizes = "; ".join({describe_inference(result["inference"]): None for result in own})
-        offsets = ", ".join(sorted({f"{result['offset']:g}" for result in own}))
+        sizes = "; ".join({describe_inference(result["inference"]): None for result in set_results})
+        offsets = ", ".join(sorted({f"{result['offset']:g}" for result in set_results}))
         offset = f" Offset: {offsets}." if any(key.endswith("_offset") for key in columns) else ""
-        lines += [f"### {name} {facts['split']}, {facts['photos']} photos; unseen: {listed}", ""]
+        lines += [f"### {name} {facts['split']}, {facts['photos']} photos; unseen: {unseen_names}", ""]
         lines += [f"Photos shown with {sizes}.{offset}", ""]
-        rows = [[each["decoder"], each["source"], *(show(each["sets"][name][key]) for key in columns)] for each in own]
+        rows = [[each["decoder"], each["source"], *(show(each["sets"][name][key]) for key in columns)] for each in set_results]
         benchmarks = {each["benchmark"] for each in sets}
         benchmark = benchmarks.pop() if len(benchmarks) == 1 else None
         rows += quoted_rows(benchmark, columns)
         lines += table(["decoder", "checkpoint", *(COLUMNS[key] for key in columns)], rows) + quoted_note(benchmark)
         if exists(facts["fragments_truth"]):
             lines += ["", f"Fragments in the truth: {facts['fragments_truth']:.3f}."]
-        lines += _layer_table(own, name)
+        lines += _layer_table(set_results, name)
         if facts["broken"]:
             lines += ["", f"{len(facts['broken'])} photos were skipped because they cannot be read:"]
             lines += [f"- {message}" for message in facts["broken"]]
@@ -153,12 +153,12 @@ def _layer_table(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Attention of every layer on the data set `name`; no lines if only the last layer was measured."""
     heads, rows = ["decoder", "checkpoint"], [[result["decoder"], result["source"]] for result in results]
     for head, measure in (("AP", "attention_ap_by_layer"), ("contrast", "attention_contrast_by_layer")):
-        found = [result["sets"][name][measure] for result in results]
-        if all(len(by_layer) < 2 for by_layer in found):
+        values = [result["sets"][name][measure] for result in results]
+        if all(len(by_layer) < 2 for by_layer in values):
             return []
-        for layer in sorted(set().union(*found)):
+        for layer in sorted(set().union(*values)):
             heads.append(f"{head}, layer {layer}")
-            for row, by_layer in zip(rows, found, strict=True):
+            for row, by_layer in zip(rows, values, strict=True):
                 row.append(show(by_layer.get(layer)))
     return ["", *table(heads, rows)]
 
@@ -166,16 +166,16 @@ def _layer_table(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
 def class_tables(results: Sequence[Mapping[str, Any]]) -> str:
     """One table per data set with a row per class: IoU and accuracy of every checkpoint."""
     lines: list[str] = []
-    for name, own in _by_set(results).items():
-        several = len(own) > 1
+    for name, set_results in _by_set(results).items():
+        several = len(set_results) > 1
         lines += [f"### {name}, class by class", ""]
         if several:
-            lines += [f"- {number}: {result['decoder']} {result['source']}" for number, result in enumerate(own, 1)] + [""]
+            lines += [f"- {number}: {each['decoder']} {each['source']}" for number, each in enumerate(set_results, 1)] + [""]
         heads = ["class", "pixels"]
-        for number in range(1, len(own) + 1):
+        for number in range(1, len(set_results) + 1):
             heads += [f"{number} {head}" if several else head for head in ("seen as", "IoU", "acc")]
         rows = []
-        for classes in zip(*(result["sets"][name]["classes"] for result in own), strict=True):
+        for classes in zip(*(result["sets"][name]["classes"] for result in set_results), strict=True):
             row = [classes[0]["name"], str(classes[0]["pixels"])]
             for each in classes:
                 row += [each["seen_as"] if each["seen"] else "**unseen**", show(each["iou"]), show(each["accuracy"])]

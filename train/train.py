@@ -6,9 +6,9 @@
     python train/train.py --config voc12_inductive --decoder ldvc --output_dir runs/voc12/ldvc --target a100-large
 
 Several processes, on a CPU or on GPUs, are started by torchrun (or by accelerate launch with GPUs). After an error message,
-torchrun prints a report of its own. The output folder is the trained checkpoint itself (config.json, model.safetensors) with,
-beside it, `train.json` (the configuration), `log.txt`, `history.jsonl` (the loss curve), `figures/` (pictures of validation)
-and `checkpoint-N` folders to resume from.
+torchrun prints a report of its own. The output folder is the trained checkpoint (config.json, model.safetensors). It also
+contains `train.json` (the configuration), `log.txt`, `history.jsonl` (the loss curve), `figures/` (pictures of validation) and
+`checkpoint-N` folders to resume from.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from train.processes import build_accelerator, message_of
 from train.progress import Progress, check_tracker, require_finite_weights
 from train.validation import Validation
 
-VIEW_SEED = 0  # of the stored views, which all runs share
+VIEW_SEED = 0  # all runs share the stored views
 FLAGS = ("decoder", "clip", "data", "cache_dir", "output_dir", "report_to", "mixed_precision", "learning_rate", "seed")
 FLAGS += ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "num_workers", "checkpointing_steps")
 FLAGS += ("checkpoints_total_limit", "validation_steps", "validation_sets", "hub_model_id", "push_to_hub")
@@ -187,7 +187,7 @@ def build_vocabulary(config: TrainConfig, datasets: Sequence[data.SegmentationDa
 
 
 def build_model(config: TrainConfig, checkpoint: Path | None) -> LDVC:
-    """The model at the start; a resumed run loads its weights later. ConfigError if crop or checkpoint do not fit."""
+    """The model at the start; a resumed run loads its weights later. ConfigError if crop or checkpoint do not fit it."""
     model = LDVC(config.model)
     if config.crop % model.clip.patch_size:
         raise ConfigError(f"crop {config.crop} must divide by {model.clip.patch_size}, the patch size of the CLIP.")
@@ -200,7 +200,7 @@ def build_model(config: TrainConfig, checkpoint: Path | None) -> LDVC:
 
 
 def read_distillation_names(config: TrainConfig, vocabulary: data.Vocabulary) -> list[str]:
-    """The names for distillation, from a file with one a line; DataError if it is missing."""
+    """The names for distillation, from a file with one name per line; DataError if the file is missing."""
     file = Path(config.distillation_names)
     if not file.is_file():
         raise DataError(
@@ -249,7 +249,7 @@ def training_views(
     photos_per_step: int,
     **stored: Any,
 ) -> data.TrainingViews:
-    """The views of all steps of a run; `caches` and `skipped` as of `TrainingViews`."""
+    """The views of all steps of a run. `caches` and `skipped`: see `TrainingViews`."""
     schedule = data.SampleSchedule(list(map(len, datasets)), list(config.sets.values()), config.seed)
     options = {"samples": config.max_train_steps * photos_per_step, "augmentation": config.augmentation(), "seed": config.seed}
     return data.TrainingViews(datasets, vocabulary, schedule, mean=clip.mean, std=clip.std, **options, **stored)
@@ -263,15 +263,15 @@ def build_name_sampler(config: TrainConfig, vocabulary: data.Vocabulary, distill
 
 
 def trainable(model: LDVC) -> list[torch.nn.Parameter]:
-    """The parameters that learn."""
+    """The trainable parameters."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; values are checked by the configuration."""
+    """Parses the command line. The configuration checks the values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_release", help="a YAML file, or the name of one in train/configs")
-    parser.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest' (starts anew if there is none)")
+    parser.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest' (a new run if there is none)")
     fields = TrainConfig.__pydantic_fields__ | ModelConfig.__pydantic_fields__
     for name in FLAGS:
         kind = {"push_to_hub": {"action": "store_true", "default": None}, "validation_sets": {"nargs": "+"}}.get(name, {})
@@ -284,15 +284,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; a mistake of the user ends it with one sentence."""
+    """Runs the command; a mistake of the user ends it with one sentence."""
     options = vars(parse(arguments))
     job, command = jobs.take_options(options), dict(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # one line for each file of each checkpoint otherwise
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # otherwise it logs every file of every checkpoint
     path, changes = options.pop("config"), options.pop("set")
-    if asked := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # of accelerate launch; --set and --mixed_precision count more
-        logging.info("mixed precision of accelerate launch: %s", asked)
-        changes = [f"mixed_precision={asked}", *changes]
+    if launch_precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # --set and --mixed_precision override it
+        logging.info("mixed precision of accelerate launch: %s", launch_precision)
+        changes = [f"mixed_precision={launch_precision}", *changes]
     resume = options.pop("resume_from_checkpoint")
     try:
         config = load_config(path, changes, **options)
@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             train(config, resume=resume)
     except LdvcError as error:
-        # every process finds the same mistake; one prints it
+        # every process raises the same error; one prints it
         sys.exit(f"error: {message_of(error)}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):

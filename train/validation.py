@@ -1,7 +1,7 @@
 """Validation during training. It does not change the run: random numbers, modes and data order stay as they were.
 
-Every validation draws the same few photos. A row of the figure: photo | truth | prediction | mistakes (red where the prediction
-differs from the truth). Names that were not learned are striped in the pictures and marked in the legend below.
+The figures of all validations show the same few photos. A row of a figure: photo | truth | prediction | mistakes (red if the
+prediction differs from the truth). Names that were not learned are striped in the pictures and marked in the legend.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from train.evaluation import PhotoReader, Photos, ask, evaluate_set, gather, unl
 from train.metrics import iou_measures
 from train.tables import COLUMNS
 
-PHOTOS = 6  # of a figure
+PHOTOS = 6  # number of photos in a figure
 TITLES = ("photo", "truth", "prediction", "mistakes")
 WRONG = (214, 39, 40)
 
@@ -72,8 +72,8 @@ class Validation:
             metadata = {"inference": unlimited(self.config.inference)}
             predictor = Predictor(model, metadata, device=next(model.parameters()).device)
             results = {dataset.name: self._evaluate(predictor, dataset) for dataset in self.datasets}
-            drawn = self.accelerator.is_main_process and self.photos
-            figure = self._figure(predictor, step, results) if drawn else None
+            with_figure = self.accelerator.is_main_process and self.photos
+            figure = self._figure(predictor, step, results) if with_figure else None
         self.accelerator.wait_for_everyone()
         return results, figure
 
@@ -85,8 +85,8 @@ class Validation:
 
     def _figure(self, predictor: Predictor, step: int, results: dict[str, dict[str, float]]) -> np.ndarray:
         rows = examples(predictor, self.datasets, self.photos)
-        found = {name: values["mIoU"] for name, values in results.items() if not math.isnan(values["mIoU"])}
-        scores = ", ".join(f"{name} mIoU {value:.3f}" for name, value in found.items())
+        available = {name: values["mIoU"] for name, values in results.items() if not math.isnan(values["mIoU"])}
+        scores = ", ".join(f"{name} mIoU {value:.3f}" for name, value in available.items())
         figure = draw_figure(rows, seen=self.seen, title=f"step {step}: {scores}")
         path = Path(self.config.output_dir) / "figures" / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,16 +101,16 @@ class Example:
     photo: np.ndarray  # (H, W, 3) uint8
     truth: np.ndarray  # (H, W) int, index into `names`, negative where there is no truth
     prediction: np.ndarray  # (H, W) int
-    names: list[str]  # of the photo's data set
+    names: list[str]  # class names of the photo's data set
 
 
 def fixed_photos(datasets: Sequence[SegmentationDataset], count: int = PHOTOS) -> list[tuple[int, int]]:
-    """(data set, photo) of a figure, spread evenly over data sets and their lists; the next one if it cannot be read."""
+    """(data set, photo) for a figure, spread evenly over data sets and lists. The next photo replaces an unreadable one."""
     chosen: list[tuple[int, int]] = []
     for index, dataset in enumerate(datasets):
         share = min(count // len(datasets) + (index < count % len(datasets)), len(dataset))
-        for place in range(share):
-            first = (2 * place + 1) * len(dataset) // (2 * share)
+        for number in range(share):
+            first = (2 * number + 1) * len(dataset) // (2 * share)
             for photo in (*range(first, len(dataset)), *range(first)):
                 with suppress(DataError):
                     dataset.pair(photo)
@@ -124,8 +124,8 @@ def examples(
 ) -> list[Example]:
     """Predictions for the photos of a figure: at each pixel the best of all names."""
     rows = []
-    for index, place in chosen:
-        photo, names = PhotoReader(datasets[index])[place], datasets[index].names()
+    for set_index, photo_index in chosen:
+        photo, names = PhotoReader(datasets[set_index])[photo_index], datasets[set_index].names()
         result = ask(predictor, names, predictor.encode_image(photo.picture), background=None)
         rows.append(Example(photo.picture, photo.target.numpy(), result.labels, names))
     return rows
@@ -133,15 +133,15 @@ def examples(
 
 def panels(row: Example, colours: Mapping[str, str], seen: Container[str]) -> list[np.ndarray]:
     """The four pictures of a row, each (H, W, 3) uint8."""
-    own, striped = [colours[name] for name in row.names], [name not in seen for name in row.names]
+    palette, striped = [colours[name] for name in row.names], [name not in seen for name in row.names]
     mistakes = np.repeat(grey_version(row.photo) * 0.6 + 90, 3, axis=2).clip(0, 255).astype(np.uint8)
     mistakes[(row.truth >= 0) & (row.truth != row.prediction)] = WRONG
-    truth, prediction = (overlay(row.photo, np.maximum(x, -1), own, striped=striped) for x in (row.truth, row.prediction))
+    truth, prediction = (overlay(row.photo, np.maximum(x, -1), palette, striped=striped) for x in (row.truth, row.prediction))
     return [row.photo, truth, prediction, mistakes]
 
 
 def draw_figure(rows: Sequence[Example], *, seen: Container[str], title: str) -> np.ndarray:
-    """Draws a figure of at least one row, (H, W, 3) uint8; `seen` contains the names that have been learned."""
+    """Draws a figure of at least one row, (H, W, 3) uint8. `seen`: the names that have been learned."""
     names = list(dict.fromkeys(name for row in rows for name in row.names))
     colours = dict(zip(names, colours_for(names), strict=True))
     figure = Figure(figsize=(10, 2 * len(rows) + 1.5), layout="constrained")
@@ -150,10 +150,10 @@ def draw_figure(rows: Sequence[Example], *, seen: Container[str], title: str) ->
         for axis, picture in zip(line, panels(row, colours, seen), strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
-    for axis, words in zip(axes[0], TITLES, strict=True):
-        axis.set_title(words)
-    shown = {row.names[i] for row in rows for labels in (row.truth, row.prediction) for i in np.unique(labels) if i >= 0}
-    labels = {name: name if name in seen else f"{name} (unseen)" for name in names if name in shown}
+    for axis, heading in zip(axes[0], TITLES, strict=True):
+        axis.set_title(heading)
+    visible = {row.names[i] for row in rows for labels in (row.truth, row.prediction) for i in np.unique(labels) if i >= 0}
+    labels = {name: name if name in seen else f"{name} (unseen)" for name in names if name in visible}
     legend = [Patch(color=colours[name], label=label) for name, label in labels.items()]
     figure.suptitle(title)
     figure.legend(handles=legend, loc="outside lower center", ncols=6, fontsize="small")

@@ -3,7 +3,7 @@
     python -m recipes.lite.average --before runs/lite_recipe/objects_release --after runs/lite_recipe/stuff_release \\
         --output runs/lite_recipe/release_mean
 
-The decoders after step 6g alone give plain walls and studio backgrounds to "sky", and lose some objects.
+Without the mean, the decoders label plain walls and studio backgrounds as "sky", and miss some objects.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from ldvc.checkpoint import load_checkpoint, save_checkpoint
 from ldvc.config import DECODERS
 from recipes.lite.steps import options_of
 
-SHARE = 0.5  # of the weights after step 6g
+SHARE = 0.5  # share of the weights after step 6g in the mean
 
 
 def main() -> None:
@@ -20,16 +20,16 @@ def main() -> None:
     folders = {"before": "objects_release", "after": "stuff_release", "output": "release_mean"}
     args = options_of(__doc__, **{option: runs / folder for option, folder in folders.items()})
     for decoder in DECODERS:
-        before, old = load_checkpoint(args.before / decoder)
+        before, before_metadata = load_checkpoint(args.before / decoder)
         model, metadata = load_checkpoint(args.after / decoder)
         weights = before.trainable_state_dict()
         mean = {key: weights[key].lerp(value, SHARE) for key, value in model.trainable_state_dict().items()}
         model.load_trainable_state_dict(mean)
         seen = {
-            "seen_names": list(dict.fromkeys([*old["seen_names"], *metadata["seen_names"]])),
-            "seen_words": {**old["seen_words"], **metadata["seen_words"]},
+            "seen_names": list(dict.fromkeys([*before_metadata["seen_names"], *metadata["seen_names"]])),
+            "seen_words": {**before_metadata["seen_words"], **metadata["seen_words"]},
         }
-        print(save_checkpoint(model, args.output / decoder, metadata={**old, **metadata, **seen}))
+        print(save_checkpoint(model, args.output / decoder, metadata={**before_metadata, **metadata, **seen}))
 
 
 if __name__ == "__main__":

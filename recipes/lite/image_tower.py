@@ -1,4 +1,4 @@
-"""Step 4 of lite: the image tower learns which concepts each patch shows, without any mask.
+"""Step 4 of lite: the image tower learns which concepts each patch shows, without masks.
 
     python -m recipes.lite.image_tower --work runs/lite_recipe --minutes 90
 
@@ -32,9 +32,9 @@ from recipes.lite.wordnet import PERSON_LEXNAME, VISIBLE_LEXNAMES, WordNet
 BATCH = 32
 LEARNING_RATE = 1e-3
 CONCEPTS = 256
-EVERYDAY = 64  # of the concepts are everyday words
-PATCHES = 200  # of 400 enter a step, which halves its time (as in FLIP, Li et al. 2023) ...
-WHOLE_SHARE = 0.25  # ... except in the last quarter of the training
+EVERYDAY = 64  # number of the concepts that are everyday words
+PATCHES = 200  # number of the 400 patches in a step, which halves its time (as in FLIP, Li et al. 2023)
+WHOLE_SHARE = 0.25  # share of the training, at its end, whose steps use all patches
 PEOPLE = {"man", "woman", "boy", "girl", "child", "person", "people", "lady", "guy"}
 
 
@@ -76,28 +76,28 @@ class ImageStudent(nn.Module):
 
 
 def label_nouns(photos: list[dict[str, str]], known: set[str], wordnet: WordNet) -> tuple[list[str], Tensor, Tensor]:
-    """The nouns that are true of each photo, from its `label` and `captions`, among the known names of the text tower.
+    """The nouns that apply to each photo, from its `label` and `captions`, among the `known` names of the text tower.
 
     Returns:
-        The L nouns that at least three photos have; (photos, L) bool, the true ones, hypernyms included; (photos, L) bool,
-        the uncertain ones, hyponyms of a true noun: a dog may or may not be a chow.
+        The L nouns that at least three photos have; (photos, L) bool, the true nouns, hypernyms included; (photos, L) bool,
+        the uncertain nouns, hyponyms of a true noun: a dog may or may not be a chow.
     """
     singular = {wordnet.plural(n): n for n in wordnet.common_nouns if len(n) > 2}
-    of_photo = [_nouns_of(photo, known, wordnet, singular) for photo in photos]
-    counts = Counter(name for names in of_photo for name in names)
+    photo_nouns = [_nouns_of(photo, known, wordnet, singular) for photo in photos]
+    counts = Counter(name for names in photo_nouns for name in names)
     nouns = sorted(name for name, count in counts.items() if count >= 3)
-    own = torch.tensor([[noun in names for noun in nouns] for names in of_photo])
+    mentioned = torch.tensor([[noun in names for noun in nouns] for names in photo_nouns])
     senses = [wordnet.visible_sense(noun) for noun in nouns]
-    above = [wordnet.ancestors(sense.offset) if sense else set() for sense in senses]
+    ancestors = [wordnet.ancestors(sense.offset) if sense else set() for sense in senses]
     # (L, L): the second noun is a hypernym of the first
-    is_a = torch.tensor([[sense is not None and sense.offset in offsets for sense in senses] for offsets in above])
-    positive = (own.float() @ is_a.float() > 0) | own
-    return nouns, positive, (own.float() @ is_a.T.float() > 0) & ~positive
+    is_a = torch.tensor([[sense is not None and sense.offset in offsets for sense in senses] for offsets in ancestors])
+    positive = (mentioned.float() @ is_a.float() > 0) | mentioned
+    return nouns, positive, (mentioned.float() @ is_a.T.float() > 0) & ~positive
 
 
 def _nouns_of(photo: dict[str, str], known: set[str], wordnet: WordNet, singular: dict[str, str]) -> set[str]:
     label = re.sub(r" (easy|side)$", "", photo["label"].lower().replace("_", " "))
-    found = {label if label in known else singular.get(label, label)} & known
+    nouns = {label if label in known else singular.get(label, label)} & known
     counts: Counter[str] = Counter()
     for caption in filter(None, photo["captions"].lower().split(" || ")):
         words = re.findall(r"[a-z]+", caption)
@@ -106,8 +106,8 @@ def _nouns_of(photo: dict[str, str], known: set[str], wordnet: WordNet, singular
     for name, count in counts.items():
         sense = wordnet.visible_sense(name) if count >= 2 and name in known and len(name) > 2 else None
         if sense is not None and sense.lexname in VISIBLE_LEXNAMES | {PERSON_LEXNAME}:
-            found.add(name)
-    return found | {"person"} if found & PEOPLE else found
+            nouns.add(name)
+    return nouns | {"person"} if nouns & PEOPLE else nouns
 
 
 @torch.inference_mode()
@@ -136,8 +136,8 @@ def main() -> None:
     print(f"{len(concepts)} concepts, {len(nouns)} nouns on {int(labelled.sum())} photos", flush=True)
 
     n_views = json.loads((args.work / "stem_cache.json").read_text())["done"]
-    kinds = ("features", "top_classes", "top_probabilities", "image_probabilities", "photo")
-    arrays = [np.load(args.work / f"{kind}.npy", mmap_mode="r") for kind in kinds]
+    array_names = ("features", "top_classes", "top_probabilities", "image_probabilities", "photo")
+    arrays = [np.load(args.work / f"{array_name}.npy", mmap_mode="r") for array_name in array_names]
     torch.manual_seed(0)
     student = ImageStudent()
     learned = [p for p in student.parameters() if p.requires_grad]
@@ -155,34 +155,34 @@ def main() -> None:
         pick = torch.randperm(GRID * GRID)[:PATCHES].sort().values  # patches in the loss
         evidence = torch.zeros(BATCH, PATCHES, 1000)
         evidence.scatter_(2, top_classes.long()[:, pick], top_probabilities.float()[:, pick])
-        # half of the concepts are those with most evidence in this batch, a quarter everyday words, a quarter random
-        shown = (image_probabilities.amax(dim=(0, 1)) @ leaves) / leaves.sum(0).sqrt()
-        shown = (shown * torch.rand_like(shown)).topk(CONCEPTS // 2).indices
-        anything = torch.randint(len(concepts), (CONCEPTS // 2 - EVERYDAY,))
-        chosen = torch.cat([shown, everyday[torch.randint(len(everyday), (EVERYDAY,))], anything]).unique()
+        # half of the concepts have the most evidence in this batch, a quarter are everyday words, a quarter are random
+        likely = (image_probabilities.amax(dim=(0, 1)) @ leaves) / leaves.sum(0).sqrt()
+        likely = (likely * torch.rand_like(likely)).topk(CONCEPTS // 2).indices
+        random_concepts = torch.randint(len(concepts), (CONCEPTS // 2 - EVERYDAY,))
+        chosen = torch.cat([likely, everyday[torch.randint(len(everyday), (EVERYDAY,))], random_concepts]).unique()
 
-        plain = (photo == photo[:, :1]).all(dim=1)  # no mosaic: the photo's labels hold for the whole view
-        is_labelled = plain & labelled[photo[:, 0]]
+        is_plain = (photo == photo[:, :1]).all(dim=1)  # no mosaic: the photo's labels hold for the whole view
+        is_labelled = is_plain & labelled[photo[:, 0]]
         positive, uncertain = all_positive[photo[is_labelled, 0]], all_uncertain[photo[is_labelled, 0]]  # (B', L)
-        used = positive.any(dim=0).nonzero().squeeze(1)
+        used_nouns = positive.any(dim=0).nonzero().squeeze(1)
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cls, patches = student.embed_images(features.view(torch.bfloat16), None if whole else pick)
-        text = torch.cat([concept_embeddings[chosen], noun_embeddings[used]])
-        noise = 0.25 * torch.randn_like(text) / text.shape[-1] ** 0.5  # for embeddings of names that the tower has not learned
-        names, label_names = student.embed_names(F.normalize(text + noise, dim=-1)).split([len(chosen), len(used)])
+        text = torch.cat([concept_embeddings[chosen], noun_embeddings[used_nouns]])
+        noise = 0.25 * torch.randn_like(text) / text.shape[-1] ** 0.5  # so that embeddings of unknown names work, too
+        names, label_names = student.embed_names(F.normalize(text + noise, dim=-1)).split([len(chosen), len(used_nouns)])
         concept_logits = student.logits(patches[:, pick] if whole else patches, names)  # (B, P, K)
         patch_loss = F.binary_cross_entropy_with_logits(concept_logits, (evidence @ leaves[:, chosen]).clamp(0, 1))
         quadrants = (image_probabilities @ leaves[:, chosen]).clamp(0, 1)  # (B, 4, K)
-        view_target = torch.where(plain[:, None], quadrants[:, 0], 1 - (1 - quadrants).prod(dim=1))
+        view_target = torch.where(is_plain[:, None], quadrants[:, 0], 1 - (1 - quadrants).prod(dim=1))
         cls_loss = F.binary_cross_entropy_with_logits(student.logits(cls, names), view_target)
 
         label_loss = torch.zeros(())
-        if len(used):
+        if len(used_nouns):
             patch_logits = student.logits(patches[is_labelled], label_names)  # (B', P, L')
             best = patch_logits.topk(patches.shape[1] * 8 // 100, dim=1).values.mean(dim=1)  # (B', L')
-            true = positive[:, used].float()
-            weight = torch.where(true > 0, 1.0, 0.1) * (~uncertain[:, used]).float()
+            true = positive[:, used_nouns].float()
+            weight = torch.where(true > 0, 1.0, 0.1) * (~uncertain[:, used_nouns]).float()
             both = torch.stack([best, student.logits(cls[is_labelled], label_names)])
             losses = F.binary_cross_entropy_with_logits(both, true.expand_as(both), reduction="none")
             label_loss = (losses * weight).sum() / (2 * weight.sum())

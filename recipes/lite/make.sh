@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes everything under assets/lite: the towers, the three decoders, then both together. Every step resumes after an interruption.
+# Makes everything in assets/lite: the towers, then the three decoders, then both tuned together. Every step resumes after an
+# interruption.
 #   bash recipes/lite/make.sh DATA WORK
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -12,13 +12,15 @@ from torchvision.ops import masks_to_boxes
 from train.data import SegmentationDataset, Vocabulary
 
 MAX_PASTED = 3  # largest number of objects that are pasted into a view
-SHRINK = (0.15, 0.9)  # range of their size relative to the original
-FLIPPED = 0.5  # share of them that is mirrored
+SHRINK = (0.15, 0.9)  # range of the objects' size relative to the original
+FLIPPED = 0.5  # share of the objects that are mirrored
 SEAM = 5  # pixels over which the border of a pasted object fades
 
 
 def mosaics(batch: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Replace a share of each set's views by mosaics of four of them, if there are four. Sets label different classes.
+    """Replace a share of each data set's views by mosaics of four of them, if there are four.
+
+    Views of different sets are not mixed, because the sets label different classes.
 
     `batch`: `images` (B, 3, H, W), `labels` (B, h, w), `set` (B,); H, W, h and w are even.
     """
@@ -50,7 +52,7 @@ def paste(batch: dict[str, Tensor], share: float, pasteable: Tensor) -> dict[str
 
     Args:
         batch: as in `mosaics`; H and W are the same multiple of h and w.
-        share: of the views that another view of the batch has an object for.
+        share: probability that objects are pasted into a view, if another view of the batch has one.
         pasteable: (sets, names) bool, the classes that may be pasted into views of each data set.
     """
     images, cells = batch["images"].clone(), batch["labels"].cpu()

@@ -2,8 +2,8 @@
 
     python -m recipes.lite.object_masks --data data --output runs/objects
 
-A mask (`DATA/clip/masks`) shows the salient object of a photo. This step assumes that the object is what the photo's
-label names. It drops masks that are tiny, cover almost the whole photo, are uncertain or are in several parts.
+A mask (`DATA/clip/masks`) shows the salient object of a photo. This step assumes that the photo's label names this
+object. It drops masks that are tiny, cover almost the whole photo, are uncertain or are in several parts.
 
 Writes to OUTPUT:
     objects-0, objects-1, ...  photos of the split "train"; no class of a set is a hyponym of another class of that set
@@ -34,8 +34,8 @@ AREA = (0.03, 0.9)  # share of the photo
 MIN_CONFIDENCE = 0.9
 MIN_MAIN_PART = 0.9  # share of the object's pixels that its largest connected part has
 MAX_VOID = 0.25  # share of the photo
-CLASSES = 250  # of a set: masks have 8 bits
-WORDS, LEMMAS, HYPERNYMS = 8, 4, 3  # largest number of other words of a class, of its lemmas, of its hypernyms
+CLASSES = 250  # largest number of classes of a set: masks have 8 bits
+WORDS, LEMMAS, HYPERNYMS = 8, 4, 3  # largest number, for a class, of other words, of lemmas among them, of hypernyms
 
 # names: label -> a clearer name. names_of_synsets: a name for each of two synsets that share a label. senses: name -> synset
 # or a word with the right sense, where WordNet's is wrong; "" for no sense. no_plural, plurals: nouns without plural, nouns in
@@ -49,15 +49,15 @@ class Photo:
     """A photo of one labelled object, a row of `masks.csv`."""
 
     file: str
-    name: str  # of the object's class
-    synset: Synset | None  # of the class; None if WordNet does not have it
+    name: str  # name of the object's class
+    synset: Synset | None  # synset of the class; None if WordNet does not have it
     split: str  # TRAIN or UNSEEN
     area: float  # share of the photo that the object covers
-    confidence: float  # of the mask, 0..1
+    confidence: float  # confidence of the mask, 0..1
 
 
 def key(name: str) -> str:
-    """Equal for spellings of the same word: "Jack-o'-lantern", "jack o'lantern"."""
+    """A key that is equal for spellings of the same word: "Jack-o'-lantern", "jack o'lantern"."""
     return canonical(name).replace("-", "").replace(" ", "")
 
 
@@ -96,7 +96,7 @@ def read_mask(data: Path, photo: Photo) -> np.ndarray:
 
 
 def flaw(data: Path, photo: Photo) -> str | None:
-    """Why a mask is not used; None if it is used."""
+    """The reason why a mask is not used; None if it is used."""
     if not AREA[0] <= photo.area <= AREA[1]:
         return "area"
     if photo.confidence < MIN_CONFIDENCE:
@@ -114,19 +114,19 @@ def flaw(data: Path, photo: Photo) -> str | None:
 
 def by_class(photos: Iterable[Photo], per_label: int) -> dict[str, list[Photo]]:
     """Class -> its photos, the most confident masks first, at most `per_label`; spellings of the same word are one class."""
-    found: dict[str, list[Photo]] = defaultdict(list)
+    classes: dict[str, list[Photo]] = defaultdict(list)
     for photo in sorted(photos, key=lambda photo: (-photo.confidence, photo.file)):
-        found[key(photo.name)].append(photo)
-    return {members[0].name: members[:per_label] for members in sorted(found.values(), key=lambda each: each[0].name)}
+        classes[key(photo.name)].append(photo)
+    return {members[0].name: members[:per_label] for members in sorted(classes.values(), key=lambda each: each[0].name)}
 
 
 def into_sets(synsets: dict[str, Synset | None], wordnet: WordNet) -> list[list[str]]:
     """Put each class into the first set that has room and contains neither a hypernym nor a hyponym of it."""
     relatives: dict[str, list[str]] = defaultdict(list)
     for name, synset in synsets.items():
-        above = wordnet.ancestors(synset.offset) if synset else ()
+        ancestors = wordnet.ancestors(synset.offset) if synset else ()
         for other, higher in synsets.items():
-            if other != name and higher and higher.offset in above:
+            if other != name and higher and higher.offset in ancestors:
                 relatives[name].append(other)
                 relatives[other].append(name)
     sets: list[list[str]] = []
@@ -157,19 +157,19 @@ def own_lemmas(synset: Synset | None, wordnet: WordNet) -> list[str]:
 
 def words_above(synset: Synset | None, wordnet: WordNet) -> list[str]:
     """Everyday words for the hypernyms of a synset, the nearest first. Rare words such as "placental" are left out."""
-    found: list[str] = []
+    words: list[str] = []
     level = synset.hypernyms if synset else ()
     while level:
         synsets = [wordnet.synsets[offset] for offset in dict.fromkeys(level)]
         lemmas = [own_lemmas(each, wordnet) for each in synsets]
-        found += [word for each in lemmas for word in [lemma for lemma in each if lemma in EVERYDAY_WORDS][:1]]
+        words += [word for each in lemmas for word in [lemma for lemma in each if lemma in EVERYDAY_WORDS][:1]]
         level = [offset for each in synsets for offset in each.hypernyms]
-    # for WordNet a vehicle is a container
-    return [word for word in dict.fromkeys(found) if word != "container" or "vehicle" not in found]
+    # in WordNet, "vehicle" is a hyponym of "container"
+    return [word for word in dict.fromkeys(words) if word != "container" or "vehicle" not in words]
 
 
 def plurals_of(name: str, wordnet: WordNet) -> list[str]:
-    """The plural of a class name; nothing if it is a plural already or has none."""
+    """The plural of a class name, as a list; empty if the name is a plural or has none."""
     last = name.split(" ")[-1]
     if last.endswith("s") and (last[:-1] in wordnet.senses or last in LABELS["plurals"]):
         return []
@@ -203,8 +203,8 @@ def main() -> None:
     for split in (TRAIN, UNSEEN):
         flaws: dict[Photo, str | None] = {}
         for photo in (photo for photo in photos if photo.split == split):
-            known = split == TRAIN and (key(photo.name) in unseen_keys or photo.synset in unseen_synsets)
-            flaws[photo] = "class of unseen-val" if known else flaw(args.data, photo)
+            is_unseen = split == TRAIN and (key(photo.name) in unseen_keys or photo.synset in unseen_synsets)
+            flaws[photo] = "class of unseen-val" if is_unseen else flaw(args.data, photo)
         classes[split] = by_class((photo for photo, why in flaws.items() if why is None), args.per_label)
         print(f"{split}: {len(flaws)} photos; with photos left: {len(classes[split])} classes")
         print("  dropped:", ", ".join(f"{why} {count}" for why, count in Counter(filter(None, flaws.values())).most_common()))
@@ -228,7 +228,7 @@ def main() -> None:
     reserved = {key(photo.name) for photo in photos}
     reserved |= {key(form) for word in unseen_words for form in (word, wordnet.plural(plain(word)))}
     words = {name: other_words(name, synset, wordnet, reserved) for name, synset in synsets.items()}
-    write_json(args.output / "object_words.json", {name: found for name, found in words.items() if found})
+    write_json(args.output / "object_words.json", {name: others for name, others in words.items() if others})
     about = "Labels of the photos in objects-val: no class of objects-0, objects-1, ... has one of these names."
     write_json(args.output / "unseen.json", {"about": about, "unseen": sorted({canonical(photo.name) for photo in unseen})})
 

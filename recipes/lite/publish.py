@@ -2,8 +2,8 @@
 
     python -m recipes.lite.publish --release runs/lite_recipe/release_mean --output assets/lite
 
-Paths of towers are relative to the folder, so that it can be moved. Of the tuned tower only the tensors that differ from
-`assets/lite/clip` are stored. The weights are checked against `SHA256SUMS` when they are loaded.
+Paths of towers are relative to the folder, so that it can be moved. Only the tensors of the tuned tower that differ
+from `assets/lite/clip` are stored. The weights are checked against `SHA256SUMS` when they are loaded.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from recipes.lite.steps import options_of
 
 def main() -> None:
     args = options_of(__doc__, release=Path("runs/lite_recipe/release_mean"), output=Path("assets/lite"))
-    (args.output / CHECKSUMS).unlink(missing_ok=True)  # of the weights that are replaced now
+    (args.output / CHECKSUMS).unlink(missing_ok=True)  # the checksums of the weights that are replaced
     tower = build_clip(str(args.release / "clip"))
     save_clip_folder(tower.model, args.output / "clip_tuned", {"base": "../clip"})
     for decoder in DECODERS:

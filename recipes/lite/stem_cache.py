@@ -2,7 +2,7 @@
 
     python -m recipes.lite.stem_cache --data data --work runs/lite_recipe
 
-A view is a random crop of a photo, or a mosaic of four crops. `WORK` gets one array a kind, with one row a view:
+A view is a random crop of a photo, or a mosaic of four crops. The command writes these arrays to `WORK`, one row per view:
 - `features` (V, 400, 472) bfloat16: both feature levels on a 20 x 20 grid;
 - `top_classes`, `top_probabilities` (V, 400, 32): the network's classifier applied to each patch;
 - `image_probabilities` (V, 4, 1000): its class probabilities of each quadrant of the view, averaged with the photo's label if
@@ -31,11 +31,11 @@ from recipes.lite.wordnet import WordNet, imagenet_classes
 GRID = 20
 SIZE = GRID * 16
 TOP = 32
-MAX_VIEWS = 12_288  # of about 16,800 planned, in random order
+MAX_VIEWS = 12_288  # of about 16,800 planned views, in random order
 BATCH = 16
 CHUNK = 256  # views between two writes to disk, a multiple of BATCH
 VIEWS = {"whole": (0.5, 1.0), "close": (0.12, 0.5), "mosaic": (0.3, 1.0)}  # share of the photo's area that a crop covers
-MASK_SETS = {"msrc": 1, "coco-mini": 1, "camvid": 4, "facade": 2, "clothing": 2}  # every n-th photo; videos repeat themselves
+MASK_SETS = {"msrc": 1, "coco-mini": 1, "camvid": 4, "facade": 2, "clothing": 2}  # every n-th photo; videos repeat scenes
 
 
 def list_photos(data: Path) -> list[dict[str, str]]:
@@ -74,7 +74,7 @@ def random_crop(photo: Image.Image, size: int, area: tuple[float, float], rng: r
 
 
 def make_view(kind: str, photos: list[str], rng: random.Random) -> Tensor:
-    """(3, 320, 320) in -1..1. A mosaic needs four photos, every other view one."""
+    """(3, 320, 320) in -1..1. A mosaic needs four photos, other kinds need one."""
     opened = [Image.open(path).convert("RGB") for path in photos]
     if kind == "mosaic":
         view = Image.new("RGB", (SIZE, SIZE))
@@ -107,7 +107,7 @@ def class_evidence(teacher: nn.Module, features: Tensor, labelled: Tensor, is_mo
 
 
 def plan_views(n_photos: int, n_clip: int) -> list[tuple[str, list[int]]]:
-    """(kind, photos) of each view: every photo whole, half of them close, and half as many mosaics as photos."""
+    """(kind, photos) of each view: every photo whole, half of the photos close, and half as many mosaics as photos."""
     rng = random.Random(0)
     views = [("whole", [i]) for i in range(n_photos)]
     views += [("close", [i]) for i in range(n_photos) if rng.random() < 0.5]

@@ -1,4 +1,4 @@
-"""What the steps of lite share: command line, tables, data sets, and a training for some minutes that resumes."""
+"""Shared by the steps of lite: command line, tables, data sets, and a training of limited time that can resume."""
 
 import argparse
 import csv
@@ -50,8 +50,8 @@ def write_set(
     """Write a data set as a plain folder (format: `train/data/folder.py`), with links to the photos; replaces `folder`.
 
     Args:
-        masks: (file of a photo, mask): 0 background, 1 + class, or `VOID`. classes: names, without the background.
-        lists: splits, each with all photos. exhaustive: a class without pixels is absent from the photo.
+        masks: pairs (file of a photo, mask); a mask has 0 for background, 1 + class, or `VOID`. classes: names, without the
+            background. lists: splits, each with all photos. exhaustive: a class without pixels is absent from the photo.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("images", "masks"):

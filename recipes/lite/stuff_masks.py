@@ -3,10 +3,10 @@
     python -m recipes.lite.stuff_masks --data data --work runs/lite_recipe
 
 After step 6e, "grass" has the highest logit of all stuff words on a lawn around a dog, but this logit is below the
-threshold. So the masks follow from the order of the words. The logits of each word outside of things (object masks of
+threshold. So the masks follow from the ranking of the words. The logits of each word outside of things (object masks of
 step 6d, the teacher's detections of step 6a) are standardised over all photos. A photo may show a word if its captions
-mention it, or, without captions, if the word's 70 % quantile is far above its mean over the photos. A pixel has such a
-word if it leads all others by `MARGIN`. GrabCut (Rother et al., SIGGRAPH 2004) extends these pixels by their colour.
+mention it, or, without captions, if the word's 70 % quantile is far above its mean over the photos. A pixel gets such a
+word if its logit exceeds all others by `MARGIN`. GrabCut (Rother et al., SIGGRAPH 2004) extends these pixels by their colour.
 
 Other pixels are void, things are background. Writes the data sets `WORK/stuff-captions` and `WORK/stuff-objects`.
 """
@@ -26,7 +26,7 @@ from scipy import ndimage
 from ldvc import Predictor
 from recipes.lite.steps import VOID, options_of, read_table, write_set
 
-# word: (words of captions that mention it, captions that must do so, standard deviations above the mean without captions)
+# word: (its words in captions, captions that must contain one, standard deviations above the mean if there are no captions)
 NEVER = float("inf")
 STUFF: dict[str, tuple[str, int, float]] = {
     "grass": ("grass grassy lawn", 1, 1.0),
@@ -43,19 +43,19 @@ STUFF: dict[str, tuple[str, int, float]] = {
     "rock": ("rock rocks rocky cliff boulder", 2, NEVER),
     "floor": ("floor", 1, NEVER),
 }
-OTHERS = ("dirt", "fence")  # compared with, but not learned
+OTHERS = ("dirt", "fence")  # compared with the others, but not learned
 WORDS = (*STUFF, *OTHERS)
-MARGIN, SURE_MARGIN = 0.3, 0.7  # standard deviations before the second word; GrabCut does not change sure pixels
-BEHIND = 1.2  # standard deviations that a pixel of GrabCut may be behind the best word
+MARGIN, SURE_MARGIN = 0.3, 0.7  # standard deviations above the second word; GrabCut does not change sure pixels
+BEHIND = 1.2  # standard deviations that the word of a pixel from GrabCut may be below the best word
 MIN_AREA = 0.03  # share of the photo
-CONFIDENT = 0.45  # of a detection of the teacher; less confident ones are void
-QUANTILE = 0.7  # of a word's logits in a photo
-MIN_PATCHES = 20  # outside the object, below which a photo of an object shows no stuff
+CONFIDENT = 0.45  # smallest confidence of a detection of the teacher; pixels of others are void
+QUANTILE = 0.7  # quantile of a word's logits in a photo
+MIN_PATCHES = 20  # smallest number of patches outside the object; with fewer, a photo shows no stuff
 
 
 @dataclass
 class Photo:
-    """A photo, its things and its void pixels, (H, W) bool, and for each of `STUFF` whether its captions mention it."""
+    """A photo, its things and its void pixels, (H, W) bool; `mentioned` (STUFF,) bool: whether its captions mention a word."""
 
     file: Path
     thing: np.ndarray
@@ -72,11 +72,11 @@ def captioned(args: argparse.Namespace) -> Iterator[Photo]:
         if not mentioned.any():
             continue
         file = args.data / "clip" / "images" / row["file"]
-        with np.load(args.work / "teacher" / f"{file.stem}.npz") as found, Image.open(file) as picture:
-            shape, (h, w) = picture.size[::-1], found["shape"]
-            cells = np.unpackbits(found["masks"], axis=1, count=h * w).reshape(-1, h, w).astype(np.float32)
+        with np.load(args.work / "teacher" / f"{file.stem}.npz") as detections, Image.open(file) as picture:
+            shape, (h, w) = picture.size[::-1], detections["shape"]
+            cells = np.unpackbits(detections["masks"], axis=1, count=h * w).reshape(-1, h, w).astype(np.float32)
             masks = resize(cells, shape) >= 0.5 if len(cells) else np.zeros((0, *shape), dtype=bool)
-            confident = found["confidences"] >= CONFIDENT
+            confident = detections["confidences"] >= CONFIDENT
         thing = masks[confident].any(axis=0)
         yield Photo(file, thing, masks[~confident].any(axis=0) & ~thing, mentioned)
 
@@ -118,29 +118,29 @@ def surroundings(photo: Photo, logits: np.ndarray) -> np.ndarray:
 
 
 def leaders(scores: np.ndarray, margin: np.ndarray, shown: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """(H, W) uint8: 1 + index of the word of `shown` that leads all words by `MARGIN`, on at least `MIN_AREA`; else `VOID`.
+    """(H, W) uint8: 1 + index of the best word if it is in `shown`, is best by `MARGIN` and covers `MIN_AREA`; else `VOID`.
 
     `scores` (C, H, W); `margin` (H, W), the highest minus the second; `free` (H, W) bool, neither things nor void.
     """
     best = scores.argmax(axis=0)
     mask = np.full(free.shape, VOID, dtype=np.uint8)
     for index in shown:
-        own = (best == index) & (margin > MARGIN) & free
-        if own.mean() >= MIN_AREA:
-            mask[own] = 1 + index
+        pixels = (best == index) & (margin > MARGIN) & free
+        if pixels.mean() >= MIN_AREA:
+            mask[pixels] = 1 + index
     return mask
 
 
 def grown(mask: np.ndarray, number: int, pixels: np.ndarray, sure: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixels that GrabCut gives to a number of the mask. Pixels of other numbers are background."""
-    import cv2  # of recipes/lite/requirements.txt
+    """(H, W) bool: the pixels that GrabCut assigns to a number of the mask. Pixels of other numbers are background."""
+    import cv2  # from recipes/lite/requirements.txt
 
-    own = mask == number
-    state = np.where(own, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    state[own & sure] = cv2.GC_FGD
-    state[~free | (~own & (mask != VOID))] = cv2.GC_BGD
-    if own.all():
-        return own
+    seeds = mask == number
+    state = np.where(seeds, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    state[seeds & sure] = cv2.GC_FGD
+    state[~free | (~seeds & (mask != VOID))] = cv2.GC_BGD
+    if seeds.all():
+        return seeds
     cv2.setRNGSeed(0)
     cv2.grabCut(pixels, state, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
     return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
@@ -158,8 +158,8 @@ def compose(photo: Photo, scores: np.ndarray, shown: np.ndarray) -> np.ndarray |
         pixels = np.asarray(picture.convert("RGB"))[..., ::-1].copy()  # BGR
     result = mask.copy()
     for number in np.unique(mask[mask != VOID]):
-        gained = grown(mask, number, pixels, first - second > SURE_MARGIN, free) & (mask == VOID) & free
-        result[gained & (first - scores[number - 1] < BEHIND)] = number
+        added = grown(mask, number, pixels, first - second > SURE_MARGIN, free) & (mask == VOID) & free
+        result[added & (first - scores[number - 1] < BEHIND)] = number
     result[photo.thing] = 0
     return result if (mask != VOID).any() else None
 
@@ -170,22 +170,22 @@ def main() -> None:
     logits = list(stored_logits(args, photos))
 
     outside = [surroundings(*pair) for pair in zip(photos, logits, strict=True)]
-    enough = [values.shape[1] >= MIN_PATCHES for values in outside]
-    of_object = [photo.mentioned is None for photo in photos]
-    usual = [values for values, *use in zip(outside, enough, of_object, strict=True) if all(use)]
-    mean = np.mean([values.mean(axis=1) for values in usual], axis=0)  # (C,)
-    high = np.array([np.quantile(values, QUANTILE, axis=1) for values in usual])  # (photos, C)
-    deviation = high.std(axis=0)
-    above = [*(deviations for _, _, deviations in STUFF.values()), *(NEVER for _ in OTHERS)]
-    least = high.mean(axis=0) + deviation * above
+    sufficient = [values.shape[1] >= MIN_PATCHES for values in outside]
+    is_object = [photo.mentioned is None for photo in photos]
+    object_logits = [values for values, *enough in zip(outside, sufficient, is_object, strict=True) if all(enough)]
+    mean = np.mean([values.mean(axis=1) for values in object_logits], axis=0)  # (C,)
+    quantiles = np.array([np.quantile(values, QUANTILE, axis=1) for values in object_logits])  # (photos, C)
+    deviation = quantiles.std(axis=0)
+    required = [*(deviations for _, _, deviations in STUFF.values()), *(NEVER for _ in OTHERS)]
+    least_quantiles = quantiles.mean(axis=0) + deviation * required
 
     sets: dict[str, list[tuple[str, np.ndarray]]] = {"stuff-captions": [], "stuff-objects": []}
-    for photo, values, use, maps in zip(photos, outside, enough, logits, strict=True):
-        shown = photo.mentioned
-        if shown is None:
-            shown = use and np.quantile(values, QUANTILE, axis=1) > least
+    for photo, values, enough, maps in zip(photos, outside, sufficient, logits, strict=True):
+        visible = photo.mentioned
+        if visible is None:
+            visible = enough and np.quantile(values, QUANTILE, axis=1) > least_quantiles
         scores = (maps - mean[:, None, None]) / deviation[:, None, None]
-        if (mask := compose(photo, scores, np.flatnonzero(shown))) is not None:
+        if (mask := compose(photo, scores, np.flatnonzero(visible))) is not None:
             sets["stuff-objects" if photo.mentioned is None else "stuff-captions"].append((photo.file.name, mask))
     for name, masks in sets.items():
         write_set(args.work / name, args.data / "clip" / "images", masks, [*STUFF], ["train"], exhaustive=False)

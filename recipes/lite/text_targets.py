@@ -5,8 +5,8 @@
 The target of a name is the mean of MiniLM's embeddings of "name: gloss" and of the name alone, minus the mean over all
 names (a large common component), normalised. Names are the common nouns of WordNet, with the gloss of the sense that a
 photo most likely shows; their plurals, with the target of the singular; names of class lists and of concepts (groups of
-ImageNet classes); phrases of a colour, material or state and a noun, whose target is 3/4 their own embedding and 1/4
-that of the noun. Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
+ImageNet classes); phrases of a colour, material or state and a noun, whose target is 3/4 the embedding of the phrase and
+1/4 that of the noun. Writes `names.json`, `targets.npy` (N, 384) float16, `concepts.json` and `recipes/lite/concepts.txt`.
 """
 
 import json
@@ -29,7 +29,7 @@ MODIFIERS = (
     "wild baby parked flying sleeping standing sitting running painted round square tall long short dark bright"
 )
 PHRASES_PER_MODIFIER = 250
-CONCEPT_LIST = Path(__file__).with_name("concepts.txt")  # names for the distillation while decoders are trained
+CONCEPT_LIST = Path(__file__).with_name("concepts.txt")  # names for distillation when decoders are trained
 # Names of common class lists that WordNet spells differently or does not have, with a gloss where the name alone is ambiguous.
 CLASS_LIST_NAMES: dict[str, str | None] = read_json("class_list_names")
 
@@ -59,7 +59,7 @@ def sentence_embeddings(sentences: list[str]) -> Tensor:
 
 
 def collect_names(wordnet: WordNet, concepts: list[Concept]) -> tuple[dict[str, str | None], dict[str, str], dict[str, str]]:
-    """All names but plurals with their gloss, if any; the noun of each phrase; the singular of each plural."""
+    """Name -> gloss or None, for all names except plurals; phrase -> its noun; plural -> singular."""
     nouns = {name: wordnet.visible_sense(name) for name in wordnet.common_nouns}
     glosses: dict[str, str | None] = {name: sense.gloss for name, sense in nouns.items()}
     glosses |= {concept.name: wordnet.synsets[concept.offset].gloss for concept in concepts if concept.offset}

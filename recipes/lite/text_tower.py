@@ -23,7 +23,7 @@ from recipes.lite.steps import Training, options_of, read_json
 from recipes.lite.text_targets import CLASS_LIST_NAMES, sentence_embeddings
 from recipes.lite.wordnet import WordNet
 
-TEMPLATES = {  # template -> how often it is drawn
+TEMPLATES = {  # template -> sampling weight
     "a photo of a {}.": 5, "{}": 1, "a {}": 1, "the {}.": 1, "a photo of the {}.": 1, "photo of {}": 1,
 }  # fmt: skip
 TARGET_WIDTH = 384
@@ -116,10 +116,10 @@ def main() -> None:
     def evaluate() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = F.normalize(student(tokens[0, held_out_rows]).float(), dim=-1)
-        wanted = targets[held_out_rows]
-        found = (predicted @ wanted.T).argmax(dim=-1) == torch.arange(len(held_out))
-        cosine = (predicted * wanted).sum(-1).mean()
-        print(f"held-out nouns: own target nearest {found.float().mean():.3f}, cosine {cosine:.3f}", flush=True)
+        true = targets[held_out_rows]
+        nearest = (predicted @ true.T).argmax(dim=-1) == torch.arange(len(held_out))
+        cosine = (predicted * true).sum(-1).mean()
+        print(f"held-out nouns: own target nearest {nearest.float().mean():.3f}, cosine {cosine:.3f}", flush=True)
 
     for _ in training:
         # Names of 8 batches are sorted by length, so that there is little padding.
@@ -130,12 +130,12 @@ def main() -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 predicted = student(tokens[t, pool[chunk]], prefix_lengths[t])
             predicted = F.normalize(predicted.float(), dim=-1)
-            wanted = targets[pool[chunk]]
-            # similar to its own target, and to the other targets as its own target is
+            true = targets[pool[chunk]]
+            # each prediction should be similar to its target, and to the other targets as its target is
             relation = F.kl_div(
-                (20 * predicted @ wanted.T).log_softmax(-1), (20 * wanted @ wanted.T).softmax(-1), reduction="batchmean"
+                (20 * predicted @ true.T).log_softmax(-1), (20 * true @ true.T).softmax(-1), reduction="batchmean"
             )
-            training.learn((1 - (predicted * wanted).sum(-1)).mean() + 0.2 * relation)
+            training.learn((1 - (predicted * true).sum(-1)).mean() + 0.2 * relation)
         if training.step % 200 == 0:
             evaluate()
     evaluate()

@@ -46,8 +46,8 @@ from train.progress import require_finite, require_finite_weights
 from train.train import build_name_sampler, build_vocabulary, read_distillation_names, training_views
 
 TOWER_RATE = 0.4  # learning rate of the tower relative to that of the decoders
-SIMILARITY_WEIGHT = 25.0  # of the distillation of plain similarity
-MOSAICS, PASTED = 0.15, 0.5  # shares of views
+SIMILARITY_WEIGHT = 25.0  # weight of the distillation of plain similarity
+MOSAICS, PASTED = 0.15, 0.5  # shares of the views with mosaics and with pasted objects
 FIRST = 2  # the first of the EfficientNet's seven stages that learns
 READ = (4, 6)  # stages whose outputs `ConvPatchEmbed` concatenates
 
@@ -68,7 +68,7 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def early(self, images: Tensor) -> list[list[Tensor]]:
-        """Apply the frozen stages at each scale: pictures (B, 3, H, W) -> for each scale, tensors (n, C, h, w) of B in all.
+        """Apply the frozen stages at each scale: (B, 3, H, W) -> for each scale, tensors (n, C, h, w) whose n add up to B.
 
         On a CPU the photos go through one by one, because the activations of one photo fit into the cache of a core.
         """
@@ -93,10 +93,10 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def write_back(self, patch_embed: ConvPatchEmbed) -> None:
-        """Give a patch embedding of the same architecture the learned stages, with batch norms unfolded."""
+        """Copy the learned stages into a patch embedding of the same architecture, with batch norms unfolded."""
         for folded, plain in zip(self.stages, patch_embed.backbone.blocks[FIRST:], strict=True):
             unfold_batch_norms(folded, plain)
-        patch_embed.load_state_dict(patch_embed.state_dict())  # drops its folded copies
+        patch_embed.load_state_dict(patch_embed.state_dict())  # so that it drops its folded copies
 
 
 def unfold_batch_norms(folded: nn.Module, plain: nn.Module) -> None:
@@ -135,7 +135,7 @@ class Tuning(nn.Module):
             frozen.requires_grad_(False)
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """The parameters that learn of the trunk, of the map into the ViT and of the ViT."""
+        """The trainable parameters of the trunk, of the map into the ViT and of the ViT."""
         return [p for part in (self.trunk, self.clip.visual) for p in part.parameters() if p.requires_grad]
 
     def forward(self, batch: dict[str, Tensor], names: Tensor, concepts: Tensor, words: Tensor) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def save(tuning: Tuning, metadata: dict[str, dict], folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="lite_tune", help="default: lite_tune; on a GPU lite_tune_gpu")
     parser.add_argument("--data", help="folder that holds the data sets; default: the configuration's")
@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     concepts = read_distillation_names(config, vocabulary)
     clip = build_clip("lite")
     decoders, metadata = start_decoders(options.decoders, clip, vocabulary, config)
-    # before `Tuning`, which makes parameters of the tower learn that the decoders share
+    # before `Tuning`, which makes the tower trainable: the decoders share its parameters
     groups = [group for decoder in decoders.values() for group in parameter_groups(decoder, config)]
     decoder_parameters = [p for group in groups for p in group["params"]]
     tuning = Tuning(clip, decoders, vocabulary, concepts, config).to(device)

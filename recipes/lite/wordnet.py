@@ -16,7 +16,7 @@ import timm.data
 from recipes.lite.steps import read_json
 
 WORDNET_DIR = Path("/usr/share/wordnet")
-EVERYDAY_CONCEPTS = read_json("everyday_concepts")  # of each entry: "names" of one concept, "classes" of ImageNet that show it
+EVERYDAY_CONCEPTS = read_json("everyday_concepts")  # entries: "names" of a concept, "classes" of ImageNet that show it
 MAX_LEAVES = 700  # synsets above more classes of ImageNet ("whole", "entity") are no concepts
 
 # Lexicographer files (man 5 lexnames) of nouns that a photo can show: tops, animal, artifact, body, food, object, plant,
@@ -60,13 +60,13 @@ class WordNet:
 
     def ancestors(self, offset: str) -> set[str]:
         """The synset itself and all synsets above it."""
-        found, todo = set(), [offset]
+        ancestors, todo = set(), [offset]
         while todo:
             current = todo.pop()
-            if current not in found:
-                found.add(current)
+            if current not in ancestors:
+                ancestors.add(current)
                 todo.extend(self.synsets[current].hypernyms)
-        return found
+        return ancestors
 
     def visible_sense(self, name: str) -> Synset | None:
         """The sense that a photo most likely shows: the most frequent visible one, else the most frequent one."""
@@ -95,7 +95,7 @@ def _parse_synset(line: str) -> Synset:
     data, gloss = line.split(" | ", 1)
     offset, lexname, _, n_words, *rest = data.split()
     n = int(n_words, 16)
-    pointers = rest[2 * n + 1 :]  # four fields each: kind, offset, part of speech, and one that is not used
+    pointers = rest[2 * n + 1 :]  # four fields each: kind, offset, part of speech, and an unused one
     hypernyms = [
         above for kind, above, part in zip(pointers[::4], pointers[1::4], pointers[2::4], strict=False)
         if kind in ("@", "@i") and part == "n"
@@ -123,7 +123,7 @@ class Concept:
     """A name for a set of ImageNet classes."""
 
     name: str
-    offset: str  # of the synset; empty if only the everyday list has the name
+    offset: str  # offset of the synset; empty if only the everyday list has the name
     leaves: tuple[int, ...]  # ImageNet class indices
     everyday: bool = False  # the everyday list has the name
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Benchmark(SegmentationDataset):
-    """Common part of the benchmarks, with every n-th photo of a folder: the last one in the first line of `tree`.
+    """Base class of the benchmarks. Opens every n-th photo of `folder`, which is the last folder in the first line of `tree`.
 
     DataError names the first file or folder that is missing, and the expected tree.
     """
@@ -31,11 +31,11 @@ class _Benchmark(SegmentationDataset):
 
     @abstractmethod
     def _open(self) -> list[str]:
-        """Checks the folders, sets what the numbers of masks mean, and returns the stems of the split."""
+        """Checks the folders, sets the meaning of the numbers in masks, and returns the stems of the split."""
 
 
 class _VocKit(_Benchmark):
-    """Common part of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists.
+    """Base class of VOC 2012 and PASCAL Context: a folder with JPEGImages, masks and lists.
 
     Both ignore background pixels, number 0 (mmsegmentation's `reduce_zero_label`): void, and class k is index k - 1.
     """
@@ -44,7 +44,7 @@ class _VocKit(_Benchmark):
     lists: str  # folder of the lists
 
     def _open(self) -> list[str]:
-        self._numbers_mean(first=1, ignored=(0, IGNORE))
+        self._set_numbers(first=1, ignored=(0, IGNORE))
         self._require(self.folder, self.folder / "JPEGImages")
         self._mask_folders = [self.folder / part for part in self.masks if (self.folder / part).is_dir()]
         if not self._mask_folders:
@@ -59,16 +59,16 @@ class _VocKit(_Benchmark):
 
     def mask_path(self, stem: str) -> Path:
         paths = [folder / f"{stem}.png" for folder in self._mask_folders]
-        there = [path for path in paths if path.is_file()]
-        if len(there) > 1:  # one of them may have been painted for people
-            return next(filter(is_usable, there), there[0])
-        return there[0] if there else paths[-1]
+        existing = [path for path in paths if path.is_file()]
+        if len(existing) > 1:  # one of them may hold colours instead of class numbers
+            return next(filter(is_usable, existing), existing[0])
+        return existing[0] if existing else paths[-1]
 
 
 class Voc2012(_VocKit):
     """PASCAL VOC 2012 with the additional masks of SBD (SegmentationClassAug): 20 classes, 10,582 and 1,449 photos.
 
-    A photo with a mask in SegmentationClass keeps that one, as in mmsegmentation, whose training list is the official
+    A photo with a mask in SegmentationClass uses that mask, as in mmsegmentation, whose training list is the official
     train.txt followed by SBD's aug.txt. Without any list of additional masks, "train" is the official train.txt alone.
     """
 
@@ -127,7 +127,7 @@ class CocoStuff164k(_Benchmark):
     class_list = "coco_stuff171"
 
     def _open(self) -> list[str]:
-        self._numbers_mean()
+        self._set_numbers()
         images = self.folder / "images" / f"{self.split}2017"
         self._require(self.folder, images, self.folder / "annotations" / f"{self.split}2017")
         with os.scandir(images) as entries:
@@ -148,7 +148,7 @@ class CocoStuff164k(_Benchmark):
 NAMES: dict[str, type[_Benchmark]] = {"voc2012": Voc2012, "coco_stuff164k": CocoStuff164k, "pascal_context59": PascalContext59}
 """Name of a benchmark -> reader."""
 
-# Where the files of each reader may lie, below the data folder or below a folder of the set's own name, and what marks them.
+# Reader -> possible folders, below the data folder or below a folder with the name of the set, and a path inside them.
 _PLACES: dict[type[_Benchmark], tuple[tuple[str, ...], str]] = {
     PascalContext59: (("VOCdevkit/VOC2010", "VOC2010", ""), "SegmentationClassContext"),
     Voc2012: (("VOCdevkit/VOC2012", "VOC2012", ""), "JPEGImages"),
@@ -168,12 +168,12 @@ def _reader_of(root: Path, name: str) -> type[SegmentationDataset]:
 
 
 def _find(root: Path, name: str, reader: type[_Benchmark]) -> Path:
-    """The folder of a benchmark: the first place that exists, or the usual one, which an error then names."""
+    """The folder of a benchmark: the first place that exists, otherwise the usual place, which the error then names."""
     parts, mark = _PLACES[reader]
     places = [folder / part for folder in (root / name, root) for part in parts]
     marked = [place for place in places if (place / mark).exists()]
-    there = [place for place in places if place.is_dir() and place != root]
-    return next(iter((*marked, *there)), root / parts[0])
+    existing = [place for place in places if place.is_dir() and place != root]
+    return next(iter((*marked, *existing)), root / parts[0])
 
 
 def open_set(root: str | Path, name: str, split: str, *, every: int = 1) -> SegmentationDataset:
@@ -187,9 +187,9 @@ def open_set(root: str | Path, name: str, split: str, *, every: int = 1) -> Segm
         if reader is not FolderDataset:
             return reader(_find(root, name, reader), split, every=every, name=name)
         if not (root / name).is_dir():
-            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"
-            what = f"There is no data set '{name}' in {root}, which holds {there}. Benchmarks are called {', '.join(NAMES)}"
-            raise DataError(f"{what}; any other set is a folder with\n{FolderDataset.tree}")
+            names = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "nothing"
+            problem = f"There is no data set '{name}' in {root}, which holds {names}. Benchmarks are called {', '.join(NAMES)}"
+            raise DataError(f"{problem}; any other set is a folder with\n{FolderDataset.tree}")
         return FolderDataset(root / name, split, every=every, name=name)
     except OSError as error:
         raise DataError(f"The data set {name} cannot be read: {error.filename}: {error.strerror}.") from None

@@ -1,6 +1,6 @@
-"""Masks of the benchmarks as they are published, converted to those that mmsegmentation and our readers expect.
+"""Converts the published masks of the benchmarks to the format that mmsegmentation and our readers expect.
 
-Every conversion reads an archive and writes below an output folder, a file at a time. Files of an earlier call are kept.
+Every conversion reads an archive and writes one file at a time below an output folder. Files of an earlier call are kept.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ VOC_LISTS = VOC / "ImageSets/Segmentation"
 CONTEXT = Path("VOCdevkit/VOC2010")
 COCO = Path("coco_stuff164k")
 
-# Those of COCO-Stuff's ids 1 to 182 that no mask shows: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door,
-# blender, hair brush.
+# Those of COCO-Stuff's ids 1 to 182 that no mask contains: street sign, hat, shoe, eye glasses, plate, mirror, window, desk,
+# door, blender, hair brush.
 COCO_WITHOUT_MASKS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 # Ids among the 459 categories of PASCAL Context, in the alphabetical order of the 59 classes; 0 is the background.

@@ -1,4 +1,4 @@
-"""Archives of data sets: download that resumes, checksums, unpacking."""
+"""Archives of data sets: resumable download, checksums, unpacking."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Archive:
 
     url: str  # its official address
     size: float  # GB, rounded
-    checksum: str | None = None  # "md5:..." or "sha1:..."; None = nobody published one
-    mirror: str | None = None  # another address, for the time that the official one does not answer
+    checksum: str | None = None  # "md5:..." or "sha1:..."; None = none is published
+    mirror: str | None = None  # another address, used if the official one fails
 
     @property
     def name(self) -> str:
@@ -60,11 +60,11 @@ def is_url(source: str | None) -> bool:
 
 
 def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
-    """The path of an archive that is complete and has the published checksum; DataError if there is none.
+    """Returns the path of the complete archive with the published checksum; DataError if it is not available.
 
     Args:
-        folder: for downloads. An unfinished one is NAME.part and is resumed by the next call.
-        source: a folder that holds the archive, which stays there; or the address of a mirror; None = the official address.
+        folder: for downloads. An unfinished download is NAME.part; the next call resumes it.
+        source: a folder that holds the archive, where it stays; or the address of a mirror; None = the official address.
     """
     if source and not is_url(source):
         path = Path(source) / archive.name
@@ -74,7 +74,7 @@ def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
             raise DataError(f"{path} does not have the checksum {archive.checksum}; replace it by {archive.url}.")
         return path
     path, part = folder / archive.name, folder / f"{archive.name}.part"
-    if path.is_file():  # it got this name after its checksum was right
+    if path.is_file():  # it gets this name after its checksum is verified
         return path
     folder.mkdir(parents=True, exist_ok=True)
     urls = [f"{source.rstrip('/')}/{archive.name}"] if source else [archive.url, *filter(None, [archive.mirror])]
@@ -87,8 +87,8 @@ def fetch(archive: Archive, folder: Path, source: str | None = None) -> Path:
                 return path
             part.unlink()
             reason = f"does not have the checksum {archive.checksum} and was removed"
-        except Exception as error:  # no answer, a transfer that breaks off again and again, an address that is none
-            if getattr(error, "errno", None):  # of the disk
+        except Exception as error:  # no answer, a transfer that fails repeatedly, an invalid address
+            if getattr(error, "errno", None):  # an error of the disk
                 raise
             status = f"the server answers {error.response.status_code}" if isinstance(error, HfHubHTTPError) else ""
             reason = f"cannot be downloaded ({status or first_line(error)})"
@@ -113,28 +113,28 @@ def _is_official(path: Path, archive: Archive) -> bool:
 
 
 def _download(url: str, part: Path) -> None:
-    """Downloads what an unfinished file lacks. A transfer that breaks off is resumed until nothing more arrives."""
+    """Downloads the missing part of a file. An interrupted transfer is resumed until no more data arrives."""
     headers = {"Accept-Encoding": "identity"}
     with open(part, "ab") as file:
         while True:
-            have = file.tell()
+            size = file.tell()
             try:
-                return http_get(url, file, resume_size=have, headers=headers, displayed_filename=part.stem)
+                return http_get(url, file, resume_size=size, headers=headers, displayed_filename=part.stem)
             except HfHubHTTPError as error:
-                if error.response.status_code != 416 or not have:
+                if error.response.status_code != 416 or not size:
                     raise
                 if error.response.headers.get("Content-Range") == f"bytes */{file.tell()}":
                     return  # it is complete
                 file.seek(0)
                 file.truncate()
             except HTTPError:  # `http_get` resumes after most, but not after a connection that is reset
-                if file.tell() <= have:
+                if file.tell() <= size:
                     raise
 
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Iterable[Member]]:
-    """Opens a tar, tar.gz or zip file for one walk through its regular files; links and devices are left out.
+    """Opens a tar, tar.gz or zip file for one pass over its regular files; links and devices are left out.
 
     DamagedArchiveError, also inside of the `with` block, if it cannot be read or a path leads out of its folder.
     """

@@ -40,12 +40,12 @@ class FolderDataset(SegmentationDataset):
         except ValueError as error:
             raise self._missing(description, f"cannot be used ({error})") from None
         self._require(self.folder / f"{split}.txt", self.folder / "images", self.folder / "masks")
-        self._twice: dict[str, tuple[Path, Path]] = {}  # stem -> two files of that stem in one folder
+        self._duplicates: dict[str, tuple[Path, Path]] = {}  # stem -> two files of that stem in one folder
         self._keep(self._read_list(self.folder / f"{split}.txt"), every)
         for stem in self.stems:
-            if stem in self._twice:
-                one, other = self._twice[stem]
-                raise DataError(f"{one} and {other.name} have one name apart from the suffix; rename or remove one of them.")
+            if stem in self._duplicates:
+                first, other = self._duplicates[stem]
+                raise DataError(f"{first} and {other.name} have one name apart from the suffix; rename or remove one of them.")
 
     def _describe(self, facts: Any) -> None:
         """Sets classes and numbers from the content of dataset.json; ValueError if it cannot be used."""
@@ -68,7 +68,7 @@ class FolderDataset(SegmentationDataset):
         self.exhaustive = facts.get("exhaustive", True)
         if not isinstance(self.exhaustive, bool):
             raise ValueError(f"'exhaustive' must be true or false, not {self.exhaustive!r}")
-        self._numbers_mean(ignored=[self.ignore_index])
+        self._set_numbers(ignored=[self.ignore_index])
 
     @cached_property
     def _photos(self) -> dict[str, Path]:
@@ -80,13 +80,13 @@ class FolderDataset(SegmentationDataset):
 
     def _by_stem(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         """Stem -> file."""
-        found: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         for file in sorted((self.folder / folder).iterdir()):
             if file.suffix.lower() in suffixes:
-                if file.stem in found:
-                    self._twice.setdefault(file.stem, (found[file.stem], file))
-                found[file.stem] = file
-        return found
+                if file.stem in files:
+                    self._duplicates.setdefault(file.stem, (files[file.stem], file))
+                files[file.stem] = file
+        return files
 
     def photo_path(self, stem: str) -> Path:
         return self._photos.get(stem, self.folder / "images" / f"{stem}.jpg")

@@ -1,4 +1,4 @@
-"""Looks at the masks before training: a wrong numbering must not end as a finished run that has learned nothing."""
+"""Checks the masks before training, so that a wrong numbering is an error and not a run that learns nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldvc.class_names import canonical
 from ldvc.errors import DataError
 from train.data.reader import SegmentationDataset, read_numbers
 
-SAMPLE = 100  # masks of a benchmark that are looked at, if the first ones show no class
+SAMPLE = 100  # masks of a benchmark that are checked, if the first ones show no class
 
 
 def inspect_masks(datasets: Sequence[SegmentationDataset]) -> list[str]:
@@ -28,25 +28,25 @@ def inspect_masks(datasets: Sequence[SegmentationDataset]) -> list[str]:
 
 
 def _require_labels(dataset: SegmentationDataset) -> list[str]:
-    """Checks that one of some masks, spread over the list, shows a class; no notes."""
-    sample, why = range(0, len(dataset), max(1, len(dataset) // SAMPLE)), ""
+    """Checks that at least one mask of a sample, spread over the list, shows a class. Returns no notes."""
+    sample, reason = range(0, len(dataset), max(1, len(dataset) // SAMPLE)), ""
     for index in sample:
         try:
             if np.isin(dataset.mask(index), dataset.class_indices()).any():
                 return []
         except DataError as error:
-            why = why or str(error)
-    why = why or "All their pixels are void."
-    raise DataError(f"None of {len(sample)} masks of {dataset.name} shows a class, so nothing can be learned. {why}")
+            reason = reason or str(error)
+    reason = reason or "All their pixels are void."
+    raise DataError(f"None of {len(sample)} masks of {dataset.name} shows a class, so nothing can be learned. {reason}")
 
 
 def _inspect(dataset: SegmentationDataset) -> list[str]:
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda index: _numbers(dataset, index), range(len(dataset))))
-    problems = [each for each in found if isinstance(each, DataError)]
-    present = frozenset().union(*(each for each in found if not isinstance(each, DataError)))
-    if len(problems) == len(found):
-        raise DataError(f"None of the {len(found)} photos of {dataset.name} can be used. The first: {problems[0]}")
+        results = list(pool.map(lambda index: _numbers(dataset, index), range(len(dataset))))
+    problems = [each for each in results if isinstance(each, DataError)]
+    present = frozenset().union(*(each for each in results if not isinstance(each, DataError)))
+    if len(problems) == len(results):
+        raise DataError(f"None of the {len(results)} photos of {dataset.name} can be used. The first: {problems[0]}")
 
     allowed = {*range(len(dataset.classes)), dataset.ignore_index}
     dataset.shown = frozenset(present & set(dataset.class_indices()))
@@ -55,10 +55,10 @@ def _inspect(dataset: SegmentationDataset) -> list[str]:
     meaning = f"{_listed(present)} occur in the masks of {dataset.name}. {_key(dataset)}"
     if absent:
         meaning += f" No mask shows {_listed(absent)}."
-    beyond = sorted(present - allowed)
-    if beyond == [len(dataset.classes)]:
+    invalid = sorted(present - allowed)
+    if invalid == [len(dataset.classes)]:
         raise DataError(
-            f"The numbers of {dataset.name} are shifted: {meaning} Numbers start at 0, so {beyond[0]} is no class: subtract 1 "
+            f"The numbers of {dataset.name} are shifted: {meaning} Numbers start at 0, so {invalid[0]} is no class: subtract 1 "
             'in the masks, or put "background" first in \'classes\' and set "background_index": 0.'
         )
     if not dataset.shown:
@@ -66,7 +66,7 @@ def _inspect(dataset: SegmentationDataset) -> list[str]:
             f"No mask of {dataset.name} shows a class, so nothing can be learned: {meaning} If white marks an object, write "
             "its class number instead of 255."
         )
-    if len(dataset.shown) == 1 and dataset.background_index not in present and not beyond:
+    if len(dataset.shown) == 1 and dataset.background_index not in present and not invalid:
         raise DataError(
             f"The masks of {dataset.name} show one class and nothing else, so every pixel would be learned as it: {meaning} "
             f'Number the surroundings: put "background" first in \'classes\', set "background_index": 0, and write 0 for '
@@ -75,9 +75,9 @@ def _inspect(dataset: SegmentationDataset) -> list[str]:
 
     notes = []
     if problems:
-        notes.append(f"{len(problems)} of {len(found)} photos of {dataset.name} cannot be used; the first: {problems[0]}")
-    if beyond:
-        notes.append(f"photos of {dataset.name} with the numbers {_listed(beyond)} are skipped. {_key(dataset)}")
+        notes.append(f"{len(problems)} of {len(results)} photos of {dataset.name} cannot be used; the first: {problems[0]}")
+    if invalid:
+        notes.append(f"photos of {dataset.name} with the numbers {_listed(invalid)} are skipped. {_key(dataset)}")
     if absent:
         notes.append(f"no mask of {dataset.name} shows {_listed(absent)}, so they do not count as seen")
         if 0 in names and names[0] in absent:
@@ -86,11 +86,11 @@ def _inspect(dataset: SegmentationDataset) -> list[str]:
 
 
 def _numbers(dataset: SegmentationDataset, index: int) -> set[int] | DataError:
-    """The numbers of one mask file, or why its photo cannot be used."""
+    """The numbers of one mask file, or the error if its photo cannot be used."""
     try:
         try:
             numbers = read_numbers(dataset.mask_path(dataset.stems[index]))
-        except Exception:  # the reader makes the sentence
+        except Exception:  # `mask` raises a DataError that explains it
             dataset.mask(index)
             raise
         dataset.require_size(index, numbers.shape)
@@ -110,10 +110,10 @@ def _key(dataset: SegmentationDataset) -> str:
     return f"There {', '.join(parts)}, and {dataset.ignore_index} is void, which counts nowhere."
 
 
-def _listed(values: Sequence[object] | frozenset[int], most: int = 12) -> str:
+def _listed(values: Sequence[object] | frozenset[int], limit: int = 12) -> str:
     ordered = sorted(values) if isinstance(values, frozenset) else list(values)
-    text = ", ".join(str(value) for value in ordered[:most])
-    return f"{text} and {len(ordered) - most} more" if len(ordered) > most else text or "no numbers"
+    text = ", ".join(str(value) for value in ordered[:limit])
+    return f"{text} and {len(ordered) - limit} more" if len(ordered) > limit else text or "no numbers"
 
 
 def _synonyms(dataset: SegmentationDataset) -> list[str]:

@@ -23,8 +23,8 @@ IGNORE = 255
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 HOW_TO_SAVE = "save the class numbers as an 8-bit grey or palette PNG"
 _BAD = -1
-_ORIENTATION = 0x0112  # of EXIF; 5 to 8 swap width and height
-_FIRST_FILE = re.compile(r"^(.+?\.(?:jpe?g|png|webp))(?:\s*[,;]\s*|\s+)\S.*$", re.IGNORECASE)  # of a line with two files
+_ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
+_FIRST_FILE = re.compile(r"^(.+?\.(?:jpe?g|png|webp))(?:\s*[,;]\s*|\s+)\S.*$", re.IGNORECASE)  # first of two files in a line
 _SCALED = {"L;2": 85, "L;4": 17}  # grey of 2 or 4 bits: Pillow stretches the numbers to 0..255
 _ALPHA = ("LA", "PA", "RGBA")
 
@@ -40,7 +40,7 @@ class SegmentationDataset(ABC):
     name: str  # in configurations and tables
     folder: Path
     split: str  # "train" or "val"
-    classes: list[str]  # by mask index (with the background's name, where there is one)
+    classes: list[str]  # by mask index (includes the background's name, if there is one)
     background_index: int | None = None  # mask index of "none of the classes"
     ignore_index: int = IGNORE  # mask index of void
     exhaustive: bool = True  # False = a photo may show classes that its mask does not
@@ -105,14 +105,15 @@ class SegmentationDataset(ABC):
         except Exception as error:  # as above
             raise DataError(f"The photo {photo} cannot be read: {_reason(error)}.") from None
         if (height, width) != shape:
-            turned = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
-            why = turned if turn >= 5 and (width, height) == shape else ""
+            note = f": its EXIF orientation {turn} turned the photo, not the mask; save both without EXIF orientation"
+            explanation = note if turn >= 5 and (width, height) == shape else ""
             sizes = f"has {width} x {height} pixels, but its mask has {shape[1]} x {shape[0]}"
-            raise DataError(f"The photo {photo} {sizes}{why}.")
+            raise DataError(f"The photo {photo} {sizes}{explanation}.")
 
     def fingerprint(self, *, masks: bool = True) -> str:
-        """SHA-256 (hex) of all stems, file sizes and modification times, by which a cache of computed values is named; with or
-        without the masks and their classes.
+        """SHA-256 (hex) of all stems, file sizes and modification times, for the names of caches.
+
+        `masks`: whether the masks and their classes are included.
         """
         digest = hashlib.sha256()
         if masks:
@@ -135,14 +136,14 @@ class SegmentationDataset(ABC):
         """Names of the real classes, as the data set spells them."""
         return [self.classes[index] for index in self.class_indices()]
 
-    def _numbers_mean(self, *, first: int = 0, ignored: Iterable[int] = (IGNORE,)) -> None:
-        """Sets which number in a mask file is which class: the first class has `first`, the others follow."""
+    def _set_numbers(self, *, first: int = 0, ignored: Iterable[int] = (IGNORE,)) -> None:
+        """Sets the meaning of the numbers in mask files: the first class has `first`, the others follow."""
         self._table = np.full(256, _BAD, dtype=np.int16)
         self._table[first : first + len(self.classes)] = np.arange(len(self.classes))
         self._table[list(ignored)] = self.ignore_index
 
-    def _missing(self, path: Path, why: str = "is missing") -> DataError:
-        return DataError(f"{path} {why}. {self.title} is expected as\n{self.tree}")
+    def _missing(self, path: Path, reason: str = "is missing") -> DataError:
+        return DataError(f"{path} {reason}. {self.title} is expected as\n{self.tree}")
 
     def _require(self, *paths: Path) -> None:
         """Raises DataError for the first of some files or folders that does not exist."""
@@ -162,7 +163,7 @@ class SegmentationDataset(ABC):
         """File stems from list files.
 
         A line is a stem or a path, with or without suffix, alone or before a second column (as in DeepLab's train_aug.txt). A
-        line that names an existing photo is one name. Empty lines and lines that begin with # are passed over.
+        line that names an existing photo is one name. Empty lines and lines that begin with # are skipped.
         """
         lines = [line.strip() for file in files for line in self._text(file).splitlines()]
         stems = [stem for line in lines if line and (stem := self._stem_of(line))]
@@ -173,7 +174,7 @@ class SegmentationDataset(ABC):
         return stems
 
     def _stem_of(self, line: str) -> str:
-        """The stem that a line of a list names; "" for a comment."""
+        """The stem in a line of a list; "" for a comment."""
         pair = _FIRST_FILE.match(line)
         first = re.split(r"[\s,;]+", line)[0]
         for candidate in (line, *([pair[1]] if pair else []), first):
@@ -219,7 +220,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_numbers(path: Path) -> np.ndarray:
-    """(H, W) integers of a mask: grey, palette, 1 to 16 bits; equal channels and full opacity, too.
+    """(H, W) integers of a mask: grey or palette, 1 to 16 bits; also several equal channels with full opacity.
 
     ValueError if the picture does not hold one number for each pixel; OSError and others of Pillow if it is damaged.
     """
@@ -244,7 +245,7 @@ def read_numbers(path: Path) -> np.ndarray:
 
 
 def is_usable(path: Path) -> bool:
-    """Whether the header of a mask file promises class numbers, not colours."""
+    """Whether a mask file holds class numbers and not colours, according to its header."""
     try:
         with Image.open(path) as file:
             return file.mode in ("1", "L", "P") or file.mode.startswith("I")
@@ -253,7 +254,7 @@ def is_usable(path: Path) -> bool:
 
 
 def _raw_mode(file: Image.Image) -> str:
-    """How the file stores a pixel, such as "L;4", if Pillow tells."""
+    """How the file stores a pixel, such as "L;4"; "" if Pillow does not report it."""
     arguments = file.tile[0].args if file.tile else ""
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return mode if isinstance(mode, str) else ""

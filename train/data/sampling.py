@@ -1,4 +1,4 @@
-"""The samples of a training step: which photos, which of their views, which names.
+"""The samples of a training step: photos, their views, and names.
 
 Every random choice is a function of the seed and the sample's index alone. So a run that resumes at step N, or that has several
 processes, sees the same samples as an uninterrupted single process.
@@ -42,19 +42,19 @@ class SampleSchedule:
         sets = generator.choice(len(self.sizes), size=_BLOCK, p=self.probabilities)
         ranks = np.zeros(_BLOCK, dtype=np.int64)
         for index in range(len(self.sizes)):
-            here = sets == index
-            ranks[here] = np.arange(here.sum()) + (self._sets == index).sum()
+            of_set = sets == index
+            ranks[of_set] = np.arange(of_set.sum()) + (self._sets == index).sum()
         self._sets, self._ranks = np.concatenate([self._sets, sets]), np.concatenate([self._ranks, ranks])
 
     def __getitem__(self, sample_index: int) -> tuple[int, int, int]:
         while sample_index >= len(self._sets):
             self._extend()
         index, rank = int(self._sets[sample_index]), int(self._ranks[sample_index])
-        epoch, place = divmod(rank, self.sizes[index])
+        epoch, position = divmod(rank, self.sizes[index])
         if (index, epoch) not in self._orders:
             generator = np.random.default_rng((self.seed, _ORDER, index, epoch))
             self._orders[index, epoch] = generator.permutation(self.sizes[index])
-        return index, int(self._orders[index, epoch][place]), epoch
+        return index, int(self._orders[index, epoch][position]), epoch
 
 
 @dataclass(eq=False)
@@ -70,12 +70,12 @@ class TrainingViews(Dataset):
     schedule: SampleSchedule
     _: KW_ONLY
     samples: int
-    augmentation: Augmentation  # this to `seed`: of views that are not stored
+    augmentation: Augmentation  # this field to `seed`: for views that are not stored
     mean: Sequence[float]
     std: Sequence[float]
     seed: int
     caches: Sequence[ViewCache] | None = None  # one for each data set, complete; None = no view is stored
-    skipped: SkippedPhotos = field(default_factory=SkippedPhotos)  # photos that others replace, see `readable_view`
+    skipped: SkippedPhotos = field(default_factory=SkippedPhotos)  # unreadable photos, see `readable_view`
 
     def __len__(self) -> int:
         return self.samples
@@ -98,21 +98,21 @@ class TrainingViews(Dataset):
 class NameSampler:
     """Samples the names of a training step.
 
-    The paper learns with all names at every step. Here a step may have the batch's own names and a random part of the others
+    The paper uses all names at every step. Here a step may have the names of its photos and a random part of the others
     instead, so that a decoder does not rely on one fixed list.
     """
 
     names: int  # number of names to learn
     distillation_names: int  # number of further names for distillation
     _: KW_ONLY
-    distilled: int  # most distillation names of a step
+    distilled: int  # largest number of distillation names in a step
     full_probability: float  # probability that a step has all names; 1 = as in the paper
     seed: int
-    unseen: Tensor | None = None  # (names,) bool; held-out names ...
-    self_training_from: int = 0  # ... which are in every step from this one on, and in no earlier one
+    unseen: Tensor | None = None  # (names,) bool; names that are held out
+    self_training_from: int = 0  # first step with the held-out names; all later steps have them, too
     limit: int = 0
-    """Most names of a step, besides those that its photos show; 0 = no limit. The text tower of a long vocabulary costs more
-    than the rest of the step."""
+    """Largest number of names in a step, besides those that its photos show; 0 = no limit. With a long vocabulary, the text
+    tower takes more time than the rest of the step."""
 
     def sample(self, step: int, present: Tensor) -> tuple[Tensor, Tensor]:
         """Sorted indices of names to learn (C,) and indices of distillation names (K,), int64, of a (micro) step.
@@ -121,24 +121,24 @@ class NameSampler:
             present: (names,) bool, the names that the step's photos show; they are always sampled.
         """
         generator = np.random.default_rng((self.seed, _NAMES, step))
-        full, share = generator.random(2)
-        lots = generator.random(self.names)
+        full_lot, share = generator.random(2)
+        priorities = generator.random(self.names)
         count = min(self.distilled, self.distillation_names)
         distilled = generator.choice(self.distillation_names, size=count, replace=False) if count else np.zeros(0, np.int64)
-        chosen = present.clone() if full >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
-        chosen |= torch.from_numpy(lots < share)  # a random part of random size
+        chosen = present.clone() if full_lot >= self.full_probability else torch.ones(self.names, dtype=torch.bool)
+        chosen |= torch.from_numpy(priorities < share)  # a random part of random size
         if self.limit:
-            chosen &= present | torch.from_numpy(lots.argsort().argsort() < self.limit)
+            chosen &= present | torch.from_numpy(priorities.argsort().argsort() < self.limit)
         if self.unseen is not None:
             chosen[self.unseen] = step >= self.self_training_from
         return chosen.nonzero(as_tuple=True)[0], torch.from_numpy(distilled)
 
 
 class WordSampler:
-    """Samples the word that is read for each name in a training step.
+    """Samples the word that stands for each name in a training step.
 
-    A decoder that reads "grass" alone learns one embedding and forgets that "lawn" means the same. So a step reads
-    another word for a name that has some, with the probability `share`.
+    A decoder that is trained on "grass" alone learns one embedding and forgets that "lawn" means the same. So with the
+    probability `share`, a step uses another word for a name that has other words.
     """
 
     def __init__(self, other_words: Sequence[Sequence[str]], *, seed: int, share: float = 0.4) -> None:
@@ -149,7 +149,7 @@ class WordSampler:
     def sample(self, step: int, names: Tensor) -> Tensor:
         """(C,) int64, the index in `Vocabulary.words` of the word for each of `names` (C,) in a (micro) step."""
         generator = np.random.default_rng((self.seed, _WORDS, step))
-        another, which = generator.random((2, len(self.counts)))
-        others = self.first + (which * self.counts).astype(np.int64)
-        words = np.where((another < self.share) & (self.counts > 0), others, np.arange(len(self.counts)))
+        replace, choice = generator.random((2, len(self.counts)))
+        others = self.first + (choice * self.counts).astype(np.int64)
+        words = np.where((replace < self.share) & (self.counts > 0), others, np.arange(len(self.counts)))
         return torch.from_numpy(words)[names.cpu()]

@@ -21,8 +21,8 @@ class Augmentation:
     """Parameters of a random view."""
 
     crop: int = 512  # side of the square view, pixels
-    long_side: int | None = None  # the photo's size at scale 1: this ...
-    short_side: int | None = 512  # ... or this, as ZegCLIP; exactly one is given
+    long_side: int | None = None  # long side of the photo at scale 1
+    short_side: int | None = 512  # or its short side, as in ZegCLIP; exactly one of both is given
     scale: tuple[float, float] = (0.5, 2.0)  # range of the random scale
     aspect: float = 1.0  # largest change of the aspect ratio
     flip: float = 0.5  # probability of a mirror image
@@ -33,7 +33,7 @@ class Augmentation:
     hue: float = 18.0
     """Largest change of hue, degrees. mmsegmentation's `hue_delta=18` counts in OpenCV's units of two degrees: 36."""
     largest_class: float = 1.0
-    """Largest share of a crop's labelled pixels that one class may have; another crop is sampled otherwise, up to ten times
+    """Largest share of a crop's labelled pixels that one class may have; otherwise another crop is sampled, up to ten times
     (mmsegmentation's `cat_max_ratio`, 0.75 in ZegCLIP's recipe). 1 = no limit."""
     padding: tuple[int, int, int] | None = None
     """What surrounds a photo that is smaller than the crop. None: grey, on all sides. A colour: the photo lies at the top left,
@@ -46,18 +46,18 @@ def colour_change(pixels: np.ndarray, probability: float, generator: np.random.G
     The strengths are those of mmsegmentation's PhotoMetricDistortion, which ZegCLIP trains with; saturation and hue change in
     YIQ rather than HSV, where they are linear. So all four are one affine map of the pixels, (H, W, 3) uint8.
     """
-    draws = generator.random(8)
-    on, strength = draws[:4] < probability, draws[4:] * 2 - 1  # strength in -1..1
-    if not on.any():
+    lots = generator.random(8)
+    active, strength = lots[:4] < probability, lots[4:] * 2 - 1  # strength in -1..1
+    if not active.any():
         return pixels
     matrix, offset = np.eye(3), np.zeros(3)
-    if on[1]:
+    if active[1]:
         matrix = matrix * (1 + 0.5 * strength[1])
-    if on[0]:
+    if active[0]:
         offset += 32 * strength[0]
-    if on[2]:
+    if active[2]:
         matrix = _RGB @ np.diag([1.0, 1 + 0.5 * strength[2], 1 + 0.5 * strength[2]]) @ _YIQ @ matrix
-    if on[3]:
+    if active[3]:
         angle = math.radians(hue * strength[3])
         rotation = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
         matrix = _RGB @ rotation @ _YIQ @ matrix
@@ -80,7 +80,7 @@ def _labels(
 
 
 def _is_mixed(labels: np.ndarray, largest: float, void: int) -> bool:
-    """Whether at least two classes are there and none has more than its share of the labelled pixels."""
+    """Whether there are at least two classes, each with less than the share `largest` of the labelled pixels."""
     counts = np.bincount(labels.ravel(), minlength=256)
     counts[void] = 0
     return np.count_nonzero(counts) > 1 and counts.max() < largest * counts.sum()
@@ -121,7 +121,7 @@ def random_view(
             break
 
     def inside(start: float, size: int, z: float) -> tuple[float, float, int, int]:
-        """The part of an axis of the window that shows the photo, in the photo and in the view."""
+        """Start and end of the photo inside the window along one axis: in pixels of the photo, then of the view."""
         edges = max(0.0, start), min(float(size), start + crop / z)
         first, last = (min(crop, max(0, round((edge - start) * z))) for edge in edges)
         return *edges, first, max(first + 1, last)
@@ -134,7 +134,7 @@ def random_view(
     view[y0:y1, x0:x1] = part[: crop - y0, : crop - x0]
 
     if generator.random() < augmentation.flip:
-        filled = crop if augmentation.padding is None else x1  # padding on the right stays there
+        filled = crop if augmentation.padding is None else x1  # the padding remains on the right
         cells = round(filled / augmentation.stride)
         view[:, :filled] = view[:, :filled][:, ::-1].copy()
         labels[:, :cells] = labels[:, :cells][:, ::-1].copy()

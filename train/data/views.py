@@ -1,4 +1,4 @@
-"""Views of photos for training: augmented anew, or stored with their patch tokens and frozen features.
+"""Views of photos for training: newly augmented, or stored with their patch tokens and frozen features.
 
 The first stage of lite's image tower is a frozen convolutional network that costs more than the rest of a training
 step. So its output is computed once for N views of each photo, for all runs, decoders and seeds. Unreadable photos are
@@ -28,7 +28,7 @@ from train.data.transforms import Augmentation, random_view
 from train.files import write_json
 
 logger = logging.getLogger(__name__)
-PROGRESS = "progress.json"  # of a cache
+PROGRESS = "progress.json"  # file in the folder of a cache
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Normalised images (B, 3, H, W) -> patch tokens (B, width, h, w) and frozen patch features (B, h * w, d)."""
@@ -38,12 +38,12 @@ class SkippedPhotos:
     """A list of photos that cannot be read, each once.
 
     With a file, all processes and loader workers of a run, and later resumed runs, share one list: a line per photo, with tabs
-    between data set, file stem and reason. Without one, the list is of this process only.
+    between data set, file stem and reason. Without a file, the list belongs to this process only.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
-        self._own: dict[tuple[str, str], str] = {}
+        self._photos: dict[tuple[str, str], str] = {}
 
     def add(self, dataset: SegmentationDataset, index: int, error: DataError) -> None:
         """Adds photo `index` of a data set."""
@@ -51,16 +51,16 @@ class SkippedPhotos:
 
     def forget(self) -> None:
         """Empties the list."""
-        self._own.clear()
+        self._photos.clear()
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
     def merge(self, photos: Mapping[tuple[str, str], str]) -> None:
-        """Adds photos as `found` returns them; known ones are passed over."""
+        """Adds photos, in the form that `found` returns; those in the list are skipped."""
         for (name, stem), reason in photos.items():
-            if (name, stem) in self._own or (name, stem) in self.found():
+            if (name, stem) in self._photos or (name, stem) in self.found():
                 continue
-            self._own[name, stem] = reason
+            self._photos[name, stem] = reason
             logger.warning("skipped: %s", reason)
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +68,11 @@ class SkippedPhotos:
                     file.write(f"{name}\t{stem}\t{reason}\n")  # one short write, which other processes cannot interrupt
 
     def found(self) -> dict[tuple[str, str], str]:
-        """(Data set, stem) -> reason, of every process that shares the file."""
+        """(Data set, stem) -> reason, from every process that shares the file."""
         if self.file is None or not self.file.is_file():
-            return dict(self._own)
+            return dict(self._photos)
         lines = [line.split("\t", 2) for line in self.file.read_text(encoding="utf-8").splitlines()]
-        return {(line[0], line[1]): line[2] for line in lines if len(line) == 3} | self._own
+        return {(line[0], line[1]): line[2] for line in lines if len(line) == 3} | self._photos
 
     def summary(self) -> str:
         """One line for the end of a run; empty when nothing was skipped."""
@@ -92,7 +92,7 @@ def normalise(pixels: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[
 def readable_view(
     dataset: SegmentationDataset, photo: int, augmentation: Augmentation, seed: Sequence[int], skipped: SkippedPhotos
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a photo or, if it cannot be read, of the next one in the list that can; a function of `seed`.
+    """A random view of a photo or, if it cannot be read, of the next readable one in the list; a function of `seed`.
 
     Returns `random_view`'s pixels and labels; DataError if no photo of the data set can be used.
     """
@@ -107,7 +107,7 @@ def readable_view(
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A short hash of a module's structure and tensors, by which a cache of its outputs is named."""
+    """A short hash of a module's structure and tensors, for the name of a cache of its outputs."""
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -157,7 +157,7 @@ class ViewCache:
     def _map(self, file: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         count, path = len(self) * int(np.prod(shape)), self.folder / file
         size = count * dtype.itemsize
-        try:  # all of it now: a write into mapped memory that finds the disk full would kill the process
+        try:  # allocates all of it now: on a full disk, a write into mapped memory would kill the process
             with open(path, "ab") as handle:
                 if hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(handle.fileno(), 0, size)

@@ -1,7 +1,7 @@
-"""One list of learnable names over several data sets, and which data set annotates which of them.
+"""One list of names to learn over several data sets, and the names that each data set annotates.
 
-A name of another data set may be visible in a photo, so it has no mask loss there; a name of the photo's own data set
-that no pixel carries is a true negative. Inductive setting: held-out names are not learned, their pixels are VOID or
+A name of another data set may be visible in a photo, so it has no mask loss there. A name of the photo's own data set
+without pixels is a true negative. Inductive setting: held-out names are not learned, their pixels are VOID or
 BACKGROUND (as with ZegCLIP's ignore label). Transductive: the names are known, their pixels are HELD_OUT, and
 self-training gives them labels.
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 VOID = -1  # ignored
 BACKGROUND = -2  # none of the data set's classes: a negative for each of them
-HELD_OUT = -3  # of a held-out class whose name is known (transductive setting)
+HELD_OUT = -3  # a held-out class whose name is known (transductive setting)
 
 
 def lookup(dataset: SegmentationDataset, codes: Iterable[int]) -> np.ndarray:
@@ -43,25 +43,25 @@ class Vocabulary:
 
     Attributes:
         names: canonical spellings, in order of first appearance; these are learned. In the transductive setting the held-out
-            names stand behind all others.
-        texts: what the text tower reads for each of `names`: the spelling of the first data set that has it ("sofa" in VOC,
+            names come last.
+        texts: the text tower's input for each of `names`: the spelling of the first data set that has it ("sofa" in VOC,
             "couch" in COCO), so that training and evaluation on one data set use the same words.
         other_words: for each of `names`, further words that may stand for it in training, none of which is itself one of
             `names` or means a held-out class.
-        words: all words that the text tower reads: `texts`, then `other_words` in the same order.
+        words: all inputs of the text tower: `texts`, then `other_words` in the same order.
         shared: (words,) bool; words that stand for several names ("animal" for each kind of animal).
-        seen_words: name that a mask shows -> its other words, where it has some.
+        seen_words: name that a mask shows -> its other words, if it has any.
         spellings: every spelling that the data sets use for the names that a mask shows, for "seen" flags.
         unseen: (names,) bool; held out, known by name only. All False in the inductive setting.
         annotated: (sets, names) bool; whether a data set annotates a name (or would, if it were not held out).
-        partially_annotated: (sets, names) bool; annotated names that a photo may show although its mask does not: those of
-            a data set that is not exhaustive.
+        partially_annotated: (sets, names) bool; annotated names that a photo may show although its mask does not, because the
+            data set is not exhaustive.
         tables: per data set, (256,) int16 that maps a mask index to an index of `names`, VOID, BACKGROUND or HELD_OUT.
 
     Args:
-        held_out: canonical names. transductive: these are known, and their pixels become HELD_OUT instead of VOID.
+        held_out: canonical names. transductive: the held-out names are known; their pixels become HELD_OUT instead of VOID.
         held_out_as_background: in the inductive setting, their pixels become BACKGROUND instead of VOID.
-        other_words: canonical name -> further words for it; names that are not learned are passed over.
+        other_words: canonical name -> further words for it; names that are not learned are ignored.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Vocabulary:
                     unseen.setdefault(name, plain(spelling))
         self.names, self.texts = [*seen, *unseen], [*seen.values(), *unseen.values()]
         self.other_words = [self._usable((other_words or {}).get(name, ()), name, held_out) for name in seen]
-        self.other_words += [[] for _ in unseen]  # of a held-out class only the name is known
+        self.other_words += [[] for _ in unseen]  # only the name of a held-out class is known
         self.words = [*self.texts, *(word for words in self.other_words for word in words)]
         counts = Counter(self.words)
         self.shared = torch.tensor([counts[word] > 1 for word in self.words], dtype=torch.bool)
@@ -100,17 +100,17 @@ class Vocabulary:
 
         self.tables: list[np.ndarray] = []
         self.annotated = torch.zeros(len(datasets), len(self.names), dtype=torch.bool)
-        unknown = BACKGROUND if held_out_as_background else VOID
+        held_out_code = BACKGROUND if held_out_as_background else VOID
         for dataset, annotated in zip(datasets, self.annotated, strict=True):
-            places = [index_of.get(canonical(name)) for name in dataset.names()]
-            annotated[[place for place in places if place is not None]] = True
-            codes = [unknown if place is None else HELD_OUT if self.unseen[place] else place for place in places]
+            indices = [index_of.get(canonical(name)) for name in dataset.names()]
+            annotated[[index for index in indices if index is not None]] = True
+            codes = [held_out_code if index is None else HELD_OUT if self.unseen[index] else index for index in indices]
             self.tables.append(lookup(dataset, codes))
         exhaustive = torch.tensor([dataset.exhaustive for dataset in datasets], dtype=torch.bool)
         self.partially_annotated = self.annotated & ~exhaustive[:, None]
 
     def _usable(self, words: Sequence[str], name: str, held_out: Collection[str]) -> list[str]:
-        """Those words that name no other class, learned or held out, and are not how the name is read anyway."""
+        """The words that name no other class, learned or held out, and are not in `texts`."""
         others = {*self.names, *held_out} - {name}
         return [word for word in map(plain, words) if word not in self.texts and canonical(word) not in others]
 
@@ -147,12 +147,12 @@ def rename_classes(datasets: Sequence[SegmentationDataset], path: str) -> None:
     DataError if the file cannot be used, no set has one of the classes, or two classes of a set become one.
     """
     words = _read(path, lambda word: isinstance(word, str) and word != "", '{"grass": "lawn"}')
-    if nowhere := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
-        raise DataError(f"No data set has the class {', '.join(nowhere)} that is to be renamed.")
+    if unknown := sorted(set(words) - {name for dataset in datasets for name in dataset.names()}):
+        raise DataError(f"No data set has the class {', '.join(unknown)} that is to be renamed.")
     for dataset in datasets:
         renamed = [words.get(name, name) for name in dataset.classes]
-        if twice := [name for name in renamed if renamed.count(name) > 1]:
-            raise DataError(f"With other words, {dataset.name} has two classes called {twice[0]}.")
+        if repeated := [name for name in renamed if renamed.count(name) > 1]:
+            raise DataError(f"With other words, {dataset.name} has two classes called {repeated[0]}.")
         dataset.own_words = dataset.own_words and renamed == dataset.classes
         dataset.classes = renamed
 
