@@ -1,12 +1,12 @@
-"""The page: python app.py
+"""Serve the page: python app.py
 
 Environment variables:
-    LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"; "full" opens the page with that choice
-    LDVC_FULL            decoder checkpoint (folder or Hub id) for the choice "full"; without one it is CLIP alone
-    LDVC_CLIP_WEIGHTS    file with the weights of the full CLIP, instead of a download
-    LDVC_ANSWERS_GB      memory for the answers of all visitors in GB (1.5); the oldest are forgotten
-    GRADIO_TEMP_DIR      folder for uploaded photos and downloads, instead of a new one that is removed at the end
-    GRADIO_SERVER_PORT   port (7860, or the next free one), GRADIO_SERVER_NAME address (127.0.0.1)
+    LDVC_MODEL           checkpoint folder or Hub id instead of the bundled "lite"; "full" opens the page with the full model
+    LDVC_FULL            decoder checkpoint (folder or Hub id) for the full model; default: CLIP without a decoder
+    LDVC_CLIP_WEIGHTS    file with the weights of the full CLIP; default: a download
+    LDVC_ANSWERS_GB      memory for the answers of all visitors in GB (1.5); the oldest answers are removed
+    GRADIO_TEMP_DIR      folder for uploaded photos and downloads; default: a new folder that is removed at the end
+    GRADIO_SERVER_PORT   port (7860, or the next free port); GRADIO_SERVER_NAME: address (127.0.0.1)
     GRADIO_MCP_SERVER    "true" makes the endpoints tools of the Model Context Protocol (needs the extra "mcp")
 """
 
@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 
-# Before Gradio is imported: no telemetry, no search for newer versions, and where it keeps files.
+# Gradio reads these settings at import: no telemetry, no search for newer versions, the folder for files.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -50,7 +50,7 @@ def main() -> None:
     if gpu_is_lent():
         registry.warm()
     page = build_page(registry)
-    if registry.default == LITE:  # it takes a second, and then the page opens with an answer for the first visitor, too
+    if registry.default == LITE:  # takes a second; then the page opens with an answer, also for the first visitor
         answer_opening(page.segmenter)
 
     def prepare() -> None:

@@ -1,4 +1,4 @@
-"""The page, as a process and in this one, and a visitor of it in a real Chromium."""
+"""The page, as a separate process or in this one, and a visitor in a real Chromium."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tools.remote import ROOT, serve
 DOG = ROOT / "assets" / "examples" / "dog.jpg"
 EVIL = "<img src=x onerror=alert(1)>"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-OWN = ("http://127.0.0.1", "data:", "blob:")  # how addresses begin that the page may fetch
-SECONDS = 60_000  # milliseconds to wait for an answer, on a busy machine
+OWN = ("http://127.0.0.1", "data:", "blob:")  # prefixes of the addresses that the page may fetch
+SECONDS = 60_000  # timeout in milliseconds for an answer on a busy machine
 
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of app.py, started once as users start it, without network."""
+    """Address of app.py, started once as a user starts it, without network."""
     with serve(tmp_path_factory.mktemp("app"), environment={**os.environ, "LDVC_MODEL": "lite"}) as served:
         served.wait_for_examples()
         yield served.address
@@ -36,7 +36,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def registry(tiny_checkpoint: Path):
     """The models of a page with the tiny checkpoint."""
-    from ldvc.web.models import ModelRegistry  # loads Gradio
+    from ldvc.web.models import ModelRegistry  # here, because it loads Gradio
 
     return ModelRegistry(str(tiny_checkpoint))
 
@@ -50,7 +50,7 @@ def segmenter(registry):
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a small photo, whose sides are no whole number of patches."""
+    """The path of a small photo whose sides are not multiples of the patch size."""
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8))
     path = tmp_path_factory.mktemp("photos") / "my photo.v2.png"
     small.resize((215, 130), Image.Resampling.BICUBIC).save(path)
@@ -59,14 +59,14 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def page(registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """The page, served by this process, with a folder of its own for temporary files."""
+    """The page, served by this process, with a new folder for temporary files."""
     with served_here(registry, tmp_path_factory.mktemp("gradio")) as page:
         yield page
 
 
 @contextmanager
 def served_here(registry, folder: Path, **variables: str) -> Iterator:
-    """A page, served by this process, with a folder for temporary files and environment variables."""
+    """Serve a page from this process, with a folder for temporary files and environment variables."""
     from ldvc.web.page import build_page, launch_options
 
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +80,7 @@ def served_here(registry, folder: Path, **variables: str) -> Iterator:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
-    """A real Chromium; where there is none, the run is red and says what to install."""
+    """A real Chromium; without one, the tests fail and say what to install."""
     path = os.environ.get("LDVC_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if path is None:
         pytest.fail(
@@ -97,20 +97,20 @@ def browser() -> Iterator:
 
 
 def pixels(file: bytes) -> np.ndarray:
-    """Of a picture file, int (H, W, 3)."""
+    """The pixels of a picture file, int (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
 def percent(text: str) -> float:
-    """A number of the page; "<1" is 0.5."""
+    """The number in a percentage of the page; "<1" gives 0.5."""
     return float(text.strip().split("\u202f")[0].replace("<1", "0.5"))
 
 
 class Visitor:
-    """A visitor with a browser window of their own; `close` fails if something happened that never should.
+    """A visitor with a new browser window. `close` fails if the page did something that it must never do.
 
     Args:
-        opening: whether the page opens with an answer, as app.py's does.
+        opening: whether the page opens with an answer, as it does with app.py.
     """
 
     def __init__(self, browser, url: str, *, width: int = 1280, dark: bool = False, opening: bool = True) -> None:
@@ -126,16 +126,16 @@ class Visitor:
         self.page.on("dialog", lambda dialog: (self.note("a name ran as a script", dialog.message), dialog.dismiss()))
         self.page.goto(url)
         self.page.get_by_role("button", name="Segment", exact=True).wait_for()
-        self.opened = 0
+        self.opening_answers = 0
         if opening:
             self.wait_for_answer()
-            self.opened = self.answers()
+            self.opening_answers = self.answers()
 
     def note(self, kind: str, text: str, is_fault: bool = True) -> None:
         self.faults += [f"{kind}: {text}"] if is_fault else []
 
     def upload(self, path: Path) -> None:
-        """Choose a file instead of the present one and wait until it has arrived."""
+        """Replace the present photo by a file and wait until the upload has finished."""
         if self.page.locator("#photo img").count():
             self.remove_photo()
         with self.page.expect_response(lambda response: "/upload" in response.url):
@@ -151,12 +151,12 @@ class Visitor:
 
     def segment(self) -> None:
         """Press the button and wait until the page takes input again."""
-        with self.page.expect_response("**/queue/join*"):  # then the page is locked
+        with self.page.expect_response("**/queue/join*"):  # the page is locked by then
             self.page.get_by_role("button", name="Segment", exact=True).click()
         self.wait_until_unlocked()
 
     def wait_until_unlocked(self) -> None:
-        """Until no question is being answered and no file is being made."""
+        """Wait until no question is being answered and no file is being made."""
         self.page.wait_for_function("!document.querySelector('.ldvc-columns').inert")
 
     def ask(self, names: str) -> None:
@@ -167,14 +167,14 @@ class Visitor:
         self.wait_for_answer(before)
 
     def answers(self) -> int:
-        """How many answers the viewer has painted."""
+        """The number of answers that the viewer has painted."""
         return int(self.page.evaluate("document.querySelector('[data-drawn]')?.dataset.drawn ?? 0"))
 
     def wait_for_answer(self, more_than: int | None = None) -> None:
-        """Until the viewer has painted more answers than so many; None: than when the page was opened."""
+        """Wait until the viewer has painted more than `more_than` answers; None: more than when the page opened."""
         self.page.wait_for_function(
             "count => Number(document.querySelector('[data-drawn]')?.dataset.drawn ?? 0) > count",
-            arg=self.opened if more_than is None else more_than,
+            arg=self.opening_answers if more_than is None else more_than,
         )
 
     def painted(self) -> np.ndarray:
@@ -183,7 +183,7 @@ class Visitor:
         return pixels(base64.b64decode(uri.partition(",")[2]))
 
     def changed_by(self, action) -> np.ndarray:
-        """Do something that paints the photo anew in the browser; the pixels afterwards."""
+        """Call `action`, wait until the browser has painted the photo again, and return its pixels."""
         before = self.page.evaluate("document.querySelector('#overlay canvas').toDataURL()")
         action()
         self.page.wait_for_function("before => document.querySelector('#overlay canvas').toDataURL() !== before", arg=before)
@@ -193,15 +193,15 @@ class Visitor:
         return [each.strip() for each in self.page.locator("#legend li:not([hidden]) .ldvc-name").all_inner_texts()]
 
     def shares(self) -> list[float]:
-        """Percent of the area, of each line of the legend."""
+        """The area in percent in each line of the legend."""
         return [percent(each) for each in self.page.locator("#legend li:not([hidden]) .ldvc-share").all_inner_texts()]
 
     def download(self, kind: str) -> tuple[str, bytes]:
-        """Press a download button; name and content of the file that the browser saved."""
-        with self.page.expect_download() as caught:
+        """Press a download button and return name and content of the saved file."""
+        with self.page.expect_download() as download:
             self.page.locator(f"#download-{kind}").click()
         self.wait_until_unlocked()
-        return caught.value.suggested_filename, Path(caught.value.path()).read_bytes()
+        return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
     def close(self) -> None:
         assert not self.faults
@@ -209,8 +209,8 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def asked(request: pytest.FixtureRequest, browser, url: str) -> Iterator[Visitor]:
-    """A visitor who has segmented the photo of the dog by the `NAMES` of the module."""
+def dog_visitor(request: pytest.FixtureRequest, browser, url: str) -> Iterator[Visitor]:
+    """A visitor who has segmented the photo of the dog by `NAMES` of the test module."""
     visitor = Visitor(browser, url)
     visitor.upload(DOG)
     visitor.ask(request.module.NAMES)
@@ -220,7 +220,7 @@ def asked(request: pytest.FixtureRequest, browser, url: str) -> Iterator[Visitor
 
 
 def set_range(page, selector: str, value: float) -> None:
-    """Move a slider as a hand does: input while it moves, change when it is let go."""
+    """Move a slider with the events of a mouse: input while it moves, change at the end."""
     page.locator(selector).evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true}));"
         " slider.dispatchEvent(new Event('change', {bubbles: true})); }",
@@ -236,12 +236,12 @@ def open_tab(visitor: Visitor, name: str, expected: str) -> None:
 
 @contextmanager
 def held_back(page, pattern: str = "**/queue/join*") -> Iterator[list]:
-    """Events that are sent in the block reach the server when it is left, the last one first, one after the other's answer."""
-    held, is_left = [], False
-    page.route(pattern, lambda route: route.continue_() if is_left else held.append(route))
-    yield held
-    is_left = True
-    for route in reversed(held):
+    """Hold back the requests of the block. At its end they are sent in reverse order, each after the previous answer."""
+    routes, is_over = [], False
+    page.route(pattern, lambda route: route.continue_() if is_over else routes.append(route))
+    yield routes
+    is_over = True
+    for route in reversed(routes):
         with page.expect_response(lambda response, sent=route.request: response.request == sent):
             route.continue_()
     page.unroute(pattern)

@@ -15,7 +15,7 @@ from open_clip.model import CLIP
 from ldvc import Predictor
 from ldvc.config import ModelConfig
 from ldvc.modeling.clip import FrozenClip, build_clip
-from tests.browsing import asked, browser, page, photo, registry, segmenter, url  # noqa: F401  fixtures of the page
+from tests.browsing import browser, dog_visitor, page, photo, registry, segmenter, url  # noqa: F401  fixtures of the page
 from tests.tiny import TINY_ARCHITECTURE, save_tiny_checkpoint, save_tiny_clip
 
 # The slowest files start first, so that both processes end at about the same time.

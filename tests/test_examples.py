@@ -69,7 +69,7 @@ def test_visitors_share_what_does_not_change(segmenter: Segmenter, opening: Exam
         assert all(segmenter.results(first, *ALL_DECODERS))
         segmenter.segment(EXAMPLES["dog"].path, EXAMPLES["dog"].names)
     assert first.image is second.image
-    for name in ("results", "pictures", "drawn", "asked", "names"):
+    for name in ("results", "pictures", "drawn", "parsed_names", "names"):
         assert getattr(first, name) is not getattr(second, name), name
     first.drawn["segment"], first.results["mine", False] = (), None
     assert not second.drawn and ("mine", False) not in second.results

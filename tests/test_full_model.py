@@ -30,7 +30,7 @@ from ldvc.web.tabs.routing import RoutingTab
 from ldvc.web.tabs.segment import SegmentTab
 from ldvc.web.tabs.space import SpaceTab
 from tests.browsing import DOG, Visitor, open_tab
-from tests.test_tabs import build, shown, value, values
+from tests.test_tabs import build, shown_text, value, values
 from tests.tiny import name_tiny_clip, save_tiny_checkpoint
 
 
@@ -55,10 +55,10 @@ def test_every_tab_works_or_says_how_to_get_what_is_missing(segmenter: Segmenter
     drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
     viewer = drawn[SegmentTab][tabs[SegmentTab].viewer].props["answer"]
     assert [each["seen"] for each in viewer["classes"]] == [False, False] and viewer["own_threshold"] == 0.15
-    assert shown(drawn[CompareTab]).count(texts.NO_DECODER.replace("<", "&lt;").replace(">", "&gt;")) == 3
+    assert shown_text(drawn[CompareTab]).count(texts.NO_DECODER.replace("<", "&lt;").replace(">", "&gt;")) == 3
     assert tabs[CompareTab].draw_file("png", answer, values(tabs[CompareTab])).startswith(b"\x89PNG")
     for kind in (AttentionTab, RoutingTab, SpaceTab):
-        assert "LDVC_FULL=" in shown(drawn[kind]) and not drawn[kind][tabs[kind].body].visible, kind
+        assert "LDVC_FULL=" in shown_text(drawn[kind]) and not drawn[kind][tabs[kind].body].visible, kind
 
 
 def test_the_attention_of_the_patch_that_was_clicked(segmenter: Segmenter, photo: str) -> None:

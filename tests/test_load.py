@@ -1,4 +1,4 @@
-"""Many visitors: memory and queue are bounded, and nobody gets another's answer."""
+"""Many visitors: memory and queue have limits, and nobody gets the answer of another visitor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATIENCE = 60  # seconds until a test fails
 
 @pytest.fixture
 def serve(registry: ModelRegistry, tmp_path: Path) -> Iterator[Callable]:
-    """Serves a page from this process, with environment variables."""
+    """A function that serves a page from this process, with environment variables."""
     with ExitStack() as pages:
         yield lambda **variables: pages.enter_context(served_here(registry, tmp_path / "gradio", **variables))
 
@@ -42,7 +42,7 @@ def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
@@ -55,19 +55,19 @@ def test_the_oldest_answers_are_forgotten(registry: ModelRegistry) -> None:
     for session in sessions[:2]:
         visits.keep(session)
     assert visits.total == pytest.approx(2 * size, rel=0.05)
-    visits.keep(sessions[0])  # now the other one is the oldest
+    visits.keep(sessions[0])  # now sessions[1] is the oldest
     visits.keep(sessions[2])
     assert [session.answer is None for session in sessions] == [False, True, False] == [each.expired for each in sessions]
 
     segmenter.results(sessions[2].answer, *PREDICTOR_DECODERS)
-    assert size_of(sessions[2].answer) > size, "what was computed later counts"
+    assert size_of(sessions[2].answer) > size, "later results count"
     sessions[1].answer = segmenter.segment(str(DOG), "dog, sky")
     small = Visits(1)
     for session in sessions:
         small.keep(session)
-        assert session.answer is not None and not session.expired, "the newest answer is kept, whatever its size"
+        assert session.answer is not None and not session.expired, "the newest answer is kept at any size"
     del session, sessions
-    assert small.total == visits.total == 0, "a session that Gradio deleted counts no longer"
+    assert small.total == visits.total == 0, "a deleted session no longer counts"
 
 
 def test_limit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,13 +81,13 @@ def test_limit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_expired_session_is_told_in_a_sentence(serve: Callable) -> None:
-    """There is room for one answer; the sentence names the way out, which works."""
+    """There is memory for one answer. The action that the sentence names restores the answer."""
     page = serve(LDVC_ANSWERS_GB="1e-9")
     first, second = Visitor(page.local_url), Visitor(page.local_url)
     for visitor in (first, second):
         answer = visitor.ask("dog, grass", DOG)["overlay"]["props"]["answer"]
-    shown = first.trigger("tab-compare", "select")
-    assert any(texts.EXPIRED in str(change.get("value")) for change in shown.values())
+    changes = first.trigger("tab-compare", "select")
+    assert any(texts.EXPIRED in str(change.get("value")) for change in changes.values())
     assert texts.EXPIRED in first.trigger("download-data", "click")["download-problem"]["value"]
     first.trigger("tab-segment", "select")
     assert first.trigger("run", "click")["overlay"]["props"]["answer"] == answer
@@ -127,11 +127,11 @@ def test_temporary_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.parent.name for path in tmp_path.rglob("*.jpg")] == ["new"], "a file of 1970"
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
     temporary.remove_oldest()
-    assert not list(tmp_path.rglob("*.jpg")), "half of a full disk is kept free"
+    assert not list(tmp_path.rglob("*.jpg")), "files take at most half of the available space"
 
 
 class Waiting:
-    """An event of an endpoint, seen as the queue's messages."""
+    """An event of an endpoint, and the messages of the queue about it."""
 
     def __init__(self, client: httpx.Client, name: str, session: str) -> None:
         config = client.get("config").json()
@@ -146,7 +146,7 @@ class Waiting:
 
     def _listen(self, session: str) -> None:
         address = self.client.stream("GET", "gradio_api/queue/data", params={"session_hash": session})
-        with suppress(httpx.TransportError), address as self.stream:  # of `leave`
+        with suppress(httpx.TransportError), address as self.stream:  # raised after `leave`
             for line in self.stream.iter_lines():
                 if line.startswith("data:"):
                     self.messages.append(json.loads(line[5:]))
@@ -166,7 +166,7 @@ class Waiting:
 
 
 def test_the_queue(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits sees the place in the queue; beyond its size the answer comes at once; a place is freed by a closed tab."""
+    """A waiting visitor sees the place in the queue; a full queue refuses at once; a closed tab frees its place."""
     entered, go_on, real = threading.Event(), threading.Event(), page_module.api.class_lists
 
     def slow() -> dict:

@@ -1,4 +1,4 @@
-"""What the server shows to the internet: headers, files, routes; wrong requests and failures end in a sentence."""
+"""What the server exposes to the internet: headers, files, routes. Wrong requests and failures give a sentence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GOOD: dict[str, list[Any]] = {
     "download": ["photo", "dog, cat", True, None, "mask", None],
 }
 OWN = {"segment": range(5), "attention": (2, 3, 4), "routing": range(2, 6), "space": (2,), "compare": (3,), "vocabulary": (0,),
-       "download": (4,)}  # places of inputs that no other endpoint treats the same way  # fmt: skip
+       "download": (4,)}  # indices of inputs that only this endpoint checks  # fmt: skip
 WRONG = (5, 1e308, ["a", None], {"a": [1]}, "x" * 200_000, EVIL)
 RAW = ("NaN", "-Infinity", "1e400", "9" * 4000, "9" * 5000, "true", "-1", "[" * 500 + "]" * 500, "[" * 5000 + "]" * 5000,
        r'"\ud800"', r'"dog\udfff"', r'"\u0000"', r'"\u202edog"', '"🐕"', '"{value}"',
@@ -56,7 +56,7 @@ def photo(client: httpx.Client, photo: str) -> dict[str, Any]:
 
 
 def call(client: httpx.Client, endpoint: str, data: Any, raw: bool = False) -> tuple[int, Any]:
-    """Status and JSON of an endpoint; an error is the sentence. `raw`: the values are JSON already, or pretend to be."""
+    """Status of an endpoint, and its data or error message. `raw`: the values are JSON texts, possibly invalid."""
     body = f'{{"data": [{", ".join(data)}]}}' if raw else json.dumps({"data": data})
     headers = {"content-type": "application/json"}
     answer = client.post(f"gradio_api/run/{endpoint}", content=body.encode(), headers=headers)
@@ -65,7 +65,7 @@ def call(client: httpx.Client, endpoint: str, data: Any, raw: bool = False) -> t
 
 
 def is_sentence(text: Any) -> bool:
-    """Whether it is one that a visitor may read."""
+    """Whether a text is a sentence that a visitor may read."""
     is_short = isinstance(text, str) and 0 < len(text) < 600
     return is_short and text.rstrip()[-1] in ".…" and text[0] not in "[{" and "Error" not in text and "Traceback" not in text
 
@@ -75,18 +75,18 @@ def test_wrong_kinds_of_input_get_a_sentence(
     client: httpx.Client, photo: dict[str, Any], endpoint: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     good = [photo if each == "photo" else each for each in GOOD[endpoint]]
-    state = [None] * (endpoint != "vocabulary")  # the place of the session, which a client cannot fill
+    state = [None] * (endpoint != "vocabulary")  # for the session, which a client cannot set
     assert call(client, endpoint, [*good, *state])[0] == 200
     refused = 0
     for place in OWN[endpoint]:
         for wrong in WRONG:
-            status, said = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :], *state])
+            status, sentence = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :], *state])
             refused += status != 200
-            assert status == 200 or is_sentence(said)
+            assert status == 200 or is_sentence(sentence)
     assert refused >= len(OWN[endpoint]) * (len(WRONG) - 2)
     for data in ([], good[:-1], [good], None, 5, "dog", {"photo": photo}):
-        status, said = call(client, endpoint, data)
-        assert is_sentence(said) if status >= 400 else endpoint == "vocabulary", data
+        status, sentence = call(client, endpoint, data)
+        assert is_sentence(sentence) if status >= 400 else endpoint == "vocabulary", data
     assert not any(record.exc_info for record in caplog.records) and "Traceback" not in capfd.readouterr().err
 
 
@@ -99,20 +99,20 @@ def test_json_of_every_kind_gets_a_sentence(
 ) -> None:
     good = [json.dumps(photo if each == "photo" else each) for each in GOOD[endpoint]] + ["null"] * (endpoint != "vocabulary")
     for wrong in RAW:
-        status, said = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :]], raw=True)
-        assert status == 200 or is_sentence(said), wrong[:40]
-        assert said not in (texts.UNEXPECTED, texts.NO_SPACE)
+        status, sentence = call(client, endpoint, [*good[:place], wrong, *good[place + 1 :]], raw=True)
+        assert status == 200 or is_sentence(sentence), wrong[:40]
+        assert sentence not in (texts.UNEXPECTED, texts.NO_SPACE)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("wrong", ["true", "NaN", "1e400", "9" * 4000])
 def test_a_threshold_is_a_number(client: httpx.Client, photo: dict[str, Any], wrong: str) -> None:
-    _, said = call(client, "segment", [json.dumps(photo), '"dog"', "true", wrong, "null", "null"], raw=True)
-    assert said.startswith("The threshold is a number from 0 to 1, not ")
+    _, sentence = call(client, "segment", [json.dumps(photo), '"dog"', "true", wrong, "null", "null"], raw=True)
+    assert sentence.startswith("The threshold is a number from 0 to 1, not ")
 
 
 def test_long_bodies_are_refused_before_they_are_read(page: gr.Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the length that the header states, otherwise as soon as too much has come; a photo as a data URL fits."""
+    """By the length in the header, otherwise as soon as too many bytes have arrived. A photo as a data URL fits."""
     assert surface.MAX_BODY > 50_000_000 * 4 / 3
     monkeypatch.setattr(surface, "MAX_BODY", 300_000)
     read = 0
@@ -134,8 +134,8 @@ def test_long_bodies_are_refused_before_they_are_read(page: gr.Blocks, monkeypat
         for stated, most in (({"content-length": "100000000"}, 0), ({}, 400_000)):
             read = 0
             with ThreadPoolExecutor(1) as thread:  # Playwright has an event loop in this one
-                status, said = thread.submit(asyncio.run, post(path, **{"content-type": kind}, **stated)).result()
-            assert (status, said) == (413, {"detail": texts.REQUEST_TOO_LARGE}) and read <= most, (path, stated)
+                status, sentence = thread.submit(asyncio.run, post(path, **{"content-type": kind}, **stated)).result()
+            assert (status, sentence) == (413, {"detail": texts.REQUEST_TOO_LARGE}) and read <= most, (path, stated)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"data": 5}', b'{"data": [], "fn_index": 99999, "session_hash": "a"}'])
@@ -150,13 +150,13 @@ def test_broken_requests(client: httpx.Client, body: bytes) -> None:
      "ftp://127.0.0.1/dog.jpg", "data:image/png;base64,AAAA"],
 )  # fmt: skip
 def test_a_photo_is_what_was_uploaded(client: httpx.Client, photo: dict[str, Any], path: str) -> None:
-    """A path names a file of the server: only those that were uploaded may be used, also by those who leave out "meta"."""
+    """A path names a file of the server. Only uploaded files are accepted, also in requests without "meta"."""
     if path == "link":
         path = str(Path(photo["path"]).with_name("link.jpg"))
         os.symlink(DOG, path)
     for sent in ({"path": path}, {"path": path, "meta": photo["meta"]}, {"path": path, "url": "data:,"}):
-        status, said = call(client, "segment", [sent, *GOOD["segment"][1:], None])
-        assert status >= 400 and said == HOW_TO_SEND
+        status, sentence = call(client, "segment", [sent, *GOOD["segment"][1:], None])
+        assert status >= 400 and sentence == HOW_TO_SEND
 
 
 def test_unexpected_errors_are_a_sentence_for_programs(
@@ -182,7 +182,7 @@ def test_other_files_are_not_served(client: httpx.Client, path: str) -> None:
 
 
 def test_files_that_are_served(client: httpx.Client, photo: dict[str, Any]) -> None:
-    """What was uploaded, and the examples; links lead nowhere else."""
+    """Uploaded files and the examples are served; links to other files are not."""
     assert client.get(f"gradio_api/file={photo['path']}").content == Path(photo["path"]).read_bytes()
     assert client.get(f"gradio_api/file={DOG}").content == DOG.read_bytes()
     link = Path(photo["path"]).with_name("outside.jpg")
@@ -202,8 +202,8 @@ def test_routes_that_the_page_does_not_need(client: httpx.Client, path: str) -> 
 
 def test_headers(client: httpx.Client, photo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     paths = ("", "config", "theme.css", "app.py", "gradio_api/info", f"gradio_api/file={photo['path']}")
-    found = [client.get(path) for path in paths]
-    for answer in [*found, client.post("gradio_api/queue/join", json={})]:
+    answers = [client.get(path) for path in paths]
+    for answer in [*answers, client.post("gradio_api/queue/join", json={})]:
         assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "same-origin"
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == policy["base-uri"] == "'self'" and policy["object-src"] == "'none'"
@@ -214,7 +214,7 @@ def test_headers(client: httpx.Client, photo: dict[str, Any], monkeypatch: pytes
 
 
 def test_names_and_file_names_are_text(page: gr.Blocks, tmp_path: Path) -> None:
-    """In the HTML of every tab; the viewer's names become text in the browser."""
+    """Names are escaped in the HTML of every tab; the viewer writes them as text in the browser."""
     (tmp_path / f"{EVIL}.jpg").write_bytes(DOG.read_bytes())
     visitor = Visitor(page.local_url)
     shown = [visitor.ask(f"dog, {EVIL}, cat | {EVIL}s", tmp_path / f"{EVIL}.jpg"), visitor.trigger("names", "change")]
@@ -229,7 +229,7 @@ def test_names_and_file_names_are_text(page: gr.Blocks, tmp_path: Path) -> None:
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """All texts within JSON."""
+    """All texts in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -240,7 +240,7 @@ def texts_of(value: Any) -> Iterator[str]:
 def test_disk_full(
     page: gr.Blocks, client: httpx.Client, photo: dict, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While a photo is uploaded or sent as data, and while a download is written, by the page or by an endpoint."""
+    """During an upload, a photo as data, and a download, from the page or an endpoint."""
     visitor = Visitor(page.local_url)
     visitor.ask("dog", DOG)
     with monkeypatch.context() as patch:
@@ -271,7 +271,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_sigterm_during_an_answer(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The folder `gradio` of the system belongs to somebody else: the server has its own, and removes it when it ends."""
+    """The system's folder `gradio` belongs to another user. The server makes a new folder and removes it at its end."""
     system = tmp_path / "tmp"
     system.mkdir()
     (system / "gradio").write_text("not a folder of ours")
@@ -288,5 +288,5 @@ def test_sigterm_during_an_answer(tiny_checkpoint: Path, tmp_path: Path) -> None
         with pytest.raises((PageError, httpx.TransportError)):
             visitor.trigger("run", "click")
         visitor.close()
-        assert (system / "gradio").is_file() and not list(system.glob("ldvc-*"))  # PyTorch 2.8 leaves a folder of its own
+        assert (system / "gradio").is_file() and not list(system.glob("ldvc-*"))  # PyTorch 2.8 leaves another folder
         assert "Traceback" not in served.log.read_text()

@@ -1,4 +1,4 @@
-"""The tabs without a browser: what they draw for an answer and the values of their widgets, and what programs get."""
+"""The tabs without a browser: their output for an answer and widget values, and the results of the endpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS_OF_TABS = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
 
 
 def build(segmenter: Segmenter) -> tuple[dict[type, Any], list[Any]]:
-    """The tabs, in a page of their own, and the events of that page."""
+    """The tabs in a new page, and the events of this page."""
     with gr.Blocks() as page:
         shared = Shared(gr.State(Session()), make_viewer(), make_company())
         tabs = {kind: kind(segmenter, shared) for kind in KINDS_OF_TABS}
@@ -55,21 +55,21 @@ def answer(segmenter: Segmenter, photo: str) -> Answer:
 
 
 def values(tab: Tab, session: Session | None = None, **changes: object) -> dict:
-    """The values of a tab's inputs, of which some are changed by the tab's attribute, the viewer's key, or `company`."""
-    found = {widget: getattr(widget, "value", None) for widget in tab.inputs}
+    """Values of a tab's inputs; `changes` are attributes of the tab, keys of the viewer's value, or `company`."""
+    inputs = {widget: getattr(widget, "value", None) for widget in tab.inputs}
     viewer = VIEWER_DEFAULT | {key: changes.pop(key) for key in ("background", "alone", "thresholds") if key in changes}
-    found |= {tab.shared.session: session or Session(), tab.shared.viewer: viewer}
-    found[tab.shared.company] = changes.pop("company", True)
-    return found | {getattr(tab, name): value for name, value in changes.items()}
+    inputs |= {tab.shared.session: session or Session(), tab.shared.viewer: viewer}
+    inputs[tab.shared.company] = changes.pop("company", True)
+    return inputs | {getattr(tab, name): value for name, value in changes.items()}
 
 
 def value(update: object) -> object:
-    """What an update sets."""
+    """The value that an update sets."""
     return update["value"] if isinstance(update, dict) else getattr(update, "value", update)
 
 
-def shown(changes: dict) -> str:
-    """All that a tab shows."""
+def shown_text(changes: dict) -> str:
+    """The whole text of the updates of a tab."""
     return " ".join(str(getattr(change, "props", "")) + str(value(change)) for change in changes.values())
 
 
@@ -89,7 +89,7 @@ def test_tabs_compute_nothing_twice(tabs: dict, answer: Answer, monkeypatch: pyt
     assert {decoder for decoder, _ in answer.results} == {"ldvc", "ldvc_without_lcsa", "zegclip", "clip"}
     monkeypatch.setattr(Predictor, "segment", lambda *_, **__: pytest.fail("a result was computed again"))
     for tab in tabs.values():
-        assert tab.open(values(tab, session)) == gr.skip(), "a tab that shows the answer is not drawn again"
+        assert tab.open(values(tab, session)) == gr.skip(), "a tab with the present answer must not be drawn again"
         assert set(tab.open(values(tab, session, background=0.7))) <= set(tab.outputs)
         assert tab.open(values(tab, session, background=0.7)) == gr.skip()
 
@@ -99,22 +99,22 @@ def test_no_tab_shows_an_answer_to_an_older_question(
     tabs: dict, answer: Answer, segmenter: Segmenter, photo: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A question is answered while the tab is being drawn."""
-    tab, session, drawn = tabs[kind], Session(answer), []
+    tab, session, drawn_answers = tabs[kind], Session(answer), []
     newer, draw = segmenter.segment(photo, "cat, dog"), tab.draw
 
     def overtaken(present: Answer, present_values: dict) -> dict:
-        drawn.append(present)
+        drawn_answers.append(present)
         session.answer = newer
         return draw(present, present_values)
 
     monkeypatch.setattr(tab, "draw", overtaken)
     changes = tab.open(values(tab, session))
-    assert drawn == [answer, newer] and "cat" in shown(changes) and "zebra" not in shown(changes)
-    assert "zebra" not in shown(tab.blank(values(tab)))
+    assert drawn_answers == [answer, newer] and "cat" in shown_text(changes) and "zebra" not in shown_text(changes)
+    assert "zebra" not in shown_text(tab.blank(values(tab)))
 
 
 def files_of(segmenter: Segmenter, kind: type, answer: Answer, **changes: object) -> dict[str, Path]:
-    """The files of all buttons of a tab, by the end of their names; without an answer there is a sentence."""
+    """The files of all buttons of a tab, by file name without the photo's name. Without an answer there is a sentence."""
     tabs, events = build(segmenter)
     tab, files = tabs[kind], {}
     for make in [each.fn for each in events if each.fn is not None and tab.files.file in each.outputs]:
@@ -127,7 +127,7 @@ def files_of(segmenter: Segmenter, kind: type, answer: Answer, **changes: object
 def test_downloads_hold_what_is_on_the_screen(segmenter: Segmenter, answer: Answer) -> None:
     files = files_of(segmenter, SegmentTab, answer, background=1.0, alone="zebra")
     assert set(files) == set(KINDS.values())
-    assert not np.asarray(Image.open(files["mask.png"])).any(), "nothing reaches the threshold 1"
+    assert not np.asarray(Image.open(files["mask.png"])).any(), "no score reaches the threshold 1"
 
 
 def test_all_tabs_and_files_follow_the_thresholds_of_single_classes(tabs: dict, answer: Answer) -> None:
@@ -140,7 +140,7 @@ def test_all_tabs_and_files_follow_the_thresholds_of_single_classes(tabs: dict, 
         (result,) = other.results(answer, values(other, **viewer), "ldvc")
         assert result.thresholds == {"zebra": 1.0} and not (result.labels == 1).any()
         (result,) = other.results(answer, values(other, background=None, thresholds={"zebra": 1}), "ldvc")
-        assert np.array_equal(result.labels, usual.labels), "none of these is not allowed"
+        assert np.array_equal(result.labels, usual.labels), "thresholds have no effect without none of these"
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_attention_follows_its_widgets(tabs: dict, answer: Answer) -> None:
     assert value(changes[tab.layer]) == 0 and value(changes[tab.head]) == 1 and RESCALED in changes[tab.grid]
     assert changes[tab.grid].count("<figure") == 3 * 4 and INTERVENTION in changes[tab.grid]
     assert (LCSA_OFF, False) in answer.results
-    changes = tab.draw(answer, values(tab, layer=7, head=99))  # of a checkpoint with more of them
+    changes = tab.draw(answer, values(tab, layer=7, head=99))  # indices beyond the layers and heads of this checkpoint
     assert value(changes[tab.layer]) == 1 and value(changes[tab.head]) == -1
     table, slider = tab.draw_table(answer, values(tab, layer=0)), tab.draw_slider(answer, values(tab, layer=0))
-    assert set(table) == {tab.note, tab.grid} and set(slider) == {tab.slider}, "they are drawn apart"
+    assert set(table) == {tab.note, tab.grid} and set(slider) == {tab.slider}, "table and slider are drawn separately"
     grids = {tab.draw(answer, values(tab, layer=layer, head=head))[tab.grid] for layer in (0, 1) for head in (-1, 0, 1)}
     assert len(grids) == 6
     assert value(tab.draw(answer, values(tab, alone="zebra"))[tab.name]) == "zebra"
@@ -185,9 +185,9 @@ def test_many_names_are_chosen_from(tabs: dict, segmenter: Segmenter, photo: str
 def test_heads_are_drawn_when_they_are_wanted(tabs: dict, answer: Answer) -> None:
     tab: AttentionTab = tabs[AttentionTab]
     assert tab.draw(answer, values(tab))[tab.heads_view].props["maps"] == ""
-    wanted = {"heads": True, "heads_name": "zebra", "layer": 0, "head": 1}
+    settings = {"heads": True, "heads_name": "zebra", "layer": 0, "head": 1}
     for chosen, off, decoder in (("zegclip", False, "zegclip"), (LCSA_OFF, False, "ldvc"), (LCSA_OFF, True, LCSA_OFF)):
-        changes = tab.draw(answer, values(tab, **wanted, heads_decoder=chosen, off=off))
+        changes = tab.draw(answer, values(tab, **settings, heads_decoder=chosen, off=off))
         page = Page(changes[tab.heads_view].props["maps"])
         (pressed,) = [each for each in page.all("button") if each["aria-pressed"] == "true"]
         assert (pressed["data-layer"], pressed["data-head"], value(changes[tab.heads_decoder])) == ("0", "1", decoder)
@@ -211,7 +211,7 @@ def test_checkpoint_with_one_decoder(tmp_path: Path, photo: str) -> None:
     drawn = {kind: tab.draw(answer, values(tab)) for kind, tab in tabs.items()}
     assert drawn[AttentionTab][tabs[AttentionTab].grid].count(texts.DECODER_MISSING) == 3 * 2
     assert segmenter.model(answer).decoders() == ["ldvc", "clip"]
-    assert "/" not in segmenter.model(answer).name, "visitors see no folders"
+    assert "/" not in segmenter.model(answer).name, "the name must have no folder"
     assert drawn[CompareTab][tabs[CompareTab].view].count(texts.DECODER_HOW) == 2
     for kind in (AttentionTab, SpaceTab):
         assert value(drawn[kind][tabs[kind].note]).count(texts.DECODER_HOW) == 1
@@ -244,7 +244,7 @@ def test_numbers_for_programs(api: Api, photo: str) -> None:
     assert max(np.ravel(data["affinities"])) == pytest.approx(data["regions"][0]["affinity"], abs=1e-3)
     image = session.answer.image
     numbers, after = api.space(photo, names, session=session)
-    assert after is session and session.answer.image is image, "the photo is not encoded again"
+    assert after is session and session.answer.image is image, "the photo must not be encoded again"
     ldvc, zegclip = numbers["decoders"]["ldvc"], numbers["decoders"]["zegclip"]
     assert ldvc["drift"]["classes"] == 0 == zegclip["drift"]["patches"]
     assert [each["class"] for each in ldvc["names"]] == ["dog", "zebra", "sofa", "sofa"]
@@ -252,7 +252,7 @@ def test_numbers_for_programs(api: Api, photo: str) -> None:
 
 
 def test_attention_for_programs(api: Api, segmenter: Segmenter, photo: str) -> None:
-    """Inside and outside a name's mask, by hand from the pixels."""
+    """The means inside and outside a name's mask, against the pixels of the photo."""
     names, decoders = "dog, zebra, sofa | couch", ["ldvc", "ldvc_without_lcsa", "zegclip", LCSA_OFF]
     *_, data, session = api.attention(photo, names, "zebra", 1, 2)
     assert list(data["attention"]) == list(data["inside"]) == list(data["outside"]) == decoders
@@ -260,13 +260,13 @@ def test_attention_for_programs(api: Api, segmenter: Segmenter, photo: str) -> N
     for decoder, result in zip(decoders, segmenter.results(session.answer, *decoders), strict=True):
         attention = result.attention_at(result.cross_attention(layer=0, head=1)[1], result.size)
         inside = result.labels == 1
-        for found, part in ((data["inside"][decoder], inside), (data["outside"][decoder], ~inside)):
-            assert (found is None) == (not part.any()) or part.mean() < 0.01, "maps are measured at a smaller size"
-            assert found is None or found == pytest.approx(attention[part].mean(), abs=0.01)
+        for mean, part in ((data["inside"][decoder], inside), (data["outside"][decoder], ~inside)):
+            assert (mean is None) == (not part.any()) or part.mean() < 0.01, "maps are measured at a smaller size"
+            assert mean is None or mean == pytest.approx(attention[part].mean(), abs=0.01)
 
 
 def test_company_for_programs(api: Api, photo: str) -> None:
-    """Each call decides whether there is company."""
+    """Each call chooses whether a single name has company."""
     session = None
     for use_company in (True, False, True):
         *_, data, session = api.attention(photo, "dog", "dog", use_company=use_company, session=session)
@@ -299,9 +299,9 @@ def test_areas_for_programs(api: Api, photo: str) -> None:
 
 
 def test_vocabularies_for_programs(api: Api) -> None:
-    titles, found = api.vocabulary("")["vocabularies"], api.vocabulary("voc20")
-    assert found["title"] == titles["voc20"] and len(found["classes"]) == 20
-    assert found["classes"][11] == {"name": "dog", "seen": True}
+    titles, voc = api.vocabulary("")["vocabularies"], api.vocabulary("voc20")
+    assert voc["title"] == titles["voc20"] and len(voc["classes"]) == 20
+    assert voc["classes"][11] == {"name": "dog", "seen": True}
     with pytest.raises(gr.Error, match="no vocabulary “klingon”; choose one of household"):
         api.vocabulary("klingon")
     with pytest.raises(gr.Error, match="choose one of overlay"):

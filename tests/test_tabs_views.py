@@ -1,4 +1,4 @@
-"""What the explaining tabs draw, read back from their HTML: pixels, coordinates, numbers, and names that stay text."""
+"""The HTML of the tabs, decoded: pixels, coordinates, numbers, and names that stay text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLOURS = colours_for(TITLES)
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text between."""
+    """The tags of an HTML text with their attributes, and the text between the tags."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def pixels(uri: str, mode: str = "RGB") -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def results(tiny_predictor: Predictor) -> dict:
-    """A photo whose input_size is no whole number of patches, on a grid that no whole number of regions fills."""
+    """Results for a photo whose input size is not a multiple of the patch, on a grid that is not a multiple of the regions."""
     photo = np.random.default_rng(0).integers(0, 255, (130, 215, 3), dtype=np.uint8)
     image = tiny_predictor.encode_image(photo)
     decoders = ("ldvc", "ldvc_without_lcsa", "zegclip", "clip")
@@ -96,7 +96,7 @@ def unpacked(text: str) -> np.ndarray:
 
 
 def test_the_browser_has_all_it_needs_to_paint(results: dict) -> None:
-    """The best class, and whether its score reaches the own threshold, are exact; other thresholds to half a step of 255."""
+    """The best class and the comparison with the default threshold are exact; scores are exact to 1 / 255."""
     result = results["ldvc"]
     best, exact = result.best_at(result.size)
     own = float(np.median(exact))
@@ -114,7 +114,7 @@ def test_class_maps(results: dict) -> None:
 
 
 def test_of_a_long_list_the_strongest_are_shown(tiny_predictor: Predictor, results: dict) -> None:
-    """On three tabs: maps, attention of a patch, names in the plane."""
+    """The limits of three tabs: class maps, attention of a patch to names, labels in the plane."""
     names = ["dog", EVIL, *(f"thing {index}" for index in range(MAPS_SHOWN))]
     image = tiny_predictor.encode_image(results["ldvc"].picture)
     result = tiny_predictor.segment(names, image=image, features=True)
@@ -127,10 +127,10 @@ def test_of_a_long_list_the_strongest_are_shown(tiny_predictor: Predictor, resul
     assert all(names[index] in page.text for index in np.argsort(-patch.shares)[:BARS])
 
     space = shared_space({"ldvc": movement_of(result)})
-    got = {names[label] for label in space.decoders["ldvc"].class_of_patch}
+    patch_names = {names[label] for label in space.decoders["ldvc"].class_of_patch}
     source = space_html(space, names, names, colours_for(names))
     written = [unescape(word) for word in re.findall(r"<text [^>]*>([^<]*)</text>", source)]
-    assert 0 < len(written) <= LABELS and {word[:12] for word in written} <= {name[:12] for name in got}
+    assert 0 < len(written) <= LABELS and {word[:12] for word in written} <= {name[:12] for name in patch_names}
     assert len(Page(source).all("path", "ldvc-diamond")) == len(names) == source.count("<title>")
     assert f"Of the {len(names)} names" in source and "<img" not in source
 
@@ -150,9 +150,9 @@ def test_attention_grid(columns: list[Column], results: dict) -> None:
     assert texts.DECODER_MISSING in page.text and attention.FIXED_SCALE in page.text
     assert source.count(attention.INTERVENTION) >= 2 and all("alt" in heat for heat in heats)
     assert EVIL in page.text and EVIL in heats[3]["alt"] and page.text.count("unseen") == 1
-    assert source.count(photo) == 1  # once for all maps
+    assert source.count(photo) == 1  # the photo is sent once for all maps
 
-    # The first map, enlarged by torch instead: patches of 16 pixels on the input_size, whose last column is partly padding.
+    # The first map, resized by torch: patches of 16 pixels of the input, whose last column is partly padding.
     result = results["ldvc"]
     values = torch.from_numpy(result.cross_attention(layer=0, head=1)[0])[None, None]
     height, width = result.extent
@@ -173,11 +173,11 @@ def test_rescaling_is_said_and_is_of_what_is_shown(columns: list[Column], result
         page = Page(source)
         assert attention.RESCALED in page.text and attention.INTERVENTION in page.text
         brightest = max(pixels(heat["src"]).sum(axis=2).max() for heat in page.all("img"))
-        assert brightest > heat_table()[230].astype(int).sum(), "the scale is used to its end"
+        assert brightest > heat_table()[230].astype(int).sum(), "the maximum must have the brightest colour"
 
 
 def test_attention_inside_and_outside_the_mask(results: dict) -> None:
-    """Measured where the map is drawn, against the decoder's own answer, threshold included; a dash where there is none."""
+    """The shares in the captions, from the drawn map and the decoder's label map with its threshold; a dash for no pixel."""
     result = copy.copy(results["ldvc"])
     result.background = float(np.quantile(result.best_at(result.size)[1], 0.3))
     column = Column("ldvc", result, layer=-1, head=None)
@@ -186,12 +186,12 @@ def test_attention_inside_and_outside_the_mask(results: dict) -> None:
     captions = re.findall(r"inside its mask (–|<?\d+%), outside (–|<?\d+%)", page.text.replace("\u202f", ""))
     drawn = result.attention_at(result.cross_attention(), column.labels.shape)
     assert len(captions) == 3
-    for index, said in enumerate(captions):
-        for share, part in zip(said, (column.labels == index, column.labels != index), strict=True):
+    for index, caption in enumerate(captions):
+        for share, part in zip(caption, (column.labels == index, column.labels != index), strict=True):
             assert share == (f"{drawn[index][part].mean() * 100:.0f}%" if part.any() else "–")
-    result.background = 1.1  # nothing reaches it
-    nothing = Column("ldvc", result, layer=-1, head=None)
-    assert nothing.inside_outside(0) == (None, pytest.approx(drawn[0].mean()))
+    result.background = 1.1  # no score reaches it
+    unlabelled = Column("ldvc", result, layer=-1, head=None)
+    assert unlabelled.inside_outside(0) == (None, pytest.approx(drawn[0].mean()))
 
 
 def test_company_has_a_row(tiny_predictor: Predictor) -> None:
@@ -232,12 +232,12 @@ def test_a_map_for_each_layer_and_head(results: dict) -> None:
     assert len(drawn) == len(buttons) + 1 and (drawn[-1] == drawn[places.index((1, -1))]).all()
     shares = result.attention_at(result.cross_attention()[1], drawn[0].shape[:2])
     inside = result.labels_at(shares.shape) == 1
-    said = f"inside its mask {shares[inside].mean() * 100:.0f}\u202f%, outside {shares[~inside].mean() * 100:.0f}\u202f%"
-    assert page.text.endswith(said) and buttons[places.index((1, -1))]["aria-label"].endswith(said)
+    caption = f"inside its mask {shares[inside].mean() * 100:.0f}\u202f%, outside {shares[~inside].mean() * 100:.0f}\u202f%"
+    assert page.text.endswith(caption) and buttons[places.index((1, -1))]["aria-label"].endswith(caption)
 
 
 def test_every_patch_of_an_odd_grid(results: dict) -> None:
-    """Against the definition: regions of ceil(side / 3) patches, cut off at the edge of the photo."""
+    """Against the definition: regions of ceil(side / 3) patches, clipped to the photo."""
     result = results["ldvc"]
     rows, columns = result.grid
     height, width = result.extent
@@ -259,7 +259,7 @@ def test_every_patch_of_an_odd_grid(results: dict) -> None:
 
 
 def test_patch_in_sliding_windows(tiny_predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of the second window lie where that window lies."""
+    """Regions of the second window are inside this window."""
     monkeypatch.setattr(tiny_predictor, "inference", {"short_side": 64, "window": 64, "stride": 48})
     photo = np.random.default_rng(1).integers(0, 255, (64, 128, 3), dtype=np.uint8)
     result = tiny_predictor.segment(NAMES, image=tiny_predictor.encode_image(photo))
@@ -282,7 +282,7 @@ def test_route_draws_what_was_found(results: dict) -> None:
     for affinity in patch.routing.affinity:
         assert number(float(affinity), 1) in page.text and number(float(affinity), 2) in page.text
 
-    # Heat: transparent but in the chosen regions, palest where the head attends most.
+    # The heat is transparent outside the chosen regions, and brightest at the maximum of the head.
     (heat,) = page.all("img", "ldvc-stage-heat")
     drawn = pixels(heat["src"], "RGBA")
     assert ((drawn[..., 3] > 0) == (result.outputs[0].routing[1].token_attention(2, 3)[0].numpy() > 0)).all()
@@ -324,7 +324,6 @@ def test_patches_alike_before_and_after(results: dict) -> None:
     assert len(page.all("rect", "ldvc-region")) == 2 * len(patch.boxes) and len(page.all("rect", "ldvc-patch")) == 2
     assert "negative values are drawn as 0" in page.text
     assert page.text in Page(route_html(patch, photo="data:")).text
-    assert page.text in Page(route_html(patch, photo="data:")).text
     plain = Page(similarity_html(results["clip"], 0, 0))
     assert len(plain.all("img")) == 1 and NO_DECODER in plain.text and not plain.all("rect", "ldvc-region")
 
@@ -337,12 +336,12 @@ def test_space_html(results: dict) -> None:
     count = len(space.decoders["ldvc"].patches_before)
     assert len(page.all("circle")) == 2 * min(PATCHES, count) and len(page.all("path", "ldvc-diamond")) == 2 * 4
     assert "<img" not in source and EVIL in page.text
-    assert page.text.count("0 (stayed)") == 2  # the names of one, the patches of the other
+    assert page.text.count("0 (stayed)") == 2  # the names of one decoder, the patches of the other
     assert number(space.decoders["ldvc"].drift["patches"], 3) in page.text
     assert number(space.decoders["zegclip"].drift["classes"], 3) in page.text
     assert [MOVED[which] in page.text for which in ("patches", "names")] == [True, True]
 
-    # Where a dot ends is where the patch is after the decoder.
+    # The end point of a dot is the position of the patch after the decoder.
     frame = Frame(space)
     after = frame(space.decoders["ldvc"].patches_after)
     for dot in page.all("circle")[: min(PATCHES, count)]:
@@ -351,15 +350,15 @@ def test_space_html(results: dict) -> None:
         assert np.abs(after - end).max(axis=1).min() < 0.2
     assert all(0 <= float(dot["cx"]) <= 480 and 0 <= float(dot["cy"]) <= frame.height for dot in page.all("circle"))
     in_plane, in_plot = (pdist(points) for points in (space.decoders["ldvc"].patches_after, after))
-    assert np.allclose(in_plot, in_plane * in_plot.max() / in_plane.max()), "distances look what they are"
+    assert np.allclose(in_plot, in_plane * in_plot.max() / in_plane.max()), "distances keep their ratios"
 
 
 def test_labels_do_not_cover_each_other() -> None:
     heights, places = np.array([100.0, 101, 102, 103, 300]), np.array([50.0, 60, 70, 400, 60])
-    found = spread(heights, places, low=LINE, high=400)
-    near = np.sort(found[:3])
+    positions = spread(heights, places, low=LINE, high=400)
+    near = np.sort(positions[:3])
     assert (np.diff(near) >= LINE - 0.1).all() and abs(near.mean() - 101) < 1
-    assert found[3] == 103 and found[4] == 300  # far away in one direction or the other: they stay
+    assert positions[3] == 103 and positions[4] == 300  # labels far from the others stay
     assert spread(np.array([5.0, 399.0]), np.zeros(2), low=17, high=380).tolist() == [17, 380]
 
 
@@ -369,20 +368,20 @@ def test_compare_html(results: dict) -> None:
     page = Page(compare_html(pictures, {"ldvc_without_lcsa": f"How to get it. {EVIL}"}))
     assert len(page.all("img")) == 3 and len(page.all("figure")) == 4 and f"How to get it. {EVIL}" in page.text
     for (decoder, picture), image in zip(painted.items(), page.all("img"), strict=True):
-        shown = pixels(image["src"])
-        assert shown.shape == picture.overlay.shape and np.abs(shown - picture.overlay).mean() < 20
+        drawn = pixels(image["src"])
+        assert drawn.shape == picture.overlay.shape and np.abs(drawn - picture.overlay).mean() < 20
         assert texts.DECODER_TITLES[decoder] in image["alt"]
     unseen = [share > 0 for picture in painted.values() for share in picture.shares[1:]]
-    assert page.text.count("unseen") == sum(unseen) > 0, "all but the first"
+    assert page.text.count("unseen") == sum(unseen) > 0, "each name except the first"
     for decoder in ("clip", "zegclip"):
         share = (painted[decoder].labels != painted["ldvc"].labels).mean()
-        said = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
-        assert compare.DIFFERS.format(share=f"{said}\u202f%") in page.text
+        percentage = "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
+        assert compare.DIFFERS.format(share=f"{percentage}\u202f%") in page.text
 
     result = copy.copy(results["ldvc"])
     result.background = float(np.median(result.best_at(result.size)[1]))
     half = Painted(result)
     assert (half.labels < 0).mean() == pytest.approx(0.5, abs=0.1)
-    for own in (True, False):
-        text = Page(compare_html({"ldvc": half}, {}, own_thresholds=own)).text
-        assert texts.NONE_OF_THESE in text and (compare.OWN_THRESHOLDS in text) == own
+    for own_thresholds in (True, False):
+        text = Page(compare_html({"ldvc": half}, {}, own_thresholds=own_thresholds)).text
+        assert texts.NONE_OF_THESE in text and (compare.OWN_THRESHOLDS in text) == own_thresholds

@@ -30,7 +30,7 @@ from tests.tiny import save_tiny_checkpoint
 
 def test_first_answer(segmenter: Segmenter, photo: str) -> None:
     answer = segmenter.segment(photo, " dog, Zebra | donkey,dog ")
-    assert [name.text for name in answer.asked] == ["dog", "Zebra | donkey"] and answer.names == ["dog", "Zebra"]
+    assert [name.text for name in answer.parsed_names] == ["dog", "Zebra | donkey"] and answer.names == ["dog", "Zebra"]
     (result,) = segmenter.results(answer, "ldvc")
     assert result.size == (130, 215) and result.seen == [True, False] and answer.photo_name == "my photo.v2.png"
     assert segmenter.segment(photo, ["dog", "sofa | couch"]).names == ["dog", "sofa"]

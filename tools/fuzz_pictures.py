@@ -1,8 +1,8 @@
-"""Damaged and hostile pictures against the page's reading of photos.
+"""Test how the page reads damaged and hostile pictures.
 
     python -m tools.fuzz_pictures --count 2000 --seed 0
 
-Each file must end in a picture or a sentence within 5 seconds. One that does not is kept in the folder --keep, and the exit
+Each file must give a picture or a sentence within 5 seconds. Files that fail are kept in the folder --keep, and then the exit
 status is 1. Case i of a seed is always the same file.
 """
 
@@ -34,7 +34,7 @@ from ldvc.web.session import Problem
 SECONDS = 5.0
 SIZE = (96, 64)
 HEIC = Path(__file__).resolve().parents[1] / "tests" / "small.heic"  # Pillow writes no HEIC
-# Where formats have width and height: after these bytes and so many more, as these numbers.
+# (marker, number of bytes after the marker, struct format) of the width and height in each format.
 SIZE_FIELDS = (
     (b"IHDR", 0, ">II"),
     (b"GIF89a", 0, "<HH"),
@@ -61,14 +61,14 @@ def photo(size: tuple[int, int] = SIZE) -> Image.Image:
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The bytes of a file."""
+    """The bytes of an image file."""
     file = io.BytesIO()
-    image.copy().save(file, kind, **options)  # a copy, because Pillow keeps settings of encoders in the image
+    image.copy().save(file, kind, **options)  # a copy, because Pillow stores encoder settings in the image
     return file.getvalue()
 
 
 def valid_files() -> dict[str, bytes]:
-    """A file of every format and most of their modes, with profiles, orientations, transparency and animations."""
+    """Files of every format and most modes, with profiles, orientations, transparency and animations."""
     image = photo()
     deep = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 200)
     real = Image.fromarray(np.asarray(image)[..., 0].astype(np.float32) / 255)
@@ -121,7 +121,7 @@ def flipped(data: bytearray, chance: random.Random) -> bytes:
 
 
 def absurd_header(data: bytearray, chance: random.Random) -> bytes:
-    """Extreme numbers among the first bytes: sizes, offsets, counts."""
+    """Write extreme numbers into the first bytes: sizes, offsets, counts."""
     for _ in range(chance.choice((1, 2, 4))):
         kind = chance.choice(("<H", ">H", "<I", ">I"))
         value = chance.choice(EXTREMES) & (0xFFFF if kind[1] == "H" else 0xFFFFFFFF)
@@ -131,17 +131,17 @@ def absurd_header(data: bytearray, chance: random.Random) -> bytes:
 
 
 def absurd_size(data: bytearray, chance: random.Random) -> bytes:
-    """Another width and height where the format has them, from one pixel to the largest that can be written."""
-    mark, skip, kind = chance.choice([each for each in SIZE_FIELDS if each[0] in data] or [SIZE_FIELDS[0]])
+    """Replace width and height by other values, from 0 to the largest number of the field."""
+    mark, skip, kind = chance.choice([field for field in SIZE_FIELDS if field[0] in data] or [SIZE_FIELDS[0]])
     at = data.find(mark) + len(mark) + skip
-    most = 2 ** (8 * struct.calcsize(kind) // 2) - 1
-    sides = (0, 1, SIZE[0], 1000, 6000, 10_000, 30_000, 65_535, 2**31, most)
-    data[at : at + struct.calcsize(kind)] = struct.pack(kind, *(min(chance.choice(sides), most) for _ in range(2)))
+    largest = 2 ** (8 * struct.calcsize(kind) // 2) - 1
+    sides = (0, 1, SIZE[0], 1000, 6000, 10_000, 30_000, 65_535, 2**31, largest)
+    data[at : at + struct.calcsize(kind)] = struct.pack(kind, *(min(chance.choice(sides), largest) for _ in range(2)))
     return with_checksums(bytes(data))
 
 
 def cut_and_pasted(data: bytearray, chance: random.Random) -> bytes:
-    """A piece is removed, repeated, moved or replaced by noise."""
+    """Remove, repeat or move a piece, or replace it by noise."""
     start = chance.randrange(len(data))
     piece = data[start : start + chance.choice((1, 8, 64, 1000))]
     kind = chance.randrange(4)
@@ -159,7 +159,7 @@ def cut_and_pasted(data: bytearray, chance: random.Random) -> bytes:
 
 
 def decorated(data: bytearray, chance: random.Random) -> bytes:
-    """Broken profiles, EXIF data and texts in a valid file; in a PNG as chunks, else by saving it again."""
+    """Add broken profiles, EXIF data and texts to a valid file: as chunks of a PNG, otherwise by saving a new file."""
     junk = chance.randbytes(chance.choice((0, 4, 200, 20_000)))
     orientation = Image.Exif()
     orientation[0x0112] = chance.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535))
@@ -175,7 +175,7 @@ def decorated(data: bytearray, chance: random.Random) -> bytes:
 
 
 def odd_size(data: bytearray, chance: random.Random) -> bytes:
-    """Valid files of one pixel, of one row or column, and with one value."""
+    """A valid file with one pixel, one row or column, or only one value."""
     size = chance.choice(((1, 1), (1, 3000), (3000, 1), (2, 20_000), (20_000, 2)))
     mode = chance.choice(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "I"))
     kinds = {"CMYK": ("JPEG", "TIFF"), "F": ("TIFF",), "I": ("TIFF", "PNG"), "I;16": ("TIFF", "PNG")}
@@ -193,12 +193,12 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose header has the right checksum again, so that its values are believed; other files as they are."""
+    """Correct the checksum of a PNG's header, so that decoders accept its values; other files stay unchanged."""
     return data[:8] + png_chunk(b"IHDR", data[16:29]) + data[33:] if data.startswith(b"\x89PNG") else data
 
 
 def cases(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(format and mutation, file)."""
+    """Yield (format and mutation, file)."""
     files = valid_files()
     for index in range(count):
         chance = random.Random(f"{seed} {index}")
@@ -208,16 +208,16 @@ def cases(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 @dataclass
 class Summary:
-    """What became of the files."""
+    """The results of all files."""
 
-    outcomes: collections.Counter = field(default_factory=collections.Counter)  # by the sentence
-    failures: list[tuple[str, str]] = field(default_factory=list)  # (case, what went wrong)
+    outcomes: collections.Counter = field(default_factory=collections.Counter)  # count of each result: "picture" or a sentence
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (case, error)
     slowest: tuple[float, str] = (0.0, "")  # (seconds, case)
     memory: tuple[float, float] = (0.0, 0.0)  # resident MB after a tenth of the files, and at the end
 
 
 def read(path: Path) -> tuple[str, str]:
-    """(what became of a file, what is wrong with that)."""
+    """Read a file and return (result, error); the error is "" if the result is valid."""
     try:
         picture = read_photo(str(path))
     except Problem as problem:
@@ -229,13 +229,13 @@ def read(path: Path) -> tuple[str, str]:
 
 
 def fuzz(count: int, seed: int, keep: Path) -> Summary:
-    """Read `count` damaged files; the one that is read, and those that fail, are in the folder `keep`."""
+    """Read `count` damaged files. The folder `keep` holds the current file and the files that failed."""
     summary = Summary()
     keep.mkdir(parents=True, exist_ok=True)
     current, warm = keep / "current", 0.0
     for index, (case, data) in enumerate(cases(count, seed)):
         case = f"case {index}: {case}"
-        current.write_bytes(data)  # stays there if the process crashes
+        current.write_bytes(data)  # remains if the process crashes
         start = time.perf_counter()
         outcome, failure = read(current)
         seconds = time.perf_counter() - start
@@ -252,7 +252,7 @@ def fuzz(count: int, seed: int, keep: Path) -> Summary:
 
 
 def resident(field: str = "VmRSS", process: int | str = "self") -> float:
-    """Memory of a process in MB: resident now, or at most ("VmHWM"); 0 where there is no /proc."""
+    """Resident memory of a process in MB: the present value, or the peak ("VmHWM"); 0 without /proc."""
     if sys.platform != "linux":
         return 0.0
     if process == "self":
@@ -263,7 +263,7 @@ def resident(field: str = "VmRSS", process: int | str = "self") -> float:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="number of files")
     parser.add_argument("--seed", type=int, default=0)

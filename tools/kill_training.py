@@ -1,10 +1,10 @@
-"""Kills trainings at random moments and continues them: nothing may be lost.
+"""Kill trainings at random moments and continue them: nothing may be lost.
 
     python -m tools.kill_training --kills 30 --processes 1
     python -m tools.kill_training --kills 30 --processes 2
 
 Every run trains a tiny model, gets SIGKILL after a random time, and is continued with `--resume_from_checkpoint latest`. A run
-that reaches its end must have the weights, the optimiser state and the loss curve of a run without interruption, bit by bit.
+that finishes must have the same weights, optimiser state and loss curve as a run without interruption, bit by bit.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from train.checkpoints import checkpoints_of
 
 
 def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0, steps: int = 40) -> None:
-    """Kills runs of so many steps until there were so many kills, and prints where each of them hit.
+    """Kill runs of `steps` steps until there are `kills` kills, and print the step of each kill.
 
-    AssertionError: a checkpoint was lost, or the end differs from that of a run without interruption.
+    Raises AssertionError if a checkpoint is lost, or if the result differs from that of a run without interruption.
     """
     changes = (f"max_train_steps={steps}", "checkpointing_steps=1", "decoder_heads=2")
     moments, success = random.Random(seed), [0] * processes
@@ -37,7 +37,7 @@ def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0,
     print(f"processes: {processes}; a run without interruption takes {seconds:.1f} s for {steps} steps", flush=True)
     done, finished, last = 0, 0, False
     while not last:
-        last = done == kills  # then a run continues to its end
+        last = done == kills  # after the last kill, the run continues to its end
         name, moment = f"killed{finished}", 600 if last else moments.uniform(0.1, seconds)
         before = newest(root / name)
         codes = run(quietly, root, name, changes, "latest", processes=processes, seconds=moment)
@@ -55,22 +55,22 @@ def kill_at_random(root: Path, *, kills: int, processes: int = 1, seed: int = 0,
 
 
 def quietly(*arguments: Any) -> None:
-    """`train_here` without its lines on the screen."""
+    """Call `train_here` without output on the screen."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         train_here(*arguments)
 
 
 def newest(folder: Path) -> int:
-    """Step of the newest complete checkpoint; 0 without one."""
-    found = checkpoints_of(folder)
-    return int(found[-1].name.rpartition("-")[2]) if found else 0
+    """Step of the newest complete checkpoint; 0 if there is no checkpoint."""
+    checkpoints = checkpoints_of(folder)
+    return int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clip = save_tiny_checkpoint(Path(folder) / "tiny", decoders=()) / "clip"

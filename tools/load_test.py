@@ -1,14 +1,14 @@
-"""Many visitors at once: python -m tools.load_test
+"""Test the page with many visitors at once: python -m tools.load_test
 
-Starts the page as a process, or uses one that is running. Each visitor has a photo of their own (an example with other colours
-and an own size) and changes the names again and again. First every question is asked alone; later, with all visitors at once,
-an answer must be the same to the bit. An answer that the server is busy is counted, and the question is asked again.
+Starts the page as a process, or uses a running page. Each visitor has a different photo (an example with changed colours and
+size) and changes the names repeatedly. First every question is asked alone. Then all visitors ask at once, and each answer must
+be the same to the bit. If the server is busy, this is counted and the question is asked again.
 
-The server's memory grows until its answers reach their bound (LDVC_ANSWERS_GB). The bound is small here, so that the questions
-that are asked alone reach it; the memory counts after the first fifth of the others.
+The server's memory grows until its answers reach their limit (LDVC_ANSWERS_GB). The limit is small here, so that the questions
+that are asked alone reach it. The memory is compared after a warm-up, the first fifth of the questions at once.
 
-Prints the waiting times, the memory of the server and its temporary files. The exit status says whether every answer was right,
-nobody waited longer than two minutes, and the memory in the last tenth was within 10 % of that after the warm-up.
+Prints the waiting times, the memory of the server and its temporary files. The exit status is 0 if every answer was right,
+nobody waited longer than two minutes, and the memory in the last tenth was at most 10 % above that after the warm-up.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from tools.remote import ROOT, PageError, Visitor, serve
 
 EXAMPLES = sorted((ROOT / "assets" / "examples").glob("*.jpg"))
 NAMES = ("dog, grass, fence", "building, sky, car, person", "cup, table", "tree, water", "wall, floor, chair, window")
-QUESTIONS = 3  # different ones for each visitor
-WARM_UP = 0.2  # of the time or the requests
-WINDOW = 0.1  # of them, in which the memory is measured
-GROWTH = 1.1  # memory at the end, compared with that after the warm-up
+QUESTIONS = 3  # different questions of each visitor
+WARM_UP = 0.2  # share of the time or of the requests
+WINDOW = 0.1  # share of the time or of the requests in which the memory is measured
+GROWTH = 1.1  # maximum ratio of the memory at the end and after the warm-up
 
 
 @dataclass
 class Outcome:
-    """What happened to all visitors together."""
+    """The results of all visitors together."""
 
     seconds: list[float] = field(default_factory=list)
     busy: int = 0
@@ -55,7 +55,7 @@ class Outcome:
 
 
 class Guest:
-    """A visitor of a page, with a photo of their own in a folder."""
+    """A visitor of a page with a photo that no other visitor has."""
 
     def __init__(self, address: str, number: int, folder: Path) -> None:
         self.visitor = Visitor(address)
@@ -69,7 +69,7 @@ class Guest:
         self.expected: dict[str, str] = {}
 
     def ask(self, names: str) -> str:
-        """Press the button; a digest of the answer. PageError without one, HTTPError if the server is busy or gone."""
+        """Press the button and return a digest of the answer. PageError: no answer. HTTPError: the server is busy or gone."""
         changes = self.visitor.ask(names)
         answer = changes.get("overlay", {}).get("props", {}).get("answer") or changes.get("overlay", {}).get("answer")
         if answer is None:
@@ -78,12 +78,12 @@ class Guest:
         return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
 
     def is_forgotten(self) -> bool:
-        """Whether the server has forgotten the answer, to keep to its bound."""
+        """Whether the server has removed the answer because of the memory limit."""
         return texts.EXPIRED in self.visitor.trigger("download-data", "click")["download-problem"]["value"]
 
 
 class Load:
-    """All visitors, in threads: they ask so many seconds, or so many questions together."""
+    """All visitors, in threads. They ask for `seconds`, or until they have asked `requests` questions together."""
 
     def __init__(self, guests: list[Guest], seconds: float, requests: int | None) -> None:
         self.guests, self.seconds, self.requests = guests, seconds, requests
@@ -91,13 +91,13 @@ class Load:
         self.start = time.perf_counter()
 
     def share(self) -> float:
-        """How much is done, of 1."""
+        """The share of the run that is done, from 0 to 1."""
         if self.requests:
             return len(self.outcome.seconds) / self.requests
         return (time.perf_counter() - self.start) / self.seconds
 
     def visit(self, guest: Guest) -> None:
-        """Ask until the end."""
+        """Ask questions until the run ends."""
         for names in itertools.cycle(guest.names):
             if self.share() >= 1:
                 return
@@ -110,21 +110,21 @@ class Load:
                         self.outcome.busy += 1
                     else:
                         self.outcome.failures.append(f"{type(error).__name__}: {error}")
-                time.sleep(random.uniform(0.5, 1.5))  # a visitor who tries again
+                time.sleep(random.uniform(0.5, 1.5))  # the visitor tries again later
             else:
                 with self.lock:
                     self.outcome.seconds.append(time.perf_counter() - begin)
                     self.outcome.wrong += digest != guest.expected[names]
 
 
-def during(samples: list[tuple[float, float]], start: float, end: float) -> float:
-    """The median of the memory between two shares of the run, from (share, memory); of all where there is no sample."""
-    found = [memory for share, memory in samples if start <= share < end]
-    return statistics.median(found or [memory for _, memory in samples])
+def median_between(samples: list[tuple[float, float]], start: float, end: float) -> float:
+    """Median memory between two shares of the run, from samples (share, memory); of all samples if none is in between."""
+    selected = [memory for share, memory in samples if start <= share < end]
+    return statistics.median(selected or [memory for _, memory in samples])
 
 
 def run(address: str, folder: Path, process: int | None, files: Path | None, args: argparse.Namespace) -> bool:
-    """Ask alone, then all at once; print what happened, and return whether all was well."""
+    """Ask every question alone, then all at once. Print the results and return whether the test passed."""
     guests = [Guest(address, number, folder) for number in range(args.visitors)]
 
     def memory() -> float:
@@ -146,19 +146,21 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
     while any(thread.is_alive() for thread in threads):
         samples.append((load.share(), memory()))
         time.sleep(0.5)
-    warm, after = during(samples, WARM_UP, WARM_UP + WINDOW), during(samples, 1 - WINDOW, math.inf)
+    warm = median_between(samples, WARM_UP, WARM_UP + WINDOW)
+    after = median_between(samples, 1 - WINDOW, math.inf)
     peak, outcome = max(used for _, used in samples), load.outcome
-    cuts = statistics.quantiles(outcome.seconds, n=20, method="inclusive") if len(outcome.seconds) > 1 else [0.0] * 19
-    took = time.perf_counter() - load.start
-    print(f"{platform.machine()}, {os.cpu_count()} processors, {args.visitors} visitors, {took:.0f} s")
+    quantiles = statistics.quantiles(outcome.seconds, n=20, method="inclusive") if len(outcome.seconds) > 1 else [0.0] * 19
+    p50, p95 = quantiles[9], quantiles[18]
+    duration = time.perf_counter() - load.start
+    print(f"{platform.machine()}, {os.cpu_count()} processors, {args.visitors} visitors, {duration:.0f} s")
     print(f"answers {len(outcome.seconds)}, busy {outcome.busy}, wrong {outcome.wrong}, failed {len(outcome.failures)}")
-    print(f"seconds for an answer: alone median {statistics.median(alone):.2f}; at once p50 {cuts[9]:.2f}, p95 {cuts[18]:.2f}")
+    print(f"seconds for an answer: alone median {statistics.median(alone):.2f}; at once p50 {p50:.2f}, p95 {p95:.2f}")
     if process is not None:
         print(f"memory in MB: idle {idle:.0f}, after the warm-up {warm:.0f}, peak {peak:.0f}, at the end {after:.0f}")
         print(f"bound of the answers: {bound} before the questions at once")
     if files is not None:
-        found = [path for path in files.rglob("*") if path.is_file()]
-        print(f"temporary files: {len(found)}, {sum(path.stat().st_size for path in found) / 1e6:.1f} MB")
+        paths = [path for path in files.rglob("*") if path.is_file()]
+        print(f"temporary files: {len(paths)}, {sum(path.stat().st_size for path in paths) / 1e6:.1f} MB")
     for failure in sorted(set(outcome.failures))[:5]:
         print(f"failed: {failure}")
     distinct = len(set(digests)) == len(digests)
@@ -166,13 +168,13 @@ def run(address: str, folder: Path, process: int | None, files: Path | None, arg
 
 
 def main() -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visitors", type=int, default=50, help="at once (default: 50)")
-    parser.add_argument("--seconds", type=float, default=600, help="how long they ask (default: 600)")
-    parser.add_argument("--requests", type=int, help="how many questions they ask together, instead of a time")
+    parser.add_argument("--visitors", type=int, default=50, help="number of visitors at once (default: 50)")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of the questions at once (default: 600)")
+    parser.add_argument("--requests", type=int, help="number of questions at once, instead of a duration")
     parser.add_argument("--answers-gb", type=float, default=0.5, help="LDVC_ANSWERS_GB of the page (default: 0.5)")
-    parser.add_argument("--address", help="of a page that is running, with a slash at the end; default: start one")
+    parser.add_argument("--address", help="address of a running page, with a slash at the end; default: start a page")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

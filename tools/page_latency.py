@@ -1,8 +1,8 @@
-"""How long visitors wait: python -m tools.page_latency
+"""Measure how long visitors wait: python -m tools.page_latency
 
-Starts the page as a process, sends the events of its widgets over HTTP, and prints the median times beside their limits; the
-exit status says whether all are met. The photo has 1024 x 768 pixels, a question six names. What the browser does without the
-server is timed in Chromium, if it and playwright are installed. Run it on an idle machine.
+Starts the page as a process, sends the events of its widgets over HTTP, and prints the median times and their limits. The exit
+status is 0 if all limits are met. The photo has 1024 x 768 pixels, and a question has six names. If Chromium and playwright are
+installed, the opacity, which the browser changes without the server, is timed, too. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.remote import ROOT, PageError, Visitor, serve
 PHOTO = ROOT / "assets" / "examples" / "dog.jpg"
 SIZE = (1024, 768)
 NAMES = ("dog", "grass", "cat", "fence", "bush", "sky")
-KINDS = ("red", "small", "old", "wooden", "tall", "round", "wild", "young", "dark", "wet")  # make names not asked before
+KINDS = ("red", "small", "old", "wooden", "tall", "round", "wild", "young", "dark", "wet")  # combined with NAMES to new names
 OPACITY_SCRIPT = """async (value) => {
     const slider = document.querySelector('#overlay .opacity'), canvas = document.querySelector('#overlay canvas');
     const before = canvas.toDataURL(), start = performance.now();
@@ -46,7 +46,7 @@ class Bench:
         self.visitor, self.folder, self.runs = Visitor(address), folder, runs
 
     def timed(self, elem_id: str, event: str, *, shows: str) -> float:
-        """Seconds until an event is answered with a change of what `shows` names."""
+        """Seconds until the answer to an event changes the component with the elem_id `shows`."""
         start = time.perf_counter()
         changes = self.visitor.trigger(elem_id, event)
         seconds = time.perf_counter() - start
@@ -55,17 +55,17 @@ class Bench:
         return seconds
 
     def first_overlay(self) -> Iterator[float]:
-        """Click on Segment with a photo that is not encoded yet; its upload before the click is not timed."""
+        """Click on Segment with a photo that is not encoded yet. The upload before the click is not timed."""
         self.visitor.set("names", ", ".join(NAMES))
         picture, path = Image.open(PHOTO).convert("RGB").resize(SIZE), self.folder / "photo.jpg"
         for run in range(self.runs):
-            picture.putpixel((run, 0), (255, 0, 0))  # a photo that the page has never seen
+            picture.putpixel((run, 0), (255, 0, 0))  # a new photo for the page
             picture.save(path, quality=92)
             self.visitor.set("photo", self.visitor.upload(path))
             yield self.timed("run", "click", shows="overlay")
 
     def new_names(self) -> Iterator[float]:
-        """Click on Segment with the same photo and six names that nobody asked for before."""
+        """Click on Segment with the same photo and six new names."""
         for kind in itertools.islice(itertools.permutations(KINDS, 2), self.runs):
             self.visitor.set("names", ", ".join(" ".join((*kind, name)) for name in NAMES))
             yield self.timed("run", "click", shows="overlay")
@@ -93,7 +93,7 @@ class Bench:
 
 
 def opacity(browser: str, address: str, runs: int) -> Iterator[float]:
-    """Moving the opacity, in the browser at a path, until the frame with the new picture."""
+    """Move the opacity in Chromium (path `browser`); seconds until the frame with the new picture."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -110,9 +110,9 @@ def opacity(browser: str, address: str, runs: int) -> Iterator[float]:
 
 
 def main() -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20, help="of each action (default: 20)")
+    parser.add_argument("--runs", type=int, default=20, help="runs of each action (default: 20)")
     args = parser.parse_args()
     passed = True
     with tempfile.TemporaryDirectory() as scratch, serve(Path(scratch)) as served:

@@ -1,8 +1,8 @@
-"""Peak memory of the largest photos that the page takes, one alone and eight at once (Linux).
+"""Measure the peak memory of the largest photos that the page accepts, alone and eight at once (Linux).
 
     python -m tools.picture_memory
 
-First for reading alone, in this process; then for whole questions to a server with the bundled model.
+It first measures reading in this process, then whole questions to a server with the bundled model.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ EXAMPLE = ROOT / "assets" / "examples" / "dog.jpg"
 
 
 def peak(work: Callable[[], object], process: int | str = "self") -> tuple[float, float]:
-    """(MB at most above what was resident before, MB that remain) of a call."""
+    """Memory of a call in MB: (peak, remainder after the call), both relative to the resident memory before."""
     before = resident(process=process)
-    Path(f"/proc/{process}/clear_refs").write_text("5")  # the maximum starts again
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # resets the peak
     work()
     highest = resident("VmHWM", process)
     return highest - before, resident(process=process) - before
 
 
-def at_once(work: Callable[[Path], object], paths: Sequence[Path]) -> None:
-    """Call a function for several files at the same moment, and wait for all."""
+def call_at_once(work: Callable[[Path], object], paths: Sequence[Path]) -> None:
+    """Call a function for several files at the same time, and wait for all calls."""
     with ThreadPoolExecutor(len(paths)) as threads:
         list(threads.map(work, paths))
 
 
 def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
-    """Functions that write the largest pictures that are accepted, and one that is refused; by their description."""
+    """Functions that write the largest accepted pictures and one refused picture, by description."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     side = 6300  # 39.7 megapixels
 
@@ -82,7 +82,7 @@ def large_files(folder: Path) -> dict[str, Callable[[], Path]]:
 
 
 def read_or_refuse(path: Path) -> str:
-    """The size of the picture that is read, or why it is refused."""
+    """Read a picture; return its size, or the sentence with which it is refused."""
     try:
         height, width, _ = read_photo(str(path)).shape
         return f"{width} x {height}"
@@ -91,19 +91,19 @@ def read_or_refuse(path: Path) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     with tempfile.TemporaryDirectory() as folder:
         files = {description: write() for description, write in large_files(Path(folder)).items()}
         sizes = {description: read_or_refuse(path) for description, path in files.items()}  # also loads the codecs
         print(f"idle {resident():.0f} MB; peak above it and what remains, in MB:")
         for description, path in files.items():
             start = time.perf_counter()
-            highest, left = peak(functools.partial(read_or_refuse, path))
+            highest, remaining = peak(functools.partial(read_or_refuse, path))
             seconds = time.perf_counter() - start
-            print(f"  {description:26} {highest:4.0f} {left:5.1f}  {seconds:4.1f} s  {sizes[description]}", flush=True)
+            print(f"  {description:26} {highest:4.0f} {remaining:5.1f}  {seconds:4.1f} s  {sizes[description]}", flush=True)
         first = list(files.values())[:8]
-        highest, left = peak(lambda: at_once(read_or_refuse, first))
-        print(f"  the first eight at once    {highest:4.0f} {left:5.1f}")
+        highest, remaining = peak(lambda: call_at_once(read_or_refuse, first))
+        print(f"  the first eight at once    {highest:4.0f} {remaining:5.1f}")
         with serve(Path(folder)) as server:
             server.wait_for_examples()
             process = server.process.pid
@@ -116,14 +116,14 @@ def main() -> None:
                 visitor.close()
 
             for _ in range(3):
-                at_once(ask, [EXAMPLE] * 8)  # allocates what the model needs
+                call_at_once(ask, [EXAMPLE] * 8)  # allocates the memory of the model
             idle = resident(process=process)
             print(f"server, idle after 24 questions: {idle:.0f} MB; peak above it and what remains, in MB:")
             for description, path in list(files.items())[:8]:
-                highest, left = peak(functools.partial(ask, path), process)
-                print(f"  {description:26} {highest:4.0f} {left:5.1f}", flush=True)
-            highest, left = peak(lambda: at_once(ask, first), process)
-            print(f"  all eight at once          {highest:4.0f} {left:5.1f}")
+                highest, remaining = peak(functools.partial(ask, path), process)
+                print(f"  {description:26} {highest:4.0f} {remaining:5.1f}", flush=True)
+            highest, remaining = peak(lambda: call_at_once(ask, first), process)
+            print(f"  all eight at once          {highest:4.0f} {remaining:5.1f}")
 
 
 if __name__ == "__main__":

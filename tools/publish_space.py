@@ -1,11 +1,11 @@
 """Upload the page to a Hugging Face Space.
 
-    python -m tools.publish_space --dry_run                          show the whole plan; needs no network and no account
+    python -m tools.publish_space --dry_run                          show the plan; needs no network and no account
     python -m tools.publish_space --repo_id user/space               create the Space, or update it
-    python -m tools.publish_space ... --full user/ldvc-voc12         it opens with a decoder checkpoint for the full CLIP
+    python -m tools.publish_space ... --full user/ldvc-voc12         open the page with a decoder checkpoint for the full CLIP
 
-The default hardware is ZeroGPU, on which a free account can host two Spaces; `--hardware cpu-basic` needs a paid plan. A list
-says what the page needs; other files are not uploaded. README.md and requirements.txt are adapted to the hardware. Needs a
+The default hardware is ZeroGPU, on which a free account can host two Spaces; `--hardware cpu-basic` needs a paid plan. Only
+the files that the page needs are uploaded. README.md and requirements.txt are adapted to the hardware. The upload needs a
 token that may write (`hf auth login`, or HF_TOKEN).
 """
 
@@ -36,29 +36,29 @@ PATTERNS = [
     "assets/lite/SHA256SUMS",
 ]
 IGNORED = ["*/.*", "*/__pycache__/*"]
-REPLACED = ("ldvc/", "assets/")  # what is no longer in these folders is deleted on the Space
+REPLACED = ("ldvc/", "assets/")  # files of the Space in these folders are deleted if they no longer exist here
 NEEDED = (*SINGLE_FILES, "ldvc/web/page.py", "ldvc/web/static/style.css")
 NEEDED += ("assets/examples/examples.json", "assets/lite/ldvc/config.json")
 
 ZEROGPU = SpaceHardware.ZERO_A10G.value
-# The newest version that ZeroGPU documents, and the torchvision that belongs to it.
+# The newest version in the documentation of ZeroGPU, and the torchvision version for it.
 TORCH = {"torch": "2.11.0", "torchvision": "0.26.0"}
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"  # without it a CPU Space installs gigabytes of CUDA libraries
 THUMBNAIL = "assets/page.png"
 
 
 class PublishError(LdvcError):
-    """Nothing was uploaded; the sentence says why and what to do."""
+    """The upload failed; the sentence says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sent to the Hub."""
+    """The files and settings that are sent to the Hub."""
 
     repo_id: str
     hardware: str
-    files: dict[str, Path | bytes]  # by name in the Space: the path of a file, or the content of one that is adapted
-    variables: dict[str, str]  # of the Space's environment
+    files: dict[str, Path | bytes]  # by name in the Space: the path of a file, or the content of an adapted file
+    variables: dict[str, str]  # environment variables of the Space
     card: RepoCard  # README.md
 
     def size(self, name: str) -> int:
@@ -67,7 +67,7 @@ class Plan:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
     def __str__(self) -> str:
-        """The plan for a person to read."""
+        """The plan as readable text."""
         total = sum(map(self.size, self.files))
         variables = ", ".join(f"{key}={value}" for key, value in self.variables.items()) or "none"
         lines = [f"Space: {self.repo_id}", f"Hardware: {self.hardware}", f"Variables: {variables}", ""]
@@ -79,12 +79,12 @@ class Plan:
 
 
 def space_files(root: Path = ROOT) -> list[str]:
-    """The files for the Space, as sorted paths relative to `root`; without links and what git ignores."""
+    """The files for the Space, as sorted paths relative to `root`, without links and files that git ignores."""
     return sorted(filter_repo_objects(project_files(root), allow_patterns=PATTERNS, ignore_patterns=IGNORED))
 
 
 def check_files(files: Sequence[str], root: Path = ROOT) -> None:
-    """Raises `PublishError` if a file is too large, or if one is missing without which the Space would not start."""
+    """Raise `PublishError` if a file is too large, or if a file that the Space needs is missing."""
     if too_large := [name for name in files if (root / name).stat().st_size > MAX_FILE_BYTES]:
         limit = f"{MAX_FILE_BYTES / 1e6:.0f} MB"
         raise PublishError(f"Larger than {limit}: {', '.join(too_large)}. Save these weights in smaller shards.")
@@ -100,7 +100,7 @@ def check_files(files: Sequence[str], root: Path = ROOT) -> None:
 
 
 def adapt_requirements(text: str, hardware: str) -> str:
-    """requirements.txt with one version of torch, from PyTorch's index of CPU wheels for CPU hardware."""
+    """requirements.txt with exact versions of torch; on CPU hardware from PyTorch's index of CPU wheels."""
     on_cpu = hardware.startswith("cpu-")
     for package, version in TORCH.items():
         line = f"{package}=={version}{'+cpu' if on_cpu else ''}"
@@ -111,15 +111,15 @@ def adapt_requirements(text: str, hardware: str) -> str:
 
 
 def make_plan(repo_id: str, *, root: Path = ROOT, hardware: str = ZEROGPU, full: str | None = None) -> Plan:
-    """All that would be sent to the Hub; needs no network.
+    """Make the plan of an upload, without network.
 
     Args:
         repo_id: "user/space" or "organisation/space".
         hardware: one of `SpaceHardware`.
-        full: Hub id of a decoder checkpoint for the full CLIP, with which the page opens; None: it opens with lite.
+        full: Hub id of a decoder checkpoint for the full CLIP, with which the page opens; None = it opens with lite.
 
     Raises:
-        PublishError: with a sentence that says what to do.
+        PublishError: the sentence says what to do.
     """
     for each in filter(None, (repo_id, full)):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", each):
@@ -141,15 +141,15 @@ def make_plan(repo_id: str, *, root: Path = ROOT, hardware: str = ZEROGPU, full:
 
 
 def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None, move: bool = False) -> str:
-    """Create the Space if it does not exist, upload the files, delete those that are no longer here, and return the address.
+    """Create the Space if it does not exist, upload the files, delete old files, and return the address.
 
     Args:
-        api: client of the Hub; None = one with the token of this machine.
-        private: of a new Space; None = the account's default.
-        move: also put a Space that exists on the plan's hardware.
+        api: client of the Hub; None = a client with the token of this machine.
+        private: whether a new Space is private; None = the account's default.
+        move: whether to move an existing Space to the plan's hardware.
 
     Raises:
-        PublishError: with a sentence that says what to do.
+        PublishError: the sentence says what to do.
     """
     if api is None and get_token() is None:
         raise PublishError("There is no Hugging Face token on this machine. Run “hf auth login”, or set HF_TOKEN.")
@@ -165,7 +165,7 @@ def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None
         operations = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
         operations += map(CommitOperationDelete, old)
         api.create_commit(**space, operations=operations, commit_message="Publish the page")
-    except Exception as error:  # of the Hub's client, of Python, or of the HTTP library that the client uses
+    except Exception as error:  # raised by the Hub's client, Python, or the HTTP library
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         raise PublishError(
             f"The Hub did not accept the Space {repo_id} on {plan.hardware} ({reason}). Check the network, the name "
@@ -176,7 +176,7 @@ def publish(plan: Plan, *, api: HfApi | None = None, private: bool | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, kinds = parser.add_argument, [each.value for each in SpaceHardware]
     add("--repo_id", help="user/space")

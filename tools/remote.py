@@ -1,4 +1,4 @@
-"""The page from outside: start it as a process of its own, and send it the events of a visitor, without a browser."""
+"""Start the page as a process, and send it the events of a visitor without a browser."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PATIENCE = 300  # seconds to wait for the first page
 
 
 class PageError(RuntimeError):
-    """The page did not start, or an event of it failed."""
+    """The page did not start, or an event failed."""
 
 
 @dataclass
 class Served:
-    """A page that is being served."""
+    """A running page."""
 
     address: str  # "http://127.0.0.1:7860/"
-    log: Path  # what the process printed
+    log: Path  # output of the process
     seconds: float  # from the start of the process to the first page
     process: subprocess.Popen
 
     def wait_for_examples(self) -> None:
-        """Wait until the answers that all visitors share are computed, so that later questions have the processor alone."""
+        """Wait until the shared answers about the examples are computed, so that later questions do not compete with them."""
         while "The examples are answered." not in self.log.read_text():
             if self.process.poll() is not None:
                 raise PageError(f"app.py ended:\n{self.log.read_text()}")
@@ -44,11 +44,12 @@ class Served:
 
 @contextlib.contextmanager
 def serve(scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """Run `python app.py` in a folder until the block is left; PageError if it ends, or serves nothing in time.
+    """Run `python app.py` in a folder while the block runs. Raises PageError if it ends or serves no page in time.
 
     Args:
-        scratch: for the log and uploaded files.
-        environment: of the process; None = this process's own. The port is added.
+        scratch: folder for the log and uploaded files.
+        folder: folder of app.py.
+        environment: variables of the process, without the port; None = those of this process.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,8 +59,8 @@ def serve(scratch: Path, *, folder: Path = ROOT, environment: Mapping[str, str] 
     variables |= {**(os.environ if environment is None else environment), "GRADIO_SERVER_PORT": str(port)}
     start = time.perf_counter()
     with log.open("w") as output:
-        where = {"cwd": folder, "env": variables, "stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen([sys.executable, "app.py"], **where)
+        options = {"cwd": folder, "env": variables, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen([sys.executable, "app.py"], **options)
     try:
         while not _answers(address):
             if process.poll() is not None:
@@ -84,13 +85,13 @@ def _answers(address: str) -> bool:
 
 
 class Visitor:
-    """A visitor without a browser, with a session of their own.
+    """A visitor without a browser, with a new session.
 
-    It sends the events of the page's widgets over HTTP, as Gradio's JavaScript does. `gradio_client` looks for answers every
-    50 ms only, too seldom to measure how long visitors wait.
+    It sends the events of the page's widgets over HTTP, as Gradio's JavaScript does. `gradio_client` checks for answers only
+    every 50 ms, which is too slow to measure waiting times.
 
     Args:
-        address: of the page, with a slash at the end.
+        address: address of the page, with a slash at the end.
     """
 
     def __init__(self, address: str) -> None:
@@ -108,36 +109,36 @@ class Visitor:
         return self._props[self._ids[elem_id]].get(prop)
 
     def set(self, elem_id: str, value: Any) -> None:
-        """Put a value into a component, as typing or choosing does, without any event."""
+        """Set the value of a component, as typing does, without an event."""
         self._props[self._ids[elem_id]]["value"] = value
 
     def upload(self, path: str | Path) -> dict[str, Any]:
-        """Send a file and return the value of a picture component that holds it."""
+        """Upload a file and return the value of a picture component with this file."""
         path = Path(path)
         answer = self.http.post(f"{self._api}/upload", files={"files": (path.name, path.read_bytes())}).raise_for_status()
         return {"path": answer.json()[0], "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
     def send(self, elem_id: str, event: str) -> dict[str, Any]:
-        """Send an event of a component and return Gradio's description of it, without waiting for the answer.
+        """Send an event of a component, without waiting for the answer, and return Gradio's description of the event.
 
-        PageError: the page has no such event. httpx.HTTPStatusError: it was refused; status 503: the queue is full.
+        Raises PageError if the page has no such event, and httpx.HTTPStatusError if it is refused (503: the queue is full).
         """
         source = self._ids[elem_id]
-        found = next((each for each in self._events if [source, event] in each["targets"] and each["backend_fn"]), None)
-        if found is None:
+        handlers = (each for each in self._events if [source, event] in each["targets"] and each["backend_fn"])
+        if (handler := next(handlers, None)) is None:
             raise PageError(f"The server has no event {event!r} of #{elem_id}.")
         question = {
-            "data": [None if self._kinds[each] == "state" else self._props[each].get("value") for each in found["inputs"]],
+            "data": [None if self._kinds[each] == "state" else self._props[each].get("value") for each in handler["inputs"]],
             "event_data": None,
-            "fn_index": found["id"],
+            "fn_index": handler["id"],
             "trigger_id": source,
             "session_hash": self._session,
         }
         self.http.post(f"{self._api}/queue/join", json=question).raise_for_status()
-        return found
+        return handler
 
     def trigger(self, elem_id: str, event: str) -> dict[str, Any]:
-        """Send an event, see `send`, and return what it changed, by the elem_id of the component; PageError if it failed."""
+        """Send an event (see `send`) and return its changes by the elem_id of the component. Raises PageError if it failed."""
         outputs = self.send(elem_id, event)["outputs"]
         names = {component: name for name, component in self._ids.items()}
         changes = {}
@@ -149,14 +150,14 @@ class Visitor:
         return changes
 
     def ask(self, names: str, photo: str | Path | None = None) -> dict[str, Any]:
-        """Choose a photo unless that of the last question is meant, type names, and press the button; see `trigger`."""
+        """Choose a photo (None = the last one), type names, and press the button; see `trigger`."""
         if photo is not None:
             self.set("photo", self.upload(photo))
         self.set("names", names)
         return self.trigger("run", "click")
 
     def _answer(self) -> list[Any]:
-        """The outputs of the event that the session waits for."""
+        """Wait for the event of the session and return its outputs."""
         with self.http.stream("GET", f"{self._api}/queue/data", params={"session_hash": self._session}) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line[len("data:") :]) if line.startswith("data:") else {}
@@ -168,9 +169,9 @@ class Visitor:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """The tab is open inside the block; when it is left, the server notices that the tab is closed."""
+        """Keep the tab open while the block runs; at its end, the server notices that the tab is closed."""
         with self.http.stream("GET", f"{self._api}/heartbeat/{self._session}") as stream:
-            lines = stream.iter_lines()  # httpx closes the connection when nothing refers to it
+            lines = stream.iter_lines()  # a reference, without which httpx closes the connection
             next(lines)
             yield
 

@@ -1,8 +1,7 @@
-"""What programs can ask: one function for each named endpoint (see "Use via API" on the page).
+"""The endpoints for programs: one function for each of them (see "Use via API" on the page).
 
-Gradio documents an endpoint by the docstring, by the names of the function's parameters, and by the widgets that stand for
-them; those are hidden here. `ldvc.web.mcp` offers the same functions to agents. A client has a session: it may ask again about
-the same photo without waiting for it to be encoded again.
+Gradio documents an endpoint by its docstring, its parameter names, and one widget for each parameter. The widgets are hidden.
+`ldvc.web.mcp` offers the same functions to agents. A client has a session, so a photo is encoded once for several questions.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ from ldvc.web.tabs.segment import SegmentTab
 Number = float | None
 PICTURE_SIDE = 1280
 HEAT_SIDE = 896
-ARGUMENTS = {  # of the endpoints
+ARGUMENTS = {  # descriptions of the endpoints' arguments
     "photo": "an uploaded file, or a data URL.",
     "names": 'class names, separated by commas; "sofa | couch" are two words for one class.',
     "name": "one of the names.",
-    "use_background": "whether pixels whose best name has a low score are none of these.",
-    "threshold": "scores below it are low, from 0 to 1; without one, the decoder's own.",
-    "layer": "counts from 1; 0 is the last.",
-    "head": "counts from 1; 0 is the mean of all.",
+    "use_background": "whether a pixel is none of these if the score of its best name is low.",
+    "threshold": "score from 0 to 1 below which a pixel is none of these; default: the threshold of the decoder.",
+    "layer": "decoder layer, counted from 1; 0 is the last.",
+    "head": "attention head, counted from 1; 0 is the mean of all heads.",
     "use_company": "whether a single name shares the attention with a few words for stuff.",
-    "row": "row of the patch, counts from 1; 0 is the middle.",
-    "column": "column of the patch, counts from 1; 0 is the middle.",
+    "row": "row of the patch, counted from 1; 0 is the middle.",
+    "column": "column of the patch, counted from 1; 0 is the middle.",
     "kind": '"overlay", "mask", "masks", "cutouts", "data", "coco" or "yolo".',
     "vocabulary": 'household, voc20, coco80, context59 or coco_stuff171; "" for the keys and titles of all lists.',
-    "model": '"lite" or "full"; without one, the one that the page opens with.',
+    "model": '"lite" or "full"; default: the model that the page opens with.',
 }
 
 
 def documented(endpoint: Callable) -> Callable:
-    """Add the section "Args" to a docstring, which Gradio reads."""
+    """Add the section "Args", which Gradio reads, to the docstring of an endpoint."""
     lines = (f"    {name}: {ARGUMENTS[name]}" for name in inspect.signature(endpoint).parameters if name in ARGUMENTS)
     endpoint.__doc__ = "\n".join([inspect.cleandoc(endpoint.__doc__), "", "Args:", *lines])
     return endpoint
 
 
 class Api:
-    """The endpoints, as functions that need no widgets; `write` is `SegmentTab.write`. Each returns the session last."""
+    """The endpoints as functions without widgets. The session is their last output; `write` is `SegmentTab.write`."""
 
     def __init__(self, segmenter: Segmenter, write: Callable[..., str]) -> None:
         self.segmenter, self.write = segmenter, write
@@ -66,7 +65,7 @@ class Api:
         self, session: Session | None, photo: str | None, names: Any, use_background: Any = True,
         threshold: Any = None, company: Any = True, model: Any = None,
     ) -> tuple[Session, Answer, float | str | None]:  # fmt: skip
-        """The session, its answer and the threshold; a problem becomes an error with the same sentence."""
+        """Return the session, its answer and the threshold. A `Problem` is raised again as a `gr.Error` with its sentence."""
         session = session or Session()
         try:
             background = checked_background(use_background, threshold)
@@ -86,8 +85,8 @@ class Api:
     ) -> tuple:  # fmt: skip
         """Segment a photo by class names.
 
-        Programs may send the names as a list, too; "background", "other" and the like are no classes and allow none of these.
-        Returns the photo painted by class, a label map (grey value 0 is none of these, i is class i of the data), and the
+        The names may also be a list. "background", "other" and similar words are not classes: they allow none of these.
+        Returns the photo painted by class, a label map (grey value 0 is none of these, i is class i of the data), and
         data: names, seen or unseen in training, area shares, colours, and groups of words that the model cannot tell apart
         ("alike").
         """
@@ -114,43 +113,43 @@ class Api:
     ) -> tuple:  # fmt: skip
         """Cross-attention of a decoder layer to one of the names, on one fixed scale from 0 to 1.
 
-        Returns three heat maps over the photo (LDVC with LCSA, LDVC trained without it, ZegCLIP's decoder; none where the
-        checkpoint has no such decoder) and the data. For each of these decoders, and for LDVC with LCSA switched off in the
-        same weights (an intervention): "attention", the share of each patch's attention that goes to the name, row by row;
-        "inside" and "outside", its mean inside the name's mask of that decoder and outside (null: no such pixel). "company"
-        has the words and the attention that goes to all of them together, "none_of_these" what goes there in the last layer.
-        Of a decoder that is missing, "missing" says how to get it. Where plain CLIP is read densely, as of "full", "patch"
-        has the attention of one patch to all patches in the last block of CLIP, row by row.
+        Returns three heat maps over the photo (LDVC with LCSA, LDVC trained without LCSA, ZegCLIP's decoder; null for a decoder
+        that the checkpoint does not have) and data. The data cover these decoders and LDVC with LCSA switched off in the same
+        weights (an intervention). "attention": the share of each patch's attention that goes to the name, row by row. "inside"
+        and "outside": the mean of these shares inside and outside the decoder's mask of the name (null: no such pixel).
+        "company": the words, and the attention to all of them together. "none_of_these": the attention to none of these in
+        the last layer. "missing": how to get each missing decoder. "patch": the attention of one patch to all patches in the
+        last block of CLIP, row by row; only for models with dense plain CLIP, such as "full".
         """
         session, answer, background = self.ask(session, photo, names, company=use_company, model=model)
-        title = next((each for each in answer.names if each.casefold() == (name or "").strip().casefold()), None)
+        wanted = (name or "").strip().casefold()
+        title = next((title for title in answer.names if title.casefold() == wanted), None)
         if title is None:
             raise refusal(f"“{name}” is not among the names; ask about one of them.")
         decoders = (*attention_tab.DECODERS, LCSA_OFF)
         results = self.segmenter.results(answer, *decoders, background=background)
         (main,), index = self.segmenter.results(answer, answer.decoder), answer.names.index(title)
-        at, which = layer_and_head(main, layer, head) if any(results) else (-1, None)
-        columns = [attention_tab.Column(*each, at, which) for each in zip(decoders, results, strict=True)]
+        indices = layer_and_head(main, layer, head) if any(results) else (-1, None)
+        columns = [attention_tab.Column(*pair, *indices) for pair in zip(decoders, results, strict=True)]
         picture = resize_picture(main.picture, fit_size(*main.size, long_side=HEAT_SIDE))
         maps = [
             None if column.maps is None else heat_map(column.enlarged(column.maps[index], HEAT_SIDE), picture)
             for column in columns[: len(attention_tab.DECODERS)]
         ]
-        there = {column.decoder: column for column in columns if column.maps is not None}
-        shares = {decoder: column.inside_outside(index) for decoder, column in there.items()}
+        available = {column.decoder: column for column in columns if column.maps is not None}
+        shares = {decoder: column.inside_outside(index) for decoder, column in available.items()}
+        none = {decoder: rounded(column.none) for decoder, column in available.items() if column.none is not None}
+        company = {decoder: rounded(column.company) for decoder, column in available.items() if column.company is not None}
         data = {
             "name": title,
-            **(names_of(at, which) if any(results) else {}),
+            **(names_of(*indices) if any(results) else {}),
             "grid": {"rows": main.grid[0], "columns": main.grid[1]},
-            "attention": {decoder: rounded(column.maps[index]) for decoder, column in there.items()},
+            "attention": {decoder: rounded(column.maps[index]) for decoder, column in available.items()},
             "inside": {decoder: inside for decoder, (inside, _) in shares.items()},
             "outside": {decoder: outside for decoder, (_, outside) in shares.items()},
             "missing": self.segmenter.missing(answer, *decoders),
-            "none_of_these": {each: rounded(column.none) for each, column in there.items() if column.none is not None},
-            "company": {
-                "words": main.company,
-                "attention": {each: rounded(column.company) for each, column in there.items() if column.company is not None},
-            },
+            "none_of_these": none,
+            "company": {"words": main.company, "attention": company},
         }
         if self.segmenter.model(answer).has_dense_clip:
             (result,) = self.segmenter.results(answer, PLAIN_CLIP)
@@ -163,30 +162,30 @@ class Api:
         self, photo: str | None, names: str, row: Number = 0, column: Number = 0, layer: Number = 0, head: Number = 0,
         model: str | None = None, session: Session | None = None,
     ) -> tuple:  # fmt: skip
-        """Where local-consensus self-attention (LCSA) routed one patch of the photo, and to what the patch attended there.
+        """The regions to which local-consensus self-attention (LCSA) routed one patch, and the attention of the patch in them.
 
-        Returns data: the patch and the grid, the class that it got and its score, the regions that
-        its own region was routed to (best first; box as left, top, width, height in patches of the photo; affinity;
-        share of the token attention that falls into it), the affinity of all regions row by row, the token attention
-        of all patches row by row (0 outside those regions), and the patch's attention to the names. A single name shares
-        it with the words of "company", in the last layer also with "none_of_these".
+        Returns data: the patch and the grid, the class of the patch and its score, the regions to which the patch's own region
+        was routed (best first; box as left, top, width, height in patches of the photo; affinity; share of the token
+        attention inside the region), the affinity of all regions row by row, the token attention of all patches row by row
+        (0 outside the chosen regions), and the patch's attention to the names. A single name shares this attention with the
+        words of "company". In the last layer "none_of_these" has a share, too.
         """
         session, answer, background = self.ask(session, photo, names, model=model)
         (result,) = self.segmenter.results(answer, MAIN_DECODER, background=background)
         if result is None or not result.has_routing:
             raise refusal(self.segmenter.missing(answer, MAIN_DECODER).get(MAIN_DECODER, routing_tab.MISSING))
-        at, which = layer_and_head(result, layer, head)
-        patch = routing_tab.RoutedPatch(result, *place(result, row, column), at, which)
-        return {**patch_data(patch), **names_of(at, which)}, session
+        indices = layer_and_head(result, layer, head)
+        patch = routing_tab.RoutedPatch(result, *place(result, row, column), *indices)
+        return {**patch_data(patch), **names_of(*indices)}, session
 
     @documented
     def space(self, photo: str | None, names: str, model: str | None = None, session: Session | None = None) -> tuple:
-        """Which of the two a decoder moved, patches or class names: for LDVC and for ZegCLIP's decoder.
+        """How far LDVC and ZegCLIP's decoder moved the patches and the class names.
 
-        Returns data. Of the plane, one principal component analysis of all points of both decoders before and after:
-        the share of variance of its two axes. Of each decoder: drift (mean 1 - cosine between before and after, of
-        classes and of patches), similarity (mean cosine of a patch and its class, before and after), and in the plane
-        the points of the class names (with the drift of each) and of the patches (with the class that each got).
+        Returns data. The plane is one principal component analysis of the points of both decoders, before and after; the data
+        have the share of variance of its two axes. Each decoder has its drift (mean 1 - cosine between before and after, for
+        classes and for patches), its similarity (mean cosine of a patch and its class, before and after), and points in the
+        plane: those of the class names (with the drift of each name) and those of the patches (with the class of each patch).
         """
         session, answer, _ = self.ask(session, photo, names, model=model)
         results = self.segmenter.results(answer, *space_tab.DECODERS)
@@ -199,11 +198,10 @@ class Api:
         self, photo: str | None, names: str, use_background: bool = True, threshold: Number = None,
         model: str | None = None, session: Session | None = None,
     ) -> tuple:  # fmt: skip
-        """One photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
+        """Segment a photo by plain CLIP similarity, ZegCLIP's decoder, and LDVC without and with LCSA, in the same colours.
 
-        Returns the painted photos, captioned, and the data: for each of the four the area share of every name and the share
-        of the photo on which it differs from LDVC with LCSA; and which names are seen. Of a decoder that is missing,
-        "missing" says how to get it.
+        Returns the painted photos with captions, and data: which names are seen, and for each of the four the area share of
+        every name and the share of the photo that differs from LDVC with LCSA. "missing" says how to get each missing decoder.
         """
         session, answer, background = self.ask(session, photo, names, use_background, threshold, model=model)
         results = self.segmenter.results(answer, *compare_tab.DECODERS, background=background)
@@ -244,10 +242,10 @@ class Api:
     ) -> tuple[str, Session]:  # fmt: skip
         """A file of the segmentation.
 
-        Its kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
+        The kind is "overlay" (PNG of the painted photo), "mask" (palette PNG: 0 is none of these, i is class i), "masks" (ZIP
         with a black-and-white PNG for each class and classes.json), "cutouts" (ZIP with a PNG of the photo for each class,
-        transparent outside of it), "data" (JSON: names, seen or unseen, scores, areas, thresholds, and which model answered,
-        with the SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class) or "yolo" (ZIP: labels of YOLO
+        transparent outside the class), "data" (JSON: names, seen or unseen, scores, areas, thresholds, the model, and the
+        SHA-256 of its weights), "coco" (COCO JSON, one RLE mask for each class) or "yolo" (ZIP: labels for YOLO
         segmentation, a polygon for each part of a class, and data.yaml).
         """
         if kind not in KINDS:
@@ -257,10 +255,10 @@ class Api:
 
 
 def declare(segmenter: Segmenter, panel: InputPanel, session: gr.State, segment_tab: SegmentTab) -> None:
-    """Declare the endpoints; called inside the page's context."""
+    """Declare the endpoints. Call it inside the context of the page."""
     api = Api(segmenter, segment_tab.write)
     with gr.Column(visible=False):
-        widgets = {  # by the argument that they stand for
+        widgets = {  # by the name of the argument
             "photo": panel.photo,
             "names": panel.names,
             "use_background": unchecked(gr.Checkbox(True, label="Allow none of these")),

@@ -1,4 +1,4 @@
-"""Numbers for programs: what the endpoints of `ldvc.web.api` check and return."""
+"""Checks of the arguments and data of the results for the endpoints of `ldvc.web.api`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def layer_and_head(result: Segmentation, layer: float | None, head: float | None) -> tuple[int, int | None]:
-    """Indices from numbers from 1, or `refusal`; 0 is the last layer and the mean of all heads, whose index is None."""
+    """Indices of a layer and a head that count from 1, or `refusal`. Layer 0 is the last; head 0 is the mean of all (None)."""
     layers, heads = result.attention_shape
     layer, head = whole(layer, "layer"), whole(head, "head")
     if not 0 <= layer <= layers:
@@ -30,7 +30,7 @@ def layer_and_head(result: Segmentation, layer: float | None, head: float | None
 
 
 def place(result: Segmentation, row: float | None, column: float | None) -> tuple[int, int]:
-    """(row, column) of a patch from numbers that count from 1, or `refusal`; 0 is the middle."""
+    """Indices (row, column) of a patch whose numbers count from 1, or `refusal`; 0 is the middle."""
     rows, columns = result.grid
     row, column = whole(row, "row") or rows // 2 + 1, whole(column, "column") or columns // 2 + 1
     if not (1 <= row <= rows and 1 <= column <= columns):
@@ -39,12 +39,12 @@ def place(result: Segmentation, row: float | None, column: float | None) -> tupl
 
 
 def names_of(layer: int, head: int | None) -> dict[str, Any]:
-    """Layer and head as programs count them."""
+    """Numbers for programs, which count from 1, of a layer index and a head index (None = mean)."""
     return {"layer": layer + 1, "head": "mean" if head is None else head + 1}
 
 
 def whole(value: Any, name: str) -> int:
-    """A whole number that a program gave, None counting as 0, or `refusal`."""
+    """The value of an argument as a whole number, or `refusal`; None counts as 0."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         number = float(value or 0)
         if number == int(number) and not isinstance(value, bool):
@@ -53,12 +53,12 @@ def whole(value: Any, name: str) -> int:
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> list:
-    """An array as nested lists that are short to send."""
+    """An array as nested lists of rounded numbers."""
     return values.round(digits).tolist()
 
 
 def patch_data(patch: RoutedPatch) -> dict[str, Any]:
-    """A patch as numbers; see the endpoint."""
+    """The data of the endpoint "routing" for a patch."""
     result, (rows, columns) = patch.result, patch.result.grid
     regions = zip(patch.boxes, patch.routing.affinity, patch.inside, strict=True)
     return {
@@ -79,7 +79,7 @@ def patch_data(patch: RoutedPatch) -> dict[str, Any]:
 
 
 def space_data(space: Space, words: list[str], names: list[str]) -> dict[str, Any]:
-    """The plane and the decoders as numbers; see the endpoint."""
+    """The data of the endpoint "space": the plane and the decoders."""
     decoders = {}
     for decoder, part in space.decoders.items():
         classes = [names[label] for label in part.class_of_embedding]

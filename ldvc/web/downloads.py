@@ -1,4 +1,4 @@
-"""Buttons that make a file of the answer, which the browser then saves; and the lock of the page meanwhile."""
+"""Buttons that make a file of the answer for the browser to save, and the lock of the page while a file is made."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SAVE = """(file) => {
   link.download = file.orig_name;
   link.click();
 }"""
-PRIVATE = {"api_visibility": "private"}  # option of events that are no endpoints
-# While a question is answered or a file is made, the page takes no input, so that both belong to what is on the screen.
+PRIVATE = {"api_visibility": "private"}  # option of events that are not endpoints
+# While a question is answered or a file is made, the page takes no input, so that the result fits the screen.
 LOCK = """(...values) => {
   const page = document.querySelector(".ldvc-columns");
   page.focused = document.activeElement;
@@ -43,9 +43,9 @@ def unlock_after(event: Any) -> None:
 
 
 class Downloads:
-    """A row of buttons "PREFIX-KIND", with a place for a sentence if a file cannot be made.
+    """A row of buttons with the elem_ids "PREFIX-KIND", and a place for an error message.
 
-    `make` returns the name and the content of a file of a kind, from the answer and the values of the tab's widgets.
+    `make` returns the name and the content of a file, from its kind, the answer and the values of the tab's widgets.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Downloads:
         """Declare the events; `session` is one of the `inputs`."""
         for kind, button in self.buttons.items():
             options = {"show_progress": "minimal", "show_progress_on": button, "js": LOCK, **PRIVATE}
-            made = button.click(self._maker(kind, session), inputs, [self.file, self.problem], **options)
-            made.success(None, self.file, None, js=SAVE, **PRIVATE)
-            unlock_after(made)
+            click = button.click(self._maker(kind, session), inputs, [self.file, self.problem], **options)
+            click.success(None, self.file, None, js=SAVE, **PRIVATE)
+            unlock_after(click)
 
     def _maker(self, kind: str, session: gr.State) -> Callable[[dict[Any, Any]], list[Any]]:
         def make(values: dict[Any, Any]) -> list[Any]:
@@ -84,7 +84,7 @@ class Downloads:
         return make
 
     def write(self, name: str, content: bytes) -> str:
-        """Path of a new file, in a folder of its own where Gradio keeps its files for a while."""
+        """Write a file to a new folder inside Gradio's cache, which Gradio cleans, and return its path."""
         folder = Path(self.file.GRADIO_CACHE) / secrets.token_hex(16)
         folder.mkdir(parents=True)
         (folder / name).write_bytes(content)

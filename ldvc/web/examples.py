@@ -29,27 +29,27 @@ class Example:
     path: str
     title: str
     names: str  # fitting class names, separated by commas
-    fingerprint: str  # SHA-256 of the file, as of an `Answer`
+    fingerprint: str  # SHA-256 of the file, see `Answer.fingerprint`
 
     @property
     def key(self) -> str:
-        """What a link calls it: the name of the file, without its ending."""
+        """The name of the example in a link: the file name without its suffix."""
         return Path(self.path).stem
 
 
 @dataclass(frozen=True)
 class Link:
-    """What the page opens with."""
+    """The example, names and model that the page opens with."""
 
-    example: Example  # of the address, or that with the key `OPENING`
-    names: str  # class names for it, separated by commas
-    model: str | None = None  # key of a model choice; None = the main one
-    asked: bool = False  # the address names an example, which is answered even if that takes a while
-    notice: str = ""  # which part of the address could not be used, in one sentence
+    example: Example  # the example in the address, or the one with the key `OPENING`
+    names: str  # class names for the example, separated by commas
+    model: str | None = None  # key of a model choice; None = the main model
+    is_explicit: bool = False  # whether the address names an example; it is answered even if that takes a while
+    notice: str = ""  # a sentence about the part of the address that could not be used
 
 
 def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[Example]:
-    """The examples of a folder, from its examples.json."""
+    """Read the examples of a folder from its examples.json."""
     examples = []
     for entry in json.loads((folder / "examples.json").read_text(encoding="utf-8")):
         path = folder / entry["file"]
@@ -59,13 +59,13 @@ def read_examples(folder: Path = EXAMPLES_FOLDER) -> list[Example]:
 
 
 def answer_opening(segmenter: Segmenter, *decoders: str) -> None:
-    """Answer the example that the page opens with, for all visitors; `decoders` as of `Segmenter.keep`."""
+    """Answer the example that the page opens with, for all visitors; for `decoders` see `Segmenter.keep`."""
     opening = next(example for example in read_examples() if example.key == OPENING)
     segmenter.keep(opening.path, opening.names, *decoders)
 
 
 def answer_examples(segmenter: Segmenter) -> None:
-    """Answer every example with its names, for all visitors; the one that the page opens with by all decoders."""
+    """Answer every example with its names, for all visitors. The opening example is answered by all decoders."""
     for example in read_examples():
         segmenter.keep(example.path, example.names)
     answer_opening(segmenter, *ALL_DECODERS)
@@ -73,16 +73,16 @@ def answer_examples(segmenter: Segmenter) -> None:
 
 
 def link_to(answer: Answer, examples: Sequence[Example], registry: ModelRegistry) -> str:
-    """The query of an address that opens an answer; "" if its photo is none of the examples."""
+    """The query of an address that opens an answer; "" if the photo of the answer is not an example."""
     for example in examples:
         if example.fingerprint == answer.fingerprint:
-            query = {"example": example.key, "names": ", ".join(name.text for name in answer.asked)}
+            query = {"example": example.key, "names": ", ".join(name.text for name in answer.parsed_names)}
             return "?" + urlencode(query | ({} if answer.model == registry.default else {"model": answer.model}))
     return ""
 
 
 def read_link(query: Mapping[str, str], examples: Sequence[Example], registry: ModelRegistry) -> Link:
-    """What an address asks for. A value that cannot be used leads to a notice.
+    """Read the query of an address. A value that cannot be used leads to a notice.
 
     A link loads no model, because that may take minutes.
     """

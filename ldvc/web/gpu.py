@@ -1,8 +1,8 @@
-"""ZeroGPU of Hugging Face lends a GPU to decorated functions for the time of a call; elsewhere nothing changes.
+"""Run functions on a GPU of Hugging Face ZeroGPU, which lends it for the time of a call. Elsewhere nothing changes.
 
-This module is imported before anything that imports torch, as the package `spaces` demands. ZeroGPU runs the function in a
-forked process: what the function changes in place is lost. Arguments and results are packed to bytes here, because every
-tensor that multiprocessing passes keeps a file descriptor and a piece of /dev/shm (64 MB in a container) open.
+Import this module before any module that imports torch, as the package `spaces` requires. ZeroGPU runs the function in a
+forked process, so its changes in place are lost. Arguments and results are pickled here, because every tensor that
+multiprocessing passes keeps a file descriptor and a part of /dev/shm (64 MB in a container) open.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ try:
 except ImportError:
     spaces = None
 
-import gradio as gr  # after `spaces`, which refuses to be imported by Gradio
+import gradio as gr  # after `spaces`, which must be imported first
 
 
 class NoGpu(gr.Error):
-    """ZeroGPU lends no GPU now, with its `reason`: the visitor's time for today is used up, or every GPU is busy."""
+    """ZeroGPU lends no GPU now. `reason`: the visitor's time for today is used up, or every GPU is busy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason} The model “lite” needs no GPU.", title="No GPU", print_exception=False)
@@ -29,17 +29,17 @@ class NoGpu(gr.Error):
 
 
 def gpu_is_lent() -> bool:
-    """Whether this is a Space on ZeroGPU: then models are loaded before the page is served, not when first needed."""
+    """Whether this is a Space on ZeroGPU. There, all models are loaded before the page is served."""
     return spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def on_gpu(function: Callable, seconds: Callable[..., float]) -> Callable:
-    """The function, run with a GPU where ZeroGPU lends one.
+    """Wrap a function so that it runs on a GPU of ZeroGPU; elsewhere return it unchanged.
 
     Args:
-        function: its arguments and results must be picklable.
-        seconds: how long the GPU is asked for, a function of the same arguments. So much must be left of the visitor's time of
-            the day; what is not used is not charged.
+        function: a function with picklable arguments and results.
+        seconds: a function of the same arguments that returns the requested GPU time. The visitor must have this much time
+            left today; unused time is not charged.
 
     Returns:
         A function that raises `NoGpu` if there is no GPU or the time was too short.
@@ -54,9 +54,9 @@ def on_gpu(function: Callable, seconds: Callable[..., float]) -> Callable:
     def lent(*arguments: Any) -> Any:
         try:
             packed = run(pickle.dumps(arguments, pickle.HIGHEST_PROTOCOL), seconds(*arguments))
-        except gr.Error as error:  # a sentence for the visitor; also if `function` failed, or took too long
+        except gr.Error as error:  # its sentence is for the visitor; also raised if `function` failed or took too long
             raise NoGpu(f"{error.title}: {str(error.message).strip().rstrip('.')}.") from error
-        except RuntimeError as error:  # of the service, not of `function`
+        except RuntimeError as error:  # an error of the service, not of `function`
             raise NoGpu("ZeroGPU does not answer.") from error
         return pickle.loads(packed)
 

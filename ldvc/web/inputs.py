@@ -19,23 +19,23 @@ from ldvc.web.segmenter import Segmenter, check_photo
 from ldvc.web.session import Answer, Problem
 from ldvc.web.tabs import QUIET, Changes, Values, message
 
-OWN = "own"  # key of the visitor's own names among the class lists
-MANY_CHIPS = 12  # from here on, a line says how many there are
+OWN = "own"  # key of "My own names" among the class lists
+MANY_CHIPS = 12  # above this number of chips, a line shows their count
 THUMBNAIL_SIDE = 240
-PROGRESS_SECONDS = 0.5  # between two looks at a download
+PROGRESS_SECONDS = 0.5  # between two updates of the progress of a download
 
 
 def unchecked(component: Any) -> Any:
-    """A widget that passes on what a program sends; whoever uses it says in one sentence what is wrong.
+    """Remove Gradio's check of a widget's input; the user of the value checks it and answers errors in one sentence.
 
-    Gradio's own check ends in a stack trace in the log, and turns a list that should be a text into one.
+    Gradio's check writes a stack trace to the log and turns a list into a text.
     """
     component.preprocess = lambda payload: payload
     return component
 
 
 def thumbnails(examples: Sequence[Example]) -> str:
-    """A button with a small picture for each example."""
+    """One button with a small picture for each example."""
     buttons = []
     for index, example in enumerate(examples):
         photo, title = np.asarray(Image.open(example.path).convert("RGB")), html.escape(example.title)
@@ -45,7 +45,7 @@ def thumbnails(examples: Sequence[Example]) -> str:
 
 
 def parsed(names: str) -> list[ClassName]:
-    """The class names, or none while a list is incomplete; pressing the button says what is wrong with it."""
+    """The parsed class names; [] if the list is not valid. The button "Segment" shows the error."""
     try:
         return parse_names(names or "")
     except InvalidNamesError:
@@ -53,7 +53,7 @@ def parsed(names: str) -> list[ClassName]:
 
 
 def chips(names: Sequence[ClassName], seen: SeenNames) -> str:
-    """One chip per class, seen or unseen, each with a button that removes it; how many were seen where there are many."""
+    """One chip per class, seen or unseen, with a button that removes it. A long list also gets the count of seen classes."""
     if not names:
         return ""
     items, sources = [], []
@@ -79,21 +79,21 @@ def chips(names: Sequence[ClassName], seen: SeenNames) -> str:
 
 
 def copy_link(link: str) -> str:
-    """The button that copies the link to an answer; without a link it is disabled, and a sentence beside it tells why."""
-    attribute, said = (f'data-link="{html.escape(link)}"', "") if link else ("disabled", texts.NO_LINK)
+    """The button that copies the link to an answer. Without a link it is disabled, and a sentence gives the reason."""
+    attribute, sentence = (f'data-link="{html.escape(link)}"', "") if link else ("disabled", texts.NO_LINK)
     return (
         f'<div class="ldvc-link"><button type="button" {attribute}>{texts.COPY_LINK}</button><span role="status" '
-        f'data-copied="{texts.LINK_COPIED}" data-blocked="{texts.LINK_BLOCKED}">{said}</span></div>'
+        f'data-copied="{texts.LINK_COPIED}" data-blocked="{texts.LINK_BLOCKED}">{sentence}</span></div>'
     )
 
 
 class InputPanel:
-    """Declares the column."""
+    """The left column of the page."""
 
     def __init__(self, segmenter: Segmenter, session: gr.State) -> None:
         self.segmenter, self.session = segmenter, session
         self.examples = read_examples()
-        self.own_names = gr.State("")  # what the visitor had typed before choosing a class list
+        self.own_names = gr.State("")  # names that the visitor typed before choosing a class list
         gr.HTML(html.section(texts.PHOTO_LABEL))
         self.photo = gr.Image(
             label=texts.PHOTO_LABEL, show_label=False, type="filepath", image_mode=None, height=220, elem_id="photo",
@@ -123,61 +123,61 @@ class InputPanel:
             gr.HTML(f'<p class="ldvc-footnote">{texts.FULL_DOWNLOAD}</p>', elem_id="model-download")
         model_problem = message(elem_id="model-problem")
         self.problems = {"photo": photo_problem, "names": names_problem, "run": run_problem, "model": model_problem}
-        self.stale = message(elem_id="stale", render=False)  # rendered above the answer
-        # What a question consists of, and what `answered` and `refused` may change.
+        self.stale = message(elem_id="stale", render=False)  # a notice, rendered above the answer
+        # The parts of a question, and the components that `answered` and `refused` may change.
         self.inputs = {self.photo, self.names, self.model}
         self.outputs = [self.names, self.stale, self.share, *self.problems.values()]
 
     def example(self, example: Example, names: str) -> Changes:
-        """Updates that put an example and class names for it into the column."""
-        path = self.photo.move_resource_to_block_cache(example.path)  # as the browser sends it back
-        os.utime(path)  # the copy is as old as the photo, and uploads remove old files
+        """Updates that put an example and its class names into the column."""
+        path = self.photo.move_resource_to_block_cache(example.path)  # the path that the browser will send back
+        os.utime(path)  # the copy has the age of the original, and old files are removed
         return {self.photo: path, self.names: names, self.vocabulary: OWN, **self.sentences()}
 
     def answered(self, answer: Answer) -> Changes:
-        """Updates after an answer: the names as they were read, and remarks about them."""
+        """Updates after an answer: the parsed names, and remarks about them."""
         remarks = []
-        if none_words := [name.text for name in answer.asked if name.means_none]:
+        if none_words := [name.text for name in answer.parsed_names if name.means_none]:
             remark = texts.NONE_NAMED if len(none_words) == 1 else texts.NONE_NAMED_MANY
             remarks.append(remark.format(names=html.quoted(none_words)))
         (result,) = self.segmenter.results(answer, answer.decoder)
         if groups := result.indistinguishable_words:
             remarks.append(texts.INDISTINGUISHABLE.format(names=", nor ".join(map(html.quoted, groups))))
         return {
-            self.names: ", ".join(name.text for name in answer.asked),
+            self.names: ", ".join(name.text for name in answer.parsed_names),
             self.stale: "",
             self.share: copy_link(link_to(answer, self.examples, self.segmenter.registry)),
             **self.sentences(names=html.notice(" ".join(remarks)), model=html.notice(answer.notice)),
         }
 
     def sentences(self, **sentences: str) -> Changes:
-        """HTML of the sentences beside some fields; those beside all others are removed."""
+        """Updates that show sentences (HTML) beside the given fields and remove those beside all other fields."""
         return {component: sentences.get(field, "") for field, component in self.problems.items()}
 
     def refused(self, problem: Problem) -> Changes:
-        """A sentence beside its field; all else stays as it is."""
+        """Updates that show a problem beside its field."""
         return self.sentences(**{problem.field: html.problem(str(problem))})
 
     def outdated(self, values: Values) -> str:
-        """Above the answer: a notice if it answers another question than the one in the column."""
+        """HTML of a notice if the answer belongs to another question than the one in the column, otherwise ""."""
         answer = values[self.session].answer
         if answer is None:
             return ""
         question = (values[self.photo], values[self.model], parsed(values[self.names]))
-        same = question == (answer.photo, answer.chosen or answer.model, answer.asked)
+        same = question == (answer.photo, answer.chosen or answer.model, answer.parsed_names)
         return html.notice("" if same else texts.STALE)
 
     def question_changed(self, values: Values) -> Changes:
-        """Updates after other names or another model: a chip for each class, seen or unseen by the model, and `outdated`."""
+        """Updates after a change of names or model: one chip per class (seen or unseen by the model), and `outdated`."""
         seen = self.segmenter.registry.present(values[self.model]).main.seen_names
         return {self.chips: gr.HTML(chips=chips(parsed(values[self.names]), seen)), self.stale: self.outdated(values)}
 
     def wire(self) -> None:
-        """Declare the events that need no computing."""
+        """Declare the events that need no inference."""
         state = {*self.inputs, self.session}
 
         def change_photo(values: Values) -> Changes:
-            """Says at once, not only when the button is pressed, that a file is no picture. Decodes nothing."""
+            """Show at once that a file is not a picture. Only the header is read."""
             sentence = ""
             try:
                 if values[self.photo]:
@@ -188,22 +188,22 @@ class InputPanel:
 
         def change_names(values: Values) -> Changes:
             answer, changes = values[self.session].answer, self.question_changed(values)
-            if answer is None or answer.asked != parsed(values[self.names]):  # the sentence is about other names
+            if answer is None or answer.parsed_names != parsed(values[self.names]):  # the sentence belongs to other names
                 changes[self.problems["names"]] = ""
             return changes
 
-        def choose_vocabulary(key: str, names: str, own: str) -> tuple[str, str]:
-            """A class list replaces the names; the visitor's own come back when they are chosen again."""
-            lists = {", ".join(each.classes) for each in class_lists().values()}
-            own = own if names in lists else names
-            return (own if key == OWN else ", ".join(class_lists()[key].classes)), own
+        def choose_vocabulary(key: str, names: str, own_names: str) -> tuple[str, str]:
+            """Replace the names by a class list, or restore the visitor's own names."""
+            lists = {", ".join(class_list.classes) for class_list in class_lists().values()}
+            own_names = own_names if names in lists else names
+            return (own_names if key == OWN else ", ".join(class_lists()[key].classes)), own_names
 
         def remove(names: str, removed: list[str]) -> tuple[str, str]:
             listed = [name.text for name in parsed(names)]
             return ", ".join(name for name in listed if name not in removed) if listed else names, OWN
 
         def choose_model(values: Values) -> Iterator[Changes]:
-            """Loads the model; while its weights are downloaded, shows how far that is, until the next choice."""
+            """Load the model. Show the progress of a download of its weights, until the visitor makes another choice."""
             registry, key, session = self.segmenter.registry, values[self.model], values[self.session]
             session.choice, notice = (choice := object()), ""
             try:
@@ -219,13 +219,13 @@ class InputPanel:
                 notice = html.notice(str(problem))
             yield {self.problems["model"]: notice, **self.question_changed(values)}
 
-        light = {"queue": False, **QUIET}
-        last = {"trigger_mode": "always_last", **light}
-        self.photo.change(change_photo, state, [self.problems["photo"], self.stale], **last)
-        lists = [self.vocabulary, self.names, self.own_names]
-        self.vocabulary.input(choose_vocabulary, lists, lists[1:], **light)
-        self.names.change(change_names, state, [self.chips, self.problems["names"], self.stale], **last)
-        self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **light)  # a changed list is the visitor's own
-        self.chips.remove(remove, [self.names, self.chips], [self.names, self.vocabulary], **last)
-        places = [self.problems["model"], self.chips, self.stale]
-        self.model.input(choose_model, state, places, trigger_mode="multiple", concurrency_limit=None, **QUIET)
+        unqueued = {"queue": False, **QUIET}
+        last_only = {"trigger_mode": "always_last", **unqueued}
+        self.photo.change(change_photo, state, [self.problems["photo"], self.stale], **last_only)
+        name_widgets = [self.vocabulary, self.names, self.own_names]
+        self.vocabulary.input(choose_vocabulary, name_widgets, name_widgets[1:], **unqueued)
+        self.names.change(change_names, state, [self.chips, self.problems["names"], self.stale], **last_only)
+        self.names.input(None, None, self.vocabulary, js=f"() => {OWN!r}", **unqueued)  # an edited list is the visitor's own
+        self.chips.remove(remove, [self.names, self.chips], [self.names, self.vocabulary], **last_only)
+        outputs = [self.problems["model"], self.chips, self.stale]
+        self.model.input(choose_model, state, outputs, trigger_mode="multiple", concurrency_limit=None, **QUIET)

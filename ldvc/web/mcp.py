@@ -1,6 +1,6 @@
 """The endpoints as tools of the Model Context Protocol (MCP), for agents.
 
-Gradio makes a tool of each named endpoint: the docstring describes it, its section "Args" the arguments, one line for each.
+Gradio makes a tool of each named endpoint. The docstring describes the tool; its section "Args" has one line per argument.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ VARIABLE = "GRADIO_MCP_SERVER"
 
 
 def is_wanted() -> bool:
-    """Whether the server offers the tools: the environment variable GRADIO_MCP_SERVER is "true".
+    """Whether the server offers the tools, that is, whether the environment variable GRADIO_MCP_SERVER is "true".
 
     Raises:
-        LdvcError: the package for it is not installed.
+        LdvcError: the package mcp is not installed.
     """
     wanted = os.environ.get(VARIABLE, "").lower() == "true"
     if wanted and find_spec("mcp") is None:
@@ -32,19 +32,19 @@ def is_wanted() -> bool:
 
 
 class Server(gradio.mcp.GradioMCPServer):
-    """Gradio's server of the tools, which answers in JSON, and with every output also to clients that ask for no progress."""
+    """Gradio's MCP server with two changes: data is JSON, and clients that ask for no progress get every output, too."""
 
     async def _execute_tool_without_progress(self, job: Any) -> list[Any]:
         result = await run_sync(job.result)
-        return list(result) if isinstance(result, list | tuple) else [result]  # Gradio 6.31 takes several outputs for one
+        return list(result) if isinstance(result, list | tuple) else [result]  # Gradio 6.31 treats several outputs as one
 
     def postprocess_output_data(self, data: list[Any], root_url: str) -> list[Any]:
-        """What the client gets: pictures, addresses of files, and text."""
+        """The content for the client: pictures, addresses of files, and text."""
         data = [json.dumps(each) if isinstance(each, dict) and not is_file_obj_with_meta(each) else each for each in data]
         return super().postprocess_output_data(data, root_url)
 
     def warn_about_state_inputs(self) -> None:
-        """Without a warning: all that an endpoint keeps in the session is the last photo, so that it is encoded once."""
+        """Do not warn: an endpoint only keeps the last photo in the session, so that it is encoded once."""
 
 
 gradio.mcp.GradioMCPServer = Server  # `Blocks.launch` makes an object of this class

@@ -1,4 +1,4 @@
-"""The models of the page, their decoders loaded when first needed and shared by all visitors."""
+"""The models of the page, shared by all visitors. A decoder is loaded when it is first needed."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ log = logging.getLogger(__name__)
 
 MAIN_DECODER = "ldvc"
 LITE = "lite"
-FULL_BYTES = 599_000_000  # of ViT-B/16: 149.6 million numbers of 4 bytes; the Hub says the exact size when the download starts
+FULL_BYTES = 599_000_000  # ViT-B/16: 149.6 million float32 numbers; the Hub gives the exact size when the download starts
 
 
 class LoadedModel:
     """The decoders of one checkpoint, or a CLIP without decoders."""
 
     def __init__(self, source: str = LITE) -> None:
-        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # visitors see no folders
-        # On ZeroGPU. Lite does not: it is fast on a CPU, and a visitor has only a few minutes of GPU a day.
+        self.name = source.rstrip("/").rsplit("/", 1)[-1]  # without folders, because visitors see the name
+        # Lite borrows no GPU: it is fast on a CPU, and a visitor has only a few minutes of GPU a day.
         self.borrows_gpu = gpu_is_lent() and source != LITE
         self._lock = threading.Lock()
         device = "cpu" if gpu_is_lent() and not self.borrows_gpu else None
-        self.decoder = PLAIN_CLIP if is_plain_clip(source) else MAIN_DECODER  # answers questions; `main` is its predictor
+        self.decoder = PLAIN_CLIP if is_plain_clip(source) else MAIN_DECODER  # the one that answers; `main` is its predictor
         self.main = Predictor.from_pretrained(source, decoder=self.decoder, device=device)
         self._predictors: dict[str, Predictor | None] = {self.decoder: self.main}
 
     @property
     def has_dense_clip(self) -> bool:
-        """Whether plain CLIP reads the last block of its image tower in another way, see `ldvc.modeling.dense`."""
+        """Whether plain CLIP computes the last block of its image tower densely, see `ldvc.modeling.dense`."""
         return self.main.plain_clip.dense != "plain"
 
     def predictor(self, decoder: str) -> Predictor | None:
-        """The predictor with a decoder, or None if the checkpoint has no such decoder or it cannot be fetched now."""
-        if decoder in self._predictors:  # without the lock: a forked process may inherit it locked
+        """The predictor with a decoder; None if the checkpoint has no such decoder or it cannot be downloaded now."""
+        if decoder in self._predictors:  # without the lock, which a forked process may inherit locked
             return self._predictors[decoder]
         with self._lock:
             try:
@@ -61,14 +61,14 @@ class LoadedModel:
             return self._predictors.get(decoder)
 
     def prepare(self) -> None:
-        """Encode the words for "none of these" of dense CLIP, which takes a processor long once; then they are on disk."""
+        """Encode dense CLIP's words for "none of these". This is slow on a CPU; then the embeddings are cached on disk."""
         if self.has_dense_clip and not self.borrows_gpu:
             self.predictor(PLAIN_CLIP).encode_names(self.main.plain_clip.stuff)
 
     def warm(self) -> None:
         """Load every decoder and run it once.
 
-        A model that borrows the GPU is not run; the digest of its weights is computed, because later they are on the GPU.
+        A model that borrows a GPU is not run. The digest of its weights is computed now, before they move to the GPU.
         """
         decoders = self.decoders()
         if self.borrows_gpu:
@@ -79,11 +79,11 @@ class LoadedModel:
             self.predictor(decoder).segment(["warm", "up"], image=image)
 
     def lacks(self, decoder: str) -> bool:
-        """Whether the checkpoint has no such decoder; not if it only could not be fetched."""
+        """Whether the checkpoint has no such decoder; False if its download failed."""
         return decoder in self._predictors and self._predictors[decoder] is None
 
     def missing(self, decoder: str) -> str:
-        """Of a decoder without a predictor: why it is not there and how to get it, in one sentence."""
+        """A sentence for a decoder without a predictor: why it is missing and how to get it."""
         if self.decoder == PLAIN_CLIP:
             return texts.NO_DECODER
         return texts.DECODER_HOW if self.lacks(decoder) else texts.DECODER_FAILED
@@ -94,18 +94,18 @@ class LoadedModel:
 
 
 def is_on_hub(source: str) -> bool:
-    """Whether a source is a checkpoint of the Hub; it may be in the cache."""
+    """Whether a source is a checkpoint on the Hub, which may be in the cache."""
     return not (is_plain_clip(source) or source == LITE or Path(source).expanduser().is_dir())
 
 
 class Download:
-    """A checkpoint and the weights of its CLIP on their way from the Hub, in a thread.
+    """The download of a checkpoint and the weights of its CLIP from the Hub, in a thread.
 
-    The Hub's client ends a download that stalls: after 10 seconds without a byte, it tries five times more.
+    The Hub's client ends a download that stalls: it tries again after 10 seconds without a byte, five times.
     """
 
     def __init__(self, source: str) -> None:
-        self.done = self.total = 0  # bytes of the CLIP; 0 while the Hub has not answered
+        self.done = self.total = 0  # bytes of the CLIP weights; 0 until the Hub answers
         self.error: LdvcError | None = None  # the reason of a failure
         self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
         self._thread.start()
@@ -131,16 +131,16 @@ class Download:
 
     @property
     def sentence(self) -> str:
-        """How far it is."""
+        """A sentence about the progress."""
         return texts.FULL_DOWNLOADING.format(done=self.done // 10**6, total=(self.total or FULL_BYTES) // 10**6)
 
     @property
     def share(self) -> float:
-        """What has arrived, of 1."""
+        """The downloaded share, from 0 to 1."""
         return min(1.0, self.done / (self.total or FULL_BYTES))
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end; whether it is reached."""
+        """Wait at most `seconds` for the end of the download; return whether it ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -149,7 +149,7 @@ class ModelRegistry:
     """The choice of models on the page.
 
     Args:
-        main: the model that the page opens with, or its source; `FULL` = the full model, with lite as the other choice.
+        main: the model that the page opens with, or its source. `FULL`: the full model, with lite as the other choice.
         full: source of a decoder checkpoint for the full CLIP; None = the CLIP without decoders.
 
     Raises:
@@ -159,7 +159,7 @@ class ModelRegistry:
     FULL = "full"
 
     def __init__(self, main: str | LoadedModel = LITE, full: str | None = None) -> None:
-        self._lock = threading.Lock()  # of loading a model; one that is loaded is returned without it
+        self._lock = threading.Lock()  # held while a model is loaded
         self._loaded: dict[str, LoadedModel] = {}
         self._full = full or self.FULL
         self._download: Download | None = None
@@ -173,8 +173,8 @@ class ModelRegistry:
     @classmethod
     def from_environment(cls) -> ModelRegistry:
         """`LDVC_MODEL` is the main model, `LDVC_FULL` (or the folder assets/full) the full model's checkpoint."""
-        beside = str(ASSETS / "full") if (ASSETS / "full").is_dir() else None
-        return cls(os.environ.get("LDVC_MODEL", LITE), os.environ.get("LDVC_FULL") or beside)
+        bundled = str(ASSETS / "full") if (ASSETS / "full").is_dir() else None
+        return cls(os.environ.get("LDVC_MODEL", LITE), os.environ.get("LDVC_FULL") or bundled)
 
     def warm(self) -> None:
         """Load every decoder of the main model and run it once, so that no visitor waits for it.
@@ -189,14 +189,14 @@ class ModelRegistry:
 
     @property
     def choices(self) -> list[str]:
-        """Keys of the choice."""
+        """Keys of the models that a visitor can choose."""
         return [self.default, LITE if self.default == self.FULL else self.FULL]
 
     def get(self, key: str | None) -> LoadedModel:
-        """The model of a choice; None is the main one. Lite is there under any choice.
+        """Return the model with a key; None is the main model. Lite is always available.
 
         Raises:
-            Problem: it is not here; the sentence says what to do. Weights that are missing are downloaded meanwhile.
+            Problem: the model is not available yet; the sentence says what to do. Missing weights are being downloaded.
         """
         key = key or self.default
         if (download := self.download(key)) is not None:
@@ -208,14 +208,14 @@ class ModelRegistry:
         return key in self._loaded
 
     def present(self, key: str | None) -> LoadedModel:
-        """The model of a choice if it is loaded, otherwise the main one."""
+        """The model with a key if it is loaded, otherwise the main model."""
         return self._loaded.get(key or self.default, self._loaded[self.default])
 
     def download(self, key: str) -> Download | None:
-        """The download that a choice has to wait for; it starts now unless it is under way.
+        """The download that a model needs before it can be loaded; None if it needs none. It starts now if it has not started.
 
         Raises:
-            Problem: there is no such choice, or the download is not possible or has failed. The next call tries again.
+            Problem: there is no such model, or the download is not possible, or it failed. The next call tries again.
         """
         if key in self._loaded:
             return None
@@ -238,7 +238,7 @@ class ModelRegistry:
             return None
 
     def needs_download(self) -> bool:
-        """Whether the full model, without decoders, would have to be downloaded now."""
+        """Whether the full model has no decoders and its weights are not on this machine."""
         return self.FULL not in self._loaded and is_plain_clip(self._full) and self._missing_clip(self.FULL) is not None
 
     def _missing_clip(self, key: str) -> tuple[str, str] | None:
@@ -254,7 +254,7 @@ class ModelRegistry:
         return LITE if key == LITE else self._full
 
     def _load(self, key: str) -> LoadedModel:
-        """`get`, but missing weights are waited for."""
+        """Load a model; unlike `get`, wait for missing weights."""
         if key in self._loaded:
             return self._loaded[key]
         source = self._source(key)

@@ -30,14 +30,14 @@ from ldvc.web.tabs.space import SpaceTab
 log = logging.getLogger(__name__)
 
 TABS: tuple[type[Tab], ...] = (SegmentTab, AttentionTab, RoutingTab, SpaceTab, CompareTab)
-SESSION_SECONDS = 3 * 3600  # a photo is forgotten so long after the visitor's last question
-MAX_SESSIONS = 200  # with the values of their widgets, about 1 MB each; `Visits` bounds the memory of their answers
-ANSWERS_GB = 1.5  # of all visitors, unless the environment variable LDVC_ANSWERS_GB says otherwise
-QUEUE_SIZE = 60  # events that wait, about half a minute on two cores; others are answered that the server is busy
+SESSION_SECONDS = 3 * 3600  # a session is deleted this long after the visitor's last question
+MAX_SESSIONS = 200  # about 1 MB each for the values of widgets; `Visits` limits the memory of the answers
+ANSWERS_GB = 1.5  # memory for the answers of all visitors; default of the environment variable LDVC_ANSWERS_GB
+QUEUE_SIZE = 60  # waiting events, about half a minute on two cores; further events get the answer "busy"
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-# On a phone the answer is below the question: scroll to it, unless something was wrong with the question.
+# On a phone the answer is below the question: scroll to the answer, unless the question has a problem.
 SCROLL = """() => {
   const tabs = document.querySelector("#tabs");
   const below = tabs.getBoundingClientRect().top > 0.6 * window.innerHeight;
@@ -46,7 +46,7 @@ SCROLL = """() => {
 
 
 def theme() -> gr.themes.Base:
-    """Calm, with system fonts only: nothing is fetched from elsewhere."""
+    """The theme of the page, with system fonts only: the browser fetches nothing from other servers."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.indigo,
         secondary_hue=gr.themes.colors.indigo,
@@ -73,7 +73,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options() -> dict[str, Any]:
-    """Arguments of `Blocks.launch` for this page; LdvcError as of `mcp.is_wanted`."""
+    """Arguments of `Blocks.launch` for this page. Raises LdvcError if `mcp.is_wanted` does."""
     mcp_server = mcp.is_wanted()
     return {
         "mcp_server": mcp_server,
@@ -81,7 +81,7 @@ def launch_options() -> dict[str, Any]:
         "css": html.static("style.css"),
         "footer_links": ["api"],
         "state_session_capacity": MAX_SESSIONS,
-        "allowed_paths": [str(EXAMPLES_FOLDER)],  # wherever the page was started from
+        "allowed_paths": [str(EXAMPLES_FOLDER)],  # also if the page was started from another folder
         "max_file_size": "50mb",
         "show_error": False,
         "ssr_mode": False,
@@ -100,10 +100,10 @@ def header() -> str:
 
 
 def answers_limit() -> int:
-    """Bytes for the answers of all visitors.
+    """The limit for the answers of all visitors, in bytes.
 
     Raises:
-        LdvcError: LDVC_ANSWERS_GB is no positive number.
+        LdvcError: LDVC_ANSWERS_GB is not a positive number.
     """
     text = os.environ.get("LDVC_ANSWERS_GB") or ANSWERS_GB
     with contextlib.suppress(ValueError):
@@ -130,11 +130,11 @@ def build_page(registry: ModelRegistry) -> Page:
                 panel.stale.render()
                 with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                     for kind in TABS:
-                        with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as place:
+                        with gr.Tab(kind.title, id=kind.key, elem_id=f"tab-{kind.key}") as tab_item:
                             gr.HTML(f'<p class="ldvc-look">{texts.LOOK_FOR[kind.key]}</p>')
                             tab = tabs[kind.key] = kind(segmenter, shared)
                         options = {"show_progress_on": [tab.empty, tab.pictures[0]], "trigger_mode": "always_last", **PRIVATE}
-                        place.select(tab.open, tab.inputs, tab.outputs, **options)
+                        tab_item.select(tab.open, tab.inputs, tab.outputs, **options)
         gr.HTML(f'<p class="ldvc-about">{texts.ABOUT}</p>', elem_classes="ldvc-later")
 
         panel.wire()
@@ -147,51 +147,51 @@ def build_page(registry: ModelRegistry) -> Page:
 
 
 class Questions:
-    """Asks what is in the panel, an example, or what the page's address names, and shows the answer."""
+    """Answers the question in the panel, an example, or a link, and shows the answer."""
 
     def __init__(self, segmenter: Segmenter, shared: Shared, panel: InputPanel, tabs: dict[str, Tab]) -> None:
         self.segmenter, self.shared, self.panel, self.tabs = segmenter, shared, panel, tabs
 
     def answer_question(self, values: Values) -> Changes:
-        """The visitor pressed the button."""
+        """Answer the question in the panel, after a press of the button."""
         return self.answered(values, self.segmenter.segment)
 
     def choose_example(self, values: Values) -> Iterator[Changes]:
-        """The visitor clicked on an example."""
+        """Answer an example, after a click on it."""
         example = self.panel.examples[values[self.panel.gallery]]
         yield from self.answer_example(values, example, example.names)
 
     def open_page(self, values: Values, request: gr.Request) -> Iterator[Changes]:
-        """The answer that the address asks for, or an example if its answer is computed already."""
+        """Answer the link in the page's address; without a link, show the opening example if its answer exists already."""
         panel = self.panel
         link = read_link(request.query_params, panel.examples, self.segmenter.registry)
-        more = {self.shared.session: values[self.shared.session]}
+        link_changes = {self.shared.session: values[self.shared.session]}
         if link.model:
-            more[panel.model] = values[panel.model] = link.model
+            link_changes[panel.model] = values[panel.model] = link.model
         if link.notice:
-            more[panel.problems["run"]] = html.notice(link.notice)
-        if link.asked or self.segmenter.is_kept(link.example.fingerprint, values[panel.model]):
+            link_changes[panel.problems["run"]] = html.notice(link.notice)
+        if link.is_explicit or self.segmenter.is_kept(link.example.fingerprint, values[panel.model]):
             for changes in self.answer_example(values, link.example, link.names, opens=True):
-                yield {**changes, **more}
+                yield {**changes, **link_changes}
         else:
-            yield more
+            yield link_changes
 
     def answer_example(self, values: Values, example: Example, names: str, *, opens: bool = False) -> Iterator[Changes]:
-        """Photo and names together with the answer, or before it if it has to be computed; `opens` as of `answered`."""
-        panel, shown = self.panel, self.panel.example(example, names)
-        values |= {panel.photo: shown[panel.photo], panel.names: names}
+        """Show an example with its answer, or before the answer if that must be computed; for `opens` see `answered`."""
+        panel, example_changes = self.panel, self.panel.example(example, names)
+        values |= {panel.photo: example_changes[panel.photo], panel.names: names}
         if self.segmenter.is_kept(example.fingerprint, values[panel.model]):
-            yield {**shown, **self.answered(values, self.segmenter.segment_example, opens=opens)}
+            yield {**example_changes, **self.answered(values, self.segmenter.segment_example, opens=opens)}
             return
-        yield shown
+        yield example_changes
         changes = self.answered(values, self.segmenter.segment_example, opens=opens)
-        changes.pop(panel.names, None)  # the visitor may be changing the names meanwhile
+        changes.pop(panel.names, None)  # the visitor may have changed the names in the meantime
         yield changes
 
     def answered(self, values: Values, segment: Callable[..., Answer], *, opens: bool = False) -> Changes:
-        """Ask, and show the answer. A problem becomes a sentence beside its field and changes nothing else.
+        """Segment, and show the answer. A problem only changes the sentence beside its field.
 
-        If the page `opens`, and so no visitor asks, nothing changes if the visitor asks something meanwhile.
+        `opens` is true when the page opens. Then nothing changes if the visitor asks a question in the meantime.
         """
         panel, previous = self.panel, values[self.shared.session].answer
         options = {"model": values[panel.model], "company": values[self.shared.company], "previous": previous}
@@ -207,20 +207,20 @@ class Questions:
             return panel.refused(Problem("run", texts.UNEXPECTED))
 
     def show(self, answer: Answer, previous: Answer | None, values: Values, *, opens: bool) -> Changes:
-        """The panel and the open tab with an answer, which becomes the session's; tabs with the previous one get blank."""
+        """Show an answer in the panel and the open tab, blank tabs with the previous answer, and set the session's answer."""
         session, viewer = values[self.shared.session], values[self.shared.viewer]
         background, thresholds = answer.background(viewer["background"]), viewer["thresholds"]
-        if previous is not None and previous.model != answer.model:  # thresholds were chosen for the scores of one checkpoint
+        if previous is not None and previous.model != answer.model:  # thresholds belong to the scores of one checkpoint
             background, thresholds = None if background is None else OWN_THRESHOLD, {}
         values[self.shared.viewer] = {**viewer, "background": background, "thresholds": thresholds}
-        opened = {session.open_tab}
+        drawn_tabs = {session.open_tab}
         changes = self.panel.answered(answer) | self.tabs[session.open_tab].show(answer, values)
         if opens and session.answer is not previous:
             return {}
         session.answer = answer
-        opened.add(session.open_tab)  # a tab that is opened meanwhile draws the new answer itself
-        for key in self.tabs.keys() - opened:
-            # Others are blank already, but the viewer gets settings that the answer changed.
+        drawn_tabs.add(session.open_tab)  # a tab that was opened in the meantime draws the new answer itself
+        for key in self.tabs.keys() - drawn_tabs:
+            # Other tabs are blank already, but the viewer needs the settings that the answer changed.
             if previous is None or key in previous.drawn or values[self.shared.viewer] != viewer:
                 changes |= self.tabs[key].blank(values)
         return {self.shared.session: session, **changes}
@@ -228,19 +228,19 @@ class Questions:
     def wire(self, page: Page) -> None:
         """Declare the events."""
         panel, shared, tabs = self.panel, self.shared, self.tabs.values()
-        inputs = {*panel.inputs, *(each for tab in tabs for each in tab.inputs)}
-        outputs = [shared.session, *panel.outputs, *(each for tab in tabs for each in tab.outputs)]
-        more = [panel.photo, panel.vocabulary, panel.model, *outputs]
+        inputs = {*panel.inputs, *(widget for tab in tabs for widget in tab.inputs)}
+        outputs = [shared.session, *panel.outputs, *(component for tab in tabs for component in tab.outputs)]
+        example_outputs = [panel.photo, panel.vocabulary, panel.model, *outputs]
         options = {"show_progress_on": [panel.run, self.tabs["segment"].empty, shared.viewer], **PRIVATE}
-        # One after the other, so that what is on the screen belongs to the session's answer.
+        # One question after the other, so that the page shows the answer of the session.
         question = {"concurrency_id": "question", **options}
         pressed = gr.on([panel.run.click, panel.names.submit], self.answer_question, inputs, outputs, js=LOCK, **question)
         unlock_after(pressed)
         question |= {"show_progress": "minimal", "trigger_mode": "always_last"}
-        chosen = panel.gallery.choose(self.choose_example, {panel.gallery, *inputs}, more, **question)
-        opened = page.load(self.open_page, inputs, more, show_progress="minimal", **options)
+        chosen = panel.gallery.choose(self.choose_example, {panel.gallery, *inputs}, example_outputs, **question)
+        opened = page.load(self.open_page, inputs, example_outputs, show_progress="minimal", **options)
         for event in (pressed, chosen, opened):
-            # After events of the panel that were under way.
+            # Runs after events of the panel that had already started.
             event.success(panel.outdated, {*panel.inputs, shared.session}, panel.stale, queue=False, **QUIET)
         for event in (pressed, chosen):
             event.success(None, js=SCROLL, **PRIVATE)

@@ -1,4 +1,4 @@
-"""Photos that programs and the page send: a file that was uploaded, or a data URL. Whatever else comes gets a sentence."""
+"""Photos from the page and from programs: an uploaded file or a data URL. Any other value is answered with a sentence."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TOO_LARGE = f"The file of the photo is larger than {MAX_FILE_BYTES // 1_000_000}
 
 
 class SentPhoto(ImageData):
-    """What stands for a photo in a request."""
+    """The value of a photo in a request."""
 
     @classmethod
     def model_validate(cls, value: Any, **options: Any) -> SentPhoto:
-        """A text counts as a URL; values of other kinds get a sentence."""
+        """Validate a value; a text counts as a URL, and other values are refused with a sentence."""
         try:
             return super().model_validate({"url": value} if isinstance(value, str) else value, **options)
         except ValidationError as error:
@@ -34,15 +34,15 @@ class SentPhoto(ImageData):
 
 
 def accept_photos(component: gr.Image) -> None:
-    """Make a widget pass on the path of a photo, unopened.
+    """Let a widget return the path of a photo without opening it.
 
-    Gradio would decode the photo outside our bounds, and fail with a stack trace on a file that is no picture.
+    Gradio would decode the photo without our limits, and fail with a stack trace on a file that is not a picture.
     """
 
     async def keep(path: str | Path | None) -> str | None:
         if str(path).startswith(("http://", "https://")):
-            uploaded = unquote(str(path).partition("/gradio_api/file=")[2])  # how tools of an agent name an uploaded file
-            if not uploaded:  # Gradio would load what is there into memory, whatever its size
+            uploaded = unquote(str(path).partition("/gradio_api/file=")[2])  # the form that agents' tools send
+            if not uploaded:  # Gradio would load the file at this address into memory at any size
                 raise refusal("Photos are not fetched from the web. " + HOW_TO_SEND)
             return uploaded  # `path_of` refuses other files
         return await type(component).async_move_resource_to_block_cache(component, path)
@@ -53,8 +53,8 @@ def accept_photos(component: gr.Image) -> None:
         path = payload.path
         if path is None:
             path = _save_data_url(payload.url, component.GRADIO_CACHE)
-            component.temp_files.add(path)  # which Gradio removes when they are old
-        if not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):  # a file that nobody uploaded
+            component.temp_files.add(path)  # Gradio removes these files when they are old
+        if not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):  # not an uploaded file
             raise refusal(HOW_TO_SEND)
         if Path(path).is_file() and Path(path).stat().st_size > MAX_FILE_BYTES:
             raise refusal(TOO_LARGE)
@@ -66,7 +66,7 @@ def accept_photos(component: gr.Image) -> None:
 
 
 def _save_data_url(url: str, folder: str) -> str:
-    """The path of a file with the bytes of a data URL."""
+    """Write the bytes of a data URL to a file in a folder, and return its path."""
     if not url.startswith("data:") or ";base64," not in url[:200]:
         raise refusal(HOW_TO_SEND)
     if len(url) > MAX_FILE_BYTES * 4 / 3 + 200:

@@ -1,4 +1,4 @@
-"""Questions become answers: plain functions of values, without widgets, so that tests need no browser."""
+"""Answers to questions, as plain functions of values without widgets, so that tests need no browser."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from ldvc.web.models import LITE, MAIN_DECODER, LoadedModel, ModelRegistry
 from ldvc.web.session import OWN_THRESHOLD, Answer, Problem
 
 PHOTO_PIXELS = 40_000_000  # see `load_picture`: decoding a photo takes 320 MB at most
-PHOTO_SIDE = 1600  # photos are shrunk to this long side when they come in
-LCSA_OFF = "ldvc_lcsa_off"  # not a decoder: the trained LDVC with LCSA left out, an intervention
+PHOTO_SIDE = 1600  # photos are shrunk to this long side when they are read
+LCSA_OFF = "ldvc_lcsa_off"  # an intervention, not a decoder: the trained LDVC without LCSA at inference
 ALL_DECODERS = (*PREDICTOR_DECODERS, LCSA_OFF)
 _DECODING = threading.Lock()
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Segmenter:
-    """Segments photos with the models of a registry; holds no photo."""
+    """Segments photos with the models of a registry."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self.registry = registry
         self._infer = functools.partial(infer, registry)
         self._infer_on_gpu = on_gpu(self._infer, gpu_seconds)
-        self._kept: dict[tuple[str, str], Answer] = {}  # by fingerprint and model
+        self._shared: dict[tuple[str, str], Answer] = {}  # answers of `keep`, by fingerprint and model
 
     def model(self, answer: Answer) -> LoadedModel:
         """The model that gave an answer."""
@@ -50,37 +50,38 @@ class Segmenter:
     def segment(
         self, photo: str | None, names: Any, *, model: str | None = None, company: bool = True, previous: Answer | None = None
     ) -> Answer:
-        """Segment a photo by names with the model's main decoder; others are computed when they are asked for.
+        """Segment a photo by names with the model's main decoder; `results` computes the other decoders.
 
-        A model that gets no GPU from ZeroGPU is replaced by lite, and the answer has a `notice` about it.
+        If the model gets no GPU from ZeroGPU, lite answers, and the answer has a `notice`.
 
         Args:
             photo: path of the uploaded file.
-            names: separated by commas, or a list; synonyms by "|".
-            model: key of the model choice; None = the main one.
+            names: names separated by commas, or a list of names; "|" separates synonyms.
+            model: key of the model choice; None = the main model.
             company: segment a single name together with `ldvc.predictor.COMPANY`.
-            previous: an answer whose encoded photo is used again if model and photo are the same.
+            previous: an earlier answer; its encoded photo is reused if model and photo are the same.
 
         Raises:
-            Problem: the visitor can put it right.
+            Problem: the question cannot be answered; the sentence tells the visitor what to do.
         """
         key = model or self.registry.default
         loaded = self.registry.get(key)
         if not photo:
             raise Problem("photo", texts.NO_PHOTO)
-        asked, classes = read_names(names)
+        parsed_names, classes = read_names(names)
         try:
             fingerprint = hashlib.sha256(Path(photo).read_bytes()).hexdigest()
         except OSError as error:
             raise Problem("photo", texts.NO_PHOTO) from error
-        kept = self._kept.get((fingerprint, key))
+        shared = self._shared.get((fingerprint, key))
         is_same = previous is not None and (fingerprint, key) == (previous.fingerprint, previous.model)
-        known = previous if is_same else kept
+        encoded = previous if is_same else shared
         answer = Answer(
-            model=key, decoder=loaded.decoder, photo=photo, fingerprint=fingerprint, asked=asked, company=company, kept=kept,
-            image=known.image if known else read_photo(photo), names=[name.title for name in classes],
-            none_named=asked != classes, pictures=previous.pictures if is_same else {},
-            results=dict(kept.results) if kept is not None and kept.asked == asked else {},
+            model=key, decoder=loaded.decoder, photo=photo, fingerprint=fingerprint, company=company, kept=shared,
+            image=encoded.image if encoded else read_photo(photo), parsed_names=parsed_names,
+            names=[name.title for name in classes], none_named=parsed_names != classes,
+            pictures=previous.pictures if is_same else {},
+            results=dict(shared.results) if shared is not None and shared.parsed_names == parsed_names else {},
         )  # fmt: skip
         try:
             # A GPU is borrowed once per question.
@@ -91,7 +92,7 @@ class Segmenter:
         return answer
 
     def segment_example(self, photo: str, names: str, *, model: str | None = None, **options: Any) -> Answer:
-        """`segment` for a click on an example: instead of a model that borrows a GPU lite answers, with a notice."""
+        """`segment` for a click on an example: lite replaces a model that borrows a GPU, with a notice."""
         key = self.at_once(model)
         answer = self.segment(photo, names, model=key, **options)
         if key != (model or self.registry.default):
@@ -100,48 +101,48 @@ class Segmenter:
         return answer
 
     def at_once(self, model: str | None) -> str:
-        """The key of a model, or of lite instead of one that borrows a GPU."""
+        """The key of the model that answers an example: lite if the chosen model borrows a GPU."""
         return LITE if self.registry.present(model).borrows_gpu else model or self.registry.default
 
     def keep(self, photo: str, names: str, *decoders: str) -> None:
-        """Answer a question about a photo of the project with the main model and more `decoders`, for all visitors.
+        """Answer a question about an example with the main model and further `decoders`, for all visitors.
 
-        Later answers about it share the encoded photo; those about the same names also share the results.
+        Later answers about this photo share the encoded photo. If the names are the same, they also share the results.
         """
         answer = self.segment(photo, names, model=self.at_once(None))
-        answer = answer.kept or answer
+        answer = answer.kept or answer  # the shared answer, if there is one
         self.results(answer, *decoders)
-        self._kept[answer.fingerprint, answer.model] = answer
+        self._shared[answer.fingerprint, answer.model] = answer
 
     def is_kept(self, fingerprint: str, model: str | None) -> bool:
-        """Whether there is an answer of `keep` about a photo by a model."""
-        return (fingerprint, self.at_once(model)) in self._kept
+        """Whether `keep` has answered a question about a photo with a model."""
+        return (fingerprint, self.at_once(model)) in self._shared
 
     def results(
         self, answer: Answer, *decoders: str, background: float | str | None = OWN_THRESHOLD,
         thresholds: Mapping[str, float] | None = None, company: bool | None = None,
     ) -> list[Segmentation | None]:  # fmt: skip
-        """Segmentations by some decoders of `PREDICTOR_DECODERS`, or `LCSA_OFF`; None where the checkpoint has no such decoder.
+        """Segmentations by decoders of `ALL_DECODERS`, in their order; None where the checkpoint has no such decoder.
 
-        They are computed once, in one call, and kept in the answer; the photo is not encoded again.
+        Missing results are computed in one call and stored in the answer; the photo is not encoded again.
 
         Args:
-            background: threshold of "none of these" in 0..1, None = not allowed, `OWN_THRESHOLD` = each decoder's own.
-            thresholds: of some classes by name, see `Segmentation`; other names are ignored.
-            company: see `segment`; None = as the answer was asked. Matters for a single name only.
+            background: threshold of "none of these" in 0..1; None = not allowed; `OWN_THRESHOLD` = the decoder's threshold.
+            thresholds: thresholds of single classes by name, see `Segmentation`; unknown names are ignored.
+            company: see `segment`; None = as in the answer. It has an effect for a single name only.
 
         Raises:
-            NoGpu: the model computes with a GPU of ZeroGPU and gets none.
+            NoGpu: the model needs a GPU of ZeroGPU and gets none.
         """
         company = (answer.company if company is None else company) and len(answer.names) == 1
         missing = tuple(decoder for decoder in decoders if (decoder, company) not in answer.results)
         if missing:
             compute = self._infer_on_gpu if self.model(answer).borrows_gpu else self._infer
-            answer.image, found = compute(answer.model, answer.image, answer.asked, missing, company)
-            answer.results |= {(decoder, company): result for decoder, result in found.items()}
+            answer.image, new_results = compute(answer.model, answer.image, answer.parsed_names, missing, company)
+            answer.results |= {(decoder, company): result for decoder, result in new_results.items()}
         results = []
         for decoder in decoders:
-            result = copy.copy(answer.results.get((decoder, company)))  # events with other thresholds get copies of their own
+            result = copy.copy(answer.results.get((decoder, company)))  # a copy, because other events may set other thresholds
             if result is not None:
                 result.background = self.threshold(answer, decoder) if background == OWN_THRESHOLD else background
                 result.thresholds = {name: thresholds[name] for name in result.names if name in (thresholds or {})}
@@ -149,11 +150,11 @@ class Segmenter:
         return results
 
     def threshold(self, answer: Answer, decoder: str | None = None) -> float:
-        """The own threshold of a decoder of the checkpoint; None = of the one that answers."""
+        """The threshold of a decoder of the checkpoint; None = the decoder that answers."""
         return self.model(answer).predictor(trained(decoder or answer.decoder)).calibration.threshold
 
     def missing(self, answer: Answer, *decoders: str) -> dict[str, str]:
-        """Of the decoders whose results are None: a sentence each that says how to get them."""
+        """Decoders whose results are None, each with a sentence that says how to get it."""
         results = zip(decoders, self.results(answer, *decoders), strict=True)
         return {decoder: self.model(answer).missing(trained(decoder)) for decoder, result in results if result is None}
 
@@ -175,48 +176,48 @@ def infer(
     decoders: Sequence[str],
     company: bool,
 ) -> tuple[ImageState, dict[str, Segmentation | None]]:
-    """The one place where the page's models compute: the encoded photo, and a segmentation for each decoder.
+    """Compute the encoded photo and a segmentation for each decoder. All inference of the page happens here.
 
-    The result is None for a decoder that the checkpoint does not have. One that could not be fetched is left out.
+    The result is None for a decoder that the checkpoint does not have. A decoder whose download failed is left out.
     """
     loaded = registry.get(model)
     state = image if isinstance(image, ImageState) else loaded.main.encode_image(image)
-    found: dict[str, Segmentation | None] = {}
+    results: dict[str, Segmentation | None] = {}
     for decoder in decoders:
         predictor = loaded.predictor(trained(decoder))
         options = {"company": COMPANY if company else (), "skip_lcsa": decoder == LCSA_OFF}
         if predictor is not None:
-            found[decoder] = predictor.segment([name.text for name in names], image=state, features=True, **options)
+            results[decoder] = predictor.segment([name.text for name in names], image=state, features=True, **options)
         elif loaded.lacks(trained(decoder)):
-            found[decoder] = None
-    return state, found
+            results[decoder] = None
+    return state, results
 
 
 def gpu_seconds(
     model: str, image: ImageState | np.ndarray, names: Sequence[ClassName], decoders: Sequence[str], company: bool
 ) -> int:
-    """How long `infer` may need a GPU that is lent: estimates for ViT-B/16 on the generous side, not measured on ZeroGPU.
+    """Upper estimate of the seconds that `infer` needs a GPU, for ViT-B/16; not measured on ZeroGPU.
 
-    A process starts, moves the weights to the GPU, encodes the photo unless that is done, and then the words; plain CLIP also
-    encodes those for “none of these”.
+    A process starts, moves the weights to the GPU, encodes the photo if necessary, and then the words. Plain CLIP also
+    encodes its words for “none of these”.
     """
-    words = sum(len(each.words) for each in names)
+    words = sum(len(name.words) for name in names)
     return math.ceil(12 + 2 * (not isinstance(image, ImageState)) + 0.05 * words)
 
 
 def check_photo(photo: str) -> None:
-    """Read the header of an uploaded file; the same problems as `read_photo`."""
-    with _picture_problems(), _DECODING:  # a PNG is in memory as a file meanwhile
+    """Read the header of an uploaded file. Raises the problems of `read_photo`."""
+    with _picture_problems(), _DECODING:  # one at a time, because a PNG file is read into memory
         check_picture(photo, max_side=PHOTO_SIDE, max_pixels=PHOTO_PIXELS)
 
 
 def read_photo(photo: str) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of an uploaded file, at most `PHOTO_SIDE` long.
+    """Read the pixels of an uploaded file, uint8 (H, W, 3), with a long side of at most `PHOTO_SIDE`.
 
-    Photos are decoded one after the other, and the memory goes back to the system: the peak is that of one photo.
+    Photos are decoded one after the other, and their memory is returned to the system: the peak is that of one photo.
 
     Raises:
-        Problem: it is no picture that can be read, or it is too large.
+        Problem: the file is not a readable picture, or it is too large.
     """
     with _picture_problems(), _DECODING:
         try:
@@ -226,7 +227,7 @@ def read_photo(photo: str) -> np.ndarray:
 
 
 def return_memory() -> None:
-    """Give memory that was freed back to the system; glibc would keep it for each thread."""
+    """Return freed memory to the system; glibc would keep it for each thread."""
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
 
@@ -242,31 +243,31 @@ def _picture_problems() -> Iterator[None]:
 
 
 def read_names(names: Any) -> tuple[list[ClassName], list[ClassName]]:
-    """Parsed names, from one text or a list of texts, and those of them that are classes.
+    """Parse names from a text or a list of texts; return all of them, and those that are classes.
 
     Raises:
-        Problem: no class, or too many names, or one too long, or something else than text.
+        Problem: there is no class, there are too many names, a name is too long, or a value is not a text.
     """
     if not isinstance(names or "", str | list | tuple):
         raise Problem("names", texts.NO_NAMES.format(value=names))
     try:
-        asked = parse_names(names or "")
-        return asked, drop_none_words(asked)[0]
+        parsed = parse_names(names or "")
+        return parsed, drop_none_words(parsed)[0]
     except InvalidNamesError as error:
         raise Problem("names", str(error)) from error
 
 
 def checked_background(use_background: Any, threshold: Any) -> float | str | None:
-    """The threshold that a program asks for: a number, `OWN_THRESHOLD`, or None = "none of these" is not allowed.
+    """The requested threshold: a number, `OWN_THRESHOLD`, or None = "none of these" is not allowed.
 
     Args:
-        use_background: whether "none of these" is allowed; None counts as no.
-        threshold: score that a name must reach then; None = the checkpoint's own.
+        use_background: whether "none of these" is allowed; None counts as False.
+        threshold: score below which a pixel is none of these; None = the threshold of the checkpoint.
 
     Raises:
-        Problem: `use_background` is not true or false, or the threshold is no number from 0 to 1.
+        Problem: `use_background` is not a boolean, or the threshold is not a number from 0 to 1.
     """
-    if use_background not in (None, False, True):  # "no" would count as yes
+    if use_background not in (None, False, True):  # the text "no" would count as True
         raise Problem("run", texts.NO_FLAG.format(value=use_background))
     if not use_background:
         return None

@@ -1,4 +1,4 @@
-"""What the page remembers of one visitor, and problems as sentences. No widgets and no models here."""
+"""The state of one visitor, the memory of all visitors, and problems as sentences. No widgets and no models here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ldvc.errors import LdvcError
 from ldvc.predictor import ImageState
 from ldvc.result import Segmentation
 
-OWN_THRESHOLD = "default"  # as `Predictor.segment` calls it
+OWN_THRESHOLD = "default"  # the decoder's threshold, see `Predictor.segment`
 
 
 class Problem(LdvcError):
-    """A sentence for the visitor and the field beside which it belongs: "photo", "names", "model" or "run"."""
+    """A sentence for the visitor, shown beside a field: "photo", "names", "model" or "run"."""
 
     def __init__(self, field: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -28,23 +28,23 @@ class Problem(LdvcError):
 
 @dataclass
 class Answer:
-    """A photo segmented by names. Nothing of it changes; what is computed later is added."""
+    """A photo segmented by names. Later events add results and never change existing ones."""
 
     model: str  # key of the model choice
-    decoder: str  # the one of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`
+    decoder: str  # the decoder of `PREDICTOR_DECODERS` that answers, see `LoadedModel.decoder`
     photo: str  # path of the uploaded file
     fingerprint: str  # SHA-256 of the file
     image: ImageState  # the encoded photo: new names do not encode it again
-    asked: list[ClassName]
-    names: list[str]  # the titles of those that are classes; the same as `names` of every result
-    company: bool = True  # a single name was segmented together with `ldvc.predictor.COMPANY`
-    none_named: bool = False  # "background" or the like is among the names, and so "none of these" is allowed
-    chosen: str | None = None  # key of the chosen model, if lite answered because that one got no GPU
-    notice: str = ""  # a sentence about that
-    results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)  # by decoder, with company or without
+    parsed_names: list[ClassName]  # all names of the question
+    names: list[str]  # titles of the classes among them; equal to `names` of every result
+    company: bool = True  # whether a single name was segmented together with `ldvc.predictor.COMPANY`
+    none_named: bool = False  # whether a name such as "background" allows "none of these"
+    chosen: str | None = None  # key of the chosen model, if lite answered in its place
+    notice: str = ""  # a sentence about this replacement
+    results: dict[tuple[str, bool], Segmentation | None] = field(default_factory=dict)  # by (decoder, company)
     pictures: dict[tuple, str] = field(default_factory=dict)  # see `Tab.photo`; shared by answers about the same photo
-    drawn: dict[str, tuple] = field(default_factory=dict)  # the settings with which a tab shows it, by the tab's key
-    kept: Answer | None = None  # what it shares with all visitors, see `Segmenter.keep`
+    drawn: dict[str, tuple] = field(default_factory=dict)  # the settings with which each tab was drawn, by the key of the tab
+    kept: Answer | None = None  # the answer whose photo and results all visitors share, see `Segmenter.keep`
 
     @property
     def photo_name(self) -> str:
@@ -52,7 +52,7 @@ class Answer:
         return Path(self.photo).name
 
     def background(self, wanted: float | str | None) -> float | str | None:
-        """The threshold of "none of these": the wanted one, unless it is None (not allowed) and a name allows it."""
+        """The threshold of "none of these": `wanted`, or `OWN_THRESHOLD` if `wanted` is None and a name allows it."""
         return OWN_THRESHOLD if self.none_named and wanted is None else wanted
 
 
@@ -60,27 +60,27 @@ class Answer:
 class Session:
     """One visitor's state, never shared."""
 
-    answer: Answer | None = None  # to the last question
+    answer: Answer | None = None  # the answer to the last question
     open_tab: str = "segment"  # key of the tab that the visitor looks at
-    choice: object = None  # a mark of the last event that chose a model; older ones, which may wait for a download, end
-    expired: bool = False  # there was an answer and it is forgotten
+    choice: object = None  # identity of the last event that chose a model; older events, which may wait for a download, end
+    expired: bool = False  # whether an answer was forgotten
 
     def forget(self) -> None:
-        """Remove the answer; the next question starts anew."""
+        """Remove the answer."""
         self.expired = self.expired or self.answer is not None
         self.answer = None
 
 
 class Visits:
-    """Bounds the memory of all answers: the visitor whose last event is the oldest is forgotten first.
+    """Limits the memory of all answers. The answer of the visitor whose last event is the oldest is removed first.
 
     Args:
-        limit: bytes that all answers may take together. The newest one is kept even if it is larger.
+        limit: bytes for all answers together. The newest answer is kept even if it is larger.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._sizes: WeakKeyDictionary[Session, int] = WeakKeyDictionary()  # the oldest first
+        self._sizes: WeakKeyDictionary[Session, int] = WeakKeyDictionary()  # the oldest event first
 
     @property
     def total(self) -> int:
@@ -88,7 +88,7 @@ class Visits:
         return sum(self._sizes.values())
 
     def keep(self, session: Session) -> None:
-        """Measure a visitor's answer after an event; forget others, the oldest first, until the limit holds."""
+        """Measure a visitor's answer after an event, and remove the oldest other answers until the limit holds."""
         self._sizes.pop(session, None)
         if session.answer is None:
             return
@@ -104,33 +104,33 @@ class Visits:
 
 
 def size_of(answer: Answer) -> int:
-    """Bytes of the arrays, tensors and texts of an answer, each counted once, without what it shares with all visitors."""
-    known: set[Any] = set()
+    """Bytes of the arrays, tensors and texts of an answer, each counted once, without those that all visitors share."""
+    counted: set[Any] = set()
     if answer.kept is not None:
-        _size(answer.kept, known)
-    return _size(answer, known)
+        _size(answer.kept, counted)
+    return _size(answer, counted)
 
 
-def _size(root: Any, known: set[Any]) -> int:
-    """Bytes that can be reached from an object and are not known yet."""
-    total, todo = 0, [root]
-    while todo:
-        each: Any = todo.pop()
-        if isinstance(each, torch.Tensor):
-            storage = each.untyped_storage()
+def _size(root: Any, counted: set[Any]) -> int:
+    """Bytes of the values that an object refers to and that are not counted yet; adds them to `counted`."""
+    total, stack = 0, [root]
+    while stack:
+        value: Any = stack.pop()
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
             identity, size = ("tensor", storage.data_ptr()), storage.nbytes()
-        elif isinstance(each, np.ndarray):
-            while isinstance(each.base, np.ndarray):
-                each = each.base
-            identity, size = id(each), each.nbytes
+        elif isinstance(value, np.ndarray):
+            while isinstance(value.base, np.ndarray):
+                value = value.base
+            identity, size = id(value), value.nbytes
         else:
-            identity, size = id(each), len(each) if isinstance(each, str | bytes) else 0
-        if identity in known:
+            identity, size = id(value), len(value) if isinstance(value, str | bytes) else 0
+        if identity in counted:
             continue
-        known.add(identity)
+        counted.add(identity)
         total += size
-        if isinstance(each, list | tuple):
-            todo += each
-        elif isinstance(each, dict) or type(each).__module__.startswith("ldvc."):
-            todo += (each if isinstance(each, dict) else vars(each)).values()
+        if isinstance(value, list | tuple):
+            stack += value
+        elif isinstance(value, dict) or type(value).__module__.startswith("ldvc."):
+            stack += (value if isinstance(value, dict) else vars(value)).values()
     return total

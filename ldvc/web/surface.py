@@ -1,4 +1,4 @@
-"""What the server shows to the internet: the routes that the page needs, headers for browsers, sentences for failures."""
+"""What the server exposes to the internet: the routes that the page needs, security headers, and sentences for failures."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ ROUTES = re.compile(
     r"|queue/(join|data)|cancel|reset/?|(call|run|api)/.+))",
     re.DOTALL,
 )
-MCP_ROUTES = re.compile(r"/gradio_api/mcp(/|/http/?|/schema)?")  # without the older transport, SSE
+MCP_ROUTES = re.compile(r"/gradio_api/mcp(/|/http/?|/schema)?")  # without the older transport SSE
 FILES = "/gradio_api/file="
 UPLOAD = "/gradio_api/upload"
 MAX_SENTENCE = 500  # characters
-MAX_BODY = MAX_FILE_BYTES * 4 // 3 + 1_000_000  # bytes of a request: a photo as a data URL, and what is sent beside it
-SENTENCES = {  # instead of Gradio's lists of what is wrong, and "Queue is full"
+MAX_BODY = MAX_FILE_BYTES * 4 // 3 + 1_000_000  # bytes of a request: a photo as a data URL and the other inputs
+SENTENCES = {  # by status; they replace Gradio's messages
     400: texts.BAD_REQUEST,
     413: texts.REQUEST_TOO_LARGE,
     422: texts.BAD_REQUEST,
@@ -48,10 +48,10 @@ HUB = "https://huggingface.co https://*.hf.space"
 
 
 def content_security_policy() -> str:
-    """The policy of the page: everything comes from this server.
+    """The content security policy of the page: all content comes from this server.
 
-    Gradio needs inline scripts and `eval` for the scripts of a page. A Space is embedded in pages of the Hugging Face Hub, and
-    Gradio asks the Hub whether the Space runs.
+    Gradio needs inline scripts and `eval`. A Space is embedded in pages of the Hugging Face Hub, and Gradio asks the Hub
+    whether the Space runs.
     """
     hub = f" {HUB}" if os.environ.get("SPACE_ID") else ""
     return (
@@ -67,20 +67,20 @@ class BodyTooLarge(Exception):
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The error behind those that Gradio wraps around it."""
-    known = {error}
-    while (cause := error.__cause__ or error.__context__) is not None and cause not in known:
-        known.add(error := cause)
+    """The original error, from the causes and contexts of an error that Gradio raises."""
+    visited = {error}
+    while (cause := error.__cause__ or error.__context__) is not None and cause not in visited:
+        visited.add(error := cause)
     return error
 
 
 class Surface:
-    """ASGI middleware.
+    """ASGI middleware that filters routes and files, limits request bodies, and adds headers and sentences.
 
     Args:
         app: the server.
-        folders: whose files may be fetched, besides those of Gradio's temporary folder.
-        mcp: whether the endpoints are tools of the Model Context Protocol, too.
+        folders: folders whose files may be fetched, in addition to Gradio's temporary folder.
+        mcp: whether the server also offers the endpoints as tools of the Model Context Protocol.
     """
 
     def __init__(self, app: Any, *, folders: Sequence[Path], mcp: bool = False) -> None:
@@ -114,9 +114,9 @@ class Surface:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
-                status = 413 if received > MAX_BODY else message["status"]  # Gradio would say that it cannot read the body
-                own = path.startswith("/gradio_api/") and not MCP_ROUTES.fullmatch(path)  # that protocol has its own errors
-                if own and status in SENTENCES:
+                status = 413 if received > MAX_BODY else message["status"]  # Gradio would report an unreadable body
+                replaceable = path.startswith("/gradio_api/") and not MCP_ROUTES.fullmatch(path)  # MCP has its own errors
+                if replaceable and status in SENTENCES:
                     replaced = True
                     await reply(status, SENTENCES[status])
                 else:
@@ -161,20 +161,20 @@ class Surface:
         try:
             real, folders = Path(path).resolve(), (temporary.folder().resolve(), *self.folders)
             return Path(path).is_absolute() and any(real.is_relative_to(folder) for folder in folders)
-        except (OSError, ValueError, RuntimeError):  # such as a null byte, or a loop of links
+        except (OSError, ValueError, RuntimeError):  # for example a null byte, or a loop of links
             return False
 
 
 class Page(gr.Blocks):
-    """`gr.Blocks` that measures a visitor's memory after each event, and answers failures with a sentence.
+    """`gr.Blocks` that limits the memory of visitors after each event and answers failures with a sentence.
 
     Args:
         visits: the memory of all visitors.
-        options: of `gr.Blocks`.
+        options: arguments of `gr.Blocks`.
 
     Attributes:
         session: the component with the visitor's `Session`.
-        segmenter: what answers the questions.
+        segmenter: the `Segmenter` of the page.
     """
 
     session: gr.State
@@ -187,7 +187,7 @@ class Page(gr.Blocks):
         self.unload(self.leave)
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
-        """Check what was sent and turn it into the values of the function."""
+        """Turn the inputs of a request into the arguments of the function; answer bad inputs with a sentence."""
         try:
             return await super().preprocess_data(block_fn, inputs, *rest, **options)
         except gr.Error:
@@ -203,11 +203,11 @@ class Page(gr.Blocks):
             raise refusal(HOW_TO_SEND if photo else texts.BAD_REQUEST) from error
 
     async def process_api(self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
-        """Answer an event."""
+        """Answer an event, and turn every failure into a sentence."""
         try:
             return await super().process_api(block_fn, inputs, state, **options)
         except gr.Error as error:
-            sentence = str(error.message).encode(errors="replace").decode()  # it quotes what was sent, such as half a surrogate
+            sentence = str(error.message).encode(errors="replace").decode()  # it may quote an unpaired surrogate
             error.message = sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[:MAX_SENTENCE]}…"
             raise
         except Exception as error:
@@ -215,8 +215,8 @@ class Page(gr.Blocks):
                 log.error("an event could not be answered: %s", first.strerror)
                 raise refusal(texts.NO_SPACE) from error
             # Without the message, which may quote the visitor's data.
-            where = "".join(traceback.format_tb(first.__traceback__))
-            log.error("an event could not be answered: %s\n%s", type(first).__name__, where)
+            trace = "".join(traceback.format_tb(first.__traceback__))
+            log.error("an event could not be answered: %s\n%s", type(first).__name__, trace)
             raise refusal(texts.UNEXPECTED) from error
         finally:
             if state is not None:
@@ -226,29 +226,29 @@ class Page(gr.Blocks):
                     await self._return_memory()
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-        """What the browser gets. Gradio would make a new component for each output that does not change."""
+        """Turn the changes of an event into data for the browser. Gradio would make a component for each unchanged output."""
         outputs = block_fn.outputs
-        if not isinstance(predictions, dict) or not predictions or not predictions.keys() <= set(outputs):  # by place, or data
+        if not isinstance(predictions, dict) or not predictions or not predictions.keys() <= set(outputs):
             return await super().postprocess_data(block_fn, predictions, state)
-        some = copy.copy(block_fn)
-        some.outputs = [each for each in outputs if each in predictions]
-        changes = iter(await super().postprocess_data(some, predictions, state))
-        return [next(changes) if each in predictions else None if each.stateful else gr.skip() for each in outputs]
+        reduced = copy.copy(block_fn)
+        reduced.outputs = [output for output in outputs if output in predictions]
+        changes = iter(await super().postprocess_data(reduced, predictions, state))
+        return [next(changes) if output in predictions else None if output.stateful else gr.skip() for output in outputs]
 
     def _drop_copies(self, state: Any) -> None:
-        """Remove components that Gradio made to apply updates: it keeps all of them, half a megabyte for each answer."""
+        """Remove the components that Gradio makes to apply updates. It would keep all of them: 0.5 MB for each answer."""
         for key in state.blocks_config.blocks.keys() - self.blocks.keys():
             del state.blocks_config.blocks[key]
             state.config_values.pop(key, None)
 
     async def _return_memory(self) -> None:
-        """`return_memory`, at most once a second."""
+        """Call `return_memory`, at most once a second."""
         if time.monotonic() - self._returned > 1:
             self._returned = time.monotonic()
             await anyio.to_thread.run_sync(return_memory)
 
     def leave(self, request: gr.Request) -> None:
-        """The visitor closed the tab: forget the answer."""
+        """Forget the answer of a visitor who closed the page."""
         state = self.app.state_holder.session_data.get(request.session_hash)
         if state is not None:
             self.visits.forget(state[self.session._id])

@@ -1,6 +1,4 @@
-"""The folder for uploaded photos and for downloads. Nothing of Gradio is imported here, because Gradio reads the folder's name
-when it is imported.
-"""
+"""The folder for uploaded photos and downloads. This module does not import Gradio, which reads the folder's name at import."""
 
 from __future__ import annotations
 
@@ -23,21 +21,21 @@ except ImportError:  # Windows
 
 VARIABLE = "GRADIO_TEMP_DIR"
 MAX_BYTES = 2_000_000_000
-MAX_SECONDS = 4 * 3600  # uploads that were broken off; Gradio removes the others
+MAX_SECONDS = 4 * 3600  # age of aborted uploads; Gradio removes the other files
 PREFIX = "ldvc-page-"
-NEW_SECONDS = 60  # a folder that is newer may have a server that has not locked it yet
+NEW_SECONDS = 60  # the server of a newer folder may not have locked it yet
 HOW = f"Set {VARIABLE} to a folder that you may write to, on a disk with free space."
 
 
 def choose_folder() -> str:
-    """The folder of `GRADIO_TEMP_DIR`, or else a new one of this process, which is removed at its end.
+    """Return the folder of `GRADIO_TEMP_DIR`, or create a new one, which is removed when the process ends.
 
-    The folders of servers that were killed are removed now. A running server holds a lock on its folder.
+    Folders of killed servers are removed now. A running server holds a lock on its folder.
 
-    SIGTERM ends the process at once from now on: Python would wait for the answers that are being computed.
+    From now on SIGTERM ends the process at once; Python would wait for running computations.
 
     Returns:
-        Its path; "" if the system has no folder for temporary files.
+        Path of the folder; "" if the system has no folder for temporary files.
     """
     named, own, owner = os.environ.get(VARIABLE), "", os.getpid()
     if not named:
@@ -61,10 +59,10 @@ def choose_folder() -> str:
 
 
 def _lock(folder: str | Path) -> int:
-    """Lock a folder until the descriptor that is returned is closed, or the process ends.
+    """Lock a folder until the returned descriptor is closed or the process ends.
 
     Raises:
-        OSError: it is no folder, or another process has the lock.
+        OSError: the path is not a folder, or another process has the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -76,7 +74,7 @@ def _lock(folder: str | Path) -> int:
 
 
 def _remove_abandoned() -> None:
-    """Remove the folders of servers that were killed: this user's, and no process has a lock on them."""
+    """Remove the folders of killed servers: those that belong to this user and that no process has locked."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             status = path.lstat()
@@ -87,15 +85,15 @@ def _remove_abandoned() -> None:
 
 
 def check_folder() -> None:
-    """Write a file to the folder.
+    """Check that a file can be written to the folder.
 
     Raises:
-        LdvcError: that is not possible.
+        LdvcError: the folder cannot be written.
     """
     try:
-        place = folder()
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place) as file:
+        path = folder()
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"1")
     except OSError as error:
         named = os.environ.get(VARIABLE) or "of the system"
@@ -103,19 +101,19 @@ def check_folder() -> None:
 
 
 def folder() -> Path:
-    """The folder that Gradio uses."""
+    """The folder that Gradio uses for temporary files."""
     return Path(os.environ.get(VARIABLE) or Path(tempfile.gettempdir()) / "gradio")
 
 
 def remove_oldest(limit: int = MAX_BYTES) -> None:
-    """Remove files of the folder that are older than `MAX_SECONDS`, and the oldest until the rest fits.
+    """Remove the files of the folder that are older than `MAX_SECONDS`, and the oldest files until the rest fits.
 
     Args:
-        limit: bytes of all files together; half of what the disk has for them, if that is less.
+        limit: bytes of all files together. Half of the space that the disk has for them is a second limit.
     """
     files = []
     for path in folder().rglob("*"):
-        with contextlib.suppress(OSError):  # removed meanwhile
+        with contextlib.suppress(OSError):  # removed in the meantime
             status = path.lstat()
             if not path.is_dir():
                 files.append((status.st_mtime, status.st_size, path))

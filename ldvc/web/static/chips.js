@@ -1,6 +1,6 @@
-// The names in front of their chips' buttons are removed by the server; `props.value` lists the removed ones until their chips
-// are gone, so that several buttons may be pressed before the first answer. Clicks in one moment are sent together: Gradio would
-// send each of them, and an answer that comes late would bring names back.
+// The button of a chip removes its name. The server removes the name from the list; until then, `props.value` lists the removed
+// names and their chips are hidden, so that a visitor can press several buttons before the first answer. Quick clicks are sent
+// together: with one event for each click, a late answer would restore names.
 let timer;
 const buttons = () => [...element.querySelectorAll("button[data-name]")];
 const update = (removed) => {

@@ -1,5 +1,5 @@
-// A click chooses the example with the index `props.value`. Of several clicks in one moment the last one is sent: Gradio would send
-// all of them, and their answers may come in any order.
+// A click chooses the example with the index `props.value`. Of several quick clicks only the last one is sent, because the answers
+// to several events may arrive in any order.
 let timer;
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");

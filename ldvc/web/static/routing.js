@@ -1,5 +1,5 @@
-// A click or a key chooses a patch: `props.value` is its [row, column]. The server answers with the HTML of what LCSA did for it.
-// The photo's element stays when its content is drawn anew, and with it the focus.
+// A click or a key chooses a patch: `props.value` is its [row, column]. The server answers with the HTML for this patch.
+// The element of the photo stays when its content is drawn again, so it keeps the focus.
 const stage = () => element.querySelector(".ldvc-stage");
 const choose = (row, column) => {
   const { rows, columns } = stage().dataset;

@@ -1,4 +1,4 @@
-// The slider moves all points at once by one variable on the element, which stays when its content is drawn anew.
+// The slider sets one CSS variable that moves all points. The element that holds it stays when its content is drawn again.
 const show = (t) => element.style.setProperty("--t", t);
 element.addEventListener("input", (event) => { if (event.target.type === "range") show(event.target.value / 100); });
 element.addEventListener("click", (event) => {

@@ -1,23 +1,23 @@
-// The painted photo. It is composited here, so that opacity, outlines, names, thresholds and a class alone need no server.
-// Draws as `ldvc.visualize.overlay` does; change both or none. Names only ever become text (`textContent`, `fillText`).
-// `props.answer` is what the server sent, `props.value` what the visitor set: opacity, outline, names, alone (a name or null),
-// background (the threshold of "none of these", "default" = the model's own, null = not allowed), and thresholds (by name, of
-// classes that have one of their own).
+// The painted photo. The browser paints it, so that opacity, outlines, names, thresholds and a class alone need no server.
+// It must look like `ldvc.visualize.overlay`: change both together. Names only become text (`textContent`, `fillText`).
+// `props.answer` is the data from the server. `props.value` has the visitor's settings: opacity, outline, names, alone (a name
+// or null), background (the threshold of "none of these"; "default" = the model's threshold, null = not allowed), and thresholds
+// of single classes by name.
 const find = (selector) => element.querySelector(selector);
 const [figure, canvas, tip, legend] = [".ldvc-viewer", "canvas", ".ldvc-tip", ".ldvc-legend"].map(find);
 const [opacity, outline, names, background, threshold] = [".opacity", ".outline", ".names", ".background", ".threshold"].map(find);
-const [own, ownThreshold, ownNumber, reset] = ["", " input", " span", " button"].map((part) => find(`.ldvc-own-threshold${part}`));
+const [ownPanel, ownThreshold, ownNumber, reset] = ["", " input", " span", " button"].map((part) => find(`.ldvc-own-threshold${part}`));
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const NONE = -1;
-const MANY = 12; // classes from which on the legend is sorted by area
+const MANY = 12; // above this number of classes the legend is sorted by area
 const DEFAULT = "default";
-const LETTERS = 15; // pixels of the page, of names on the photo
+const LETTERS = 15; // size of the names on the photo, in pixels of the page
 const PART = 5; // see `placeFor`
-let answer = null; // the answer that is painted; what is decoded from it:
-let photo, grey, best, scores; // per pixel: RGBA, luminance, the best class, its score in 0..255
-let label; // per pixel: the class that is painted, or NONE
+let answer = null; // the painted answer
+let photo, grey, best, scores; // decoded from the answer, per pixel: RGBA, luminance, best class, its score in 0..255
+let label; // per pixel: the painted class, or NONE
 let hovered = null; // class under the pointer in the legend
-let count = 0; // of answers, so that an older one is dropped
+let count = 0; // number of answers, to drop an older one
 
 const pixels = async (uri, width, height) => {
   const image = new Image();
@@ -27,7 +27,7 @@ const pixels = async (uri, width, height) => {
   sheet.drawImage(image, 0, 0, width, height);
   return sheet.getImageData(0, 0, width, height).data;
 };
-// Class numbers are bytes, not a picture: some browsers change what is read from a canvas, against fingerprinting.
+// Class numbers are bytes, not a picture: some browsers change pixels that are read from a canvas, against fingerprinting.
 const unpack = async (packed) => {
   const compressed = Uint8Array.from(atob(packed), (each) => each.charCodeAt(0));
   const stream = new Blob([compressed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -78,7 +78,7 @@ const paint = () => {
   if (props.value.names) writeNames(view, areas);
 };
 
-// A name is written where its class has the most room, if there is enough.
+// A name is written where its class has the most room, if it fits.
 const writeNames = (view, areas) => {
   const size = Math.round(LETTERS * Math.max(1, canvas.width / (canvas.clientWidth || canvas.width)));
   context.font = `600 ${size}px ${getComputedStyle(canvas).fontFamily}`;
@@ -92,7 +92,7 @@ const writeNames = (view, areas) => {
     context.fillText(name, ...place);
   });
 };
-// The middle [x, y] of the largest box of these proportions inside a class, or null if the box itself is too large. On a grid
+// The centre [x, y] of the largest box of these proportions inside a class, or null if the box does not fit. On a grid
 // whose cells are the box divided by PART, `depth` is 1 at the edge of the class, 2 one cell further in, and so on.
 const placeFor = (boxHeight, boxWidth, view, index) => {
   const at = (cell, length) => Math.floor(((cell - 0.5) * length) / PART); // cells count from 1
@@ -106,18 +106,18 @@ const placeFor = (boxHeight, boxWidth, view, index) => {
       depth[i] = 1 + Math.min(depth[i - 1], depth[i - row - 1], depth[i - row], depth[i - row + 1]);
     }
   }
-  let [deepest, found] = [Math.ceil((PART + 1) / 2), []];
+  let [deepest, deepestCells] = [Math.ceil((PART + 1) / 2), []];
   for (let y = rows; y > 0; y--) {
     for (let x = columns, i = y * row + columns; x > 0; x--, i--) {
       depth[i] = Math.min(depth[i], 1 + Math.min(depth[i + 1], depth[i + row - 1], depth[i + row], depth[i + row + 1]));
-      if (depth[i] > deepest) [deepest, found] = [depth[i], []];
-      if (depth[i] === deepest) found.push([at(x, boxWidth), at(y, boxHeight)]);
+      if (depth[i] > deepest) [deepest, deepestCells] = [depth[i], []];
+      if (depth[i] === deepest) deepestCells.push([at(x, boxWidth), at(y, boxHeight)]);
     }
   }
-  if (!found.length) return null;
-  const middle = [0, 1].map((axis) => found.reduce((sum, each) => sum + each[axis], 0) / found.length);
+  if (!deepestCells.length) return null;
+  const middle = [0, 1].map((axis) => deepestCells.reduce((sum, each) => sum + each[axis], 0) / deepestCells.length);
   const distance = (each) => Math.hypot(each[0] - middle[0], each[1] - middle[1]);
-  return found.reduce((best, each) => (distance(each) < distance(best) ? each : best));
+  return deepestCells.reduce((best, each) => (distance(each) < distance(best) ? each : best));
 };
 
 const draw = () => {
@@ -147,22 +147,22 @@ const draw = () => {
   element.dataset.drawn = `${count}`;
 };
 
-// The slider for the class that is shown alone, below its line.
+// The threshold slider of the class that is shown alone, below its line in the legend.
 const showOwn = () => {
   const { alone } = props.value;
   const line = legend.querySelector(`[data-index="${aloneIndex()}"]`);
-  own.hidden = limit() === null || !line;
-  if (own.hidden) return;
-  if (own.parentElement !== line) line.append(own);
+  ownPanel.hidden = limit() === null || !line;
+  if (ownPanel.hidden) return;
+  if (ownPanel.parentElement !== line) line.append(ownPanel);
   ownThreshold.value = limitOf(alone);
   ownNumber.textContent = limitOf(alone).toFixed(2);
   reset.hidden = !hasOwn(alone);
 };
 
-const soon = () => requestAnimationFrame(draw);
+const drawSoon = () => requestAnimationFrame(draw);
 const change = (settings) => {
   props.value = { ...props.value, ...settings };
-  soon();
+  drawSoon();
 };
 const press = (name) => {
   hovered = null;
@@ -170,7 +170,7 @@ const press = (name) => {
 };
 const hover = (index) => {
   hovered = index;
-  soon();
+  drawSoon();
 };
 
 const line = (entry, index) => {
@@ -201,7 +201,7 @@ const line = (entry, index) => {
   return item;
 };
 
-// The controls show the settings, which the server changes where they do not fit a new answer.
+// The controls show the settings. The server may change settings that do not fit a new answer.
 const showSettings = () => {
   opacity.value = 100 * props.value.opacity;
   outline.checked = props.value.outline;
@@ -210,21 +210,21 @@ const showSettings = () => {
   if (answer && limit() !== null) threshold.value = limit();
 };
 
-const take = async () => {
+const showAnswer = async () => {
   const next = props.answer;
-  const mine = ++count;
+  const number = ++count;
   figure.hidden = !next;
   if (!next) {
     answer = null;
     return;
   }
-  const found = await Promise.all([pixels(next.photo, next.width, next.height), unpack(next.labels), unpack(next.scores)]);
-  if (mine !== count) return;
-  [answer, hovered, photo, best, scores] = [next, null, ...found];
+  const decoded = await Promise.all([pixels(next.photo, next.width, next.height), unpack(next.labels), unpack(next.scores)]);
+  if (number !== count) return;
+  [answer, hovered, photo, best, scores] = [next, null, ...decoded];
   grey = Float32Array.from(best, (_, i) => 0.299 * photo[4 * i] + 0.587 * photo[4 * i + 1] + 0.114 * photo[4 * i + 2]);
   [canvas.width, canvas.height] = [next.width, next.height];
   const lines = [...next.classes, { title: next.none, seen: null, colour: next.none_colour }].map(line);
-  if (next.classes.length > MANY) { // of a long list, what is in the photo comes first
+  if (next.classes.length > MANY) { // in a long list, the classes in the photo come first
     const counts = new Uint32Array(next.classes.length + 1);
     const least = next.classes.map(({ name }) => limitOf(name) * 255);
     best.forEach((value, i) => { if (scores[i] >= least[value]) counts[value] += 1; });
@@ -247,7 +247,7 @@ ownThreshold.addEventListener("input", () => {
 reset.addEventListener("click", () => {
   const { [props.value.alone]: _, ...others } = props.value.thresholds;
   change({ thresholds: others });
-  ownThreshold.focus(); // the button is hidden
+  ownThreshold.focus(); // because the button becomes hidden
 });
 for (const control of [background, threshold]) {
   control.addEventListener("input", () => {
@@ -257,7 +257,7 @@ for (const control of [background, threshold]) {
   });
 }
 
-const under = (event) => {
+const pixelAt = (event) => {
   const box = canvas.getBoundingClientRect();
   const x = Math.floor(((event.clientX - box.left) / box.width) * canvas.width);
   const y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
@@ -265,7 +265,7 @@ const under = (event) => {
   return answer && inside ? y * canvas.width + x : null;
 };
 canvas.addEventListener("pointermove", (event) => {
-  const at = under(event);
+  const at = pixelAt(event);
   tip.hidden = at === null;
   if (at === null) return;
   tip.textContent = `${label[at] < 0 ? answer.none : answer.classes[label[at]].title} · ${(scores[at] / 255).toFixed(2)}`;
@@ -275,17 +275,17 @@ canvas.addEventListener("pointermove", (event) => {
 });
 canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
 canvas.addEventListener("click", (event) => {
-  const at = under(event);
+  const at = pixelAt(event);
   if (at !== null && label[at] >= 0) press(answer.classes[label[at]].name);
 });
 document.addEventListener("keydown", (event) => {
-  const open = element.isConnected && element.offsetParent !== null; // not behind another tab
+  const open = element.isConnected && element.offsetParent !== null; // the tab is open
   if (event.key !== "Escape" || !answer || props.value.alone === null || !open) return;
-  if (own.contains(document.activeElement)) own.previousElementSibling.focus(); // its threshold will be hidden
+  if (ownPanel.contains(document.activeElement)) ownPanel.previousElementSibling.focus(); // the slider becomes hidden
   press(props.value.alone);
 });
 
-new ResizeObserver(soon).observe(canvas); // the size of written names depends on it
+new ResizeObserver(drawSoon).observe(canvas); // the size of the names depends on it
 // Gradio takes a quoted word in this script for the name of an event, so the prop has its name without quotes.
-watch(Object.keys({ answer }), take);
-take();
+watch(Object.keys({ answer }), showAnswer);
+showAnswer();

@@ -1,9 +1,9 @@
-"""The tabs of the answer, one module each: widgets, texts, and the HTML that they show.
+"""The tabs of the answer, one module each: widgets, texts, and HTML.
 
-A tab draws an answer with the values of its widgets and nothing else: `draw(answer, values)` returns {component: update}.
-`values` holds the value of each widget in `settings`, which Gradio passes with every event.
+A tab depends on an answer and the values of its widgets only: `draw(answer, values)` returns {component: update}. `values`
+holds the value of each widget in `inputs`, which Gradio passes with every event.
 
-After a question only the open tab is drawn, so that the first overlay does not wait for the others.
+After a question only the open tab is drawn, so that the first overlay does not wait for the other tabs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUIET = {"show_progress": "hidden", **PRIVATE}
 
 
 class Settings(NamedTuple):
-    """What all tabs depend on: thresholds (see `Segmenter.results`), the class shown alone, `Segmenter.segment`'s company."""
+    """Settings that all tabs share: thresholds and company (see `Segmenter.results`), and the class that is shown alone."""
 
     background: float | str | None
     thresholds: dict[str, float]
@@ -41,14 +41,14 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True)
 class Shared:
-    """The widgets whose values several tabs read: the visitor's session, the Segment tab's viewer, the box for company."""
+    """The widgets that several tabs read: the visitor's session, the Segment tab's viewer, and the checkbox for company."""
 
     session: gr.State
     viewer: gr.HTML
     company: gr.Checkbox
 
     def settings(self, values: Values) -> Settings:
-        """What the visitor set there."""
+        """The settings that the visitor chose in these widgets."""
         viewer = values[self.viewer]
         background, thresholds = viewer["background"], viewer["thresholds"]
         background = background if background in (None, OWN_THRESHOLD) else share(background)
@@ -56,40 +56,40 @@ class Shared:
         return Settings(background, thresholds, viewer["alone"], bool(values[self.company]))
 
     def style(self, values: Values) -> OverlayStyle:
-        """How the visitor wants the overlay painted."""
+        """The style of the overlay that the visitor chose."""
         viewer = values[self.viewer]
         return OverlayStyle(share(viewer["opacity"]), bool(viewer["outline"]), viewer["alone"], bool(viewer["names"]))
 
 
 class Tab:
-    """Declares the widgets of a tab."""
+    """The widgets of a tab, and functions that draw an answer in them."""
 
-    key = title = empty_text = ""  # the text is shown before the first question
+    key = title = empty_text = ""  # `empty_text` is shown before the first question
 
     def __init__(self, segmenter: Segmenter, shared: Shared) -> None:
         self.segmenter, self.shared = segmenter, shared
-        self.settings: list[Any] = []  # widgets whose values `draw` reads, beside those of `shared`
+        self.settings: list[Any] = []  # widgets that `draw` reads, in addition to those of `shared`
         self.outputs: list[Any] = []  # components that `draw` may change
-        self.pictures: list[Any] = []  # those that show the answer; the first one shows progress
-        self.body: gr.Column  # all but `empty`
+        self.pictures: list[Any] = []  # components that show the answer; the first one shows progress
+        self.body: gr.Column  # the whole tab except `empty`
         self.files: Downloads | None = None
         self.empty = message(html.empty(self.empty_text))
 
     def draw(self, answer: Answer, values: Values) -> Changes:
-        """The whole tab for an answer."""
+        """Updates that draw the whole tab for an answer."""
         raise NotImplementedError
 
     def filled(self, sentence: str = "") -> Changes:
-        """Updates of `draw` that show the body, or a sentence in its place."""
+        """Updates that show the body, or a sentence in its place."""
         changes = {self.empty: html.empty(sentence), self.body: gr.Column(visible=not sentence)}
         return changes | ({self.files.problem: ""} if self.files else {})
 
     def blank(self, values: Values) -> Changes:
-        """Instead of an older answer, until the tab is opened and drawn."""
+        """Updates that remove an older answer; opening the tab draws the new one."""
         return {self.empty: html.empty(texts.DRAWING), **dict.fromkeys(self.pictures, "")}
 
     def show(self, answer: Answer, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
-        """`draw`, or a function that draws a part, and remember that the tab shows this answer."""
+        """Call `draw`, or a function that draws a part, and record the settings with which the tab shows the answer."""
         changes = (draw or self.draw)(answer, values)
         answer.drawn[self.key] = self.shared.settings(values)
         return changes
@@ -102,32 +102,32 @@ class Tab:
         if self.files is not None:
             self.files.wire(self.shared.session, self.inputs)
 
-    def figure_buttons(self, **more: str) -> Downloads:
-        """Buttons for the figure of `draw_file` in all formats, and for `more` kinds of files by label."""
+    def figure_buttons(self, **other_labels: str) -> Downloads:
+        """Buttons for the figure of `draw_file` in all formats, and for other kinds of files with these labels."""
         labels = {kind: f"Figure ({kind.upper()})" for kind in ("pdf", "svg", "png")}
-        return Downloads(f"{self.key}-file", {**labels, **more}, self.make_file)
+        return Downloads(f"{self.key}-file", {**labels, **other_labels}, self.make_file)
 
     def make_file(self, kind: str, answer: Answer, values: Values) -> tuple[str, bytes]:
-        """Name and content of a file of one of the buttons."""
+        """Name and content of the file of a button."""
         return f"{photo_stem(answer.photo_name)}-{self.key}.{kind}", self.draw_file(kind, answer, values)
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
-        """The content of such a file."""
+        """The content of a file of `make_file`."""
         raise NotImplementedError
 
     @property
     def inputs(self) -> set[Any]:
-        """Inputs of the events that draw."""
+        """Inputs of all events that draw the tab."""
         return {self.shared.session, self.shared.viewer, self.shared.company, *self.settings}
 
     def results(self, answer: Answer, values: Values, *decoders: str) -> list[Segmentation | None]:
-        """Segmentations with the visitor's thresholds; see `Segmenter.results`."""
+        """Segmentations with the visitor's settings; see `Segmenter.results`."""
         background, thresholds, _, company = self.shared.settings(values)
         options = {"background": background, "thresholds": thresholds, "company": company}
         return self.segmenter.results(answer, *decoders, **options)
 
     def photo(self, answer: Answer, **options: Any) -> str:
-        """The photo as data, made once for all questions about it; `options` as of `html.photo_uri`."""
+        """The data URI of the photo, made once for all questions about it; `options` are those of `html.photo_uri`."""
         key = tuple(options.items())
         if key not in answer.pictures:
             (result,) = self.segmenter.results(answer, answer.decoder)
@@ -135,7 +135,7 @@ class Tab:
         return answer.pictures[key]
 
     def redraw(self, values: Values, draw: Callable[[Answer, Values], Changes] | None = None) -> Changes:
-        """Draw the session's answer; again if a newer question is answered meanwhile, so that no older answer is shown."""
+        """Draw the session's answer. If a newer answer arrives in the meantime, draw that one instead."""
         session = values[self.shared.session]
         while session.answer is not None:
             answer = session.answer
@@ -145,7 +145,7 @@ class Tab:
         return {self.empty: html.empty(texts.EXPIRED if session.expired else self.empty_text)}
 
     def open(self, values: Values) -> Changes:
-        """The visitor opened the tab: draw it unless it shows the answer already."""
+        """Draw the tab when the visitor opens it, unless it shows the answer already."""
         session = values[self.shared.session]
         session.open_tab = self.key
         answer = session.answer
@@ -154,13 +154,13 @@ class Tab:
         return self.redraw(values)
 
     def on(self, triggers: Sequence[Any], draw: Callable[[Answer, Values], Changes], outputs: Sequence[Any]) -> None:
-        """Draw parts of the tab on events of its widgets; of events in quick succession the last counts."""
+        """Draw parts of the tab on events of its widgets. Of several quick events only the last one is answered."""
         outputs = [self.empty, *outputs]
         gr.on(triggers, lambda values: self.redraw(values, draw), self.inputs, outputs, trigger_mode="always_last", **QUIET)
 
 
 class LayerTab(Tab):
-    """A tab with widgets for a decoder layer and an attention head; head None = mean of all."""
+    """A tab with widgets for a decoder layer and an attention head (None = mean of all heads)."""
 
     def declare_layer_and_head(self) -> None:
         """Declare the widgets `layer` and `head`."""
@@ -168,13 +168,13 @@ class LayerTab(Tab):
         self.head = gr.Dropdown([], label=texts.HEAD, elem_id=f"{self.key}-head", min_width=110)
 
     def layer_and_head(self, result: Segmentation, values: Values) -> tuple[int, int | None]:
-        """The chosen layer and head, or the last layer and the mean where the result has no such layer or head."""
+        """The chosen layer and head. Default: the last layer and the mean, also if the result has no such layer or head."""
         (layers, heads), layer, head = result.attention_shape, values[self.layer], values[self.head]
         in_range = head is not None and 0 <= head < heads
         return layer if layer is not None and layer < layers else layers - 1, head if in_range else None
 
     def choices(self, result: Segmentation, values: Values) -> Changes:
-        """Updates of the two widgets, with the choices that a result has."""
+        """Updates of the two widgets: the layers and heads of a result as choices."""
         (layers, heads), (layer, head) = result.attention_shape, self.layer_and_head(result, values)
         numbers = [(str(index + 1), index) for index in range(max(layers, heads))]
         return {
@@ -184,15 +184,15 @@ class LayerTab(Tab):
 
 
 def head_text(head: int | None) -> str:
-    """A head in words; None = mean of all."""
+    """A head in words; None = mean of all heads."""
     return f"{texts.MEAN} of all heads" if head is None else f"head {head + 1}"
 
 
 def share(value: Any) -> float:
-    """A number from the browser, moved into 0..1."""
+    """A number from the browser, clipped to 0..1."""
     return min(max(float(value), 0.0), 1.0)
 
 
 def message(value: str = "", **options: Any) -> gr.HTML:
-    """A place for a sentence of `html.problem`, `html.notice` or `html.empty`. The style sheet hides it without one."""
+    """A place for a sentence of `html.problem`, `html.notice` or `html.empty`. The style sheet hides an empty one."""
     return gr.HTML(value, elem_classes="ldvc-message", **options)

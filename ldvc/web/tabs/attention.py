@@ -1,6 +1,6 @@
-"""The Attention tab (the paper's Figures 1 and 5): which share of each patch's attention goes to which name.
+"""The Attention tab (the paper's Figures 1 and 5): the share of each patch's attention that goes to each name.
 
-Where plain CLIP is read densely, also to which patches a patch attends, see `ldvc.web.tabs.patch`.
+For models with dense plain CLIP it also shows the attention of one patch to all patches, see `ldvc.web.tabs.patch`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ldvc.web.tabs import attention_maps as maps
 from ldvc.web.tabs.attention_maps import Column, value_range
 
 DECODERS = ("ldvc", "ldvc_without_lcsa", "zegclip")
-SHOWN = 8  # names at a time, so that the table is drawn at once
-PATCH_PHOTO = {"long_side": 720, "quality": 72}  # options of `photo_uri`, as on the Routing tab
+SHOWN = 8  # maximum number of names in the table, so that it is drawn quickly
+PATCH_PHOTO = {"long_side": 720, "quality": 72}  # arguments of `photo_uri`, the same as on the Routing tab
 
 HELP = (
     "Every patch spreads its attention over the class names and, in the last layer, “none of these”. The shares add up to 1. "
@@ -46,7 +46,7 @@ COMPARE = "Compare two decoders"
 
 
 def make_company() -> gr.Checkbox:
-    """Whether a single name is segmented with company."""
+    """The checkbox that adds company to a single name."""
     info = "A few words for stuff, asked beside a single name."
     return gr.Checkbox(
         True, label=texts.COMPANY, info=info, visible=False, elem_id="attention-company", min_width=140, render=False
@@ -113,7 +113,7 @@ class AttentionTab(LayerTab):
         return {**super().blank(values), self.patch: gr.HTML(route=""), self.heads_view: gr.HTML(maps="")}
 
     def draw(self, answer: Answer, values: Values) -> Changes:
-        """Attention to names, if there is a decoder, and of a patch, if CLIP is read densely."""
+        """The attention to names, if there is a decoder, and the attention of a patch, if plain CLIP is dense."""
         dense, decodes = self.segmenter.model(answer).has_dense_clip, answer.decoder != PLAIN_CLIP
         changes = {
             **self.filled(),
@@ -125,7 +125,7 @@ class AttentionTab(LayerTab):
         return changes | (self.draw_patch(answer, values) if dense else {})
 
     def draw_patch(self, answer: Answer, values: Values) -> Changes:
-        """The attention of the patch that was chosen last, or of the middle of the photo."""
+        """The attention of the last chosen patch, or of the patch in the middle of the photo."""
         (result,) = self.results(answer, values, PLAIN_CLIP)
         chosen = values[self.patch] or [side // 2 for side in result.grid]
         row, column = (min(max(int(place), 0), side - 1) for place, side in zip(chosen, result.grid, strict=True))
@@ -133,15 +133,15 @@ class AttentionTab(LayerTab):
         return {self.patch: gr.HTML(route=patch.patch_html(result, row, column, photo=photo, reading=reading))}
 
     def draw_names(self, answer: Answer, values: Values) -> Changes:
-        """Widgets with the choices that the answer has, and the pictures."""
+        """The pictures, and the widgets with the choices for this answer."""
         (main,) = self.results(answer, values, answer.decoder)
         names, alone = answer.names, self.shared.settings(values).alone
         if alone in names:
             values = {**values, self.name: alone, self.heads_name: alone}
-        shown = [names[index] for index in self.shown(names, values)]
+        visible_names = [names[index] for index in self.shown_indices(names, values)]
         return {
             **self.choices(main, values),
-            self.names: gr.Dropdown(names, value=shown, multiselect=True, visible=len(names) > SHOWN),
+            self.names: gr.Dropdown(names, value=visible_names, multiselect=True, visible=len(names) > SHOWN),
             self.company: gr.Checkbox(visible=len(names) == 1),
             self.name: gr.Dropdown(names, value=pick(values[self.name], names)),
             self.heads_name: gr.Dropdown(names, value=pick(values[self.heads_name], names)),
@@ -150,38 +150,39 @@ class AttentionTab(LayerTab):
         }
 
     def draw_table(self, answer: Answer, values: Values) -> Changes:
-        """The maps of the names shown."""
+        """The table of maps."""
         columns, names = self.columns(answer, values), answer.names
         options = {"photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
-        alone = [ONE_NAME] if len(names) == 1 and columns[0].company is columns[0].none is None else []
-        how = self.segmenter.missing(answer, *DECODERS).values()
+        one_name = [ONE_NAME] if len(names) == 1 and columns[0].company is columns[0].none is None else []
+        missing = self.segmenter.missing(answer, *DECODERS).values()
         return {
-            self.note: html.notice(" ".join(dict.fromkeys([*alone, *how]))),
-            self.grid: maps.attention_grid(columns, self.shown(names, values), **options),
+            self.note: html.notice(" ".join(dict.fromkeys([*one_name, *missing]))),
+            self.grid: maps.attention_grid(columns, self.shown_indices(names, values), **options),
         }
 
     def draw_slider(self, answer: Answer, values: Values) -> Changes:
-        """Two decoders' maps of one name, on the scale of the table."""
+        """The maps of one name from two decoders, on the scale of the table."""
         columns, name = self.columns(answer, values), pick(values[self.name], answer.names)
-        low, high = value_range(columns, self.shown(answer.names, values), rescale=values[self.rescale])
-        there = {column.decoder: column for column in columns if column.maps is not None}
-        left, right = (there[decoder] for decoder in self.sides(list(there), values))
+        low, high = value_range(columns, self.shown_indices(answer.names, values), rescale=values[self.rescale])
+        available = {column.decoder: column for column in columns if column.maps is not None}
+        left, right = (available[decoder] for decoder in self.sides(list(available), values))
         options = {"photo": self.photo(answer, **html.GREY), "low": low, "high": high}
         return {self.slider: maps.attention_slider(left, right, answer.names.index(name), name, **options)}
 
     def draw_heads(self, answer: Answer, values: Values) -> Changes:
-        """One decoder's maps of one name at all layers and heads, if they are wanted."""
+        """The maps of one name from one decoder at all layers and heads, if the visitor wants them."""
         if not values[self.heads]:
             return {self.heads_view: gr.HTML(maps="")}
-        there, index = self.there(answer, values), answer.names.index(pick(values[self.heads_name], answer.names))
-        decoder = pick(values[self.heads_decoder], list(there))
-        layer, head = self.layer_and_head(there[decoder], values)
+        available = self.available_results(answer, values)
+        index = answer.names.index(pick(values[self.heads_name], answer.names))
+        decoder = pick(values[self.heads_decoder], list(available))
+        layer, head = self.layer_and_head(available[decoder], values)
         options = {"layer": layer, "head": head, "photo": self.photo(answer, **html.GREY), "rescale": values[self.rescale]}
-        return {self.heads_view: gr.HTML(maps=maps.heads_html(there[decoder], decoder, index, **options))}
+        return {self.heads_view: gr.HTML(maps=maps.heads_html(available[decoder], decoder, index, **options))}
 
     def draw_slider_and_heads(self, answer: Answer, values: Values) -> Changes:
-        """Slider and heads, and the decoders that can be chosen for them."""
-        decoders = list(self.there(answer, values))
+        """Slider and heads, and the choices of decoders for them."""
+        decoders = list(self.available_results(answer, values))
         choices = [(texts.DECODER_TITLES[decoder], decoder) for decoder in decoders]
         chosen = (*self.sides(decoders, values), pick(values[self.heads_decoder], decoders))
         widgets = zip((self.left, self.right, self.heads_decoder), chosen, strict=True)
@@ -192,52 +193,53 @@ class AttentionTab(LayerTab):
         }
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
-        """The table as a figure, or all arrays of its decoders."""
+        """The table as a figure, or the arrays of its decoders as NPZ."""
         results = self.decoders(answer, values)
         if kind == "npz":
             return npz(results)
         layer, head = self.layer_and_head(results[answer.decoder], values)
-        figure = attention_figure(results, layer=layer, head=head, shown=self.shown(answer.names, values))
+        figure = attention_figure(results, layer=layer, head=head, shown=self.shown_indices(answer.names, values))
         return figure_bytes(figure, kind)
 
     def columns(self, answer: Answer, values: Values) -> list[Column]:
-        """Every decoder's maps at the chosen layer and head; what a model computed before is not computed again."""
+        """The maps of every decoder at the chosen layer and head."""
         results = self.decoders(answer, values)
         chosen = self.layer_and_head(results[DECODERS[0]], values)
         return [Column(decoder, result, *chosen) for decoder, result in results.items()]
 
     def decoders(self, answer: Answer, values: Values) -> dict[str, Segmentation | None]:
-        """The result of each decoder of the tab, None where there is no such decoder."""
+        """The result of each decoder of the tab; None if the checkpoint has no such decoder."""
         decoders = (*DECODERS, LCSA_OFF) if values[self.off] else DECODERS
         return dict(zip(decoders, self.results(answer, values, *decoders), strict=True))
 
-    def there(self, answer: Answer, values: Values) -> dict[str, Segmentation]:
-        """The results of the decoders that the checkpoint has."""
+    def available_results(self, answer: Answer, values: Values) -> dict[str, Segmentation]:
+        """The results of `decoders` that are not None."""
         return {decoder: result for decoder, result in self.decoders(answer, values).items() if result is not None}
 
     def sides(self, decoders: list[str], values: Values) -> tuple[str, str]:
-        """The decoders on the two sides of the slider; `decoders` can be chosen."""
+        """The decoders on the two sides of the slider, chosen from `decoders`."""
         return pick(values[self.left], decoders), pick(values[self.right], decoders[1:2] + decoders)
 
-    def shown(self, names: list[str], values: Values) -> list[int]:
-        """Indices of the names in the table: all, or those chosen, or the first."""
+    def shown_indices(self, names: list[str], values: Values) -> list[int]:
+        """Indices of the names in the table: all names, or of a long list the chosen names or the first ones."""
         chosen = [index for index, name in enumerate(names) if name in (values[self.names] or ())][:SHOWN]
         return chosen if chosen and len(names) > SHOWN else list(range(min(len(names), SHOWN)))
 
     def wire(self) -> None:
-        """The table is drawn before the rest: Gradio answers the events of a widget in the order of their declaration."""
-        both = [self.layer, self.head, self.names, self.rescale, self.company]
-        self.on([each.input for each in (*both, self.off)], self.draw_table, [self.note, self.grid])
-        self.on([each.input for each in (*both, self.name, self.left, self.right)], self.draw_slider, [self.slider])
+        """Declare the events. Gradio answers them in this order, so the table is drawn first."""
+        common = [self.layer, self.head, self.names, self.rescale, self.company]
+        self.on([widget.input for widget in (*common, self.off)], self.draw_table, [self.note, self.grid])
+        slider_widgets = (*common, self.name, self.left, self.right)
+        self.on([widget.input for widget in slider_widgets], self.draw_slider, [self.slider])
 
         def switch(answer: Answer, values: Values) -> Changes:
-            """The new column goes under the slider."""
+            """Put the new column on the right side of the slider."""
             return self.draw_slider_and_heads(answer, {**values, self.right: LCSA_OFF})
 
         def enlarge(answer: Answer, values: Values) -> Changes:
-            """The layer and head of the small map that was clicked become those of the tab."""
+            """Choose the layer and head of the small map that the visitor clicked."""
             (main,) = self.results(answer, values, answer.decoder)
-            layer, head = (int(each) for each in values[self.heads_view])
+            layer, head = (int(index) for index in values[self.heads_view])
             values = {**values, self.layer: max(layer, 0), self.head: head}
             pictures = [draw(answer, values) for draw in (self.draw_heads, self.draw_table, self.draw_slider)]
             return {**self.choices(main, values), **pictures[0], **pictures[1], **pictures[2]}
@@ -248,13 +250,13 @@ class AttentionTab(LayerTab):
 
         self.on([self.off.input], switch, [self.left, self.right, self.heads_decoder, self.slider, self.heads_view])
         self.on([self.patch.input], self.draw_patch, [self.patch])
-        shared = [self.layer, self.head, self.rescale, self.company, self.heads_name, self.heads_decoder]
-        self.on([each.input for each in shared], self.draw_heads, [self.heads_view])
+        heads_widgets = [self.layer, self.head, self.rescale, self.company, self.heads_name, self.heads_decoder]
+        self.on([widget.input for widget in heads_widgets], self.draw_heads, [self.heads_view])
         pictures = [self.heads_view, self.note, self.grid, self.slider]
         self.on([self.heads_view.input], enlarge, [self.layer, self.head, *pictures])
         self.on([self.heads.input], show_heads, [self.heads_name, self.heads_decoder, self.heads_view])
 
 
 def pick(chosen: str | None, choices: list[str]) -> str:
-    """What was chosen, or the first choice where there is no such one."""
+    """The chosen value, or the first choice if the value is not among the choices."""
     return chosen if chosen in choices else choices[0]

@@ -1,4 +1,4 @@
-"""The maps of the Attention tab: a table of names and decoders, two decoders' maps over each other, all layers and heads."""
+"""The maps of the Attention tab: a table of names and decoders, a slider between two decoders, all layers and heads."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ SHORT_SHARES = "{inside}&#8239;/&#8239;{outside}"
 
 
 class Column:
-    """One decoder's maps at one layer, and one head or the mean of all; without a result, if there is no such decoder.
+    """One decoder's maps at one layer and one head (None = mean of all). `result` is None for a missing decoder.
 
-    `maps` (C, h, w) is the attention on the patch grid for all names, `company` (h, w) that to the words of `result.company`
-    together, `none` (h, w) that to "none of these", in the last layer. Each may be None.
+    On the patch grid: `maps` (C, h, w) is the attention to the names, `company` (h, w) the attention to all words of
+    `result.company` together, `none` (h, w) the attention to "none of these" in the last layer. Each may be None.
     """
 
     def __init__(self, decoder: str, result: Segmentation | None = None, layer: int = -1, head: int | None = None) -> None:
@@ -54,30 +54,30 @@ class Column:
 
     @property
     def mark(self) -> str:
-        """More classes of its elements."""
+        """Further CSS classes of the column's elements."""
         return " ldvc-is-intervention" if self.is_intervention else ""
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """(C, height, width) maps at the size of the table's."""
+        """The maps at the size in the table, (C, height, width)."""
         return self.enlarged(self.maps)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(height, width), the decoder's label map at that size, -1 = none of these."""
+        """The decoder's label map (height, width) at the same size, -1 = none of these."""
         return self.result.labels_at(self.drawn.shape[1:])
 
     def enlarged(self, attention: np.ndarray, long_side: int = MAP_SIDE) -> np.ndarray:
-        """Maps (..., h, w) at a size of the photo, (..., height, width), padding cut off."""
+        """Maps (..., h, w) at a size of the photo, (..., height, width), without padding."""
         return self.result.attention_at(attention, fit_size(*self.result.size, long_side=long_side))
 
     def inside_outside(self, index: int) -> tuple[float | None, float | None]:
-        """Mean attention to a name inside its mask and outside it; None where there is no such pixel."""
+        """Mean attention to a name inside and outside its mask; None if there is no such pixel."""
         return inside_outside(self.drawn[index], self.labels == index)
 
 
 def inside_outside(values: np.ndarray, inside: np.ndarray) -> tuple[float | None, float | None]:
-    """Mean of a map (height, width) where `inside` is true and where not; None where there is no such pixel."""
+    """Mean of a map (height, width) where `inside` is true and where it is false; None if there is no such pixel."""
     return tuple(float(values[part].mean()) if part.any() else None for part in (inside, ~inside))
 
 
@@ -88,19 +88,19 @@ def shares_text(means: Sequence[float | None], form: str = SHARES, write: Callab
 
 
 def value_range(columns: Sequence[Column], shown: Sequence[int], *, rescale: bool) -> tuple[float, float]:
-    """(0, 1), or the lowest and highest value of what is shown when rescaled, unless they are the same."""
+    """The scale of the maps: (0, 1), or with `rescale` the lowest and highest value shown, if they differ."""
     values = [column.maps[list(shown)] for column in columns if column.maps is not None]
-    values += [shares for column in columns for shares in (column.company, column.none) if shares is not None]
+    values += [extra for column in columns for extra in (column.company, column.none) if extra is not None]
     if not rescale or not values:
         return 0.0, 1.0
-    low, high = float(min(each.min() for each in values)), float(max(each.max() for each in values))
+    low, high = float(min(array.min() for array in values)), float(max(array.max() for array in values))
     return (low, high) if high - low > 1e-6 else (0.0, 1.0)
 
 
 def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: str, rescale: bool) -> str:
-    """Rows are the names `shown`, then a single name's company and "none of these"; columns are decoders.
+    """A table with a row for each name of `shown`, for company and for "none of these", and a column for each decoder.
 
-    `photo` is the data of the grey photo under every map; `rescale` stretches the scale to the values shown, and says so.
+    `photo` is the data URI of the grey photo under every map. `rescale` stretches the scale to the values shown.
     """
     scale = value_range(columns, shown, rescale=rescale)
     main = next(column.result for column in columns if column.result is not None)
@@ -121,7 +121,8 @@ def attention_grid(columns: Sequence[Column], shown: Sequence[int], *, photo: st
     for title, head, maps in others:
         if any(values is not None for values in maps):
             pairs = zip(columns, maps, strict=True)
-            cells = (_map(column, each if each is None else column.enlarged(each), title, *scale) for column, each in pairs)
+            enlarged = ((column, None if values is None else column.enlarged(values)) for column, values in pairs)
+            cells = (_map(column, values, title, *scale) for column, values in enlarged)
             rows.append(row(f'<div class="ldvc-label ldvc-company"><span>{head}</span></div>', cells))
     height, width = main.size
     return (
@@ -144,7 +145,7 @@ def _name_map(column: Column, index: int, low: float, high: float) -> str:
 
 
 def _map(column: Column, values: np.ndarray | None, name: str, low: float, high: float, caption: str = "") -> str:
-    """One map, enlarged already; the caption is HTML."""
+    """One map, already enlarged; `caption` is HTML."""
     if values is None:
         return f'<figure class="ldvc-map ldvc-map-missing{column.mark}"><span>{texts.DECODER_MISSING}</span></figure>'
     picture = html.heat_uri(values, low=low, high=high)
@@ -157,7 +158,7 @@ def _map(column: Column, values: np.ndarray | None, name: str, low: float, high:
 
 
 def attention_slider(left: Column, right: Column, index: int, name: str, *, photo: str, low: float, high: float) -> str:
-    """Two decoders' maps of one name over each other, parted by a line that a range input moves."""
+    """Two decoders' maps of one name over each other, with a line between them that a range input moves."""
     height, width = left.result.size
     sides = []
     for column, side in ((left, "left"), (right, "right")):
@@ -178,9 +179,10 @@ def attention_slider(left: Column, right: Column, index: int, name: str, *, phot
 def heads_html(
     result: Segmentation, decoder: str, index: int, *, layer: int, head: int | None, photo: str, rescale: bool
 ) -> str:
-    """A table of buttons, a row for each layer, a column for the mean (head None) and each head.
+    """A table of buttons with a row for each layer, and a column for the mean (head None) and for each head.
 
-    The map of the chosen `layer` and `head` is enlarged below it; `index` is of the name; the rest as of `attention_grid`.
+    The map of the chosen `layer` and `head` is enlarged below the table. `index` is the index of the name; see
+    `attention_grid` for the other arguments.
     """
     layers, heads = (range(count) for count in result.attention_shape)
     columns = [None, *heads]

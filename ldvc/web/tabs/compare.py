@@ -17,7 +17,7 @@ from ldvc.web.session import OWN_THRESHOLD, Answer
 from ldvc.web.tabs import Changes, Shared, Tab, Values
 
 SIDE = 600
-NAMES = 8  # in a caption, those that cover most
+NAMES = 8  # names in a caption: those with the largest areas
 
 HELP = "Same photo, same names, same colours. Names of which the model saw no mask are marked."
 DECODERS = {
@@ -52,8 +52,8 @@ class CompareTab(Tab):
     def draw(self, answer: Answer, values: Values) -> Changes:
         """The four pictures."""
         pictures, missing = paint_all(self.results(answer, values, *DECODERS)), self.segmenter.missing(answer, *DECODERS)
-        own = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
-        return {**self.filled(), self.view: compare_html(pictures, missing, own_thresholds=own)}
+        own_thresholds = answer.background(self.shared.settings(values).background) == OWN_THRESHOLD
+        return {**self.filled(), self.view: compare_html(pictures, missing, own_thresholds=own_thresholds)}
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
         """The four pictures as a figure."""
@@ -62,7 +62,7 @@ class CompareTab(Tab):
 
 
 class Painted:
-    """One decoder's `labels` (height, width), -1 = none of these, `overlay` uint8 (height, width, 3), and area `shares`."""
+    """One decoder's `labels` (height, width; -1 = none of these), `overlay` (height, width, 3; uint8), and area `shares`."""
 
     def __init__(self, result: Segmentation, *, long_side: int = SIDE) -> None:
         self.result, size = result, fit_size(*result.size, long_side=long_side)
@@ -76,12 +76,12 @@ class Painted:
 
 
 def paint_all(results: Sequence[Segmentation | None]) -> dict[str, Painted | None]:
-    """Each decoder's answer, None where the checkpoint has no such decoder; `results` in the order of `DECODERS`."""
+    """Paint the results, which are in the order of `DECODERS`; None if the checkpoint has no such decoder."""
     return {decoder: result and Painted(result) for decoder, result in zip(DECODERS, results, strict=True)}
 
 
 def compare_html(pictures: dict[str, Painted | None], missing: Mapping[str, str], *, own_thresholds: bool = False) -> str:
-    """Pictures of `paint_all` with captions; `missing` as of `Segmenter.missing`, `own_thresholds` adds a sentence."""
+    """Pictures of `paint_all` with captions. For `missing` see `Segmenter.missing`; `own_thresholds` adds a sentence."""
     figures = []
     for decoder, picture in pictures.items():
         head = f"<figcaption><b>{texts.DECODER_TITLES[decoder]}</b><small>{DECODERS[decoder]}</small></figcaption>"

@@ -1,4 +1,4 @@
-"""One patch of the photo: to which patches it attends in plain CLIP (a part of the Attention tab), and which are alike."""
+"""One patch of the photo: its attention to all patches in plain CLIP (in the Attention tab), and its similarity to them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ ALIKE_SCALE = "Cosine similarity to this patch, one fixed scale from 0 to 1; neg
 CHOSEN_HELP = "White: the regions that LCSA chose."
 CHOSEN = "mean in them {inside}, elsewhere {outside}"
 
-STEP = 4  # patches, of an arrow key with Shift
+STEP = 4  # patches by which an arrow key with Shift moves
 
 
 def patch_html(result: Segmentation, row: int, column: int, *, photo: str, reading: str) -> str:
-    """The photo (as data) to click on with the attention of plain CLIP over it; `reading` is a key of `READINGS`."""
+    """The clickable photo (a data URI) under the attention of plain CLIP; `reading` is a key of `READINGS`."""
     attention, (rows, columns) = result.patch_attention(row, column), result.grid
     strongest = np.unravel_index(int(attention.argmax()), attention.shape)
     text = (
@@ -64,9 +64,9 @@ def patch_html(result: Segmentation, row: int, column: int, *, photo: str, readi
 def stage(
     result: Segmentation, row: int, column: int, content: str, *, key: str, label: str, text: str, step: tuple[int, int]
 ) -> str:
-    """The photo to click on (see routing.js) with something over it, and the patch in words for screen readers.
+    """The clickable photo (see routing.js) under `content`, and the patch in words for screen readers.
 
-    An arrow key with Shift moves by `step` rows or columns.
+    An arrow key with Shift moves by `step` = (rows, columns).
     """
     (rows, columns), (height, width) = result.grid, result.extent
     return (
@@ -80,7 +80,7 @@ def stage(
 def heat_layer(
     result: Segmentation, values: np.ndarray, alt: str, origin: tuple[float, float] = (0, 0), inside: np.ndarray | None = None
 ) -> str:
-    """Values on a grid of patches whose first one is at `origin` on the photo, from 0 to the highest; see `html.heat_uri`."""
+    """Heat of values on a grid of patches that begins at `origin` on the photo, from 0 to the maximum; see `html.heat_uri`."""
     (rows, columns), (top, left), (height, width) = values.shape, origin, result.extent
     place = (
         f"left:{left / width * 100:.3f}%;top:{top / height * 100:.3f}%;"
@@ -91,7 +91,7 @@ def heat_layer(
 
 
 def verdict(result: Segmentation, row: int, column: int) -> str:
-    """Place, name and score of a patch; no score where it is none of these."""
+    """Place, name and score of a patch; without a score if the patch is none of these."""
     label = result.patch_label(row, column)
     score = float(result.patch_scores(row, column)[label])
     threshold = result.threshold_of(result.names[label])
@@ -104,7 +104,7 @@ def verdict(result: Segmentation, row: int, column: int) -> str:
 
 
 def similarity_html(result: Segmentation, row: int, column: int, *, chosen: Sequence[Box] = ()) -> str:
-    """Two maps side by side, or one with plain CLIP; `chosen` are the regions that LCSA chose for the patch."""
+    """Maps of the similarity to a patch before and after the decoder; plain CLIP has one. LCSA chose the regions `chosen`."""
     moments = {False: NO_DECODER} if result.decoder == PLAIN_CLIP else MOMENTS
     figures = "".join(_figure(result, row, column, chosen, after, title) for after, title in moments.items())
     help_text = f"<p>{CHOSEN_HELP}</p>" if chosen else ""
@@ -128,13 +128,13 @@ def _figure(result: Segmentation, row: int, column: int, chosen: Sequence[Box], 
 
 
 def svg(extent: tuple[float, float], content: str) -> str:
-    """A drawing over the photo; its unit is a patch."""
+    """A drawing over the photo, in units of patches."""
     height, width = extent
     return f'<svg viewBox="0 0 {width:.4f} {height:.4f}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
 
 
 def patch_box(result: Segmentation, row: int, column: int) -> Box:
-    """The box of a patch, cut off at the edges of the photo."""
+    """The box of a patch, clipped to the photo."""
     height, width = result.extent
     return column, row, min(1, width - column), min(1, height - row)
 
@@ -146,9 +146,9 @@ def rect(box: Box, kind: str) -> str:
 
 
 def within(boxes: Sequence[Box], grid: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
-    """(h, w), whether the centre of a patch is in one of the boxes, which end where the photo ends."""
+    """A mask (h, w) of the patches whose centre is in one of the boxes, which are clipped to the photo."""
     y, x = (np.minimum(np.arange(side) + 0.5, end - 1e-6) for side, end in zip(grid, extent, strict=True))
-    found = np.zeros(grid, dtype=bool)
+    inside = np.zeros(grid, dtype=bool)
     for left, top, width, height in boxes:
-        found |= ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))
-    return found
+        inside |= ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))
+    return inside

@@ -1,4 +1,4 @@
-"""The Routing tab: click on a patch of the photo and see to which regions it was routed, and what it attended to there."""
+"""The Routing tab: the regions to which the clicked patch was routed, and the attention of the patch in these regions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldvc.web.tabs import Changes, LayerTab, Shared, Values, head_text
 from ldvc.web.tabs.patch import Box, heat_layer, patch_box, rect, similarity_html, stage, svg, verdict
 
 PHOTO_SIDE = 720
-BARS = 12  # names listed, the strongest first
+BARS = 12  # names in the list, the highest share first
 
 HELP = "Local-consensus self-attention, step by step. Click on the photo, or focus it and use the arrow keys."
 PHOTO_LABEL = (
@@ -35,7 +35,7 @@ OWN_MARK = '<span class="ldvc-own-mark">its own region</span>'
 
 
 class RoutingTab(LayerTab):
-    """See the module. The value of `view` is the [row, column] of the patch, its prop `route` the HTML."""
+    """See the module. The value of `view` is the [row, column] of the patch; its prop `route` is the HTML."""
 
     key, title = "routing", "Routing"
     empty_text = "Segment a photo first. Then click on it to see to which regions a patch attends."
@@ -55,7 +55,7 @@ class RoutingTab(LayerTab):
         self.outputs = [self.empty, self.body, *self.settings]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
-        """Widgets with the choices that the answer has, and the picture."""
+        """The picture, and the widgets with the choices for this answer."""
         (result,) = self.results(answer, values, "ldvc")
         if result is None:
             return self.filled(f"{NEEDS_LCSA} {self.segmenter.missing(answer, 'ldvc')['ldvc']}")
@@ -64,11 +64,11 @@ class RoutingTab(LayerTab):
         return {**self.filled(), **self.choices(result, values), **self.draw_patch(answer, values, place=True)}
 
     def blank(self, values: Values) -> Changes:
-        """The patch that was chosen stays chosen."""
+        """The chosen patch stays chosen."""
         return {**super().blank(values), self.view: gr.HTML(route="")}
 
     def draw_patch(self, answer: Answer, values: Values, *, place: bool = False) -> Changes:
-        """The patch that was chosen last, or the middle of the photo; `place`: the view gets the nearest patch as its value."""
+        """Draw the last chosen patch, or the middle of the photo. With `place`, the view's value becomes the nearest patch."""
         (result,) = self.results(answer, values, "ldvc")
         row, column = values[self.view] or (result.grid[0] // 2, result.grid[1] // 2)
         patch = RoutedPatch(result, row, column, *self.layer_and_head(result, values))
@@ -77,10 +77,10 @@ class RoutingTab(LayerTab):
         return {self.view: gr.HTML(**value, route=route), self.row: patch.row + 1, self.column: patch.column + 1}
 
     def wire(self) -> None:
-        """Clicks, keys and widgets draw the picture anew."""
+        """Declare the events: clicks, keys and widgets draw the picture again."""
 
         def typed(answer: Answer, values: Values) -> Changes:
-            """A typed number is not written back, or the next digit, typed before this answer, would be lost."""
+            """Draw the typed patch. The number is not written back, because that would delete a digit typed in the meantime."""
             row, column = values[self.row], values[self.column]
             if row is None or column is None:
                 return gr.skip()
@@ -93,25 +93,25 @@ class RoutingTab(LayerTab):
 
 
 class RoutedPatch:
-    """One patch of a result with LCSA, with everything that is drawn about it; head None = mean of all.
+    """One patch of a result with LCSA, and all values that are drawn for it; head None = mean of all heads.
 
-    Row and column are those of the grid of the whole photo; a place outside becomes the nearest one.
+    Row and column refer to the grid of the whole photo. A place outside the grid is moved to the nearest patch.
     """
 
     def __init__(self, result: Segmentation, row: int, column: int, layer: int, head: int | None) -> None:
-        row, column = (min(max(int(at), 0), side - 1) for at, side in zip((row, column), result.grid, strict=True))
+        row, column = (min(max(int(index), 0), side - 1) for index, side in zip((row, column), result.grid, strict=True))
         self.result, self.row, self.column, self.layer, self.head = result, row, column, layer, head
         self.routing = routing = result.routing(row, column, layer)
-        # Where its grid begins on the photo, in patches: (0, 0) but for sliding windows.
+        # Origin of the routed grid on the photo, in patches: (0, 0) except in sliding windows.
         self.origin = (routing.window.top / result.patch, routing.window.left / result.patch)
-        # (h, w) token attention on that grid
+        # (h, w) token attention on the routed grid
         self.attention = routing.token_attention.mean(axis=0) if head is None else routing.token_attention[head]
         chosen = [routing.boxes[int(region)] for region in routing.regions]
-        self.boxes = [self._on_photo(box) for box in chosen]  # the best first
+        self.boxes = [self._on_photo(box) for box in chosen]  # the highest affinity first
         self.own_box = self._on_photo(routing.boxes[routing.own_region])
-        # The share of attention that falls into each chosen region; they add up to 1.
+        # The share of attention inside each chosen region; the shares add up to 1.
         self.inside = [float(self.attention[top:bottom, left:right].sum()) for top, left, bottom, right in chosen]
-        # (C,) attention to the names; with company and "none of these" they add up to less than 1.
+        # (C,) attention to the names; the sum is below 1 if company or "none of these" has a share.
         self.shares = result.cross_attention(layer=layer, head=head)[:, row, column]
         self.none = float(result.none_attention(layer=layer, head=head)[row, column])
         self.label = result.patch_label(row, column)
@@ -126,7 +126,7 @@ class RoutedPatch:
 
     @property
     def aria_text(self) -> str:
-        """The patch in words, for screen readers; not escaped."""
+        """The patch in words, for screen readers, without HTML escaping."""
         (rows, columns), affinities = self.result.grid, ", ".join(number(float(each), 1) for each in self.routing.affinity)
         return (
             f"Row {self.row + 1} of {rows}, column {self.column + 1} of {columns}. Routed to {len(self.inside)} "
@@ -135,7 +135,7 @@ class RoutedPatch:
 
 
 def route_html(patch: RoutedPatch, *, photo: str) -> str:
-    """The photo (as data) to click on, which patches are alike, and the three steps beside it."""
+    """The clickable photo (a data URI), the similar patches, and the three steps beside the photo."""
     alike = similarity_html(patch.result, patch.row, patch.column, chosen=patch.boxes)
     return (
         f'<div class="ldvc-route" style="--photo:url({photo})"><div class="ldvc-route-photo">{photo_panel(patch)}{alike}</div>'
@@ -144,7 +144,7 @@ def route_html(patch: RoutedPatch, *, photo: str) -> str:
 
 
 def photo_panel(patch: RoutedPatch) -> str:
-    """The photo: chosen regions with their heat, all else dimmed; lines from the patch to the regions."""
+    """The photo with heat in the chosen regions, other regions dimmed, and lines from the patch to the regions."""
     (height, width), boxes, own = patch.result.extent, patch.boxes, patch.own_box
     here = patch_box(patch.result, patch.row, patch.column)
     inside = np.zeros(patch.attention.shape, dtype=bool)
@@ -169,7 +169,7 @@ def photo_panel(patch: RoutedPatch) -> str:
 
 
 def _ray(start: tuple[float, float], end: tuple[float, float]) -> str:
-    """A gently bent line, so that rays to regions behind each other stay apart."""
+    """A curved line, so that lines to regions behind each other stay apart."""
     (x0, y0), (x1, y1) = start, end
     bend = 0.14
     middle = ((x0 + x1) / 2 - (y1 - y0) * bend, (y0 + y1) / 2 + (x1 - x0) * bend)
@@ -177,7 +177,7 @@ def _ray(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 
 def _badge(rank: int, affinity: float, box: Box, extent: tuple[float, float]) -> str:
-    """Rank and affinity over a region; below its upper edge, or left from its right one, where there is no room."""
+    """Rank and affinity at the top left of a region; moved down or to the right edge where the photo ends."""
     x, y, w, _ = box
     height, width = extent
     side = f"right:{(1 - (x + w) / width) * 100:.2f}%" if x > 0.7 * width else f"left:{x / width * 100:.2f}%"
@@ -187,10 +187,10 @@ def _badge(rank: int, affinity: float, box: Box, extent: tuple[float, float]) ->
 
 
 def _thumbnail(box: Box, extent: tuple[float, float]) -> str:
-    """The region cut out of the photo."""
+    """A crop of the photo with the region."""
     x, y, w, h = box
     height, width = extent
-    across, down = (start / max(whole - size, 1e-6) for start, size, whole in ((x, w, width), (y, h, height)))
+    across, down = (start / max(side - size, 1e-6) for start, size, side in ((x, w, width), (y, h, height)))
     return (
         f'<span class="ldvc-thumbnail" style="background-size:{width / w * 100:.1f}% {height / h * 100:.1f}%;'
         f'background-position:{across * 100:.2f}% {down * 100:.2f}%"></span>'
@@ -223,7 +223,7 @@ def steps(patch: RoutedPatch) -> str:
 
 
 def name_shares(patch: RoutedPatch) -> str:
-    """Lines with the attention of a patch to the strongest names, to company, and to "none of these"."""
+    """List items with the attention of a patch to the strongest names, to company, and to "none of these"."""
     result, shares = patch.result, patch.shares
 
     def line(tag: str, title: str, share: float, colour: str) -> str:
@@ -244,14 +244,14 @@ def name_shares(patch: RoutedPatch) -> str:
 
 
 def affinity_map(patch: RoutedPatch) -> str:
-    """All regions in their places, coloured from the lowest to the highest affinity; the chosen ones outlined."""
+    """A map of the affinity of all regions, from the lowest to the highest value; the chosen regions are outlined."""
     rows, columns = patch.routing.region_grid
     values = patch.routing.all_affinities.reshape(rows, columns)
     low, high = float(values.min()), float(values.max())
     picture = html.heat_uri(values, low=low, high=high if high > low else low + 1)
 
-    marked = [*((region, "region") for region in patch.routing.regions), (patch.routing.own_region, "own")]
-    marks = "".join(rect((int(region) % columns, int(region) // columns, 1, 1), kind) for region, kind in marked)
+    outlined = [*((region, "region") for region in patch.routing.regions), (patch.routing.own_region, "own")]
+    marks = "".join(rect((int(region) % columns, int(region) // columns, 1, 1), kind) for region, kind in outlined)
     text = f"Affinity of all {rows * columns} regions: from {number(low, 1)} (dark) to {number(high, 1)} (bright)"
     height, width = patch.result.extent
     return (

@@ -1,7 +1,7 @@
-"""The Segment tab: the painted photo, a legend that shows classes alone, a map of every class, downloads.
+"""The Segment tab: the painted photo, a legend, a map of every class, downloads.
 
-The browser paints: opacity, outlines, names, thresholds and a class alone need no server. They are the value of the viewer,
-which other tabs and downloads read.
+The browser paints the photo, so changes of opacity, outlines, names, thresholds and the class shown alone need no server.
+These settings are the value of the viewer; other tabs and downloads read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ldvc.web.session import Answer
 from ldvc.web.tabs import VIEWER_DEFAULT, Changes, Shared, Tab, Values
 
 VIEW_SIDE = 1024  # long side of the painted photo in the browser; downloads have the photo's own size
-MAPS_SHOWN = 60  # class maps drawn at once; of longer lists, those that cover most
+MAPS_SHOWN = 60  # class maps; of a longer list, those with the largest areas
 
 SEEN_HELP = (
     "seen: the model saw masks of this class in training. unseen: it knows only the name (striped in the picture)."
@@ -45,7 +45,7 @@ SCALE = "One fixed scale from 0 to 1 for all maps"
 
 
 def make_viewer() -> gr.HTML:
-    """The painted photo. Its value is what the visitor set, see `VIEWER_DEFAULT`; `answer` is what it paints."""
+    """The painted photo. Its value holds the visitor's settings, see `VIEWER_DEFAULT`; `answer` holds the data to paint."""
     options = {"html_template": html.static("viewer.html"), "js_on_load": html.static("viewer.js"), "apply_default_css": False}
     return gr.HTML(VIEWER_DEFAULT, elem_id="overlay", answer=None, render=False, **options)
 
@@ -69,7 +69,7 @@ class SegmentTab(Tab):
         self.outputs = [self.empty, self.viewer, self.downloads_part, self.maps_part, self.maps, self.files.problem]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
-        """Viewer and maps."""
+        """Draw the viewer and the maps."""
         (result,) = self.results(answer, values, answer.decoder)
         photo, style = self.photo(answer, long_side=VIEW_SIDE, quality=80), values[self.viewer]
         data = viewer_data(result, photo=photo, own_threshold=self.segmenter.threshold(answer))
@@ -84,16 +84,16 @@ class SegmentTab(Tab):
         }
 
     def blank(self, values: Values) -> Changes:
-        """The viewer keeps what the visitor set."""
+        """The viewer keeps the visitor's settings."""
         return {**super().blank(values), self.viewer: gr.HTML(values[self.viewer], answer=None)}
 
     def make(self, kind: str, answer: Answer, values: Values) -> tuple[str, bytes]:
-        """Name and content of a file of a kind in `KINDS`, as the visitor sees the answer."""
+        """Name and content of a file of a kind in `KINDS`, with the visitor's settings."""
         (result,) = self.results(answer, values, answer.decoder)
         return self.content(kind, answer, result, self.shared.style(values))
 
     def write(self, kind: str, answer: Answer, background: float | str | None, style: OverlayStyle) -> str:
-        """Path of a new file of a kind in `KINDS`."""
+        """Write a file of a kind in `KINDS` and return its path."""
         (result,) = self.segmenter.results(answer, answer.decoder, background=background)
         return self.files.write(*self.content(kind, answer, result, style))
 
@@ -104,20 +104,20 @@ class SegmentTab(Tab):
 
 
 def titles(result: Segmentation) -> list[str]:
-    """All words of each class, the first one first."""
+    """All words of each class, joined by "|"."""
     return [" | ".join(words) for words in result.synonyms]
 
 
 def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> dict[str, Any]:
-    """All that `viewer.js` needs to paint the photo without the server.
+    """Data with which `viewer.js` paints the photo without the server.
 
     Args:
-        photo: as data, with a long side of `VIEW_SIDE`.
-        own_threshold: of the checkpoint.
+        photo: data URI of the photo, with a long side of `VIEW_SIDE`.
+        own_threshold: threshold of the checkpoint.
 
     Returns:
-        "labels" has the best class of each pixel, row by row (0 for the first), whatever the threshold; "scores" its
-        score in 0..255, rounded so that a score is below 255 times the own threshold exactly where it is below in float32.
+        "labels" has the index of the best class of each pixel, row by row, without any threshold. "scores" has the score of
+        this class in 0..255, rounded so that the comparison with `own_threshold` gives the same result as in float32.
     """
     size = fit_size(*result.size, long_side=VIEW_SIDE)
     best, exact = result.best_at(size)
@@ -141,7 +141,7 @@ def viewer_data(result: Segmentation, *, photo: str, own_threshold: float) -> di
 
 
 def class_maps(result: Segmentation, *, photo: str) -> str:
-    """One heat map per class over the grey photo: its score at every pixel, on the scale from 0 to 1."""
+    """One heat map per class over the grey photo: the score of the class at every pixel, on a scale from 0 to 1."""
     size = fit_size(*result.size, long_side=html.MAP_SIDE)
     words, maps, left_out = titles(result), result.scores_at(size), ""
     order = list(range(len(words)))

@@ -19,13 +19,13 @@ from ldvc.web.session import Answer
 from ldvc.web.tabs import Changes, Shared, Tab, Values, message
 
 DECODERS = ("ldvc", "zegclip")
-WIDTH = 480.0  # of a plot, in its own units; letters are made for it
+WIDTH = 480.0  # width of a plot in SVG units
 MARGIN = 34.0
-PATCHES = 260  # drawn in each plot; all are measured
-LINE = 17.0  # between two labels
-LABELS = 16  # words written in each plot; of a longer list, those of the classes that most patches got
-LONGEST = 18  # letters of a label
-LETTER = 8.6  # width of a letter, about
+PATCHES = 260  # maximum number of patches drawn in each plot; all patches are measured
+LINE = 17.0  # height of a label
+LABELS = 16  # labels in each plot; of a longer list, the words of the classes with the most patches
+LONGEST = 18  # maximum number of letters in a label
+LETTER = 8.6  # approximate width of a letter
 
 HELP = (
     "Dots are patches, diamonds are class names. LDVC keeps the names and moves the patches; ZegCLIP keeps the patches and "
@@ -71,7 +71,7 @@ class SpaceTab(Tab):
         self.outputs = [self.empty, self.body, self.note, self.view, self.files.problem]
 
     def draw(self, answer: Answer, values: Values) -> Changes:
-        """Both plots."""
+        """Draw both plots."""
         results, missing = self.results(answer, values, *DECODERS), self.segmenter.missing(answer, *DECODERS)
         if not any(results):
             return self.filled(f"{NEEDS_DECODER} {missing['ldvc']}")
@@ -82,19 +82,19 @@ class SpaceTab(Tab):
 
     def draw_file(self, kind: str, answer: Answer, values: Values) -> bytes:
         """Both plots as a figure, before and after."""
-        there = [result for result in self.results(answer, values, *DECODERS) if result]
-        return figure_bytes(space_figure(space_of(there)[0], there[0]), kind)
+        available_results = [result for result in self.results(answer, values, *DECODERS) if result]
+        return figure_bytes(space_figure(space_of(available_results)[0], available_results[0]), kind)
 
 
 def space_of(results: Sequence[Segmentation | None]) -> tuple[Space, list[str]]:
-    """The plane of the decoders that there are, and the word of each class embedding."""
-    there = [result for result in results if result]
-    words = [word for group in there[0].synonyms for word in group]
-    return shared_space({result.decoder: movement_of(result) for result in there}), words
+    """The plane of the decoders whose results are not None, and the word of each class embedding."""
+    available_results = [result for result in results if result]
+    words = [word for synonyms in available_results[0].synonyms for word in synonyms]
+    return shared_space({result.decoder: movement_of(result) for result in available_results}), words
 
 
 class Frame:
-    """From the plane to a plot. Both axes have one scale, so that distances look what they are."""
+    """Maps points of the plane to a plot. Both axes have the same scale, so that distances stay comparable."""
 
     def __init__(self, space: Space) -> None:
         left, low, right, high = space.bounds
@@ -104,14 +104,14 @@ class Frame:
         self.middle = (left + right) / 2, (low + high) / 2
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) -> (n, 2) in units of the plot, y downwards."""
+        """Points (n, 2) in the plane -> (n, 2) in units of the plot, y downwards."""
         x = WIDTH / 2 + (points[:, 0] - self.middle[0]) * self.scale
         y = self.height / 2 - (points[:, 1] - self.middle[1]) * self.scale
         return np.stack([x, y], axis=1)
 
 
 def space_html(space: Space, words: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> str:
-    """One plot for each decoder, a slider from before to after, and what was measured; `words` are of the embeddings."""
+    """One plot for each decoder, a slider from before to after, and a table. `words` has the word of each class embedding."""
     frame = Frame(space)
     written = labelled(space, words, len(classes))
     plots = "".join(_plot(decoder, part, frame, words, classes, colours, written) for decoder, part in space.decoders.items())
@@ -130,7 +130,7 @@ def space_html(space: Space, words: Sequence[str], classes: Sequence[str], colou
 
 
 def labelled(space: Space, words: Sequence[str], classes: int) -> set[int]:
-    """Which words are written in the plots: all, or of a long list those of the classes that most patches got."""
+    """Indices of the words that get a label: all words, or of a long list those of the classes with the most patches."""
     if len(words) <= LABELS:
         return set(range(len(words)))
     patches = sum(np.bincount(part.class_of_patch, minlength=classes) for part in space.decoders.values())
@@ -144,7 +144,7 @@ def _plot(
     written: set[int],
 ) -> str:  # fmt: skip
     before, after, labels = frame(part.patches_before), frame(part.patches_after), part.class_of_patch
-    # The same patches in every plot and at every visit; chosen at random, or they would line up with the grid.
+    # A random choice, because a regular one would follow the grid; the seed gives every plot the same patches.
     drawn = np.sort(np.random.default_rng(0).permutation(len(before))[:PATCHES])
     trails = ""
     for label in np.unique(labels[drawn]):
@@ -179,12 +179,12 @@ def _step(start: np.ndarray, end: np.ndarray) -> str:
 
 
 def _names(part: Movement, frame: Frame, words: Sequence[str], colours: Sequence[str], written: set[int]) -> str:
-    """A hollow diamond where a name was, a full one that moves, and its word beside it; small ones for words not written."""
+    """For each word a hollow diamond (before), a filled one that moves, and a label; without a label only a small diamond."""
     before, after, chosen = frame(part.embeddings_before), frame(part.embeddings_after), sorted(written)
-    spread_heights = spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6)
-    heights = dict(zip(chosen, spread_heights, strict=True))
-    pieces, labels = [], []  # labels are on top of all diamonds
-    for index, word in sorted(enumerate(words), key=lambda each: each[0] in written):  # what is written lies on top
+    label_heights = spread(after[chosen, 1], after[chosen, 0], low=LINE, high=frame.height - 6)
+    heights = dict(zip(chosen, label_heights, strict=True))
+    pieces, labels = [], []  # labels are drawn over all diamonds
+    for index, word in sorted(enumerate(words), key=lambda item: item[0] in written):  # words with a label are drawn last
         (x, y), colour = before[index], colours[part.class_of_embedding[index]]
         group = f'<g class="ldvc-name-moves" style="--c:{colour};{_step(before[index], after[index])}">'
         moves = f"{group}<title>{escape(word)}: moved by {number(float(part.embedding_drift[index]), 3)}</title>"
@@ -216,25 +216,25 @@ def spread(heights: np.ndarray, places: np.ndarray, *, low: float, high: float, 
     """Move labels up and down until none covers another.
 
     Args:
-        heights: (n,) where each would like to be.
-        places: (n,) their x; labels further apart than `near` cannot cover each other.
-        low, high: between which they must stay.
+        heights: (n,) y of each label before.
+        places: (n,) x of each label; labels further apart than `near` cannot cover each other.
+        low, high: lowest and highest y of a label.
 
     Returns:
-        (n,) heights; those close in x are at least `LINE` apart, as far as there is room.
+        (n,) y of each label; labels that are near in x are at least `LINE` apart, as far as there is room.
     """
-    found = np.clip(np.asarray(heights, dtype=float), low, high)
+    spread_heights = np.clip(np.asarray(heights, dtype=float), low, high)
     for _ in range(80):
         moved = False
-        for first, second in itertools.combinations(np.argsort(found, kind="stable"), 2):
-            gap = found[second] - found[first]
+        for first, second in itertools.combinations(np.argsort(spread_heights, kind="stable"), 2):
+            gap = spread_heights[second] - spread_heights[first]
             if gap < LINE - 0.01 and abs(places[first] - places[second]) < near:
                 push, moved = (LINE - gap) / 2, True
-                found[first], found[second] = found[first] - push, found[second] + push
-        found = np.clip(found, low, high)
+                spread_heights[first], spread_heights[second] = spread_heights[first] - push, spread_heights[second] + push
+        spread_heights = np.clip(spread_heights, low, high)
         if not moved:
             break
-    return found
+    return spread_heights
 
 
 def _table(space: Space) -> str:
@@ -251,6 +251,6 @@ def _table(space: Space) -> str:
 
 
 def _moved(distance: float) -> str:
-    """Exactly 0 is said in words: it was measured, not rounded."""
-    said = "0 (stayed)" if distance == 0 else number(distance, 3)
-    return f'<td class="{"ldvc-still" if distance == 0 else "ldvc-moved"}">{said}</td>'
+    """A cell of the table. A distance of exactly 0 is marked as "stayed", to distinguish it from a rounded one."""
+    text = "0 (stayed)" if distance == 0 else number(distance, 3)
+    return f'<td class="{"ldvc-still" if distance == 0 else "ldvc-moved"}">{text}</td>'
