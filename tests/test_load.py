@@ -90,7 +90,9 @@ def test_an_expired_session_is_told_in_a_sentence(serve: Callable) -> None:
     assert any(texts.EXPIRED in str(change.get("value")) for change in changes.values())
     assert texts.EXPIRED in first.trigger("download-data", "click")["download-problem"]["value"]
     first.trigger("tab-segment", "select")
-    assert first.trigger("run", "click")["overlay"]["props"]["answer"] == answer
+    changes = first.trigger("run", "click")
+    assert changes["overlay"]["props"]["answer"] == answer
+    assert changes["space-file-problem"] == {"__type__": "update"}, "nothing is sent for an output that does not change"
     first.close(), second.close()
 
 
